@@ -1,0 +1,63 @@
+# Two commands do everything: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+MODELS ?= tiny
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint format types catalog openapi up chaos bench load clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## a virtual environment with the pinned dependencies
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Mergery needs Python 3.11 or newer"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(READY)  ## a real merge of real models through the real service (MODELS=tiny or smollm2)
+	@$(BIN)/python -m demo.run --models $(MODELS)
+
+test: $(READY)  ## every check and every test
+	@sh tests/install_chromium.sh
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint test  ## the same, under the name other projects use
+
+lint: $(READY)  ## ruff, import rules, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+format: $(READY)  ## put the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+catalog: $(READY)  ## write the catalogue of methods anew
+	$(BIN)/python -m merge catalog
+
+openapi: $(READY)  ## write docs/openapi.json anew
+	$(BIN)/python -m api.openapi
+
+up: $(READY)  ## start the whole service here, for keeps
+	$(BIN)/mergery up
+
+chaos: $(READY)  ## the long crash test: 20 jobs, every process killed at random
+	$(BIN)/python -m tests.acceptance.chaos --jobs 20
+
+bench: $(READY)  ## speed and memory of every method, against copying the same bytes
+	$(BIN)/python -m bench.engine
+
+load: $(READY)  ## 200 concurrent clients against a running API
+	$(BIN)/python -m bench.load
+
+clean:  ## remove what the demo and the tests left
+	rm -rf .mergery .pytest_cache .mypy_cache .ruff_cache .hypothesis

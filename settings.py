@@ -1,0 +1,89 @@
+"""Every environment variable of the service, typed, in one class. Read by cli, api, worker and migrations only."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from platformdirs import user_data_path
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+GIB = 1 << 30
+
+
+class Settings(BaseSettings):
+    """One instance a process; ``MERGERY_`` is the prefix of every variable."""
+
+    model_config = SettingsConfigDict(env_prefix="MERGERY_", extra="ignore", populate_by_name=True)
+
+    database_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("MERGERY_DATABASE_URL", "DATABASE_URL"),
+        description="postgresql+psycopg://… ; unset: `mergery up` starts an embedded PostgreSQL",
+    )
+    broker_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("MERGERY_BROKER_URL", "BROKER_URL"),
+        description="redis://… ; unset: `mergery up` starts an embedded Valkey",
+    )
+    secret_key: SecretStr | None = Field(
+        None, description="Signs cursors and sessions, encrypts Hub tokens; unset: made once in data_dir"
+    )
+    data_dir: Path = Field(default_factory=lambda: user_data_path("mergery"))
+    scratch_dir: Path | None = Field(None, description="Downloads and unfinished outputs; default data_dir/scratch")
+    model_roots: Annotated[list[Path], NoDecode] = Field(
+        default_factory=list, description="Folders (colon separated) whose models and texts recipes may name"
+    )
+    host: str = "127.0.0.1"
+    port: int = 8000
+    public_url: str | None = Field(None, description="How callers reach the API; default http://host:port")
+
+    hub_endpoint: str = Field(
+        "https://huggingface.co", validation_alias=AliasChoices("MERGERY_HUB_ENDPOINT", "HF_ENDPOINT")
+    )
+    memory_budget_bytes: int = Field(GIB, ge=64 << 20, description="What a merge may use beyond the idle worker")
+    threads: int = Field(0, ge=0, description="Threads of one merge; 0: all cores")
+    plan_timeout_seconds: float = Field(10.0, gt=0)
+
+    lease_seconds: float = Field(60.0, gt=0)
+    heartbeat_seconds: float = Field(15.0, gt=0)
+    dispatch_poll_seconds: float = Field(2.0, gt=0)
+    announce_after_seconds: float = Field(60.0, gt=0, description="Ring again for a queued job not claimed by then")
+    max_attempts: int = Field(3, ge=1)
+    job_timeout_seconds: float = Field(6 * 3600, gt=0)
+
+    webhook_allow_http: bool = False
+    webhook_allow_networks: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="CIDRs webhooks may reach although not public"
+    )
+    webhook_retry_seconds: Annotated[list[float], NoDecode] = Field(
+        default_factory=lambda: [0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
+    )
+
+    max_body_bytes: int = 1 << 20
+    max_dataset_bytes: int = 16 << 20
+    max_queued_jobs: int = Field(100, description="Per tenant")
+    requests_per_minute: int = Field(6000, description="Per API key; 0: unlimited")
+    metrics_enabled: bool = True
+    docs_enabled: bool = True
+    log_level: str = "INFO"
+
+    @field_validator("model_roots", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return [part for part in value.split(":") if part] if isinstance(value, str) else value
+
+    @field_validator("webhook_allow_networks", "webhook_retry_seconds", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @cached_property
+    def scratch(self) -> Path:
+        """Folder of downloads and unfinished outputs."""
+        return self.scratch_dir or self.data_dir / "scratch"
+
+    @property
+    def url(self) -> str:
+        """Base URL put into links."""
+        return self.public_url or f"http://{self.host}:{self.port}"
