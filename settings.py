@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     announce_after_seconds: float = Field(60.0, gt=0, description="Ring again for a queued job not claimed by then")
     max_attempts: int = Field(3, ge=1)
     job_timeout_seconds: float = Field(6 * 3600, gt=0)
+    stop_grace_seconds: float = Field(30.0, gt=0, description="A job told to stop is killed after so long")
+    keep_unfinished_seconds: float = Field(
+        24 * 3600, ge=0, description="Work folders of unfinished jobs are kept so long for a retry"
+    )
 
     webhook_allow_http: bool = False
     webhook_allow_networks: Annotated[list[str], NoDecode] = Field(

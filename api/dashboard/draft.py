@@ -1,0 +1,237 @@
+"""What stands in the form of a new job, and the request it makes."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from api.dashboard.forms import Field, Mistyped, fields_of, read_curve, values_of
+from merge.catalog import MethodEntry, catalogue
+
+FIRST_METHODS = ("linear", "slerp", "task_arithmetic")
+MOST_ROWS = 32
+PUBLISH = {
+    "checked": "Only if the result passes its checks",
+    "always": "Always, even if a check fails",
+    "never": "Never; keep it here",
+}
+_ROW = re.compile(r"(sources|steps|evaluate)-(\d{1,3})-([a-z0-9_]+)")
+_HUB_FILE = re.compile(r"(?P<hub>[^\s:]+/[^\s:]+):(?P<file>[^\s:]+)")
+
+
+@dataclass
+class Draft:
+    """Every text as typed; nothing is checked before ``recipe`` or ``request`` is asked for."""
+
+    tab: str = "form"
+    base: str = ""
+    sources: list[dict[str, str]] = field(default_factory=lambda: [{}, {}])
+    steps: list[dict[str, str]] = field(default_factory=list)
+    evaluate: list[dict[str, str]] = field(default_factory=list)
+    dtype: str = ""
+    seed: str = ""
+    document: str = ""
+    repo: str = ""
+    private: bool = True
+    overwrite: bool = False
+    publish: str = "checked"
+    parents: bool = True
+    webhook_url: str = ""
+    credential: str = ""
+    wrong: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            known = catalogue()
+            first = next((name for name in FIRST_METHODS if name in known), next(iter(known), ""))
+            self.steps = [{"method": first}]
+
+    @classmethod
+    def from_form(cls, form: Mapping[str, Any]) -> "Draft":
+        """The draft that a posted form holds."""
+        texts = {key: value for key, value in form.items() if isinstance(value, str)}
+        draft = cls(
+            tab="yaml" if texts.get("tab") == "yaml" else "form",
+            sources=_rows(texts, "sources"),
+            steps=_rows(texts, "steps"),
+            evaluate=_rows(texts, "evaluate"),
+            private="private" in texts,
+            overwrite="overwrite" in texts,
+            parents="parents" in texts,
+        )
+        for name in ("base", "dtype", "seed", "document", "repo", "publish", "webhook_url", "credential"):
+            setattr(draft, name, texts.get(name, getattr(draft, name)).strip())
+        return draft
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any], output: Mapping[str, Any]) -> "Draft":
+        """A draft to start from an earlier job: its recipe as YAML."""
+        draft = cls(tab="yaml", document=to_yaml(recipe), repo=str(output.get("repo") or ""))
+        draft.private = bool(output.get("private", True))
+        draft.publish = str(output.get("publish", "checked"))
+        return draft
+
+    def act(self, action: str) -> None:
+        """What a button of the form does to it: adds or removes a row, or opens the other tab."""
+        verb, _, rest = action.partition(":")
+        if verb == "tab":
+            self._open(rest)
+            return
+        name, _, position = rest.partition(":")
+        rows = {"source": self.sources, "step": self.steps, "evaluate": self.evaluate}.get(name)
+        if rows is None:
+            return
+        if verb == "add" and len(rows) < MOST_ROWS:
+            rows.append({"method": self.steps[-1]["method"]} if name == "step" else {})
+        elif verb == "remove" and position.isdigit() and int(position) < len(rows):
+            if len(rows) > (name != "evaluate"):
+                del rows[int(position)]
+
+    def step_fields(self, position: int) -> list[Field]:
+        """The fields of one step's settings."""
+        step = self.steps[position]
+        entry = catalogue().get(step.get("method", ""))
+        return fields_of(entry.schema, f"steps-{position}-", step) if entry else []
+
+    def entry(self, position: int) -> MethodEntry | None:
+        """The method of one step, if there is one of that name."""
+        return catalogue().get(self.steps[position].get("method", ""))
+
+    def base_needed_by(self) -> list[str]:
+        """Titles of the chosen methods that need a base."""
+        entries = [self.entry(position) for position in range(len(self.steps))]
+        return [each.title for each in entries if each and each.needs.get("base")]
+
+    def recipe(self) -> dict[str, Any]:
+        """The recipe that the form describes, as plain data; what cannot be read is noted in ``wrong``."""
+        document: dict[str, Any] = {}
+        if self.base:
+            document["base"] = self.base
+        document["sources"] = [
+            self._source(position, row) for position, row in enumerate(self.sources) if any(row.values())
+        ]
+        document["steps"] = [self._step(position, row) for position, row in enumerate(self.steps)]
+        if self.dtype:
+            document["dtype"] = {"output": self.dtype}
+        if self.seed:
+            document["seed"] = self._whole("seed", self.seed)
+        return document
+
+    def wishes(self) -> dict[str, Any]:
+        """Everything of the request besides the recipe, in the form of the API's body."""
+        output = {"private": self.private, "publish": self.publish, "overwrite": self.overwrite}
+        body: dict[str, Any] = {"output": ({"repo": self.repo} if self.repo else {}) | output}
+        sets = [
+            self._set(position, row)
+            for position, row in enumerate(self.evaluate)
+            if row.get("where", "").strip()
+        ]
+        if sets:
+            body["evaluate"] = {"sets": sets, "parents": self.parents}
+        if self.webhook_url:
+            body["webhook"] = {"url": self.webhook_url}
+        if self.credential:
+            body["hub_credential"] = self.credential
+        return body
+
+    def _open(self, tab: str) -> None:
+        if tab == "yaml" and not self.document:
+            self.document = to_yaml(self.recipe())
+            self.wrong.clear()
+        self.tab = "yaml" if tab == "yaml" else "form"
+
+    def _source(self, position: int, row: Mapping[str, str]) -> dict[str, Any]:
+        source: dict[str, Any] = {"model": row.get("model", "").strip()}
+        name = f"sources-{position}"
+        if not source["model"]:
+            self.wrong[f"{name}-model"] = "Name a model, or remove this source."
+        if weight := row.get("weight", "").strip():
+            try:
+                source["weight"] = read_curve(weight)
+            except Mistyped as error:
+                self.wrong[f"{name}-weight"] = str(error)
+        if adapter := row.get("adapter", "").strip():
+            source["adapter"] = adapter
+        return source
+
+    def _step(self, position: int, row: Mapping[str, str]) -> dict[str, Any]:
+        entry = catalogue().get(row.get("method", ""))
+        if entry is None:
+            self.wrong[f"steps-{position}-method"] = "Choose a method."
+            return {"method": row.get("method", "")}
+        values, wrong = values_of(entry.schema, row)
+        self.wrong |= {f"steps-{position}-{name}": sentence for name, sentence in wrong.items()}
+        return {"method": entry.name, **values}
+
+    def _set(self, position: int, row: Mapping[str, str]) -> dict[str, Any]:
+        where = row["where"].strip()
+        if where.startswith("ds_"):
+            data = {"dataset": where}
+        elif not where.startswith(("/", "./", "~")) and (found := _HUB_FILE.fullmatch(where)):
+            data = found.groupdict()
+        else:
+            data = {"path": where}
+        made = {
+            "name": row.get("name", "").strip() or f"set{position + 1}",
+            "kind": row.get("kind") or "perplexity",
+            "data": data,
+        }
+        if limit := row.get("limit", "").strip():
+            made["limit"] = self._whole(f"evaluate-{position}-limit", limit)
+        return made
+
+    def _whole(self, name: str, text: str) -> int:
+        if not text.isascii() or not text.isdigit():
+            self.wrong[name] = f"{text!r} is not a whole number."
+            return 0
+        return int(text)
+
+
+def to_yaml(recipe: Mapping[str, Any]) -> str:
+    """A recipe as YAML, in the order it was made."""
+    return yaml.safe_dump(
+        dict(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None, width=88
+    )
+
+
+def input_of(pointer: str) -> str:
+    """Name of the form's input that a JSON pointer into the recipe or the request means."""
+    name = pointer.strip("/").removeprefix("recipe/").replace("/settings/", "/").replace("/", "-")
+    aliases = {
+        "output-repo": "repo",
+        "dtype-output": "dtype",
+        "webhook-url": "webhook_url",
+        "hub_credential": "credential",
+    }
+    name = re.sub(r"^evaluate-sets-(\d+)-data.*$", r"evaluate-\1-where", name)
+    return aliases.get(name, name.replace("evaluate-sets-", "evaluate-"))
+
+
+def _rows(texts: Mapping[str, str], group: str) -> list[dict[str, str]]:
+    """The numbered rows of one group, in order, without gaps."""
+    rows: dict[int, dict[str, str]] = {}
+    for name, position, column, value in _numbered(texts):
+        if name == group:
+            rows.setdefault(position, {})[column] = value
+    return [rows[position] for position in sorted(rows)][:MOST_ROWS]
+
+
+def _numbered(texts: Mapping[str, str]) -> Iterator[tuple[str, int, str, str]]:
+    for key, value in texts.items():
+        if found := _ROW.fullmatch(key):
+            yield found[1], int(found[2]), found[3], value
+
+
+def methods_by_kind() -> dict[str, list[MethodEntry]]:
+    """Every method, grouped by what it does in a chain, in the order of a chain."""
+    order = ["prepare", "combine", "block", "adjust"]
+    entries = sorted(
+        catalogue().values(),
+        key=lambda each: (order.index(each.kind) if each.kind in order else 9, each.name),
+    )
+    groups: dict[str, list[MethodEntry]] = {}
+    for each in entries:
+        groups.setdefault(each.kind, []).append(each)
+    return groups

@@ -1,0 +1,104 @@
+"""Wakes whoever waits for a job: one database listener a process, fanned out to streams and waiting requests.
+
+A wake-up carries nothing but "look again": what happened is read from the rows, so a lost one costs at most the
+poll interval of the waiter.
+"""
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+
+from api.errors import Problem
+
+log = structlog.get_logger("api.feed")
+
+POLL_SECONDS = 5.0
+RETRY_SECONDS = 1.0
+STREAMS_MOST = 1000
+
+Listen = Callable[[Callable[[], bool]], Iterator[str | None]]
+"""Given ``should_stop``, yields job ids as they change, and ``None`` once it is connected and whenever it may have missed some."""
+
+
+class Waiter:
+    """One interest in one job."""
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+
+    async def wait(self, seconds: float = POLL_SECONDS) -> bool:
+        """True when the job changed, False after ``seconds`` without news."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.woken.wait(), seconds)
+        woken = self.woken.is_set()
+        self.woken.clear()
+        return woken
+
+
+class Feed:
+    """Runs ``listen`` in a thread of its own and starts it again when the connection breaks."""
+
+    def __init__(self, listen: Listen, most: int = STREAMS_MOST) -> None:
+        self.listen = listen
+        self.most = most
+        self.waiters: dict[str, set[Waiter]] = defaultdict(set)
+        self.stopping = threading.Event()
+        self.closed = asyncio.Event()
+        self.thread: threading.Thread | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def open(self) -> int:
+        """How many wait now."""
+        return sum(len(each) for each in self.waiters.values())
+
+    def start(self) -> None:
+        """Called on the event loop."""
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self.thread.start()
+
+    async def stop(self) -> None:
+        """Ends the thread and every stream."""
+        self.stopping.set()
+        self.closed.set()
+        self._wake(None)
+        if self.thread:
+            await asyncio.to_thread(self.thread.join, 10)
+
+    @asynccontextmanager
+    async def waiting(self, job_id: str) -> AsyncIterator[Waiter]:
+        """A waiter for ``job_id``; raises ``too_many_streams`` when the process has its fill."""
+        if self.open >= self.most:
+            raise Problem("too_many_streams", "poll the job instead, or come back later", headers={"Retry-After": "5"})
+        waiter = Waiter()
+        self.waiters[job_id].add(waiter)
+        try:
+            yield waiter
+        finally:
+            self.waiters[job_id].discard(waiter)
+            if not self.waiters[job_id]:
+                del self.waiters[job_id]
+
+    def _run(self) -> None:
+        while not self.stopping.is_set():
+            try:
+                for job_id in self.listen(self.stopping.is_set):
+                    self._tell(job_id)
+            except Exception as error:
+                log.warning("feed_lost", error=str(error))
+                self.stopping.wait(RETRY_SECONDS)
+
+    def _tell(self, job_id: str | None) -> None:
+        if self.loop and not self.loop.is_closed() and not self.stopping.is_set():
+            self.loop.call_soon_threadsafe(self._wake, job_id)
+
+    def _wake(self, job_id: str | None) -> None:
+        chosen = list(self.waiters) if job_id is None else [job_id]
+        for each in chosen:
+            for waiter in self.waiters.get(each, ()):
+                waiter.woken.set()

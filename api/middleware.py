@@ -1,0 +1,120 @@
+"""What wraps every request: its id, the security headers, the size of its body, its place in the metrics."""
+
+import re
+import time
+from collections.abc import Callable
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from ulid import ULID
+
+from api.errors import Problem, problem_response, to_problem
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Front:
+    """Outermost layer: gives the request an id, turns what nobody caught into a problem, measures."""
+
+    def __init__(
+        self, app: ASGIApp, *, https: bool, measure: Callable[[str, str, int, float], None] | None = None
+    ) -> None:
+        self.app = app
+        self.headers = dict(SECURITY_HEADERS)
+        if https:
+            self.headers["Strict-Transport-Security"] = "max-age=31536000"
+        self.measure = measure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{ULID()}"
+        scope["request_id"] = request_id
+        scope["answer_headers"] = {}
+        status = 0
+
+        async def finish(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in (self.headers | scope["answer_headers"]).items():
+                    headers.setdefault(name, value)
+                if scope["path"].startswith("/v1"):
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        started = time.perf_counter()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, finish)
+            except Exception as error:
+                if status:
+                    raise
+                await problem_response(Request(scope), to_problem(error))(scope, receive, finish)
+            finally:
+                if self.measure:
+                    route = getattr(scope.get("route"), "path", "unmatched")
+                    self.measure(scope["method"], route, status, time.perf_counter() - started)
+
+
+class BodyLimit:
+    """Reads the body before anything parses it and refuses what is longer than its path allows."""
+
+    def __init__(self, app: ASGIApp, *, limit: Callable[[str], int]) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else None
+        if headers is None or not ("content-length" in headers or "transfer-encoding" in headers):
+            await self.app(scope, receive, send)
+            return
+        limit = self.limit(scope["path"])
+        try:
+            body = await self._read(receive, headers.get("content-length"), limit)
+        except Problem as problem:
+            await problem_response(Request(scope), problem)(scope, receive, send)
+            return
+        if body is None:
+            return
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return pending.pop() if pending else await receive()
+
+        await self.app(scope, replay, send)
+
+    @staticmethod
+    async def _read(receive: Receive, declared: str | None, limit: int) -> bytes | None:
+        """The whole body, or nothing when the caller went away."""
+        too_large = Problem("body_too_large", f"the body may hold {limit} bytes", headers={"Connection": "close"})
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            raise too_large
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > limit:
+                raise too_large
+            if not message.get("more_body", False):
+                return bytes(body)

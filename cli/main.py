@@ -1,0 +1,181 @@
+"""The `mergery` command: starts the parts of the service, or all of them at once."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from settings import Settings
+
+Command = Callable[[argparse.Namespace, Settings], int]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; ``command`` names the chosen command, ``run`` carries it out."""
+    parser = argparse.ArgumentParser(prog="mergery", description="Merge-as-a-service.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_service_commands(commands)
+    _add_key_commands(commands)
+    _add_model_commands(commands)
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Command, about: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=about, description=about)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_service_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    up = _add(commands, "up", run_up, "start everything on this machine, with embedded servers where no URL is set")
+    up.add_argument("--data-dir", type=Path, help="where data is kept (default: the user's data folder)")
+    up.add_argument("--host")
+    up.add_argument("--port", type=int)
+    up.add_argument("--workers", type=int, default=1, help="jobs at a time (default 1)")
+    up.add_argument("--gpus", type=int, default=0, help="GPU workers to start, one a device (default 0)")
+    _add(commands, "api", run_api, "serve REST, event streams and the dashboard")
+    _add(commands, "dispatcher", run_dispatcher, "announce jobs, find lost ones, deliver webhooks")
+    worker = _add(commands, "worker", run_worker, "run jobs")
+    worker.add_argument("--queues", default="cpu", help="cpu or gpu, or both with a comma")
+    worker.add_argument("--concurrency", type=int, default=1)
+    worker.add_argument("--gpu", help="the CUDA device this worker is pinned to (default: the first)")
+    worker.add_argument("--health", action="store_true", help="say whether the worker of this machine is alive")
+    _add(commands, "migrate", run_migrate, "bring the database to the newest schema")
+
+
+def _add_key_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    keys = commands.add_parser("keys", help="API keys").add_subparsers(dest="action", required=True)
+    create = _add(keys, "create", run_keys_create, "make an API key and print it once")
+    create.add_argument("--name", default="key")
+    create.add_argument("--tenant", default="default")
+    create.add_argument("--scopes", default="admin", help="comma separated")
+
+
+def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    hub = commands.add_parser("hub", help="the folder Hub").add_subparsers(dest="action", required=True)
+    serve = _add(hub, "serve", run_hub_serve, "serve a folder of models over the Hub's protocol")
+    serve.add_argument("folder", type=Path)
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080)
+    serve.add_argument("--tokens", type=Path, help="YAML or JSON file of tokens; without it everything is public")
+    methods = _add(commands, "methods", run_methods, "list the merge methods, or show one")
+    methods.add_argument("name", nargs="?")
+    translate = _add(commands, "translate", run_translate, "show a mergekit configuration in our form")
+    translate.add_argument("config", type=Path)
+
+
+def run_up(options: argparse.Namespace, settings: Settings) -> int:
+    """`mergery up`"""
+    from cli.up import up
+
+    return up(settings, options)
+
+
+def run_api(_options: argparse.Namespace, settings: Settings) -> int:
+    """`mergery api`"""
+    import uvicorn
+
+    from api.app import create_app
+
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_config=None, access_log=False)
+    return 0
+
+
+def run_dispatcher(_options: argparse.Namespace, settings: Settings) -> int:
+    """`mergery dispatcher`"""
+    from worker.dispatcher import run_dispatcher as dispatch
+
+    dispatch(settings)
+    return 0
+
+
+def run_worker(options: argparse.Namespace, settings: Settings) -> int:
+    """`mergery worker`"""
+    queues = options.queues.split(",")
+    if "gpu" in queues:
+        # Before torch is imported anywhere: the worker sees its one device as device 0.
+        os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu or os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    from worker import app
+
+    if options.health:
+        return app.check_health(settings)
+    return app.run_worker(settings, queues, concurrency=options.concurrency)
+
+
+def run_migrate(_options: argparse.Namespace, settings: Settings) -> int:
+    """`mergery migrate`"""
+    from migrations.run import upgrade
+
+    upgrade(_database(settings))
+    return 0
+
+
+def run_keys_create(options: argparse.Namespace, settings: Settings) -> int:
+    """`mergery keys create`"""
+    from cli.up import create_key
+
+    print(create_key(_database(settings), options.tenant, options.name, options.scopes.split(",")))
+    return 0
+
+
+def run_hub_serve(options: argparse.Namespace, _settings: Settings) -> int:
+    """`mergery hub serve`"""
+    from hub.folder_server import serve
+
+    serve(options.folder, host=options.host, port=options.port, tokens=options.tokens)
+    return 0
+
+
+def run_methods(options: argparse.Namespace, _settings: Settings) -> int:
+    """`mergery methods`"""
+    from merge.catalog import catalogue, entry
+
+    if options.name is None:
+        for name, method in sorted(catalogue().items()):
+            print(f"{name:18} {method.kind:9} {method.title}")
+    else:
+        print(json.dumps(entry(options.name).as_dict(), indent=2))
+    return 0
+
+
+def run_translate(options: argparse.Namespace, _settings: Settings) -> int:
+    """`mergery translate`"""
+    import yaml
+
+    from merge.mergekit import translate
+
+    translation = translate(yaml.safe_load(options.config.read_text()))
+    for note in translation.notes:
+        print(f"# {note}")
+    print(yaml.safe_dump(translation.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False), end="")
+    return 0
+
+
+def _database(settings: Settings) -> str:
+    """The database's URL: the one that is set, or the embedded server of a running `mergery up`."""
+    from cli.up import running_database
+
+    return settings.database_url or running_database(settings.data_dir)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; an error of ours is one line on standard error and exit code 2."""
+    from cli.errors import CliError, is_ours
+
+    options = build_parser().parse_args(arguments)
+    run: Command = options.run
+    try:
+        return run(options, Settings())
+    except Exception as error:
+        if not (isinstance(error, CliError | OSError) or is_ours(error)):
+            raise
+        print(f"mergery: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

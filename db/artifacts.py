@@ -1,0 +1,63 @@
+"""Queries on what jobs made and on uploaded data sets."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, undefer
+
+from db.models.artifact import Artifact, Dataset
+from db.models.base import new_id
+
+
+def put(
+    session: Session,
+    job_id: str,
+    *,
+    kind: str,
+    uri: str,
+    sha256: str | None,
+    size: int | None,
+    commit_sha: str | None,
+) -> str:
+    """Records an output; one that is known already is brought up to date. Gives its id."""
+    facts = {"sha256": sha256, "size": size, "commit_sha": commit_sha}
+    row = insert(Artifact).values(id=new_id("art"), job_id=job_id, kind=kind, uri=uri, **facts)
+    row = row.on_conflict_do_update(index_elements=["job_id", "kind", "uri"], set_=facts)
+    return session.scalars(row.returning(Artifact.id)).one()
+
+
+def of_job(session: Session, job_id: str) -> Sequence[Artifact]:
+    """The outputs of a job in the order in which they were made."""
+    rows = select(Artifact).where(Artifact.job_id == job_id)
+    return session.scalars(rows.order_by(Artifact.created_at, Artifact.id)).all()
+
+
+def put_dataset(session: Session, tenant_id: str, name: str, sha256: str, body: bytes) -> Dataset:
+    """Keeps an uploaded file; the same bytes of the same tenant are kept once and keep their first name."""
+    session.execute(
+        insert(Dataset)
+        .values(id=new_id("ds"), tenant_id=tenant_id, name=name, sha256=sha256, size=len(body), body=body)
+        .on_conflict_do_nothing(index_elements=["tenant_id", "sha256"])
+    )
+    rows = select(Dataset).where(Dataset.tenant_id == tenant_id, Dataset.sha256 == sha256)
+    return session.scalars(rows).one()
+
+
+def dataset(session: Session, tenant_id: str, dataset_id: str, *, with_body: bool = False) -> Dataset | None:
+    """One data set of a tenant; its bytes only when asked for."""
+    rows = select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+    if with_body:
+        rows = rows.options(undefer(Dataset.body))
+    return session.scalars(rows).one_or_none()
+
+
+def datasets(session: Session, tenant_id: str) -> Sequence[Dataset]:
+    """The data sets of a tenant, newest first, without their bytes."""
+    rows = select(Dataset).where(Dataset.tenant_id == tenant_id)
+    return session.scalars(rows.order_by(Dataset.created_at.desc(), Dataset.id)).all()
+
+
+def remove_dataset(session: Session, dataset: Dataset) -> None:
+    """Forgets an uploaded file."""
+    session.execute(delete(Dataset).where(Dataset.id == dataset.id))

@@ -1,0 +1,13 @@
+"""All tables at once: importing this module registers every model."""
+
+from sqlalchemy import MetaData
+
+from db.models import artifact, evaluation, idempotency, job, tenant, webhook
+from db.models.base import Base
+
+MODULES = (artifact, evaluation, idempotency, job, tenant, webhook)
+
+
+def metadata() -> MetaData:
+    """The metadata that migrations must agree with."""
+    return Base.metadata

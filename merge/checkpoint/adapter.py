@@ -1,0 +1,277 @@
+"""LoRA adapters: which tensors they change, and by what, checked to be something that can be applied
+exactly.
+
+A target W becomes W + scale * B A (transposed where W is stored as (in, out), and for embeddings). scale is
+alpha / r, or alpha / sqrt(r) for rsLoRA, with alpha and r of that module (``alpha_pattern``,
+``rank_pattern``). Saved modules and biases replace the base's tensors. What cannot be done exactly this way
+is refused by name.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from merge import errors
+from merge.arch.roles import is_conv1d
+from merge.checkpoint.header import TensorInfo, parse_header, parse_json_object
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILE = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.(?:(?P<linear>lora_[AB])(?:\.(?!weight$|bias$)[^.]+)?\.weight|(?P<embedding>lora_embedding_[AB])(?:\.[^.]+)?)"
+)
+_EXACT_INITS = frozenset({"gaussian", "eva", "orthogonal"})
+_REFUSED_FIELDS = {
+    "use_dora": "DoRA also learns magnitudes",
+    "lora_bias": "the adapter has biases of its own",
+    "layer_replication": "it repeats layers",
+    "target_parameters": "it targets bare parameters",
+    "trainable_token_indices": "it trains single token rows",
+    "alora_invocation_tokens": "it only acts after an invocation (aLoRA)",
+    "use_qalora": "QALoRA pools its inputs",
+    "use_bdlora": "its factors are block-diagonal",
+    "arrow_config": "it routes between adapters (Arrow)",
+    "loftq_config": "LoftQ changes the base's weights",
+}
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The change of one tensor: A is (r, in), B is (out, r); ``transposed`` where the tensor is stored as
+    (in, out).
+    """
+
+    a: TensorInfo
+    b: TensorInfo
+    scale: float
+    module: str
+    kind: Literal["linear", "embedding"]
+    transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The rank r."""
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class AdapterIndex:
+    """An adapter's pairs and whole replacements, by tensor name: its own names first, the model's once
+    ``fit``.
+    """
+
+    label: str
+    pairs: Mapping[str, LoraPair]
+    replaced: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]
+    files: Mapping[str, int]
+    digest: str
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its tensors on disk."""
+        factors = sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
+        return factors + sum(info.nbytes for info in self.replaced.values())
+
+
+def index_adapter(
+    label: str, files: Mapping[str, int], texts: Mapping[str, bytes], headers: Mapping[str, bytes]
+) -> AdapterIndex:
+    """Checks a PEFT LoRA folder's config and header. Raises ``AdapterRefused`` or ``FileRefused``, naming
+    the field.
+    """
+    if CONFIG_FILE not in texts:
+        raise errors.AdapterRefused(f"{label}: there is no {CONFIG_FILE}, so this is not a LoRA adapter.")
+    if WEIGHT_FILE not in files:
+        pickled = "adapter_model.bin" in files
+        hint = "only a pickle, which can run code; save it with safetensors." if pickled else "missing."
+        raise (errors.PickleRefused if pickled else errors.FileMissing)(f"{label}: {WEIGHT_FILE} is {hint}")
+    config = parse_json_object(f"{label}: {CONFIG_FILE}", texts[CONFIG_FILE])
+    _check_config(label, config)
+    header = parse_header(f"{label}: {WEIGHT_FILE}", headers[WEIGHT_FILE], files[WEIGHT_FILE])
+    tensors = {name: replace(info, file=WEIGHT_FILE) for name, info in header.tensors.items()}
+    pairs, replaced = _sort_tensors(label, tensors, config)
+    facts = [config, files[WEIGHT_FILE], hashlib.sha256(headers[WEIGHT_FILE]).hexdigest()]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return AdapterIndex(label, pairs, replaced, config, dict(files), digest)
+
+
+def fit(
+    adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], model: str
+) -> AdapterIndex:
+    """The adapter with the model's own tensor names, every target found and of the right shape.
+
+    Raises ``AdapterMismatch``: a target is missing, has another shape, or is tied to another tensor.
+    """
+    by_tail = _by_tail(tensors)
+    pairs: dict[str, LoraPair] = {}
+    for wanted, pair in adapter.pairs.items():
+        name = _find(adapter.label, model, wanted, tensors, by_tail)
+        if pair.kind == "embedding" and config.get("tie_word_embeddings"):
+            raise errors.AdapterMismatch(
+                f"{adapter.label}: {name} of {model} is also the output head (tied), "
+                "so a LoRA on the embedding alone has no exact meaning."
+            )
+        pairs[name] = _oriented(adapter, pair, tensors[name], config)
+    replaced: dict[str, TensorInfo] = {}
+    for wanted, info in adapter.replaced.items():
+        name = _find(adapter.label, model, wanted, tensors, by_tail)
+        if info.shape != tensors[name].shape:
+            raise errors.AdapterMismatch(
+                f"{adapter.label} replaces {name} by a tensor of shape {info.shape}, "
+                f"but in {model} it has {tensors[name].shape}."
+            )
+        replaced[name] = info
+    return replace(adapter, pairs=pairs, replaced=replaced)
+
+
+def _check_config(label: str, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise errors.AdapterRefused(f"{label}: peft_type {str(kind)[:40]!r} is not supported; only LORA is.")
+    for field, why in _REFUSED_FIELDS.items():
+        if config.get(field):
+            raise errors.AdapterRefused(
+                f"{label}: {field} is set, and {why}: it cannot be applied exactly as B A."
+            )
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init not in _EXACT_INITS:
+        raise errors.AdapterRefused(
+            f"{label}: init_lora_weights is {init[:40]!r}, which changes the base's weights; "
+            "convert the adapter to a plain LoRA (path_initial_model_for_weight_conversion) first."
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if type(rank) is not int or rank < 1:
+        raise errors.AdapterRefused(f"{label}: r must be a positive whole number, not {str(rank)[:40]}.")
+    _number(label, "lora_alpha", alpha)
+    for field in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(field) or {}
+        if not isinstance(pattern, dict):
+            raise errors.AdapterRefused(f"{label}: {field} must map module names to numbers.")
+        for key, value in pattern.items():
+            _number(label, field, value)
+            _check_pattern(label, field, key)
+
+
+def _number(label: str, field: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise errors.AdapterRefused(f"{label}: {field} holds {str(value)[:40]}, which is not a number.")
+    return float(value)
+
+
+def _check_pattern(label: str, field: str, pattern: str) -> None:
+    """Only patterns that match in reasonable time: they are regular expressions from a stranger."""
+    quantifiers = len(re.findall(r"(?<!\\)[*+{?]", pattern))
+    if len(pattern) > 256 or quantifiers > 2 or re.search(r"\)[*+{?]|\(\?", pattern):
+        raise errors.AdapterRefused(
+            f"{label}: the {field} key {pattern[:80]!r} is too complicated a pattern."
+        )
+    try:
+        re.compile(pattern)
+    except re.error:
+        raise errors.AdapterRefused(
+            f"{label}: the {field} key {pattern[:80]!r} is not a valid pattern."
+        ) from None
+
+
+def _sort_tensors(
+    label: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> tuple[dict[str, LoraPair], dict[str, TensorInfo]]:
+    factors: dict[str, dict[str, TensorInfo]] = {}
+    replaced: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        plain = name.removeprefix(_PREFIX)
+        found = _FACTOR.fullmatch(plain)
+        if found:
+            factors.setdefault(found["module"], {})[found["linear"] or found["embedding"]] = info
+        elif "lora_" in plain or "trainable_tokens" in plain:
+            raise errors.AdapterRefused(f"{label}: {name} is neither a LoRA factor nor a saved module.")
+        else:
+            replaced[_saved_name(plain)] = info
+    if not factors:
+        raise errors.AdapterRefused(f"{label}: {WEIGHT_FILE} holds no LoRA factors.")
+    return {
+        f"{module}.weight": _pair(label, module, parts, config) for module, parts in factors.items()
+    }, replaced
+
+
+def _saved_name(name: str) -> str:
+    return re.sub(r"\.(modules_to_save(\.[^.]+)?|base_layer)\.(?=[^.]+$)", ".", name)
+
+
+def _pair(label: str, module: str, parts: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> LoraPair:
+    if parts.keys() == {"lora_A", "lora_B"}:
+        a, b, kind = parts["lora_A"], parts["lora_B"], "linear"
+    elif parts.keys() == {"lora_embedding_A", "lora_embedding_B"}:
+        a, b, kind = parts["lora_embedding_A"], parts["lora_embedding_B"], "embedding"
+    else:
+        raise errors.AdapterRefused(
+            f"{label}: {module} has {', '.join(sorted(parts))} but needs one A and one B."
+        )
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        raise errors.AdapterRefused(f"{label}: the factors of {module} are not matrices (a convolution?).")
+    rank = int(_patterned(config.get("rank_pattern"), module, config["r"]))
+    if a.shape[0] != rank or b.shape[1] != rank:
+        raise errors.AdapterRefused(
+            f"{label}: {module} should have rank {rank} by {CONFIG_FILE}, "
+            f"but its factors have {a.shape[0]} and {b.shape[1]}."
+        )
+    alpha = float(_patterned(config.get("alpha_pattern"), module, config["lora_alpha"]))
+    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    return LoraPair(a, b, scale, module, "linear" if kind == "linear" else "embedding")
+
+
+def _patterned(patterns: Any, module: str, default: float) -> float:
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(value)
+    return default
+
+
+def _by_tail(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    tails: dict[str, list[str]] = {}
+    for name in tensors:
+        tails.setdefault(name.partition(".")[2], []).append(name)
+    return tails
+
+
+def _find(
+    label: str, model: str, wanted: str, tensors: Mapping[str, TensorInfo], by_tail: Mapping[str, list[str]]
+) -> str:
+    """The model's name of a target: as written, or with the first component of either name left out."""
+    if wanted in tensors:
+        return wanted
+    shorter = wanted.partition(".")[2]
+    if shorter in tensors:
+        return shorter
+    longer = by_tail.get(wanted, [])
+    if len(longer) == 1:
+        return longer[0]
+    raise errors.AdapterMismatch(
+        f"{label} changes {wanted}, which {model} does not have: it was made for another model."
+    )
+
+
+def _oriented(
+    adapter: AdapterIndex, pair: LoraPair, target: TensorInfo, config: Mapping[str, Any]
+) -> LoraPair:
+    straight = (pair.b.shape[0], pair.a.shape[1])
+    turned = straight[::-1]
+    if pair.kind == "embedding":
+        transposed = True
+    elif straight != turned and target.shape in (straight, turned):
+        transposed = target.shape == turned
+    else:
+        transposed = is_conv1d(target.name, config) or bool(adapter.config.get("fan_in_fan_out"))
+    wanted = turned if transposed else straight
+    if target.shape != wanted:
+        raise errors.AdapterMismatch(
+            f"{adapter.label} changes {target.name} as if it had shape {wanted}, but it has {target.shape}."
+        )
+    return replace(pair, transposed=transposed)

@@ -1,0 +1,87 @@
+"""Where every output tensor will lie, known before the first byte is merged.
+
+The header of a shard needs names, dtypes and shapes only, so all shards can be laid out from the plan, and
+every block can be written straight to its final place. Same tensors, same bytes: nothing here depends on
+time or on a dict's history.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from merge.checkpoint.header import DTYPE_BITS, TensorInfo, nbytes_of
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+TensorSpec = tuple[str, str, tuple[int, ...]]
+"""Name, safetensors dtype and shape of one output tensor."""
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """One output file: its name, its first bytes, and the absolute place of each tensor in it."""
+
+    file: str
+    header_bytes: bytes
+    entries: Mapping[str, TensorInfo]
+    size: int
+
+
+def plan_shards(tensors: Sequence[TensorSpec], shard_bytes: int) -> tuple[ShardLayout, ...]:
+    """Fills shards of at most ``shard_bytes`` of data in the given order; a larger tensor gets a shard of
+    its own.
+
+    One shard is called ``model.safetensors``; several are numbered, and need ``index_json`` beside them.
+    Within a shard wider dtypes come first, so that every tensor is aligned; otherwise the order is kept.
+    """
+    groups: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in tensors:
+        size = nbytes_of(spec[1], spec[2])
+        if groups[-1] and filled + size > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(spec)
+        filled += size
+    count = len(groups)
+    names = (
+        [SINGLE_FILE]
+        if count == 1
+        else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    )
+    return tuple(_lay_out(file, group) for file, group in zip(names, groups, strict=True))
+
+
+def index_json(shards: Iterable[ShardLayout]) -> bytes:
+    """Content of ``model.safetensors.index.json`` for these shards, ending in a newline."""
+    placed = {name: (shard.file, info) for shard in shards for name, info in shard.entries.items()}
+    document = {
+        "metadata": {
+            "total_parameters": sum(info.numel for _, info in placed.values()),
+            "total_size": sum(info.nbytes for _, info in placed.values()),
+        },
+        "weight_map": {name: placed[name][0] for name in sorted(placed)},
+    }
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def _lay_out(file: str, tensors: list[TensorSpec]) -> ShardLayout:
+    ordered = sorted(tensors, key=lambda spec: -DTYPE_BITS[spec[1]])
+    document: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    spans: list[tuple[TensorSpec, int, int]] = []
+    at = 0
+    for spec in ordered:
+        name, dtype, shape = spec
+        end = at + nbytes_of(dtype, shape)
+        document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        spans.append((spec, at, end))
+        at = end
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    entries = {
+        name: TensorInfo(name, dtype, shape, file, start + begin, start + end)
+        for (name, dtype, shape), begin, end in spans
+    }
+    return ShardLayout(file, len(text).to_bytes(8, "little") + text, entries, start + at)

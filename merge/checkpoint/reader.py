@@ -1,0 +1,248 @@
+"""Blocks of tensors from disk into buffers the caller reuses: positional reads, asked for ahead of use.
+
+Any number of threads may read through one ``TensorReader``. Nothing is mapped and nothing large is
+allocated: a block goes from the page cache to the caller's buffer, through a small piece buffer of the
+thread where its dtype must change.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint.adapter import LoraPair
+from merge.checkpoint.dtype import as_bytes, torch_dtype
+from merge.checkpoint.header import DTYPE_BITS, TensorInfo
+from merge.checkpoint.index import ModelIndex, safe_path
+from merge.errors import FileMissing, FileSizeMismatch, FileUnreadable
+
+PIECE_ELEMENTS = 1 << 18
+TILE_ELEMENTS = 1 << 16
+"""LoRA products are computed in fixed tiles of whole rows, so that no block size can change a bit of them."""
+MAX_OPEN_FILES = 64
+AHEAD_BYTES = 8 << 20
+CACHED_PAIRS = 4
+
+
+class TensorReader:
+    """Reads one model's tensors, with its adapter applied on the fly where it has one.
+
+    ``folder`` holds the model, ``adapter_folder`` the adapter that ``index.adapter`` was fitted from.
+    """
+
+    def __init__(self, folder: Path, index: ModelIndex, adapter_folder: Path | None = None) -> None:
+        if index.adapter is not None and adapter_folder is None:
+            raise FileMissing(
+                f"{index.label}: the folder of the adapter {index.adapter.label} was not given."
+            )
+        self.index = index
+        self._files = _OpenFiles(folder)
+        self._adapter_files = _OpenFiles(adapter_folder) if adapter_folder is not None else None
+        self._scratch = threading.local()
+        self._factors: OrderedDict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = OrderedDict()
+        self._factors_lock = threading.Lock()
+
+    def changed(self, name: str) -> bool:
+        """Whether the adapter changes this tensor, so that only ``read_float`` gives its true values."""
+        adapter = self.index.adapter
+        return adapter is not None and (name in adapter.pairs or name in adapter.replaced)
+
+    def read_into(self, info: TensorInfo, first: int, count: int, out: Tensor) -> None:
+        """Raw entries ``first`` to ``first + count`` (flat, row-major) of a stored tensor into ``out``.
+
+        ``out`` is contiguous, on the CPU, of the tensor's own dtype, with at least ``count`` entries. No
+        adapter. Raises ``FileUnreadable`` or ``FileSizeMismatch``.
+        """
+        self._read_raw(self._files, info, first, count, out)
+
+    def read_float(self, name: str, first: int, count: int, out: Tensor) -> None:
+        """Entries ``first`` to ``first + count`` as float32 or float64 (the dtype of ``out``), adapter
+        applied.
+        """
+        adapter = self.index.adapter
+        pair = adapter.pairs.get(name) if adapter else None
+        if adapter is not None and self._adapter_files is not None and name in adapter.replaced:
+            self._read_cast(self._adapter_files, adapter.replaced[name], first, count, out)
+        else:
+            self._read_cast(self._files, self.index.tensors[name], first, count, out)
+        if pair is not None:
+            self._add_product(name, pair, first, count, out)
+
+    def will_need(self, name: str, first: int = 0, count: int | None = None) -> None:
+        """Asks the operating system to fetch these entries soon; returns at once where it can."""
+        info = self.index.tensors[name]
+        bits = DTYPE_BITS[info.dtype]
+        begin = info.begin + first * bits // 8
+        end = info.end if count is None else min(info.end, begin + count * bits // 8)
+        self._files.fetch_soon(info.file, begin, end - begin)
+
+    def close(self) -> None:
+        """Closes all files; reading afterwards opens them again."""
+        self._files.close()
+        if self._adapter_files is not None:
+            self._adapter_files.close()
+
+    def __enter__(self) -> "TensorReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_raw(self, files: "_OpenFiles", info: TensorInfo, first: int, count: int, out: Tensor) -> None:
+        flat = out.view(-1)[:count]
+        width = flat.element_size()
+        if flat.dtype != torch_dtype(info.dtype, info.name) or flat.numel() < count:
+            raise ValueError(f"a buffer of {count} {info.dtype} entries is needed for {info.name}")
+        if first < 0 or first + count > info.numel:
+            raise ValueError(f"{info.name} has {info.numel} entries, not {first + count}")
+        if count:
+            files.read(info.file, info.begin + first * width, as_bytes(flat))
+
+    def _read_cast(self, files: "_OpenFiles", info: TensorInfo, first: int, count: int, out: Tensor) -> None:
+        dtype = torch_dtype(info.dtype, info.name)
+        if dtype == out.dtype:
+            self._read_raw(files, info, first, count, out)
+            return
+        flat = out.view(-1)
+        for done in range(0, count, PIECE_ELEMENTS):
+            size = min(PIECE_ELEMENTS, count - done)
+            piece = self._buffer("piece", PIECE_ELEMENTS, dtype)[:size]
+            self._read_raw(files, info, first + done, size, piece)
+            flat[done : done + size].copy_(piece)
+
+    def _add_product(self, name: str, pair: LoraPair, first: int, count: int, out: Tensor) -> None:
+        left, right = self._factors_of(name, pair, out.dtype)
+        rows, columns = left.shape[0], right.shape[1]
+        height = max(1, TILE_ELEMENTS // max(columns, 1))
+        tile = self._buffer("tile", height * columns, out.dtype).view(height, columns)
+        flat = out.view(-1)
+        row = first // columns // height * height if count else rows
+        while row < rows and row * columns < first + count:
+            last = min(row + height, rows)
+            product = torch.mm(left[row:last], right, out=tile[: last - row]).view(-1)
+            begin, end = max(first, row * columns), min(first + count, last * columns)
+            flat[begin - first : end - first].add_(product[begin - row * columns : end - row * columns])
+            row = last
+
+    def _factors_of(self, name: str, pair: LoraPair, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The two factors of the stored tensor's change, (rows, r) with the scale in it, and (r, columns)."""
+        with self._factors_lock:
+            found = self._factors.get((name, dtype))
+            if found is None:
+                a, b = self._factor(pair.a, dtype), self._factor(pair.b, dtype)
+                left, right = (a.T.contiguous(), b.T.contiguous()) if pair.transposed else (b, a)
+                found = self._factors[name, dtype] = (left.mul_(pair.scale), right)
+                while len(self._factors) > CACHED_PAIRS:
+                    self._factors.popitem(last=False)
+            self._factors.move_to_end((name, dtype))
+            return found
+
+    def _factor(self, info: TensorInfo, dtype: torch.dtype) -> Tensor:
+        assert self._adapter_files is not None  # checked in __init__
+        factor = torch.empty(info.shape, dtype=dtype)
+        self._read_cast(self._adapter_files, info, 0, info.numel, factor)
+        return factor
+
+    def _buffer(self, use: str, elements: int, dtype: torch.dtype) -> Tensor:
+        buffers: dict[Any, Tensor] = self._scratch.__dict__
+        found = buffers.get((use, dtype))
+        if found is None or found.numel() < elements:
+            found = buffers[use, dtype] = torch.empty(elements, dtype=dtype)
+        return found[:elements]
+
+
+@dataclass
+class _OpenFile:
+    fd: int
+    users: int = 0
+    hinted: int = 0
+
+
+class _OpenFiles:
+    """The open files of a folder: at most ``MAX_OPEN_FILES``, the least recently used closed first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
+
+    def read(self, name: str, offset: int, buffer: memoryview) -> None:
+        with self._use(name) as file:
+            self._hint(file, offset, len(buffer))
+            done = 0
+            while done < len(buffer):
+                try:
+                    got = os.preadv(file.fd, [buffer[done:]], offset + done)
+                except OSError as error:
+                    raise FileUnreadable(
+                        f"{name} in {self._folder} cannot be read: {error.strerror}."
+                    ) from error
+                if got == 0:
+                    raise FileSizeMismatch(
+                        f"{name} in {self._folder} ends at byte {offset + done}: it was cut short."
+                    )
+                done += got
+
+    def fetch_soon(self, name: str, offset: int, size: int) -> None:
+        with self._use(name) as file:
+            _advise(file.fd, offset, size, "POSIX_FADV_WILLNEED")
+
+    def close(self) -> None:
+        with self._lock:
+            for file in self._open.values():
+                if file.users == 0:
+                    os.close(file.fd)
+            self._open = OrderedDict((name, file) for name, file in self._open.items() if file.users)
+
+    def _hint(self, file: _OpenFile, offset: int, size: int) -> None:
+        """Keeps the next ``AHEAD_BYTES`` on their way while a file is read forwards."""
+        end = offset + size
+        ahead = file.hinted - end
+        if not AHEAD_BYTES // 2 <= ahead <= 4 * AHEAD_BYTES:
+            begin = file.hinted if 0 <= ahead < AHEAD_BYTES // 2 else end
+            file.hinted = begin + AHEAD_BYTES
+            _advise(file.fd, begin, AHEAD_BYTES, "POSIX_FADV_WILLNEED")
+
+    @contextmanager
+    def _use(self, name: str) -> Iterator[_OpenFile]:
+        with self._lock:
+            file = self._open.get(name)
+            if file is None:
+                file = self._open[name] = _OpenFile(self._open_fd(name))
+                self._shrink()
+            self._open.move_to_end(name)
+            file.users += 1
+        try:
+            yield file
+        finally:
+            with self._lock:
+                file.users -= 1
+
+    def _open_fd(self, name: str) -> int:
+        try:
+            fd = os.open(safe_path(self._folder, name), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise FileUnreadable(f"{name} in {self._folder} cannot be opened: {error.strerror}.") from error
+        _advise(fd, 0, 0, "POSIX_FADV_SEQUENTIAL")
+        return fd
+
+    def _shrink(self) -> None:
+        for name in [name for name, file in self._open.items() if file.users == 0]:
+            if len(self._open) <= MAX_OPEN_FILES:
+                return
+            os.close(self._open.pop(name).fd)
+
+
+def _advise(fd: int, offset: int, size: int, advice: str) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, size, getattr(os, advice))

@@ -1,0 +1,202 @@
+"""One output shard, written in place: space reserved first, blocks at their final offsets, written back
+early.
+
+Blocks may come in any order and from several threads. The sha256 follows the blocks as far as they are
+contiguous, so that little is left to hash when the last one has come.
+"""
+
+import ctypes
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor
+
+from merge.checkpoint.dtype import as_bytes, safetensors_name
+from merge.checkpoint.layout import ShardLayout
+from merge.errors import DiskFull, FileUnreadable, ShardIncomplete
+
+WRITEBACK_BYTES = 8 << 20
+HASH_BYTES = 1 << 20
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file: its name, size in bytes and sha256 (hex)."""
+
+    file: str
+    size: int
+    sha256: str
+
+
+class ShardWriter:
+    """Writes ``layout`` to ``path`` (replacing what is there); ``finish`` makes it durable and gives its
+    digest.
+
+    Use it as a context manager: leaving by an exception closes the file and keeps what was written.
+    """
+
+    def __init__(self, path: Path, layout: ShardLayout) -> None:
+        self._path = path
+        self._layout = layout
+        self._lock = threading.Lock()
+        self._hash_lock = threading.Lock()
+        self._hash = hashlib.sha256()
+        self._hashed = 0
+        self._contiguous = 0
+        self._later: dict[int, int] = {}
+        self._started_writeback = 0
+        self._missing = {name: info.numel for name, info in layout.entries.items() if info.numel}
+        self._fd = self._create()
+        self._write(layout.header_bytes, 0)
+
+    def write_at(self, name: str, first: int, block: Tensor) -> None:
+        """Writes entries ``first`` onwards (flat, row-major) of a tensor; each entry is written once.
+
+        ``block`` is contiguous, on the CPU and of the dtype of the layout. Raises ``DiskFull`` or
+        ``FileUnreadable``.
+        """
+        info = self._layout.entries[name]
+        count = block.numel()
+        if safetensors_name(block.dtype) != info.dtype:
+            raise ValueError(f"{name} is laid out as {info.dtype}, but the block is {block.dtype}")
+        if first < 0 or first + count > info.numel:
+            raise ValueError(f"{name} has {info.numel} entries, not {first + count}")
+        if count == 0:
+            return
+        self._write(as_bytes(block), info.begin + first * block.element_size())
+        with self._lock:
+            left = self._missing.get(name, 0) - count
+            if left < 0:
+                raise ValueError(f"entries of {name} were written twice")
+            self._missing[name] = left
+            if left == 0:
+                del self._missing[name]
+
+    def finish(self) -> Written:
+        """Flushes to the disk, closes, and returns size and sha256. Raises ``ShardIncomplete`` if entries
+        are missing.
+        """
+        if self._missing:
+            name = next(iter(self._missing))
+            raise ShardIncomplete(f"{self._layout.file} lacks {self._missing[name]} entries of {name}.")
+        with self._hash_lock:
+            self._hash_to(self._layout.size)
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise self._failure(error) from error
+        self.close()
+        return Written(self._layout.file, self._layout.size, self._hash.hexdigest())
+
+    def close(self) -> None:
+        """Closes the file without promising anything about it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _create(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(self._path, flags, 0o644)
+        except OSError as error:
+            raise self._failure(error) from error
+        try:
+            _reserve(fd, self._layout.size)
+        except OSError as error:
+            os.close(fd)
+            raise self._failure(error) from error
+        return fd
+
+    def _write(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        done = 0
+        try:
+            while done < len(view):
+                done += os.pwrite(self._fd, view[done:], offset + done)
+        except OSError as error:
+            raise self._failure(error) from error
+        self._note(offset, view)
+
+    def _note(self, offset: int, data: memoryview) -> None:
+        """Moves the contiguous edge, starts writing back what lies behind it, and hashes up to it if nobody
+        does.
+        """
+        with self._lock:
+            self._later[offset] = offset + len(data)
+            while self._contiguous in self._later:
+                self._contiguous = self._later.pop(self._contiguous)
+            edge, begin = self._contiguous, self._started_writeback
+            if edge - begin >= WRITEBACK_BYTES:
+                self._started_writeback = edge
+        if edge - begin >= WRITEBACK_BYTES:
+            _start_writeback(self._fd, begin, edge - begin)
+        if self._hash_lock.acquire(blocking=False):
+            try:
+                if self._hashed == offset:
+                    self._hash.update(data)
+                    self._hashed += len(data)
+                if self._contiguous - self._hashed >= HASH_BYTES:
+                    self._hash_to(self._contiguous)
+            finally:
+                self._hash_lock.release()
+
+    def _hash_to(self, edge: int) -> None:
+        piece = bytearray(min(HASH_BYTES, edge - self._hashed))
+        while self._hashed < edge:
+            view = memoryview(piece)[: edge - self._hashed]
+            got = os.preadv(self._fd, [view], self._hashed)
+            if got == 0:
+                raise FileUnreadable(f"{self._path} became shorter while it was written.")
+            self._hash.update(view[:got])
+            self._hashed += got
+
+    def _failure(self, error: OSError) -> DiskFull | FileUnreadable:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(f"There is no room for the {self._layout.size} bytes of {self._path}.")
+        return FileUnreadable(f"{self._path} cannot be written: {error.strerror}.")
+
+
+def _reserve(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except AttributeError:
+        os.ftruncate(fd, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(fd, size)
+
+
+@lru_cache(maxsize=1)
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """The system call where there is one (Linux), else ``None``."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    call.restype = ctypes.c_int
+    found: Callable[[int, int, int, int], int] = call
+    return found
+
+
+def _start_writeback(fd: int, offset: int, size: int) -> None:
+    call = _sync_file_range()
+    if call is not None:
+        call(fd, offset, size, _SYNC_FILE_RANGE_WRITE)

@@ -1,0 +1,99 @@
+"""What a method is handed: one tensor (or a block of it) of every model, with the numbers that belong to it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from merge.errors import MethodMalformed
+from merge.kernels.keyed import Draws
+
+StatKey = Any
+"""A ``Stat`` class (its default form) or the very instance that the method declared."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Which tensor of which models this is: ``shape`` is that of the whole tensor, ``models`` the sources' ids."""
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Measured values by declared stat; ``read`` explains a missing declaration to the method's author."""
+
+    values: Mapping[Any, Any] = field(default_factory=dict)
+
+    def read(self, key: StatKey) -> Any:
+        """The value of a declared stat: one entry a measured quantity, in order."""
+        try:
+            return self.values[key]
+        except KeyError:
+            raise MethodMalformed(f"the stat {key} is used but not declared in needs=Needs(stats=...)") from None
+
+
+@dataclass
+class DeltaGroup:
+    """What a ``prepare`` may know besides the delta itself: ``rng`` draws by flat index, ``base`` lines up with it."""
+
+    site: Site
+    model: str
+    base: Tensor
+    weight: float
+    rng: Draws
+    stats: Stats = field(default_factory=Stats)
+
+    def stat(self, key: StatKey) -> Any:
+        """The single value measured on this source's delta."""
+        return self.stats.read(key)[0]
+
+
+@dataclass
+class TensorGroup:
+    """The same entries of every model, in compute dtype, lined up: all tensors here have one shape.
+
+    For granularity ``element`` that shape is flat and may be any part of the tensor; for ``row`` it is
+    (rows, columns) with whole rows; for ``tensor`` it is the tensor's own. Nothing in it may be written to.
+    """
+
+    site: Site
+    sources: Sequence[Tensor]
+    base_or_none: Tensor | None
+    weights: tuple[float, ...]
+    stats: Stats = field(default_factory=Stats)
+    given_deltas: Sequence[Tensor] | None = None
+    empty_like: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def base(self) -> Tensor:
+        """The base model's entries; the method must declare ``Needs(base=True)``."""
+        if self.base_or_none is None:
+            raise MethodMalformed("group.base is used but needs=Needs(base=True) is not declared")
+        return self.base_or_none
+
+    @cached_property
+    def deltas(self) -> Sequence[Tensor]:
+        """Each source minus the base, after the ``prepare`` steps."""
+        if self.given_deltas is not None:
+            return self.given_deltas
+        return [source - self.base for source in self.sources]
+
+    @property
+    def name(self) -> str:
+        """Name of the tensor."""
+        return self.site.name
+
+    @property
+    def role(self) -> str:
+        """Class of the tensor: linear, norm, embed, ..."""
+        return self.site.role
+
+    def stat(self, key: StatKey) -> Any:
+        """Values of a declared stat, one a measured quantity (one a source unless the stat says otherwise)."""
+        return self.stats.read(key)

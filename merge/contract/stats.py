@@ -1,0 +1,259 @@
+"""Numbers of a whole tensor (or of all tensors) that a blockwise method needs, measured in streaming passes.
+
+A method declares stats in ``Needs(stats=(...))``. Each is measured *of* some elementwise quantities of the group (the
+deltas, unless it says otherwise), takes one or more rounds over the blocks, and adds up exactly: counts are integers,
+sums are float64 over fixed pieces in index order. It may read other stats that it names in ``after``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from math import floor, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.contract.groups import DeltaGroup, TensorGroup
+from merge.kernels import radix
+from merge.kernels.reduce import in_order, piece_sums
+
+Quantity = Callable[..., Sequence[Tensor]]
+"""From (group, p), or (delta, own, p) in a prepare, to the tensors that are measured."""
+
+
+def deltas_of(group: TensorGroup, p: Any) -> Sequence[Tensor]:  # noqa: ARG001
+    """What a combine is measured on by default: every source's delta."""
+    return group.deltas
+
+
+def sources_of(group: TensorGroup, p: Any) -> Sequence[Tensor]:  # noqa: ARG001
+    """Every source's own values."""
+    return group.sources
+
+
+def own_delta(delta: Tensor, own: DeltaGroup, p: Any) -> Sequence[Tensor]:  # noqa: ARG001
+    """What a prepare is measured on by default: its delta."""
+    return (delta,)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured: entries in all, and the number of quantities."""
+
+    elements: int
+    quantities: int
+
+
+class Stat(ABC):
+    """One thing to measure. ``of`` gives the quantities; ``after`` the stats it needs first.
+
+    ``when`` names a knob and the values of it that make the stat necessary; otherwise it is not measured.
+    ``scope`` names a knob that says ``tensor`` or ``global``; without one the stat is per tensor.
+    """
+
+    rounds = 1
+
+    def __init__(
+        self,
+        of: Quantity | None = None,
+        *,
+        after: tuple["Stat | type[Stat]", ...] = (),
+        when: tuple[str, tuple[str, ...]] | None = None,
+        scope: str | None = None,
+    ) -> None:
+        self.of = of
+        self.after = after
+        self.when = when
+        self.scope = scope
+
+    def needed(self, p: Any) -> bool:
+        """Whether these settings make use of the stat."""
+        return self.when is None or getattr(p, self.when[0]) in self.when[1]
+
+    def is_global(self, p: Any) -> bool:
+        """Whether it is measured over all tensors at once."""
+        return self.scope is not None and getattr(p, self.scope) == "global"
+
+    def describe(self) -> dict[str, Any]:
+        """What the catalogue says of it."""
+        told = {"stat": type(self).__name__, "rounds": self.rounds}
+        if self.when:
+            told |= {"when": {self.when[0]: list(self.when[1])}}
+        return told | ({"scope": self.scope} if self.scope else {})
+
+    @abstractmethod
+    def known(self, p: Any, extent: Extent) -> Any:
+        """The value where it follows from the settings alone, else ``None``."""
+
+    @abstractmethod
+    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:
+        """What one block adds in this round. ``so_far`` is the result of the last round; threads may run it at once."""
+
+    @abstractmethod
+    def close(self, parts: Mapping[str, "Part"], p: Any, extent: Extent, so_far: Any) -> Any:
+        """The result of a round from every tensor's part, in the tensors' order; after the last round, the value."""
+
+    @abstractmethod
+    def part(self, quantities: int) -> "Part":
+        """An empty place to add the blocks of one tensor to."""
+
+
+class Part(ABC):
+    """What is known of one tensor in the middle of a round; ``add`` is called under a lock."""
+
+    @abstractmethod
+    def add(self, first_piece: int, block: list[Tensor]) -> None:
+        """Takes in what ``measure`` gave for a block that starts at this piece."""
+
+
+class _Counts(Part):
+    """Integer counts: order does not matter."""
+
+    def __init__(self, quantities: int) -> None:
+        self.totals: list[Tensor | None] = [None] * quantities
+
+    def add(self, first_piece: int, block: list[Tensor]) -> None:  # noqa: ARG002
+        for place, counts in enumerate(block):
+            total = self.totals[place]
+            if total is None:
+                self.totals[place] = counts
+            elif counts.numel():
+                total.add_(counts)
+
+
+class _Pieces(Part):
+    """Partial sums by index of the piece, added up in that order at the end."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, list[Tensor]] = {}
+
+    def add(self, first_piece: int, block: list[Tensor]) -> None:
+        self.blocks[first_piece] = block
+
+    def totals(self) -> list[float]:
+        ordered = [self.blocks[key] for key in sorted(self.blocks)]
+        return [in_order(torch.cat(list(column))) for column in zip(*ordered, strict=True)]
+
+
+class Threshold(Stat):
+    """The magnitude that an entry must reach to be among the largest ``share`` of its tensor (or of all tensors).
+
+    At least one entry is kept, and *all* entries equal to the threshold are. Exact on float32 magnitudes. ``share``
+    names the knob; the value is a tuple, one threshold a quantity, 0.0 where everything is kept.
+    """
+
+    rounds = 2
+
+    def __init__(self, of: Quantity | None = None, *, share: str = "density", scope: str | None = "scope", **more: Any):
+        super().__init__(of, scope=scope, **more)
+        self.share = share
+
+    def describe(self) -> dict[str, Any]:
+        """Names the knob, which must not vary between tensors where the scope is global."""
+        return super().describe() | {"share": self.share}
+
+    def is_global(self, p: Any) -> bool:
+        """Per tensor where the method has no such knob."""
+        return self.scope is not None and getattr(p, self.scope, "tensor") == "global"
+
+    def known(self, p: Any, extent: Extent) -> Any:
+        """All zero where nothing is trimmed."""
+        shares = self._shares(p, extent.quantities)
+        return (0.0,) * extent.quantities if all(share >= 1 for share in shares) else None
+
+    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
+        """Counts by upper bits in round one, by lower bits in round two."""
+        found = []
+        for place, (value, share) in enumerate(zip(values, self._shares(p, len(values)), strict=True)):
+            flat = value.reshape(-1).to(torch.float32)
+            if share >= 1:
+                found.append(torch.zeros(0, dtype=torch.int64))
+            elif so_far is None:
+                found.append(radix.count_high(flat))
+            else:
+                found.append(radix.count_low(flat, so_far[place][0]))
+        return found
+
+    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:
+        """(bin, rank in it) for every quantity, then the thresholds."""
+        found: list[Any] = []
+        for place, share in enumerate(self._shares(p, extent.quantities)):
+            if share >= 1:
+                found.append(0.0 if so_far else (0, 1))
+                continue
+            counts = torch.stack([part.totals[place] for part in parts.values()]).sum(0)  # type: ignore[attr-defined]
+            if so_far is None:
+                rank = max(1, floor(Decimal(repr(share)) * extent.elements))
+                found.append(radix.find_bin(counts, rank))
+            else:
+                high, rank = so_far[place]
+                found.append(radix.as_float(high, radix.find_bin(counts, rank)[0]))
+        return tuple(found)
+
+    def part(self, quantities: int) -> Part:
+        """Counts."""
+        return _Counts(quantities)
+
+    def _shares(self, p: Any, quantities: int) -> tuple[float, ...]:
+        share = getattr(p, self.share)
+        return share if isinstance(share, tuple) else (share,) * quantities
+
+
+class Sum(Stat):
+    """The sum of each quantity over the tensor, as a tuple of floats."""
+
+    def known(self, p: Any, extent: Extent) -> Any:  # noqa: ARG002
+        """Nothing is known without looking."""
+        return None
+
+    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
+        """float64 sums of the pieces."""
+        return [piece_sums(value, piece) for value in values]
+
+    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:  # noqa: ARG002
+        """Pieces in index order, then tensors in their order."""
+        totals = [part.totals() for part in parts.values()]  # type: ignore[attr-defined]
+        return tuple(in_order(torch.tensor(column, dtype=torch.float64)) for column in zip(*totals, strict=True))
+
+    def part(self, quantities: int) -> Part:  # noqa: ARG002
+        """Pieces."""
+        return _Pieces()
+
+
+class Norm(Sum):
+    """The Euclidean norm of each quantity, as a tuple of floats."""
+
+    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:
+        """Squares are exact: the product of two float32 fits a float64."""
+        return super().measure([value.to(torch.float64).square_() for value in values], p, piece, so_far)
+
+    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:
+        """Roots of the sums."""
+        return tuple(sqrt(total) for total in super().close(parts, p, extent, so_far))
+
+
+class Gram(Sum):
+    """All inner products of the quantities: a tuple of k tuples of k floats, symmetric."""
+
+    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:
+        """The upper triangle, row by row."""
+        wide = [value.to(torch.float64) for value in values]
+        rows = range(len(wide))
+        return super().measure([wide[i] * wide[j] for i in rows for j in rows if j >= i], p, piece, so_far)
+
+    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:
+        """The full matrix."""
+        flat = iter(super().close(parts, p, extent, so_far))
+        rows = range(extent.quantities)
+        upper = {(i, j): next(flat) for i in rows for j in rows if j >= i}
+        return tuple(tuple(upper[min(i, j), max(i, j)] for j in rows) for i in rows)
+
+
+class Dot(Gram):
+    """The inner product of the first two quantities, as a float."""
+
+    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:
+        """One entry of the Gram matrix."""
+        return super().close(parts, p, extent, so_far)[0][1]

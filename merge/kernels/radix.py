@@ -1,0 +1,39 @@
+"""The exact k-th largest magnitude of any number of float32 values, in two counting passes.
+
+The bits of a non-negative float32 grow with its value. Pass one counts the upper 15 of its 31 bits, pass two the lower
+16 of those values that share the upper bits of the wanted one. Counts add up over blocks, shards and machines.
+"""
+
+import torch
+from torch import Tensor
+
+HIGH_BINS = 1 << 15
+LOW_BINS = 1 << 16
+_LOW_MASK = LOW_BINS - 1
+_MAGNITUDE = 0x7FFFFFFF
+
+
+def count_high(values: Tensor) -> Tensor:
+    """int64 counts (32768) of the upper bits of the magnitudes of a flat float32 tensor."""
+    bits = values.view(torch.int32).bitwise_and(_MAGNITUDE).bitwise_right_shift_(16)
+    return torch.bincount(bits, minlength=HIGH_BINS)
+
+
+def count_low(values: Tensor, high: int) -> Tensor:
+    """int64 counts (65536) of the lower bits of those magnitudes whose upper bits are ``high``."""
+    bits = values.view(torch.int32).bitwise_and(_MAGNITUDE)
+    chosen = bits.bitwise_right_shift(16).eq_(high).nonzero().view(-1)
+    return torch.bincount(bits[chosen].bitwise_and_(_LOW_MASK), minlength=LOW_BINS)
+
+
+def find_bin(counts: Tensor, rank: int) -> tuple[int, int]:
+    """The bin that holds the ``rank``-th largest value (from 1), and the rank it has inside that bin."""
+    from_top = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(from_top, rank))
+    above = int(from_top[place - 1]) if place else 0
+    return counts.numel() - 1 - place, rank - above
+
+
+def as_float(high: int, low: int) -> float:
+    """The float32 magnitude with these upper and lower bits."""
+    return float(torch.tensor([high << 16 | low], dtype=torch.int32).view(torch.float32))

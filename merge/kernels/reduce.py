@@ -1,0 +1,38 @@
+"""Sums that come out the same to the last bit however the work was cut: fixed pieces, folded in halves, float64."""
+
+import torch
+from torch import Tensor
+
+PIECE_ELEMENTS = 1 << 16
+
+
+def piece_sums(values: Tensor, piece: int) -> Tensor:
+    """float64 sums of consecutive pieces of ``piece`` entries of a flat tensor; the last one may be shorter.
+
+    Each piece is folded by elementwise additions of its halves, so the order of additions depends on the length of
+    the piece alone, never on the processor or on what else is in ``values``.
+    """
+    flat = values.reshape(-1)
+    whole = flat.numel() // piece
+    sums = [_fold(flat[: whole * piece].view(whole, piece))] if whole else []
+    if flat.numel() > whole * piece:
+        sums.append(_fold(flat[whole * piece :].view(1, -1)))
+    return torch.cat(sums) if sums else torch.zeros(0, dtype=torch.float64, device=values.device)
+
+
+def _fold(rows: Tensor) -> Tensor:
+    work = rows.to(torch.float64, copy=True)
+    width = work.shape[1]
+    while width > 1:
+        half = (width + 1) // 2
+        work[:, : width - half].add_(work[:, half:width])
+        width = half
+    return work[:, 0].clone()
+
+
+def in_order(sums: Tensor) -> float:
+    """The pieces' sums added one after another, first to last."""
+    total = 0.0
+    for value in sums.tolist():
+        total += value
+    return total

@@ -1,0 +1,119 @@
+"""Work folders."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from worker.errors import DiskFull, WorkFolderBusy
+from worker.scratch import RESERVE_BYTES, WorkFolder, bytes_in, clean, ensure_room
+
+
+def fill(folder: Path, name: str, size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(os.urandom(size))
+
+
+def age(folder: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (then, then))
+
+
+def test_two_processes_never_work_in_one_folder(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path, "job_1"):
+        code = (
+            "import sys; from pathlib import Path; from worker.scratch import WorkFolder; from worker.errors import *\n"
+            "try:\n    WorkFolder(Path(sys.argv[1]), 'job_1').__enter__()\n"
+            "except WorkFolderBusy: sys.exit(7)"
+        )
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 7
+        with WorkFolder(tmp_path, "job_2"):
+            pass
+    with WorkFolder(tmp_path, "job_1"):
+        pass
+
+
+def test_a_busy_folder_is_a_reason_to_come_back() -> None:
+    assert WorkFolderBusy.retryable and not DiskFull.retryable
+
+
+def test_a_finished_job_leaves_nothing_and_an_unfinished_one_keeps_its_shards(tmp_path: Path) -> None:
+    for keep in (True, False):
+        with WorkFolder(tmp_path, "job_1") as work:
+            fill(work.output, "shard", 10)
+            work.finish(keep=keep)
+        assert (work.output / "shard").exists() is keep
+    assert not work.path.exists()
+
+
+def test_too_little_disk_is_refused_before_the_download_with_both_numbers(tmp_path: Path) -> None:
+    with (
+        WorkFolder(tmp_path, "job_1") as work,
+        pytest.raises(DiskFull, match=r"5\.06 GiB more .* 1\.00 GiB are free"),
+    ):
+        ensure_room(work, 5 << 30, free=lambda _: 1 << 30)
+
+
+def test_what_is_already_there_counts(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path, "job_1") as work:
+        fill(work.inputs, "shard", 1 << 20)
+        needed = 3 << 20
+        free = needed - bytes_in(work.path) + RESERVE_BYTES
+        ensure_room(work, needed, free=lambda _: free)
+        with pytest.raises(DiskFull):
+            ensure_room(work, needed, free=lambda _: free - 1)
+
+
+def test_folders_of_ended_jobs_make_room_oldest_first(tmp_path: Path) -> None:
+    for root_id, seconds in (("job_old", 300.0), ("job_new", 100.0), ("job_live", 500.0)):
+        with WorkFolder(tmp_path, root_id) as work:
+            fill(work.output, "shard", 1 << 20)
+            if root_id != "job_live":
+                work.finish(keep=True)
+        age(work.path, seconds)
+    room = RESERVE_BYTES + (1 << 20)
+    with WorkFolder(tmp_path, "job_1") as work:
+        ensure_room(work, 1 << 20, free=lambda _: room if not (tmp_path / "jobs/job_old").exists() else 0)
+        assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["job_1", "job_live", "job_new"]
+
+
+def test_only_folders_that_nobody_uses_grow_too_old(tmp_path: Path) -> None:
+    for root_id in ("job_old", "job_busy", "job_young"):
+        with WorkFolder(tmp_path, root_id) as work:
+            fill(work.output, "shard", 10)
+        if root_id != "job_young":
+            age(work.path, 7200)
+    with WorkFolder(tmp_path, "job_busy"):
+        age(tmp_path / "jobs/job_busy", 7200)
+        assert clean(tmp_path, 3600) == ["job_old"]
+    assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["job_busy", "job_young"]
+
+
+def test_a_folder_removed_while_it_was_being_opened_is_not_worked_in(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path, "job_1")
+    with work:
+        (work.path / "lock").unlink()
+        with pytest.raises(WorkFolderBusy):
+            _open_the_unlinked(work)
+
+
+def _open_the_unlinked(work: WorkFolder) -> None:
+    """A lock on a name that no longer leads to the same file is no lock."""
+    from worker import scratch
+
+    original = scratch.os.open
+
+    def open_then_lose(path: Path, flags: int, mode: int = 0o777) -> int:
+        descriptor = original(path, flags, mode)
+        Path(path).unlink()
+        return descriptor
+
+    scratch.os.open = open_then_lose  # type: ignore[assignment]
+    try:
+        WorkFolder(work.scratch, work.root_id).__enter__()
+    finally:
+        scratch.os.open = original  # type: ignore[assignment]

@@ -1,0 +1,127 @@
+"""The Celery app: how messages travel and how children run. Loads no torch, opens no connection."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from settings import Settings
+from worker.board import BOARD_VARIABLE, Board, is_healthy
+from worker.device import CPU, pin
+from worker.log import configure_logging
+
+TASK = "mergery.run_job"
+QUEUES = ("cpu", "gpu")
+DEVICE_VARIABLE = "MERGERY_WORKER_DEVICE"
+VISIBILITY_SECONDS = 12 * 3600
+CHILD_START_SECONDS = 180.0
+JOBS_PER_CHILD = {"cpu": 16, "gpu": 1}
+
+
+def make_app(settings: Settings) -> Celery:
+    """The app which dispatcher and workers share; ``settings.broker_url`` must be set.
+
+    Messages are hints and the database decides, so nothing here has to be quick to redeliver: the visibility
+    timeout is longer than any job, and there is no result backend.
+    """
+    app = Celery("mergery", broker=settings.broker_url, include=["worker.child"], set_as_current=False)
+    hard_limit = settings.job_timeout_seconds + 600
+    app.conf.update(
+        broker_transport_options={
+            "visibility_timeout": max(VISIBILITY_SECONDS, int(2 * hard_limit)),
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+        },
+        visibility_timeout=max(VISIBILITY_SECONDS, int(2 * hard_limit)),
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_acks_on_failure=True,
+        task_acks_on_timeout=True,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_time_limit=hard_limit,
+        task_serializer="json",
+        accept_content=["json"],
+        task_queues=[Queue(name) for name in QUEUES],
+        task_default_queue="cpu",
+        task_create_missing_queues=False,
+        worker_prefetch_multiplier=1,
+        worker_pool_start_method="spawn",
+        worker_proc_alive_timeout=CHILD_START_SECONDS,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_soft_shutdown_timeout=60.0,
+        worker_enable_soft_shutdown_on_idle=True,
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
+    return app
+
+
+def announce(app: Celery, job_id: str, queue: str, connection: Any = None) -> None:
+    """Rings the doorbell: tells the workers of ``queue`` that ``job_id`` may be claimed; sends only the id."""
+    app.send_task(TASK, args=[job_id], queue=queue, ignore_result=True, retry=False, connection=connection)
+
+
+def run_worker(
+    settings: Settings, queues: Sequence[str], concurrency: int = 1, device: str | None = None
+) -> int:
+    """Runs a Celery worker for ``queues`` until it is told to stop; returns its exit code.
+
+    ``device``: see :func:`worker.device.pin`. SIGTERM and SIGQUIT both hand running jobs back to the queue.
+    """
+    from worker.supervisor import Supervisor
+
+    configure_logging(settings.log_level)
+    chosen = pin(queues, device)
+    settings.scratch.mkdir(parents=True, exist_ok=True)
+    board = Board.create(settings.scratch)
+    export(settings)
+    os.environ[BOARD_VARIABLE] = str(board.folder)
+    os.environ[DEVICE_VARIABLE] = chosen
+    app = make_app(settings)
+    supervisor = Supervisor.start(settings, board)
+    kind = "cpu" if chosen == CPU else "gpu"
+    worker = app.Worker(
+        hostname=f"{kind}-{os.getpid()}@%h",
+        queues=list(queues),
+        concurrency=concurrency,
+        pool="prefork",
+        optimization="fair",
+        max_tasks_per_child=JOBS_PER_CHILD[kind],
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+    )
+    try:
+        worker.start()
+    finally:
+        supervisor.stop()
+    return int(worker.exitcode or 0)
+
+
+def check_health(settings: Settings) -> int:
+    """Exit code for a container's health check: 0 while a worker of this host runs and reaches the broker."""
+    return 0 if is_healthy(settings.scratch) else 1
+
+
+def export(settings: Settings) -> None:
+    """Puts the settings that were given into the environment, from which spawned children read them."""
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if hasattr(value, "get_secret_value"):
+            text = value.get_secret_value()
+        elif isinstance(value, list):
+            text = (":" if name == "model_roots" else ",").join(str(part) for part in value)
+        else:
+            text = str(value)
+        os.environ[f"MERGERY_{name.upper()}"] = text

@@ -1,0 +1,52 @@
+"""What a pool child does: loads the engine when it starts, then runs one job a message.
+
+The parent imports this module too, so torch and the engine are imported inside the functions only.
+"""
+
+import os
+import threading
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import shared_task
+from celery.signals import worker_process_init
+
+from worker.app import DEVICE_VARIABLE, TASK
+from worker.board import BOARD_VARIABLE, Board
+from worker.device import CPU
+
+if TYPE_CHECKING:
+    from worker.merge_job import Workshop
+
+log = structlog.get_logger("worker.child")
+
+
+@cache
+def workshop() -> "Workshop":
+    """What all jobs of this child share: settings, database, device."""
+    from settings import Settings
+    from worker.log import configure_logging
+    from worker.merge_job import Workshop
+
+    settings = Settings()
+    configure_logging(settings.log_level)
+    folder = os.environ.get(BOARD_VARIABLE)
+    board = Board(Path(folder)) if folder else None
+    return Workshop.open(settings, device=os.environ.get(DEVICE_VARIABLE, CPU), board=board)
+
+
+@worker_process_init.connect
+def load_engine(**_: Any) -> None:
+    """Imports torch and the engine before the first job arrives."""
+    workshop().warm_up()
+    log.info("child_ready", pid=os.getpid())
+
+
+@shared_task(name=TASK, ignore_result=True)
+def run_job(job_id: str) -> None:
+    """Runs the job if it can be claimed; a message about any other job is a duplicate and is dropped."""
+    from worker.merge_job import run
+
+    run(workshop(), job_id, owner=f"{os.uname().nodename}:{os.getpid()}:{threading.get_native_id()}")

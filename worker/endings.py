@@ -1,0 +1,64 @@
+"""How a job that does not succeed ends: any failure becomes a stable code and a sentence."""
+
+import errno
+from dataclasses import dataclass
+from typing import Any
+
+from hub.errors import HubError
+from jobs import lifecycle
+from jobs.errors import JobError
+from jobs.lifecycle import Fence
+from merge.errors import MergeError, PlanRefused
+from scoring.errors import ScoringError
+from worker.device import is_out_of_memory
+from worker.errors import Stop, WorkerError
+from worker.log import redacted
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is recorded of a failed job."""
+
+    code: str
+    detail: str
+    findings: list[dict[str, Any]] | None = None
+    retryable: bool = False
+
+
+def describe(error: BaseException, *, secret: str | None = None) -> Failure:
+    """The failure that ``error`` stands for; ``secret`` never appears in its sentence."""
+    failure = _classify(error)
+    detail = redacted(failure.detail)
+    if secret:
+        detail = detail.replace(secret, "[redacted]")
+    return Failure(failure.code, detail, failure.findings, failure.retryable)
+
+
+def _classify(error: BaseException) -> Failure:
+    if isinstance(error, PlanRefused):
+        return Failure(error.code, str(error), [finding.as_dict() for finding in error.findings])
+    if isinstance(error, HubError | WorkerError):
+        return Failure(error.code, str(error), retryable=error.retryable)
+    if isinstance(error, MergeError | ScoringError | JobError):
+        return Failure(error.code, str(error))
+    if is_out_of_memory(error):
+        detail = (
+            "memory ran out; lower MERGERY_MEMORY_BUDGET_BYTES or give the worker more memory, then retry"
+        )
+        return Failure("out_of_memory", detail)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return Failure("disk_full", "the work disk is full; free some space, then retry the job")
+    detail = f"an unexpected {type(error).__name__} stopped the job; the worker's log has the details"
+    return Failure("internal_error", detail, retryable=True)
+
+
+def settle_stop(session: Any, fence: Fence, reason: Stop) -> None:
+    """Records what a stopped job becomes: cancelled, failed or queued again; nothing if another owns it."""
+    if reason is Stop.CANCEL:
+        lifecycle.finish_cancel(session, fence)
+    elif reason is Stop.TIMEOUT:
+        lifecycle.fail(session, fence, "timeout", "the job took longer than its time limit allows")
+    elif reason is Stop.SHUTDOWN:
+        lifecycle.release(session, fence)

@@ -1,0 +1,166 @@
+"""The work folder of a job: one a retry chain, locked while in use, removed when nobody will return."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from worker.errors import DiskFull, WorkFolderBusy
+
+RESERVE_BYTES = 64 << 20
+LOCK_FILE = "lock"
+FINISHED_FILE = "finished"
+
+
+@dataclass
+class WorkFolder:
+    """``<scratch>/jobs/<root id>``: downloads, unfinished output and journal of a job and its retries.
+
+    Used as a context manager; holds an exclusive ``flock`` which the kernel drops when the process dies.
+    """
+
+    scratch: Path
+    root_id: str
+    _lock: int = -1
+
+    @property
+    def path(self) -> Path:
+        return jobs_folder(self.scratch) / self.root_id
+
+    @property
+    def inputs(self) -> Path:
+        return self.path / "inputs"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output"
+
+    def __enter__(self) -> "WorkFolder":
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _try_lock(self.path)
+        if self._lock < 0:
+            raise WorkFolderBusy(
+                f"another process still works in the folder of {self.root_id}; tried again later"
+            )
+        (self.path / FINISHED_FILE).unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def finish(self, *, keep: bool) -> None:
+        """The job has ended: the folder goes now, or waits for a retry until age or a full disk ends that."""
+        if keep:
+            (self.path / FINISHED_FILE).touch()
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def jobs_folder(scratch: Path) -> Path:
+    """Where the work folders are."""
+    return scratch / "jobs"
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes that the files below ``folder`` take on the disk."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(parent) / name).lstat().st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written on the disk of ``folder``."""
+    return shutil.disk_usage(folder).free
+
+
+def ensure_room(
+    work: WorkFolder,
+    needed: int,
+    *,
+    free: Callable[[Path], int] = free_bytes,
+) -> None:
+    """Raises ``DiskFull`` unless the disk can hold ``needed`` bytes, counting what the folder already holds.
+
+    Folders of ended jobs, oldest first, make room.
+    """
+    missing = max(0, needed - bytes_in(work.path)) + RESERVE_BYTES
+    for idle in _idle_folders(work.scratch):
+        if free(work.path) >= missing:
+            return
+        remove_idle(idle)
+    available = free(work.path)
+    if available < missing:
+        raise DiskFull(
+            f"the job needs {_gib(missing)} more on the work disk and {_gib(available)} are free; "
+            "free some space or point MERGERY_SCRATCH_DIR at a larger disk, then retry the job"
+        )
+
+
+def clean(scratch: Path, keep_seconds: float, *, now: Callable[[], float] = time.time) -> list[str]:
+    """Removes the folders in which nobody has worked for ``keep_seconds``; returns their root ids."""
+    removed = []
+    for folder in jobs_folder(scratch).glob("*"):
+        try:
+            touched = max(entry.stat().st_mtime for entry in (folder, *folder.iterdir()))
+        except FileNotFoundError:
+            continue
+        if now() - touched > keep_seconds and remove_idle(folder):
+            removed.append(folder.name)
+    return sorted(removed)
+
+
+def remove_idle(folder: Path) -> bool:
+    """Removes a work folder unless somebody holds its lock; says whether it did."""
+    lock = _try_lock(folder)
+    if lock < 0:
+        return False
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+    return True
+
+
+def _idle_folders(scratch: Path) -> Iterator[Path]:
+    marks = jobs_folder(scratch).glob(f"*/{FINISHED_FILE}")
+    yield from (mark.parent for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime))
+
+
+def _try_lock(folder: Path) -> int:
+    try:
+        lock = os.open(folder / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return -1
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return -1
+    if not _is_linked(lock, folder / LOCK_FILE):
+        os.close(lock)
+        return -1
+    return lock
+
+
+def _is_linked(lock: int, path: Path) -> bool:
+    try:
+        return os.fstat(lock).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.2f} GiB"

@@ -1,0 +1,157 @@
+"""A thread in the worker's parent process: reports health, kills stuck children, settles what they leave."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from celery.signals import heartbeat_sent, worker_shutting_down
+
+from db.session import make_engine, make_sessions
+from jobs import lifecycle
+from jobs.errors import LeaseLost
+from jobs.lifecycle import Fence
+from settings import Settings
+from worker import scratch
+from worker.board import Board, Note, health_path
+from worker.context import Transaction
+from worker.endings import settle_stop
+from worker.errors import Stop
+
+log = structlog.get_logger("worker.supervisor")
+
+LOOK_SECONDS = 0.5
+GRACE_SECONDS = 30.0
+CLEAN_SECONDS = 600.0
+CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
+
+
+@dataclass
+class Supervisor:
+    """Watches the board. ``grace_seconds`` is how long a child may take to stop after it was told to."""
+
+    board: Board
+    transaction: Transaction
+    scratch: Path
+    lease_seconds: float
+    keep_seconds: float
+    grace_seconds: float = GRACE_SECONDS
+    kill: Callable[[int, int], None] = os.kill
+    count_kills: Callable[[], int] = lambda: count_out_of_memory_kills(CGROUP_EVENTS)
+    _done: threading.Event = field(default_factory=threading.Event, init=False)
+    _kills: int = field(default=0, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+    _cleaned_at: float = field(default=float("-inf"), init=False)
+
+    @classmethod
+    def start(cls, settings: Settings, board: Board) -> "Supervisor":
+        """Starts the thread and connects it to the signals of the Celery worker in this process."""
+        sessions = make_sessions(make_engine(settings.database_url or "", pool_size=1))
+        supervisor = cls(
+            board,
+            sessions.begin,
+            settings.scratch,
+            settings.lease_seconds,
+            settings.keep_unfinished_seconds,
+            settings.stop_grace_seconds,
+        )
+        worker_shutting_down.connect(supervisor._on_shutdown, weak=False)
+        heartbeat_sent.connect(supervisor._on_heartbeat, weak=False)
+        supervisor._thread = threading.Thread(target=supervisor._run, name="supervisor", daemon=True)
+        supervisor._thread.start()
+        return supervisor
+
+    def stop(self) -> None:
+        """Ends the thread after a last look, and takes the board down."""
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+        self.look()
+        self.board.remove()
+
+    def look(self) -> None:
+        """One round: settles the jobs of dead children, kills those that should have ended."""
+        now = time.monotonic()
+        for note in self.board.notes():
+            if not is_alive(note.pid):
+                self._settle(note)
+                self.board.clear(note.pid)
+            elif self._is_overdue(note, now):
+                log.warning("child_killed", job_id=note.job_id, pid=note.pid, reason=note.reason or "silent")
+                self.kill(note.pid, signal.SIGKILL)
+
+    def _is_overdue(self, note: Note, now: float) -> bool:
+        if note.stop_at is not None and now - note.stop_at > self.grace_seconds:
+            return True
+        return now - note.alive_at > self.lease_seconds + self.grace_seconds
+
+    def _settle(self, note: Note) -> None:
+        fence = Fence(note.job_id, note.attempt, note.owner)
+        kills = self.count_kills()
+        starved = kills > self._kills
+        self._kills = kills
+        log.warning("child_died", job_id=note.job_id, pid=note.pid, out_of_memory=starved)
+        try:
+            with self.transaction() as session:
+                _settle(session, fence, note.reason, starved=starved)
+        except LeaseLost:
+            log.info("child_had_lost_its_lease", job_id=note.job_id)
+        except Exception as error:
+            # The dispatcher finds the job when its lease runs out.
+            log.warning("settling_failed", job_id=note.job_id, error=str(error))
+
+    def _run(self) -> None:
+        self._kills = self.count_kills()
+        while not self._done.wait(LOOK_SECONDS):
+            try:
+                self.look()
+                self._clean()
+            except OSError as error:
+                log.warning("look_failed", error=str(error))
+
+    def _clean(self) -> None:
+        if time.monotonic() - self._cleaned_at > CLEAN_SECONDS:
+            self._cleaned_at = time.monotonic()
+            for root_id in scratch.clean(self.scratch, self.keep_seconds):
+                log.info("work_folder_removed", root_id=root_id)
+
+    def _on_shutdown(self, **_: Any) -> None:
+        self.board.ask_to_stop()
+
+    def _on_heartbeat(self, **_: Any) -> None:
+        health_path(self.scratch).touch()
+
+
+def _settle(session: Any, fence: Fence, reason: str | None, *, starved: bool) -> None:
+    if reason is not None:
+        settle_stop(session, fence, Stop(reason))
+    elif starved:
+        detail = (
+            "the system killed the job's process because memory ran out; give the worker more or the job less"
+        )
+        lifecycle.fail(session, fence, "out_of_memory", detail, retryable=True)
+    else:
+        lifecycle.fail(session, fence, "worker_lost", "the process that ran the job died", retryable=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process with this id exists and is not a zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in ("Z", "X")
+
+
+def count_out_of_memory_kills(events: Path) -> int:
+    """How many processes of this control group the kernel has killed for memory; 0 where it does not say."""
+    try:
+        lines = events.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(count) for name, _, count in (line.partition(" ") for line in lines) if name == "oom_kill")
