@@ -1,5 +1,8 @@
-"""Every environment variable of the service, typed, in one class. Read by cli, api, worker and migrations only."""
+"""Every environment variable of the service, typed, in one class; read by cli, api, worker, migrations."""
 
+import os
+import secrets
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +33,9 @@ class Settings(BaseSettings):
         None, description="Signs cursors and sessions, encrypts Hub tokens; unset: made once in data_dir"
     )
     data_dir: Path = Field(default_factory=lambda: user_data_path("mergery"))
-    scratch_dir: Path | None = Field(None, description="Downloads and unfinished outputs; default data_dir/scratch")
+    scratch_dir: Path | None = Field(
+        None, description="Downloads and unfinished outputs; default data_dir/scratch"
+    )
     model_roots: Annotated[list[Path], NoDecode] = Field(
         default_factory=list, description="Folders (colon separated) whose models and texts recipes may name"
     )
@@ -41,14 +46,18 @@ class Settings(BaseSettings):
     hub_endpoint: str = Field(
         "https://huggingface.co", validation_alias=AliasChoices("MERGERY_HUB_ENDPOINT", "HF_ENDPOINT")
     )
-    memory_budget_bytes: int = Field(GIB, ge=64 << 20, description="What a merge may use beyond the idle worker")
+    memory_budget_bytes: int = Field(
+        GIB, ge=64 << 20, description="What a merge may use beyond the idle worker"
+    )
     threads: int = Field(0, ge=0, description="Threads of one merge; 0: all cores")
     plan_timeout_seconds: float = Field(10.0, gt=0)
 
     lease_seconds: float = Field(60.0, gt=0)
     heartbeat_seconds: float = Field(15.0, gt=0)
     dispatch_poll_seconds: float = Field(2.0, gt=0)
-    announce_after_seconds: float = Field(60.0, gt=0, description="Ring again for a queued job not claimed by then")
+    announce_after_seconds: float = Field(
+        60.0, gt=0, description="Ring again for a queued job not claimed by then"
+    )
     max_attempts: int = Field(3, ge=1)
     job_timeout_seconds: float = Field(6 * 3600, gt=0)
     stop_grace_seconds: float = Field(30.0, gt=0, description="A job told to stop is killed after so long")
@@ -61,7 +70,7 @@ class Settings(BaseSettings):
         default_factory=list, description="CIDRs webhooks may reach although not public"
     )
     webhook_retry_seconds: Annotated[list[float], NoDecode] = Field(
-        default_factory=lambda: [0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
+        default_factory=lambda: [0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0]
     )
 
     max_body_bytes: int = 1 << 20
@@ -80,7 +89,9 @@ class Settings(BaseSettings):
     @field_validator("webhook_allow_networks", "webhook_retry_seconds", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @cached_property
     def scratch(self) -> Path:
@@ -91,3 +102,18 @@ class Settings(BaseSettings):
     def url(self) -> str:
         """Base URL put into links."""
         return self.public_url or f"http://{self.host}:{self.port}"
+
+    def secret(self) -> str:
+        """The secret that is set, or one made once in ``data_dir`` for all processes of this machine."""
+        if self.secret_key is not None:
+            return self.secret_key.get_secret_value()
+        path = self.data_dir / "secret.key"
+        if not path.exists():
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f"secret.{os.getpid()}.{secrets.token_hex(4)}")
+            draft.touch(mode=0o600)
+            draft.write_text(secrets.token_urlsafe(48))
+            with suppress(FileExistsError):
+                path.hardlink_to(draft)
+            draft.unlink()
+        return path.read_text().strip()

@@ -1,6 +1,6 @@
 """Any error becomes one problem body (RFC 9457). A code is stable; its title and status are listed here once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -137,7 +137,7 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
     return JSONResponse(body, problem.status_code, dict(problem.headers or {}), PROBLEM_TYPE)
 
 
-def pointer_of(location: Sequence[int | str]) -> str:
+def pointer_of(location: Iterable[int | str]) -> str:
     """JSON pointer (RFC 6901) of a pydantic location."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 

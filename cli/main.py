@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,9 @@ def _add(
 
 
 def _add_service_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    up = _add(commands, "up", run_up, "start everything on this machine, with embedded servers where no URL is set")
+    up = _add(
+        commands, "up", run_up, "start everything on this machine, with embedded servers where no URL is set"
+    )
     up.add_argument("--data-dir", type=Path, help="where data is kept (default: the user's data folder)")
     up.add_argument("--host")
     up.add_argument("--port", type=int)
@@ -42,8 +43,10 @@ def _add_service_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     worker = _add(commands, "worker", run_worker, "run jobs")
     worker.add_argument("--queues", default="cpu", help="cpu or gpu, or both with a comma")
     worker.add_argument("--concurrency", type=int, default=1)
-    worker.add_argument("--gpu", help="the CUDA device this worker is pinned to (default: the first)")
-    worker.add_argument("--health", action="store_true", help="say whether the worker of this machine is alive")
+    worker.add_argument("--device", help="cpu, cuda or cuda:N (default: by queue)")
+    worker.add_argument(
+        "--health", action="store_true", help="say whether the worker of this machine is alive"
+    )
     _add(commands, "migrate", run_migrate, "bring the database to the newest schema")
 
 
@@ -61,7 +64,9 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     serve.add_argument("folder", type=Path)
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8080)
-    serve.add_argument("--tokens", type=Path, help="YAML or JSON file of tokens; without it everything is public")
+    serve.add_argument(
+        "--tokens", type=Path, help="YAML or JSON file of tokens; without it everything is public"
+    )
     methods = _add(commands, "methods", run_methods, "list the merge methods, or show one")
     methods.add_argument("name", nargs="?")
     translate = _add(commands, "translate", run_translate, "show a mergekit configuration in our form")
@@ -81,7 +86,9 @@ def run_api(_options: argparse.Namespace, settings: Settings) -> int:
 
     from api.app import create_app
 
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_config=None, access_log=False)
+    uvicorn.run(
+        create_app(settings), host=settings.host, port=settings.port, log_config=None, access_log=False
+    )
     return 0
 
 
@@ -95,15 +102,11 @@ def run_dispatcher(_options: argparse.Namespace, settings: Settings) -> int:
 
 def run_worker(options: argparse.Namespace, settings: Settings) -> int:
     """`mergery worker`"""
-    queues = options.queues.split(",")
-    if "gpu" in queues:
-        # Before torch is imported anywhere: the worker sees its one device as device 0.
-        os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu or os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     from worker import app
 
     if options.health:
         return app.check_health(settings)
-    return app.run_worker(settings, queues, concurrency=options.concurrency)
+    return app.run_worker(settings, options.queues.split(","), options.concurrency, options.device)
 
 
 def run_migrate(_options: argparse.Namespace, settings: Settings) -> int:
@@ -151,7 +154,10 @@ def run_translate(options: argparse.Namespace, _settings: Settings) -> int:
     translation = translate(yaml.safe_load(options.config.read_text()))
     for note in translation.notes:
         print(f"# {note}")
-    print(yaml.safe_dump(translation.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False), end="")
+    print(
+        yaml.safe_dump(translation.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
+        end="",
+    )
     return 0
 
 

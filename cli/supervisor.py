@@ -1,4 +1,4 @@
-"""Keeps the processes of `mergery up` alive: starts them, starts them again when they die, stops them in order."""
+"""Keeps the processes of `mergery up` alive: starts them, revives the dead, stops them in order."""
 
 import signal
 import subprocess

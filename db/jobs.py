@@ -51,7 +51,9 @@ def page(
     created_after: datetime | None = None,
     created_before: datetime | None = None,
 ) -> Sequence[Job]:
-    """Newest first, after the row ``after`` = (created_at, id). Ask for one more than shown to know whether more exist."""
+    """Newest first, after the row ``after`` = (created_at, id). Ask for one more than you show to know of
+    more.
+    """
     rows = select(Job).where(Job.tenant_id == tenant_id)
     if after is not None:
         rows = rows.where(tuple_(Job.created_at, Job.id) < after)
@@ -141,7 +143,9 @@ def write_progress(
 ) -> tuple[bool] | None:
     """Stores progress; (whether an event is due,), or nothing when the fence is stale."""
     due = or_(Job.progress_at.is_(None), Job.progress_at < now() - seconds(event_every))
-    locked = select(Job.id, due.label("due")).where(Job.id == job_id, *_owned(attempt, owner)).with_for_update()
+    locked = (
+        select(Job.id, due.label("due")).where(Job.id == job_id, *_owned(attempt, owner)).with_for_update()
+    )
     found = session.execute(locked).one_or_none()
     if found is None:
         return None

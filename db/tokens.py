@@ -16,6 +16,15 @@ def tenant(session: Session, tenant_id: str) -> Tenant | None:
     return session.get(Tenant, tenant_id)
 
 
+def lock_tenant(session: Session, tenant_id: str) -> Tenant | None:
+    """The tenant, held against other holders until the transaction ends (rows that refer to it may still be
+    made).
+    """
+    return session.scalars(
+        select(Tenant).where(Tenant.id == tenant_id).with_for_update(key_share=True)
+    ).one_or_none()
+
+
 def tenant_named(session: Session, name: str) -> Tenant:
     """The tenant of this name, made if there is none; safe when two ask at once."""
     session.execute(insert(Tenant).values(id=new_id("ten"), name=name).on_conflict_do_nothing())

@@ -47,7 +47,9 @@ class Stamp:
 
 def is_large(path: str, size: int, sample: bytes) -> bool:
     """Whether the Hub keeps a file outside git: by name, by size, or because its first 512 bytes hold a NUL."""
-    return size > 0 and (path.endswith(LARGE_SUFFIXES) or size > REGULAR_LIMIT or b"\0" in sample[:SAMPLE_BYTES])
+    return size > 0 and (
+        path.endswith(LARGE_SUFFIXES) or size > REGULAR_LIMIT or b"\0" in sample[:SAMPLE_BYTES]
+    )
 
 
 def blob_oid(data: bytes) -> str:
@@ -59,6 +61,12 @@ def large_entry(size: int, sha256: str) -> Entry:
     """The entry of a large file, with the id of its pointer as git LFS writes it."""
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
     return Entry(size, blob_oid(pointer.encode()), sha256)
+
+
+def is_shown(name: str) -> bool:
+    """Whether a repository may hold a file of this name: a safe path without hidden parts."""
+    parts = name.split("/")
+    return is_safe_path(name) and all(not part.startswith(".") or part in SHOWN_DOTFILES for part in parts)
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -82,7 +90,9 @@ def scan(folder: Path) -> dict[str, Stamp]:
     """Every file of a folder that a repository shows. Dot files, and links that lead out of the folder, are not shown."""
     home = folder.resolve()
     return {
-        name: Stamp(status.st_size, status.st_mtime_ns) for name, status in _walk(home, home, "") if is_safe_path(name)
+        name: Stamp(status.st_size, status.st_mtime_ns)
+        for name, status in _walk(home, home, "")
+        if is_safe_path(name)
     }
 
 

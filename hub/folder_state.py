@@ -69,7 +69,9 @@ class FolderState:
     def digests(self, folder: str) -> dict[str, tuple[Stamp, Entry]]:
         """What is known of the files of ``folder``, with the stamps they had when they were hashed."""
         with self._lock:
-            rows = self._db.execute("select name, size, mtime_ns, oid, sha256 from digest where folder = ?", (folder,))
+            rows = self._db.execute(
+                "select name, size, mtime_ns, oid, sha256 from digest where folder = ?", (folder,)
+            )
             return {row[0]: (Stamp(row[1], row[2]), Entry(row[1], row[3], row[4])) for row in rows}
 
     def digest(self, folder: str, name: str) -> tuple[Stamp, Entry] | None:

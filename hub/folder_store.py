@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hub.folder_access import Marks, MarksFile, dump_marks, parse_marks
-from hub.folder_errors import EntryMissing, ParentStale, RepoExists, RepoMissing, RequestInvalid, RevisionMissing
+from hub.folder_errors import (
+    EntryMissing,
+    ParentStale,
+    RepoExists,
+    RepoMissing,
+    RequestInvalid,
+    RevisionMissing,
+)
 from hub.folder_files import (
     Entry,
     Stamp,
@@ -241,7 +248,13 @@ class FolderStore:
         self._state.remember(OBJECTS, {etag: (stamp_of(self._object(etag)), entry)})
 
     def commit(
-        self, repo: Repo, branch: str, title: str, description: str, parent: str | None, changes: Iterable[Change]
+        self,
+        repo: Repo,
+        branch: str,
+        title: str,
+        description: str,
+        parent: str | None,
+        changes: Iterable[Change],
     ) -> Revision:
         """One new revision out of ``changes``: visible whole, or not at all, whatever happens in between."""
         with self._locks[repo.key]:
@@ -253,6 +266,7 @@ class FolderStore:
             tree = dict(base.tree)
             for change in changes:
                 self._apply(repo, tree, change)
+            _check_layout(tree)
             revision = self._new_revision(base.id, title, description, tree)
             self._preserve(repo, base.tree, tree)
             self._state.commit(repo.key, branch, revision, laid_out=branch != MAIN)
@@ -264,8 +278,6 @@ class FolderStore:
         if change.content is not None:
             entry = Entry(len(change.content), blob_oid(change.content), None)
             write_once(self._object(entry.oid), change.content)
-            self._object(entry.oid).chmod(0o444)
-            self._know_object(entry.oid, entry)
             tree[change.path] = entry
         elif change.sha256 is not None:
             tree[change.path] = self._large(repo, change, tree)
@@ -274,15 +286,13 @@ class FolderStore:
                 del tree[name]
         else:
             tree.pop(change.path, None)
-        if any(f"{change.path}/" == name[: len(change.path) + 1] for name in tree) and change.path in tree:
-            raise RequestInvalid(f"{change.path} cannot be both a file and a folder")
-        if any(parent in tree for parent in _parents(change.path)):
-            raise RequestInvalid(f"a folder of {change.path} is already a file")
 
     def _large(self, repo: Repo, change: Change, tree: Tree) -> Entry:
         sha256 = change.sha256 or ""
         entry = large_entry(change.size, sha256)
-        if entry in tree.values() or (self.has_large(repo, sha256) and self._object(sha256).stat().st_size == change.size):
+        if entry in tree.values() or (
+            self.has_large(repo, sha256) and self._object(sha256).stat().st_size == change.size
+        ):
             return entry
         hash = self.xet.hash_of(sha256)
         if hash is None:
@@ -350,9 +360,10 @@ class FolderStore:
         ]
 
 
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")
-    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+def _check_layout(tree: Tree) -> None:
+    folders = {path[:index] for path in tree for index, char in enumerate(path) if char == "/"}
+    for both in folders & tree.keys():
+        raise RequestInvalid(f"{both} cannot be both a file and a folder")
 
 
 def header_end(path: Path) -> int:

@@ -60,11 +60,15 @@ class XetStore:
         expiry = int(time.time()) + TOKEN_SECONDS
         try:
             with self._session.new_file_download_group(
-                endpoint=self.url, token="local", token_expiry_unix_secs=expiry  # noqa: S106
+                endpoint=self.url,
+                token="local",
+                token_expiry_unix_secs=expiry,  # noqa: S106
             ) as group:
                 group.start_download_file(hf_xet.XetFileInfo(hash, size), str(target))
         except (hf_xet.XetObjectNotFoundError, RuntimeError, OSError):
-            raise RequestInvalid("a file of this commit is not complete in the chunk store: upload it again") from None
+            raise RequestInvalid(
+                "a file of this commit is not complete in the chunk store: upload it again"
+            ) from None
 
 
 def files_of_shard(data: bytes) -> Iterator[tuple[str, str]]:

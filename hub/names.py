@@ -20,7 +20,12 @@ def is_safe_path(path: str) -> bool:
     Refused: empty and dot segments, absolute and drive paths, backslashes, control characters, ``.git`` folders, and
     anything longer than a file system takes.
     """
-    if not path or len(path) > MAX_PATH or "\\" in path or any(ord(char) < 32 or ord(char) == 127 for char in path):
+    if (
+        not path
+        or len(path) > MAX_PATH
+        or "\\" in path
+        or any(ord(char) < 32 or ord(char) == 127 for char in path)
+    ):
         return False
     try:
         path.encode()

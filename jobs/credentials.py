@@ -28,7 +28,7 @@ def store_token(session: Session, keyring: Keyring, tenant_id: str, name: str, t
 
 
 def open_token(session: Session, keyring: Keyring, tenant_id: str, credential_id: str) -> str:
-    """The clear token. Raises ``NotFound`` when it was revoked, ``CredentialUnreadable`` when the key is gone."""
+    """The clear token. Raises ``NotFound`` when revoked, ``CredentialUnreadable`` when the key is gone."""
     row = find_credential(session, tenant_id, credential_id)
     token = keyring.open(Sealed(row.key_id, row.ciphertext), tenant_id, row.id)
     tokens.touch_credential(session, row)

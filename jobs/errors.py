@@ -23,7 +23,7 @@ from typing import ClassVar
 
 
 class JobError(Exception):
-    """Base of all refusals of this room. ``str(error)`` is one sentence that says what is wrong and what to do."""
+    """Base of all refusals of this room. ``str(error)`` says what is wrong and what to do."""
 
     code: ClassVar[str] = "job_error"
 
@@ -59,7 +59,9 @@ class QuotaExceeded(JobError):
 
     def __init__(self, limit: int, retry_after: float = 30.0) -> None:
         self.retry_after = retry_after
-        super().__init__(f"{limit} jobs are queued already, which is the limit; wait for one to start or cancel one.")
+        super().__init__(
+            f"{limit} jobs are queued already, which is the limit; wait for one to start or cancel one."
+        )
 
 
 class Conflict(JobError):
@@ -102,7 +104,9 @@ class PlanTimeout(JobError):
     code = "plan_timeout"
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"The models could not be looked at within {seconds:g} s; submit the job and follow it.")
+        super().__init__(
+            f"The models could not be looked at within {seconds:g} s; submit the job and follow it."
+        )
 
 
 class Unauthenticated(JobError):
@@ -141,4 +145,6 @@ class IdempotencyInProgress(JobError):
     code = "idempotency_in_progress"
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"The first request with the Idempotency-Key {key!r} is still running; try again shortly.")
+        super().__init__(
+            f"The first request with the Idempotency-Key {key!r} is still running; try again shortly."
+        )

@@ -11,10 +11,12 @@ from jobs import announcements
 
 
 def record(session: Session, job: Job, type_: str, data: Mapping[str, Any] | None = None) -> int:
-    """Writes an event and, in the same transaction, a delivery to every endpoint that wants it. Gives its number.
+    """Writes an event and, in the same transaction, a delivery to every endpoint that wants it; gives its
+    number.
 
-    ``type_`` is one of ``jobs.announcements.TYPES`` (these reach webhooks), or a type only for event lists, such as
-    ``merge.phase``, ``merge.planned``, ``merge.requeued``, ``merge.cancelling``, ``merge.artifact``, ``merge.warning``.
+    ``type_`` is one of ``jobs.announcements.TYPES``, which reach webhooks, or a type for event lists only,
+    such as ``merge.phase``, ``merge.planned``, ``merge.requeued``, ``merge.cancelling``, ``merge.artifact``
+    and ``merge.warning``.
     """
     event = events.append(session, job, type_, data or {})
     announcements.queue(session, job, event)

@@ -1,7 +1,7 @@
 """The same key, the same answer. The kept answer is written in the transaction of what it answers.
 
-Use: ``begin`` first thing in the transaction; a ``Replay`` is the answer; otherwise do the work and ``finish``.
-Nothing is kept when the transaction is rolled back, so a refused request may be repeated under the same key.
+Use: ``begin`` first thing in the transaction; a ``Replay`` is the answer; otherwise do the work and
+``finish``. Nothing is kept when the transaction is rolled back, so a refused request may be repeated.
 """
 
 import hashlib
@@ -28,15 +28,17 @@ class Replay:
 
 def request_hash(method: str, path: str, body: Any) -> str:
     """sha256 (hex) of method, path and the JSON body with sorted keys; bytes are taken as they are."""
-    content = body if isinstance(body, bytes) else json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    content = (
+        body if isinstance(body, bytes) else json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    )
     return hashlib.sha256(b"\n".join([method.upper().encode(), path.encode(), content])).hexdigest()
 
 
 def begin(session: Session, tenant_id: str, key: str, hashed: str) -> Replay | None:
     """Holds the key until the transaction ends; a ``Replay`` if it was answered before.
 
-    Raises ``IdempotencyInProgress`` while another transaction holds it, ``IdempotencyMismatch`` when it answered another
-    request, ``RequestInvalid`` when it is empty, too long or not printable ASCII.
+    Raises ``IdempotencyInProgress`` while another transaction holds it, ``IdempotencyMismatch`` when it
+    answered another request, ``RequestInvalid`` when it is empty, too long or not printable ASCII.
     """
     if not 0 < len(key) <= LONGEST_KEY or not key.isascii() or not key.isprintable():
         raise RequestInvalid(f"Idempotency-Key must be 1 to {LONGEST_KEY} printable ASCII characters.")
@@ -50,7 +52,9 @@ def begin(session: Session, tenant_id: str, key: str, hashed: str) -> Replay | N
     return Replay(row.status, row.body)
 
 
-def finish(session: Session, tenant_id: str, key: str, hashed: str, status: int, body: dict[str, Any]) -> None:
+def finish(
+    session: Session, tenant_id: str, key: str, hashed: str, status: int, body: dict[str, Any]
+) -> None:
     """Keeps the answer with the work it answers."""
     idempotency.put(session, tenant_id, key, hashed, status, body)
 

@@ -25,7 +25,9 @@ class Sealed:
 
 
 class Keyring:
-    """Keys derived from the service's secret by HKDF-SHA256. ``older`` secrets still open what they sealed."""
+    """Keys derived from the service's secret by HKDF-SHA256; ``older`` secrets still open what they
+    sealed.
+    """
 
     def __init__(self, secret: str, older: tuple[str, ...] = ()) -> None:
         derived = [_derive(each) for each in (secret, *older)]
@@ -39,11 +41,14 @@ class Keyring:
         return Sealed(self.key_id, nonce + body)
 
     def open(self, sealed: Sealed, *about: str) -> str:
-        """The text again. Raises ``CredentialUnreadable`` when the key is gone or the bytes were moved or changed."""
+        """The text again; raises ``CredentialUnreadable`` if the key is gone or the bytes were moved or
+        changed.
+        """
         key = self._keys.get(sealed.key_id)
         if key is None:
             raise CredentialUnreadable(
-                f"A secret of {about[-1]} was sealed with key {sealed.key_id}, which is not configured; store it again."
+                f"A secret of {about[-1]} was sealed with key {sealed.key_id}, which is not configured; "
+                "store it again."
             )
         try:
             nonce, body = sealed.ciphertext[:NONCE_BYTES], sealed.ciphertext[NONCE_BYTES:]

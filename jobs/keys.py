@@ -50,7 +50,7 @@ def create_key(
     scopes: Iterable[str],
     expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key and its secret, which is never to be had again. Raises ``RequestInvalid`` for an unknown scope."""
+    """A new key and its secret, never to be had again. Raises ``RequestInvalid`` for an unknown scope."""
     wanted = sorted(set(scopes))
     unknown = [scope for scope in wanted if scope not in SCOPES]
     if unknown or not wanted:
@@ -82,7 +82,9 @@ def authenticate(session: Session, secret: str) -> Caller:
 
 
 def caller_of(session: Session, key_id: str) -> Caller:
-    """The caller behind a key's id (a signed session names it). Raises ``Unauthenticated`` if revoked or expired."""
+    """The caller behind a key's id, as a signed session names it. Raises ``Unauthenticated`` if it is
+    over.
+    """
     key = tokens.usable_key(session, key_id)
     if key is None:
         raise Unauthenticated("The API key was revoked or has expired; create a new one.")

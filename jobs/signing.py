@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from standardwebhooks import Webhook
 
-SECRET_MARK = "whsec_"
+SECRET_MARK = "whsec_"  # noqa: S105  (a prefix, not a secret)
 SECRET_BYTES = 32
 
 
@@ -27,7 +27,7 @@ def is_secret(text: str) -> bool:
 
 
 def sign(secrets: Sequence[str], message_id: str, timestamp: int, body: bytes | str) -> dict[str, str]:
-    """The three headers of one try. ``timestamp`` is unix seconds of this try; one signature a live secret."""
+    """The three headers of one try. ``timestamp`` is its unix second; one signature for each live secret."""
     text = body.decode() if isinstance(body, bytes) else body
     moment = datetime.fromtimestamp(timestamp, UTC)
     signatures = [Webhook(secret).sign(message_id, moment, text) for secret in secrets]

@@ -1,4 +1,6 @@
-"""The catalogue of methods, read from the committed files under ``catalogue_data``; loads neither torch nor methods."""
+"""The catalogue of methods, read from the committed files under ``catalogue_data``; loads neither torch nor
+methods.
+"""
 
 import difflib
 import json
@@ -18,9 +20,10 @@ FOLDER = Path(__file__).with_name("catalogue_data")
 class MethodEntry:
     """What is known of a method without its code; one JSON file each, written by ``python -m merge catalog``.
 
-    ``needs`` holds ``base`` (bool), ``sources`` ([least, most or null]), ``stats`` (list of what is measured first) and
-    ``weight_sum`` (knob that, when true, divides by the sum of weights, or null). ``schema`` is the JSON schema of one
-    value of each setting; ``x-by-depth`` settings also take a list, ``x-by-source`` ones may be set by every source.
+    ``needs`` holds ``base`` (bool), ``sources`` ([least, most or null]), ``stats`` (list of what is measured
+    first) and ``weight_sum`` (knob that, when true, divides by the sum of weights, or null). ``schema`` is
+    the JSON schema of one value of each setting; ``x-by-depth`` settings also take a list, ``x-by-source``
+    ones may be set by every source.
     """
 
     name: str
@@ -47,7 +50,9 @@ class MethodEntry:
         return properties
 
     def problems(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """(setting, sentence) for everything wrong with settings as a recipe writes them (lists are depth curves)."""
+        """(setting, sentence) for everything wrong with settings as a recipe writes them (lists are depth
+        curves).
+        """
         found = []
         for name, value in values.items():
             if isinstance(value, list) and self.settings.get(name, {}).get("x-by-depth"):
@@ -113,7 +118,12 @@ def _fits(known: Mapping[str, Any], value: Any) -> bool:
 def _wanted(known: Mapping[str, Any]) -> str:
     if "enum" in known:
         return "one of " + ", ".join(known["enum"])
-    words = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+    words = {
+        "exclusiveMinimum": "above",
+        "minimum": "at least",
+        "exclusiveMaximum": "below",
+        "maximum": "at most",
+    }
     limits = [f"{word} {known[key]:g}" for key, word in words.items() if key in known]
     kind = {"number": "a number", "integer": "a whole number", "boolean": "true or false", "string": "a text"}
     return " ".join([kind[known["type"]], " and ".join(limits)]).strip()

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.document import Content, load_document
-from merge.mergekit_values import first_matches, number_from_text, parse_reference, refuse, unknown
+from merge.mergekit_values import (
+    all_numbers,
+    first_matches,
+    number_from_text,
+    parse_reference,
+    refuse,
+    unknown,
+)
 from merge.recipe import Recipe, recipe_from
 
 _KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
@@ -22,6 +29,7 @@ _LATER = {
     "name": "several documents",
 }
 _OUTPUTS = ("bfloat16", "float16", "float32")
+_NUMBERS = ("weight", "density", "lambda", "t", "scale")
 _COMMON = ("weight", "density", "normalize", "rescale", "lambda", "int8_mask")
 
 
@@ -178,7 +186,11 @@ class _Translator:
                 )
             if name not in self.method.by_model and where[0] == "models":
                 refuse(*where, name, f"{name} is for the whole merge: move it to the top-level parameters.")
-        return {name: number_from_text(value) for name, value in found.items()}
+        parameters = {name: number_from_text(value) for name, value in found.items()}
+        for name, value in parameters.items():
+            if name in _NUMBERS and not all_numbers(value):
+                refuse(*where, name, f"{name} must be a number, a gradient, or a list of filter and value.")
+        return parameters
 
     def _settings(self) -> None:
         last = self.method.steps[-1]
@@ -200,8 +212,9 @@ class _Translator:
             rescale = self._flag("rescale", self.method.rescale)
             self.step_settings["dare"]["rescale"] = "l1" if rescale else "none"
             self.notes.append(
-                "DARE rescales each task vector to the L1 norm it had before the drop (rescale: l1), as mergekit "
-                "does; the paper divides by the density (rescale: expectation). Which entries are dropped differs."
+                "DARE rescales each task vector to the L1 norm it had before the drop (rescale: l1), as "
+                "mergekit does; the paper divides by the density (rescale: expectation). "
+                "Which entries are dropped differs from mergekit."
                 if rescale
                 else "What DARE keeps is not rescaled (rescale: none), since rescale is false."
             )
@@ -225,19 +238,16 @@ class _Translator:
         else:
             self._by_source("density", "density", "ties", default=1.0)
             self.notes.append(
-                "Each task vector is trimmed tensor by tensor (scope: tensor), keeping max(1, int(density * n)) "
-                "entries and all that equal the smallest of these; mergekit breaks such ties arbitrarily."
+                "Each task vector is trimmed tensor by tensor (scope: tensor), keeping max(1, int(density * "
+                "n)) entries and all that equal the smallest of these; mergekit breaks such ties arbitrarily."
             )
         settings |= {"scope": "tensor", "elect": "weighted_sum"}
         normalize = self._flag("normalize", self.method.normalize)
         settings |= {"aggregate": "sum", "normalize": normalize}
+        then = "divided by the sum of their weights" if normalize else "summed"
         self.notes.append(
-            "Weights are applied before signs are elected (elect: weighted_sum), and the agreeing entries are "
-            + (
-                "divided by the sum of their weights (normalize: true)."
-                if normalize
-                else "summed (normalize: false)."
-            )
+            "Weights are applied before signs are elected (elect: weighted_sum), and the agreeing "
+            f"entries are {then} (normalize: {str(normalize).lower()})."
         )
 
     def _fold_weight_sum(self) -> None:
@@ -360,7 +370,5 @@ class _Translator:
         model, _ = parse_reference(chosen, "tokenizer_source")
         if model == self.base:
             return "base"
-        for source in self.sources:
-            if source["model"] == model:
-                return str(source["id"])
-        refuse("tokenizer_source", f"{model} is not among the models.")
+        found = next((str(source["id"]) for source in self.sources if source["model"] == model), None)
+        return found or refuse("tokenizer_source", f"{model} is not among the models.")

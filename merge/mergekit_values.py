@@ -79,6 +79,15 @@ def number_from_text(value: Any) -> Any:
     return value
 
 
+def all_numbers(value: Any) -> bool:
+    """Whether a setting holds numbers only, in whichever of its forms."""
+    if isinstance(value, Mapping):
+        return all_numbers(number_from_text(value.get("value", 0)))
+    if isinstance(value, list):
+        return bool(value) and all(all_numbers(item) for item in value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def unknown(name: str, known: Iterable[str], what: str) -> str:
     """Sentence about a name that is not among ``known``, with the nearest that is."""
     known = list(known)

@@ -340,9 +340,12 @@ def _finding(details: ErrorDetails) -> Finding:
     if where[:1] == ("steps",) and where[2:3] == ("settings",):
         where = where[:2] + where[3:]
     name = str(where[-1]) if where else "recipe"
-    kind, said = details["type"], details["msg"].rstrip(".?")
+    kind, said = details["type"], details["msg"].removesuffix(".")
     parent = tuple(part for part in where[:-1] if isinstance(part, str))
-    code, message = "field_invalid", f"{pointer_of(*where) or 'The recipe'}: {said}."
+    code, message = (
+        "field_invalid",
+        f"{pointer_of(*where) or 'The recipe'}: {said}{'' if said.endswith('?') else '.'}",
+    )
     if kind == "extra_forbidden" or "[key]" in details["loc"]:
         hint = _nearest(name, _FIELDS.get(parent, ()), "known are")
         code, message = "unknown_field", f"There is no field {name[:80]!r} here; {hint}"

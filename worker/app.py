@@ -1,11 +1,11 @@
 """The Celery app: how messages travel and how children run. Loads no torch, opens no connection."""
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
-from kombu import Queue
 
 from settings import Settings
 from worker.board import BOARD_VARIABLE, Board, is_healthy
@@ -48,7 +48,7 @@ def make_app(settings: Settings) -> Celery:
         task_time_limit=hard_limit,
         task_serializer="json",
         accept_content=["json"],
-        task_queues=[Queue(name) for name in QUEUES],
+        task_queues={name: {} for name in QUEUES},
         task_default_queue="cpu",
         task_create_missing_queues=False,
         worker_prefetch_multiplier=1,
@@ -66,7 +66,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def announce(app: Celery, job_id: str, queue: str, connection: Any = None) -> None:
-    """Rings the doorbell: tells the workers of ``queue`` that ``job_id`` may be claimed; sends only the id."""
+    """Rings the doorbell: tells the workers of ``queue`` that ``job_id`` is ready; sends only the id."""
     app.send_task(TASK, args=[job_id], queue=queue, ignore_result=True, retry=False, connection=connection)
 
 
@@ -90,7 +90,7 @@ def run_worker(
     supervisor = Supervisor.start(settings, board)
     kind = "cpu" if chosen == CPU else "gpu"
     worker = app.Worker(
-        hostname=f"{kind}-{os.getpid()}@%h",
+        hostname=f"{kind}-{os.getpid()}@{socket.gethostname()}",
         queues=list(queues),
         concurrency=concurrency,
         pool="prefork",
@@ -99,6 +99,7 @@ def run_worker(
         loglevel=settings.log_level,
         without_gossip=True,
         without_mingle=True,
+        quiet=True,
     )
     try:
         worker.start()

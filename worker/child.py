@@ -37,14 +37,14 @@ def workshop() -> "Workshop":
     return Workshop.open(settings, device=os.environ.get(DEVICE_VARIABLE, CPU), board=board)
 
 
-@worker_process_init.connect
+@worker_process_init.connect  # type: ignore[untyped-decorator]
 def load_engine(**_: Any) -> None:
     """Imports torch and the engine before the first job arrives."""
     workshop().warm_up()
     log.info("child_ready", pid=os.getpid())
 
 
-@shared_task(name=TASK, ignore_result=True)
+@shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Runs the job if it can be claimed; a message about any other job is a duplicate and is dropped."""
     from worker.merge_job import run

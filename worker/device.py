@@ -15,8 +15,8 @@ def pin(
 ) -> str:
     """Chooses the device of a worker and pins its children to it; returns ``cpu`` or ``cuda:0``.
 
-    ``device`` is ``None`` (by queue), ``cpu``, ``cuda`` or ``cuda:<n>``. CUDA_VISIBLE_DEVICES becomes the n-th of
-    the devices visible now, so that a child sees exactly one, as ``cuda:0``.
+    ``device`` is ``None`` (by queue), ``cpu``, ``cuda`` or ``cuda:<n>``. CUDA_VISIBLE_DEVICES becomes the
+    n-th of the devices visible now, so that a child sees exactly one, as ``cuda:0``.
     """
     variables = os.environ if environment is None else environment
     wanted = device or ("cuda" if GPU_QUEUE in queues else CPU)

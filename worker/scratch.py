@@ -1,4 +1,4 @@
-"""The work folder of a job: one a retry chain, locked while in use, removed when nobody will return."""
+"""The work folder of a job: one a retry chain, locked while in use, gone when nobody returns."""
 
 import fcntl
 import os
@@ -149,13 +149,14 @@ def _try_lock(folder: Path) -> int:
     except BlockingIOError:
         os.close(lock)
         return -1
-    if not _is_linked(lock, folder / LOCK_FILE):
+    if not is_linked(lock, folder / LOCK_FILE):
         os.close(lock)
         return -1
     return lock
 
 
-def _is_linked(lock: int, path: Path) -> bool:
+def is_linked(lock: int, path: Path) -> bool:
+    """Whether ``path`` still leads to the open file ``lock``."""
     try:
         return os.fstat(lock).st_ino == path.stat().st_ino
     except FileNotFoundError:

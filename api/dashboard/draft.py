@@ -85,9 +85,9 @@ class Draft:
             return
         if verb == "add" and len(rows) < MOST_ROWS:
             rows.append({"method": self.steps[-1]["method"]} if name == "step" else {})
-        elif verb == "remove" and position.isdigit() and int(position) < len(rows):
-            if len(rows) > (name != "evaluate"):
-                del rows[int(position)]
+        least = 0 if name == "evaluate" else 1
+        if verb == "remove" and position.isdigit() and int(position) < len(rows) > least:
+            del rows[int(position)]
 
     def step_fields(self, position: int) -> list[Field]:
         """The fields of one step's settings."""
@@ -173,7 +173,7 @@ class Draft:
             data = found.groupdict()
         else:
             data = {"path": where}
-        made = {
+        made: dict[str, Any] = {
             "name": row.get("name", "").strip() or f"set{position + 1}",
             "kind": row.get("kind") or "perplexity",
             "data": data,

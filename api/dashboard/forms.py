@@ -27,7 +27,7 @@ class Field:
 
 
 def fields_of(schema: Mapping[str, Any], prefix: str, typed: Mapping[str, str]) -> list[Field]:
-    """Fields for every property of ``schema``, named ``prefix + property``; ``typed`` holds what was typed so far."""
+    """Fields for every property of ``schema``, named ``prefix + property``; ``typed`` is what was typed."""
     return [
         _field(name, known, prefix, typed.get(name, shown(known.get("default"))))
         for name, known in schema.get("properties", {}).items()
@@ -56,7 +56,7 @@ def values_of(schema: Mapping[str, Any], typed: Mapping[str, str]) -> tuple[dict
 
 
 def read(known: Mapping[str, Any], text: str) -> Any:
-    """One typed text as a value of the property ``known``; several numbers are a depth curve where those are allowed."""
+    """One typed text as a value of the property ``known``; several numbers make a depth curve."""
     kind = known.get("type")
     if kind in ("number", "integer"):
         if known.get("x-by-depth"):
@@ -108,11 +108,17 @@ def _field(name: str, known: Mapping[str, Any], prefix: str, value: str) -> Fiel
         limits = "; ".join(filter(None, [limits, "several, with commas: spread over the depth"]))
         return Field(prefix + name, label, "text", value, about, limits)
     if kind in ("number", "integer"):
-        least = known.get("minimum", known.get("exclusiveMinimum"))
-        most = known.get("maximum", known.get("exclusiveMaximum"))
-        ends = [None if end is None else f"{end:g}" for end in (least, most)]
-        return Field(prefix + name, label, "number", value, about, limits, (), *ends, whole=kind == "integer")
+        least = _end(known.get("minimum", known.get("exclusiveMinimum")))
+        most = _end(known.get("maximum", known.get("exclusiveMaximum")))
+        whole = kind == "integer"
+        return Field(
+            prefix + name, label, "number", value, about, limits, minimum=least, maximum=most, whole=whole
+        )
     return Field(prefix + name, label, "text", value, about, limits)
+
+
+def _end(bound: float | None) -> str | None:
+    return None if bound is None else f"{bound:g}"
 
 
 def _number(text: str, whole: bool) -> float | int:

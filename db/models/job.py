@@ -58,8 +58,8 @@ class Job(Base):
     result: Mapped[Json | None]
     metadata_: Mapped[Json] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
     event_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    root_id: Mapped[str]
-    retry_of: Mapped[str | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"))
+    root_id: Mapped[str] = mapped_column(index=True)
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"), index=True)
     hub_credential_id: Mapped[str | None] = mapped_column(
         ForeignKey("hub_credential.id", ondelete="SET NULL")
     )
@@ -91,9 +91,7 @@ class JobEvent(Base):
     """One thing that happened; ``seq`` counts from 1 within the job without gaps."""
 
     __tablename__ = "job_event"
-    __table_args__ = (
-        ForeignKeyConstraint(["job_id"], ["job.id"], ondelete="CASCADE"),
-    )
+    __table_args__ = (ForeignKeyConstraint(["job_id"], ["job.id"], ondelete="CASCADE"),)
 
     job_id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)

@@ -7,7 +7,7 @@ from db.models.base import Base, CreatedAt, Time
 
 
 class WebhookEndpoint(Base):
-    """A URL that wants events; with ``job_id`` it belongs to that one job (and to the jobs retried from it)."""
+    """A URL that wants events; with ``job_id`` it belongs to that one job and to the jobs retried from it."""
 
     __tablename__ = "webhook_endpoint"
 

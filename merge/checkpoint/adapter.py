@@ -92,6 +92,8 @@ def index_adapter(
         pickled = "adapter_model.bin" in files
         hint = "only a pickle, which can run code; save it with safetensors." if pickled else "missing."
         raise (errors.PickleRefused if pickled else errors.FileMissing)(f"{label}: {WEIGHT_FILE} is {hint}")
+    if WEIGHT_FILE not in headers:
+        raise errors.FileMissing(f"{label}: the header of {WEIGHT_FILE} was not fetched.")
     config = parse_json_object(f"{label}: {CONFIG_FILE}", texts[CONFIG_FILE])
     _check_config(label, config)
     header = parse_header(f"{label}: {WEIGHT_FILE}", headers[WEIGHT_FILE], files[WEIGHT_FILE])

@@ -103,9 +103,7 @@ def parse_header(file: str, raw: bytes, file_size: int) -> Header:
 
 
 def parse_json_object(file: str, raw: bytes, *, finite: bool = True) -> dict[str, Any]:
-    """Parses a JSON object; refuses duplicate keys, deep nesting and, if ``finite``, NaN; errors name
-    ``file``.
-    """
+    """Parses a JSON object; duplicate keys, deep nesting and (if ``finite``) NaN are refused by name."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

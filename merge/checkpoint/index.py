@@ -78,15 +78,17 @@ def wanted_texts(file_names: Iterable[str]) -> list[str]:
     return sorted(name for name in file_names if name in _TEXTS or _is_index(name))
 
 
-def weight_files(file_names: Iterable[str], texts: Mapping[str, bytes] | None = None) -> list[str]:
-    """The safetensors files whose headers are needed, sorted.
+def weight_files(
+    file_names: Iterable[str], texts: Mapping[str, bytes] | None = None, *, adapter: bool = False
+) -> list[str]:
+    """The safetensors files whose headers are needed, sorted; with ``adapter``, those of a LoRA repository.
 
-    With ``texts`` the shard index decides; without it the names do. Refuses a model that has only pickles,
-    or nothing.
+    With ``texts`` the shard index decides; without it the names do. Refuses a model that has only pickles, or
+    nothing.
     """
     names = sorted(set(file_names))
     safe = [name for name in names if "/" not in name and name.endswith(".safetensors")]
-    if adapters.WEIGHT_FILE in safe and "config.json" not in names:
+    if adapter and adapters.WEIGHT_FILE in safe:
         return [adapters.WEIGHT_FILE]
     index = _index_name(names)
     if index is not None and texts is not None and index in texts:
@@ -99,7 +101,9 @@ def weight_files(file_names: Iterable[str], texts: Mapping[str, bytes] | None = 
             return [f"{stem}.safetensors"]
         if shards:
             return shards
-    others = [name for name in safe if name != adapters.WEIGHT_FILE]
+    if adapters.WEIGHT_FILE in safe:
+        return [adapters.WEIGHT_FILE]
+    others = safe
     if len(others) == 1 or (others and all(_SHARD.fullmatch(name) for name in others)):
         return others
     if others:
@@ -165,7 +169,7 @@ def index_folder(path: Path, label: str | None = None) -> ModelIndex:
 def index_adapter_folder(path: Path, label: str | None = None) -> adapters.AdapterIndex:
     """Indexes a LoRA adapter's folder on disk."""
     name = str(path) if label is None else label
-    files, texts, headers = read_folder(path, name)
+    files, texts, headers = read_folder(path, name, adapter=True)
     return index_adapter(name, files, texts, headers)
 
 
@@ -187,7 +191,9 @@ def attach(model: ModelIndex, adapter: adapters.AdapterIndex) -> ModelIndex:
     return ModelIndex(model.label, model.tensors, model.config, model.tokenizer, model.files, both, fitted)
 
 
-def read_folder(path: Path, label: str) -> tuple[dict[str, int], dict[str, bytes], dict[str, bytes]]:
+def read_folder(
+    path: Path, label: str, *, adapter: bool = False
+) -> tuple[dict[str, int], dict[str, bytes], dict[str, bytes]]:
     """Sizes, wanted texts and headers of a folder: what the ``index_*`` functions take."""
     if not path.is_dir():
         raise errors.ModelNotFound(f"{label}: there is no folder of that name.")
@@ -198,9 +204,8 @@ def read_folder(path: Path, label: str) -> tuple[dict[str, int], dict[str, bytes
             if files[name] > MAX_TEXT_BYTES:
                 raise errors.TextInvalid(f"{label}: {name} is larger than {MAX_TEXT_BYTES} bytes.")
             texts[name] = safe_path(path, name).read_bytes()
-        headers = {
-            name: _read_header(safe_path(path, name)) for name in _weight_files_of(label, files, texts)
-        }
+        wanted = _weight_files_of(label, files, texts, adapter)
+        headers = {name: _read_header(safe_path(path, name)) for name in wanted}
     except OSError as error:
         raise errors.FileUnreadable(
             f"{label}: {error.filename or path} cannot be read: {error.strerror}."
@@ -208,9 +213,11 @@ def read_folder(path: Path, label: str) -> tuple[dict[str, int], dict[str, bytes
     return files, texts, headers
 
 
-def _weight_files_of(label: str, files: Mapping[str, int], texts: Mapping[str, bytes]) -> list[str]:
+def _weight_files_of(
+    label: str, files: Mapping[str, int], texts: Mapping[str, bytes], adapter: bool
+) -> list[str]:
     try:
-        return weight_files(files, texts)
+        return weight_files(files, texts, adapter=adapter)
     except errors.FileRefused as error:
         raise type(error)(f"{label}: {error}") from error
 

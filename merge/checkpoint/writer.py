@@ -119,6 +119,7 @@ class ShardWriter:
         try:
             _reserve(fd, self._layout.size)
         except OSError as error:
+            os.ftruncate(fd, 0)
             os.close(fd)
             raise self._failure(error) from error
         return fd
@@ -167,12 +168,15 @@ class ShardWriter:
             self._hashed += got
 
     def _failure(self, error: OSError) -> DiskFull | FileUnreadable:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return DiskFull(f"There is no room for the {self._layout.size} bytes of {self._path}.")
         return FileUnreadable(f"{self._path} cannot be written: {error.strerror}.")
 
 
 def _reserve(fd: int, size: int) -> None:
+    disk = os.fstatvfs(fd)
+    if size > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     try:
         os.posix_fallocate(fd, 0, size)
     except AttributeError:

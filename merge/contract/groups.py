@@ -1,6 +1,6 @@
-"""What a method is handed: one tensor (or a block of it) of every model, with the numbers that belong to it."""
+"""What a method is handed: one tensor (or a block of it) of every model, and numbers that belong to it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,9 @@ StatKey = Any
 
 @dataclass(frozen=True)
 class Site:
-    """Which tensor of which models this is: ``shape`` is that of the whole tensor, ``models`` the sources' ids."""
+    """Which tensor of which models this is: ``shape`` is that of the whole tensor, ``models`` the sources'
+    ids.
+    """
 
     name: str
     role: str
@@ -35,12 +37,16 @@ class Stats:
         try:
             return self.values[key]
         except KeyError:
-            raise MethodMalformed(f"the stat {key} is used but not declared in needs=Needs(stats=...)") from None
+            raise MethodMalformed(
+                f"the stat {key} is used but not declared in needs=Needs(stats=...)"
+            ) from None
 
 
 @dataclass
 class DeltaGroup:
-    """What a ``prepare`` may know besides the delta itself: ``rng`` draws by flat index, ``base`` lines up with it."""
+    """What a ``prepare`` may know besides the delta itself: ``rng`` draws by flat index, ``base`` lines up
+    with it.
+    """
 
     site: Site
     model: str
@@ -50,8 +56,8 @@ class DeltaGroup:
     stats: Stats = field(default_factory=Stats)
 
     def stat(self, key: StatKey) -> Any:
-        """The single value measured on this source's delta."""
-        return self.stats.read(key)[0]
+        """Values of a declared stat, one a quantity measured on this source's delta."""
+        return self.stats.read(key)
 
 
 @dataclass
@@ -63,26 +69,34 @@ class TensorGroup:
     """
 
     site: Site
-    sources: Sequence[Tensor]
-    base_or_none: Tensor | None
+    read_sources: Sequence[Tensor]
+    read_base: Tensor | None
     weights: tuple[float, ...]
+    prepared: Sequence[Tensor] | None = None
     stats: Stats = field(default_factory=Stats)
-    given_deltas: Sequence[Tensor] | None = None
-    empty_like: Callable[[Tensor], Tensor] | None = None
 
     @property
     def base(self) -> Tensor:
         """The base model's entries; the method must declare ``Needs(base=True)``."""
-        if self.base_or_none is None:
-            raise MethodMalformed("group.base is used but needs=Needs(base=True) is not declared")
-        return self.base_or_none
+        if self.read_base is None:
+            raise MethodMalformed(
+                "group.base or group.deltas is used, but needs=Needs(base=True) is not declared"
+            )
+        return self.read_base
 
     @cached_property
     def deltas(self) -> Sequence[Tensor]:
         """Each source minus the base, after the ``prepare`` steps."""
-        if self.given_deltas is not None:
-            return self.given_deltas
-        return [source - self.base for source in self.sources]
+        return (
+            self.prepared
+            if self.prepared is not None
+            else [source - self.base for source in self.read_sources]
+        )
+
+    @cached_property
+    def sources(self) -> Sequence[Tensor]:
+        """Each source's entries; after ``prepare`` steps, the base plus the prepared delta."""
+        return self.read_sources if self.prepared is None else [self.base + delta for delta in self.prepared]
 
     @property
     def name(self) -> str:
@@ -95,5 +109,5 @@ class TensorGroup:
         return self.site.role
 
     def stat(self, key: StatKey) -> Any:
-        """Values of a declared stat, one a measured quantity (one a source unless the stat says otherwise)."""
+        """Values of a declared stat, one a measured quantity (one a source unless it says otherwise)."""
         return self.stats.read(key)

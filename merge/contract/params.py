@@ -26,9 +26,10 @@ def knob(
 ) -> Any:
     """Declares one setting inside a ``@params`` class.
 
-    ``by_depth`` allows a list in the recipe, interpolated over the layers. ``by_source`` allows each source its own
-    value; a ``combine`` then annotates the field ``tuple[float, ...]`` and gets one value a source, a ``prepare``
-    annotates it ``float`` and gets the value of the source at hand. Choices are annotated ``Literal[...]``.
+    ``by_depth`` allows a list in the recipe, interpolated over the layers. ``by_source`` allows each source
+    its own value; a ``combine`` then annotates the field ``tuple[float, ...]`` and gets one value a source, a
+    ``prepare`` annotates it ``float`` and gets the value of the source at hand. Choices are annotated
+    ``Literal[...]``.
     """
     bounds = {"gt": gt, "ge": ge, "lt": lt, "le": le}
     limits = {_BOUNDS[key]: value for key, value in bounds.items() if value is not None}
@@ -44,15 +45,11 @@ def params(cls: type[T]) -> type[T]:
     return made
 
 
-@params
-class NoParams:
-    """For methods without a setting."""
-
-
 def schema_of(cls: type) -> dict[str, Any]:
     """JSON schema of one value of every knob, as the method receives it.
 
-    ``x-by-depth`` marks knobs that also accept a list in a recipe, ``x-by-source`` those that every source may set.
+    ``x-by-depth`` marks knobs that also accept a list in a recipe, ``x-by-source`` those that every source
+    may set.
     """
     hints = get_type_hints(cls)
     properties = {f.name: _property(f, hints[f.name]) for f in dataclasses.fields(cls)}
@@ -74,8 +71,8 @@ def _property(field: "dataclasses.Field[Any]", hint: Any) -> dict[str, Any]:
 def build(cls: type[T], values: Mapping[str, Any], sources: int) -> T:
     """An instance of ``cls`` from resolved settings; knobs not named keep their default.
 
-    A knob annotated as a tuple gets ``sources`` values: a single one is repeated. Raises ``SettingInvalid`` naming
-    the first setting that is unknown, of the wrong type or out of range.
+    A knob annotated as a tuple gets ``sources`` values: a single one is repeated. Raises ``SettingInvalid``
+    naming the first setting that is unknown, of the wrong type or out of range.
     """
     schema = schema_of(cls)
     ready: dict[str, Any] = {}
@@ -97,3 +94,8 @@ def build(cls: type[T], values: Mapping[str, Any], sources: int) -> T:
 def _refuse(found: list[tuple[str, str]]) -> None:
     if found:
         raise SettingInvalid(found[0][1])
+
+
+@params
+class NoParams:
+    """For methods without a setting."""

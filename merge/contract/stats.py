@@ -1,15 +1,15 @@
 """Numbers of a whole tensor (or of all tensors) that a blockwise method needs, measured in streaming passes.
 
-A method declares stats in ``Needs(stats=(...))``. Each is measured *of* some elementwise quantities of the group (the
-deltas, unless it says otherwise), takes one or more rounds over the blocks, and adds up exactly: counts are integers,
-sums are float64 over fixed pieces in index order. It may read other stats that it names in ``after``.
+A method declares stats in ``Needs(stats=(...))``. Each is measured *of* some elementwise quantities of the
+group (the deltas, unless it says otherwise), takes one or more rounds over the blocks, and adds up exactly:
+counts are integers, sums are float64 over fixed pieces in index order. It may read other stats that it names
+in ``after``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from decimal import Decimal
-from math import floor, sqrt
+from math import floor, isqrt, sqrt
 from typing import Any
 
 import torch
@@ -36,14 +36,6 @@ def sources_of(group: TensorGroup, p: Any) -> Sequence[Tensor]:  # noqa: ARG001
 def own_delta(delta: Tensor, own: DeltaGroup, p: Any) -> Sequence[Tensor]:  # noqa: ARG001
     """What a prepare is measured on by default: its delta."""
     return (delta,)
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How much is measured: entries in all, and the number of quantities."""
-
-    elements: int
-    quantities: int
 
 
 class Stat(ABC):
@@ -83,70 +75,88 @@ class Stat(ABC):
             told |= {"when": {self.when[0]: list(self.when[1])}}
         return told | ({"scope": self.scope} if self.scope else {})
 
-    @abstractmethod
-    def known(self, p: Any, extent: Extent) -> Any:
-        """The value where it follows from the settings alone, else ``None``."""
+    def known(self, p: Any, quantities: int) -> Any:  # noqa: ARG002
+        """The value where it follows from the settings alone, else ``None``; asked only where ``of`` is the
+        default.
+        """
+        return None
 
     @abstractmethod
     def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:
-        """What one block adds in this round. ``so_far`` is the result of the last round; threads may run it at once."""
+        """What one block adds in this round. ``so_far`` is the result of the last round; threads may run it
+        at once.
+        """
 
     @abstractmethod
-    def close(self, parts: Mapping[str, "Part"], p: Any, extent: Extent, so_far: Any) -> Any:
-        """The result of a round from every tensor's part, in the tensors' order; after the last round, the value."""
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:
+        """The result of a round; after the last round, the value."""
 
     @abstractmethod
-    def part(self, quantities: int) -> "Part":
-        """An empty place to add the blocks of one tensor to."""
+    def part(self) -> "Part":
+        """An empty place to add blocks to."""
 
 
 class Part(ABC):
-    """What is known of one tensor in the middle of a round; ``add`` is called under a lock."""
+    """What is known in the middle of a round."""
 
     @abstractmethod
     def add(self, first_piece: int, block: list[Tensor]) -> None:
-        """Takes in what ``measure`` gave for a block that starts at this piece."""
+        """Takes in what ``measure`` gave for a block that starts at this piece; called under a lock, in any
+        order.
+        """
+
+    @abstractmethod
+    def absorb(self, other: Any) -> None:
+        """Takes in the part of the next tensor, for a stat over several; called in the tensors' order."""
 
 
 class _Counts(Part):
     """Integer counts: order does not matter."""
 
-    def __init__(self, quantities: int) -> None:
-        self.totals: list[Tensor | None] = [None] * quantities
+    def __init__(self) -> None:
+        self.totals: list[Tensor] = []
 
     def add(self, first_piece: int, block: list[Tensor]) -> None:  # noqa: ARG002
-        for place, counts in enumerate(block):
-            total = self.totals[place]
-            if total is None:
-                self.totals[place] = counts
-            elif counts.numel():
-                total.add_(counts)
+        self.totals = [a.add_(b) for a, b in zip(self.totals, block, strict=True)] if self.totals else block
+
+    def absorb(self, other: "_Counts") -> None:
+        self.add(0, other.totals)
 
 
 class _Pieces(Part):
-    """Partial sums by index of the piece, added up in that order at the end."""
+    """Partial sums by index of the piece, added up in that order at the end; tensors in theirs."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, list[Tensor]] = {}
+        self.tensors: list[list[float]] = []
 
     def add(self, first_piece: int, block: list[Tensor]) -> None:
         self.blocks[first_piece] = block
 
+    def absorb(self, other: "_Pieces") -> None:
+        self.tensors.append(other.totals())
+
     def totals(self) -> list[float]:
+        """The sum of every quantity."""
+        if self.tensors:
+            return [in_order(list(column)) for column in zip(*self.tensors, strict=True)]
         ordered = [self.blocks[key] for key in sorted(self.blocks)]
-        return [in_order(torch.cat(list(column))) for column in zip(*ordered, strict=True)]
+        return [in_order(torch.cat(column).tolist()) for column in zip(*ordered, strict=True)]
 
 
 class Threshold(Stat):
-    """The magnitude that an entry must reach to be among the largest ``share`` of its tensor (or of all tensors).
+    """The magnitude that an entry must reach to be among the largest ``share`` of its tensor (or of all
+    tensors).
 
-    At least one entry is kept, and *all* entries equal to the threshold are. Exact on float32 magnitudes. ``share``
-    names the knob; the value is a tuple, one threshold a quantity, 0.0 where everything is kept.
+    At least one entry is kept, and *all* entries equal to the threshold are. Exact on float32 magnitudes.
+    ``share`` names the knob; the value is a tuple, one threshold a quantity, 0.0 where everything is kept.
     """
 
     rounds = 2
 
-    def __init__(self, of: Quantity | None = None, *, share: str = "density", scope: str | None = "scope", **more: Any):
+    def __init__(
+        self, of: Quantity | None = None, *, share: str = "density", scope: str | None = "scope", **more: Any
+    ):
         super().__init__(of, scope=scope, **more)
         self.share = share
 
@@ -158,10 +168,9 @@ class Threshold(Stat):
         """Per tensor where the method has no such knob."""
         return self.scope is not None and getattr(p, self.scope, "tensor") == "global"
 
-    def known(self, p: Any, extent: Extent) -> Any:
+    def known(self, p: Any, quantities: int) -> Any:
         """All zero where nothing is trimmed."""
-        shares = self._shares(p, extent.quantities)
-        return (0.0,) * extent.quantities if all(share >= 1 for share in shares) else None
+        return (0.0,) * quantities if all(share >= 1 for share in self._shares(p, quantities)) else None
 
     def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
         """Counts by upper bits in round one, by lower bits in round two."""
@@ -176,25 +185,25 @@ class Threshold(Stat):
                 found.append(radix.count_low(flat, so_far[place][0]))
         return found
 
-    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:
         """(bin, rank in it) for every quantity, then the thresholds."""
         found: list[Any] = []
-        for place, share in enumerate(self._shares(p, extent.quantities)):
+        for place, share in enumerate(self._shares(p, len(part.totals))):
             if share >= 1:
                 found.append(0.0 if so_far else (0, 1))
                 continue
-            counts = torch.stack([part.totals[place] for part in parts.values()]).sum(0)  # type: ignore[attr-defined]
+            counts = part.totals[place]
             if so_far is None:
-                rank = max(1, floor(Decimal(repr(share)) * extent.elements))
+                rank = max(1, floor(Decimal(repr(share)) * elements))
                 found.append(radix.find_bin(counts, rank))
             else:
                 high, rank = so_far[place]
                 found.append(radix.as_float(high, radix.find_bin(counts, rank)[0]))
         return tuple(found)
 
-    def part(self, quantities: int) -> Part:
+    def part(self) -> Part:
         """Counts."""
-        return _Counts(quantities)
+        return _Counts()
 
     def _shares(self, p: Any, quantities: int) -> tuple[float, ...]:
         share = getattr(p, self.share)
@@ -204,20 +213,15 @@ class Threshold(Stat):
 class Sum(Stat):
     """The sum of each quantity over the tensor, as a tuple of floats."""
 
-    def known(self, p: Any, extent: Extent) -> Any:  # noqa: ARG002
-        """Nothing is known without looking."""
-        return None
-
     def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
         """float64 sums of the pieces."""
         return [piece_sums(value, piece) for value in values]
 
-    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:  # noqa: ARG002
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
         """Pieces in index order, then tensors in their order."""
-        totals = [part.totals() for part in parts.values()]  # type: ignore[attr-defined]
-        return tuple(in_order(torch.tensor(column, dtype=torch.float64)) for column in zip(*totals, strict=True))
+        return tuple(part.totals())
 
-    def part(self, quantities: int) -> Part:  # noqa: ARG002
+    def part(self) -> Part:
         """Pieces."""
         return _Pieces()
 
@@ -227,33 +231,33 @@ class Norm(Sum):
 
     def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:
         """Squares are exact: the product of two float32 fits a float64."""
-        return super().measure([value.to(torch.float64).square_() for value in values], p, piece, so_far)
+        return super().measure([value.to(torch.float64).square() for value in values], p, piece, so_far)
 
-    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:
         """Roots of the sums."""
-        return tuple(sqrt(total) for total in super().close(parts, p, extent, so_far))
+        return tuple(sqrt(total) for total in super().close(part, p, elements, so_far))
 
 
 class Gram(Sum):
     """All inner products of the quantities: a tuple of k tuples of k floats, symmetric."""
 
-    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:
-        """The upper triangle, row by row."""
+    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
+        """The upper triangle, row by row, one product at a time."""
         wide = [value.to(torch.float64) for value in values]
         rows = range(len(wide))
-        return super().measure([wide[i] * wide[j] for i in rows for j in rows if j >= i], p, piece, so_far)
+        return [piece_sums(wide[i] * wide[j], piece) for i in rows for j in rows if j >= i]
 
-    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
         """The full matrix."""
-        flat = iter(super().close(parts, p, extent, so_far))
-        rows = range(extent.quantities)
-        upper = {(i, j): next(flat) for i in rows for j in rows if j >= i}
+        triangle = iter(part.totals())
+        rows = range(isqrt(2 * len(part.totals())))
+        upper = {(i, j): next(triangle) for i in rows for j in rows if j >= i}
         return tuple(tuple(upper[min(i, j), max(i, j)] for j in rows) for i in rows)
 
 
 class Dot(Gram):
     """The inner product of the first two quantities, as a float."""
 
-    def close(self, parts: Mapping[str, Part], p: Any, extent: Extent, so_far: Any) -> Any:
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:
         """One entry of the Gram matrix."""
-        return super().close(parts, p, extent, so_far)[0][1]
+        return super().close(part, p, elements, so_far)[0][1]

@@ -1,7 +1,8 @@
-"""Random numbers that depend on a key and a flat index alone: no state, so no order, block or thread can matter.
+"""Random numbers that depend on a key and a flat index alone: no state, so no order, block or thread can
+matter.
 
-Every index is mixed with the two halves of a 64-bit key by multiply-and-shift rounds on 32 bits (wrapping integer
-arithmetic, equal on every device).
+Every index is mixed with the two halves of a 64-bit key by multiply-and-shift rounds on 32 bits (wrapping
+integer arithmetic, equal on every device).
 """
 
 import hashlib
@@ -24,18 +25,23 @@ class Draws:
     ``stream`` separates several draws of one method for the same entries.
     """
 
-    def __init__(self, key: int, first: int, shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, key: int, first: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
+    ) -> None:
         self._key = key
         self._first = first
         self._shape = shape
         self._device = device
 
     def bernoulli(self, share: float, stream: int = 0) -> Tensor:
-        """True with probability ``share``, to within 2^-32; shape of the block."""
+        """float32 1.0 with probability ``share`` (to within 2^-32), else 0.0: multiply with it; shape of the
+        block.
+        """
+        kept = torch.ones(self._shape, dtype=torch.float32, device=self._device)
         if share >= 1:
-            return torch.ones(self._shape, dtype=torch.bool, device=self._device)
-        limit = round(share * (1 << 32)) - (1 << 31)
-        return self.bits(stream) < limit
+            return kept
+        limit = min(round(share * (1 << 32)), (1 << 32) - 1) - (1 << 31)
+        return torch.lt(self.bits(stream), limit, out=kept)
 
     def uniform(self, stream: int = 0) -> Tensor:
         """float32 in [0, 1) with 24 bits; shape of the block."""

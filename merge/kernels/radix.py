@@ -1,7 +1,8 @@
 """The exact k-th largest magnitude of any number of float32 values, in two counting passes.
 
-The bits of a non-negative float32 grow with its value. Pass one counts the upper 15 of its 31 bits, pass two the lower
-16 of those values that share the upper bits of the wanted one. Counts add up over blocks, shards and machines.
+The bits of a non-negative float32 grow with its value. Pass one counts the upper 15 of its 31 bits, pass two
+the lower 16 of those values that share the upper bits of the wanted one. Counts add up over blocks, shards
+and machines.
 """
 
 import torch

@@ -1,4 +1,8 @@
-"""Sums that come out the same to the last bit however the work was cut: fixed pieces, folded in halves, float64."""
+"""Sums that come out the same to the last bit however the work was cut: fixed pieces, folded in halves,
+float64.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,8 +13,8 @@ PIECE_ELEMENTS = 1 << 16
 def piece_sums(values: Tensor, piece: int) -> Tensor:
     """float64 sums of consecutive pieces of ``piece`` entries of a flat tensor; the last one may be shorter.
 
-    Each piece is folded by elementwise additions of its halves, so the order of additions depends on the length of
-    the piece alone, never on the processor or on what else is in ``values``.
+    Each piece is folded by elementwise additions of its halves, so the order of additions depends on the
+    length of the piece alone, never on the processor or on what else is in ``values``.
     """
     flat = values.reshape(-1)
     whole = flat.numel() // piece
@@ -30,9 +34,9 @@ def _fold(rows: Tensor) -> Tensor:
     return work[:, 0].clone()
 
 
-def in_order(sums: Tensor) -> float:
-    """The pieces' sums added one after another, first to last."""
+def in_order(values: Sequence[float]) -> float:
+    """The values added one after another, first to last."""
     total = 0.0
-    for value in sums.tolist():
+    for value in values:
         total += value
     return total

@@ -17,7 +17,8 @@ import logging, structlog
 from worker.log import configure_logging
 configure_logging("INFO")
 log = structlog.get_logger("worker.test")
-log.info("job_claimed", job_id="job_1", token="{CANARY}", nested={{"hub_token": "{CANARY}", "list": ["{CANARY}"]}})
+inner = {{"hub_token": "{CANARY}", "list": ["{CANARY}"]}}
+log.info("job_claimed", job_id="job_1", token="{CANARY}", nested=inner)
 log.info("hub_said", detail="Bearer {CANARY} was refused")
 logging.getLogger("celery").warning("broker redis://user:{CANARY}@host/0 and %s", "{CANARY}")
 try:

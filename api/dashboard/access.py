@@ -1,0 +1,117 @@
+"""The pages of API keys and of webhook endpoints."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from api.dashboard.render import page
+from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
+from api.deps import Id
+from api.errors import to_problem
+from jobs import announcements, keys, webhooks
+from jobs.errors import JobError
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@router.get("/keys")
+def key_list(visit: Visitor) -> Response:
+    """The tenant's API keys."""
+    return _keys(visit)
+
+
+@router.post("/keys")
+def make_key(visit: Author, form: Form) -> Response:
+    """Makes a key and shows its secret this once."""
+    visit.caller.require("keys")
+    scopes = [each for each in form.getlist("scopes") if isinstance(each, str)]
+    name = str(form.get("name") or "").strip()[:100] or "key"
+    try:
+        for scope in set(scopes) & set(keys.SCOPES):
+            visit.caller.require(scope)
+        with visit.desk.begin() as session:
+            _, secret = keys.create_key(session, visit.caller.tenant_id, name, scopes)
+    except JobError as error:
+        return _keys(visit, wrong=str(error), status=to_problem(error).status_code)
+    return _keys(visit, secret=secret)
+
+
+@router.post("/keys/{key_id}/revoke")
+def revoke_key(visit: Author, key_id: Id) -> Response:
+    """Makes a key useless from now on."""
+    visit.caller.require("keys")
+    with visit.desk.begin() as session:
+        keys.revoke_key(session, visit.caller, key_id)
+    visit.desk.callers.forget()
+    return see("/keys")
+
+
+@router.get("/webhooks")
+def endpoint_list(visit: Visitor) -> Response:
+    """The tenant's standing webhook endpoints."""
+    return _endpoints(visit)
+
+
+@router.post("/webhooks")
+def add_endpoint(visit: Author, form: Form) -> Response:
+    """Adds an endpoint and shows its signing secret this once."""
+    visit.caller.require("webhooks")
+    url = str(form.get("url") or "").strip()
+    events = [each for each in form.getlist("events") if isinstance(each, str)]
+    try:
+        with visit.desk.begin() as session:
+            _, secret = webhooks.create_endpoint(
+                session,
+                visit.desk.keyring,
+                visit.caller.tenant_id,
+                url,
+                events,
+                allow_http=visit.desk.settings.webhook_allow_http,
+            )
+    except JobError as error:
+        return _endpoints(visit, wrong=str(error), url=url, status=to_problem(error).status_code)
+    return _endpoints(visit, secret=secret)
+
+
+@router.post("/webhooks/{endpoint_id}/delete")
+def remove_endpoint(visit: Author, endpoint_id: Id) -> Response:
+    """Removes an endpoint and what still waits for it."""
+    visit.caller.require("webhooks")
+    with visit.desk.begin() as session:
+        row = webhooks.get_endpoint(session, visit.caller.tenant_id, endpoint_id)
+        webhooks.delete_endpoint(session, row)
+    return see("/webhooks")
+
+
+def _keys(visit: Visit, secret: str = "", wrong: str = "", status: int = 200) -> Response:
+    visit.caller.require("keys")
+    with visit.desk.begin() as session:
+        rows: Any = keys.list_keys(session, visit.caller)
+        return page(
+            "keys.html",
+            status,
+            here="/keys",
+            csrf=visit.csrf,
+            keys=rows,
+            mine=visit.caller.key_id,
+            scopes=keys.SCOPES,
+            secret=secret,
+            wrong=wrong,
+        )
+
+
+def _endpoints(visit: Visit, secret: str = "", wrong: str = "", url: str = "", status: int = 200) -> Response:
+    visit.caller.require("webhooks")
+    with visit.desk.begin() as session:
+        return page(
+            "webhooks.html",
+            status,
+            here="/webhooks",
+            csrf=visit.csrf,
+            endpoints=webhooks.list_endpoints(session, visit.caller.tenant_id),
+            types=[each for each in announcements.TYPES if each != announcements.ENDPOINT_TEST],
+            usual=announcements.DEFAULT_TYPES,
+            secret=secret,
+            wrong=wrong,
+            url=url,
+        )

@@ -1,0 +1,159 @@
+"""The pages: signing in, jobs, methods. Every page asks the same functions as the API."""
+
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.staticfiles import StaticFiles
+
+from api.auth import session_of
+from api.cursors import Position
+from api.dashboard import access, live, new
+from api.dashboard.draft import methods_by_kind, to_yaml
+from api.dashboard.forms import fields_of
+from api.dashboard.render import STATIC, page
+from api.dashboard.views import calls_of, job_row
+from api.dashboard.visit import HOME, Author, Form, PageRoute, Visit, Visitor, safe_path, same_site, see
+from api.deps import Id, InDesk, found
+from api.errors import Problem
+from db import jobs
+from jobs import lifecycle, submit
+from jobs.errors import Unauthenticated
+from jobs.states import State
+from merge import catalog
+
+ROWS = 25
+STATES = tuple(state.value for state in State)
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+StateAsked = Annotated[str, Query(max_length=20)]
+CursorAsked = Annotated[str, Query(max_length=512)]
+
+
+def mount(app: FastAPI) -> None:
+    """Adds every page and static file to the application."""
+    for each in (new.router, access.router, live.router, router):
+        app.include_router(each)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+
+@router.get("/")
+def home() -> Response:
+    """The front door."""
+    return see(HOME)
+
+
+@router.get("/login")
+def sign_in(request: Request, desk: InDesk, next: str = HOME) -> Response:
+    """Asks for an API key; who has signed in goes on."""
+    if session_of(request, desk.signer):
+        return see(safe_path(next))
+    return page("login.html", wrong="", next=safe_path(next))
+
+
+@router.post("/login")
+def sign_in_with(request: Request, desk: InDesk, form: Form) -> Response:
+    """Turns an API key into a session of the browser."""
+    if not same_site(request):
+        raise Problem("csrf_failed", "this form was sent from another site")
+    onward = safe_path(str(form.get("next") or HOME))
+    try:
+        caller = desk.caller_of_key(str(form.get("key") or "").strip())
+    except Unauthenticated as error:
+        return page("login.html", 401, wrong=str(error), next=onward)
+    answer = see(onward)
+    desk.signer.set_cookie(answer, desk.signer.session(caller.key_id))
+    return answer
+
+
+@router.post("/logout")
+def sign_out(visit: Author) -> Response:
+    """Ends the session of this browser."""
+    answer = see("/login")
+    visit.desk.signer.clear_cookie(answer)
+    return answer
+
+
+@router.get("/jobs")
+def job_list(visit: Visitor, state: StateAsked = "", cursor: CursorAsked = "") -> Response:
+    """The jobs, newest first, kept up to date."""
+    return page("jobs.html", here="/jobs", csrf=visit.csrf, **_listed(visit, state, cursor))
+
+
+@router.get("/jobs/rows")
+def job_rows(visit: Visitor, state: StateAsked = "", cursor: CursorAsked = "") -> Response:
+    """The list alone, for the page to put in place of the one it shows."""
+    return page("_rows.html", **_listed(visit, state, cursor))
+
+
+@router.get("/jobs/{job_id}")
+def job(visit: Visitor, job_id: Id) -> Response:
+    """One job: where it stands, what happened, what came of it, and the same call for scripts."""
+    watch = live.Watch(visit, job_id)
+    row, shown = watch.look()
+    calls = calls_of(row.spec, visit.desk.settings.url)
+    recipe = to_yaml(row.recipe)
+    return page("job.html", here="/jobs", seq=watch.seq, calls=calls, recipe=recipe, **shown)
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel(visit: Author, job_id: Id) -> Response:
+    """Asks a job to stop."""
+    visit.caller.require("merges:write")
+    with visit.desk.begin() as session:
+        row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        lifecycle.request_cancel(session, row)
+    return see(f"/jobs/{job_id}")
+
+
+@router.post("/jobs/{job_id}/retry")
+def retry(visit: Author, job_id: Id) -> Response:
+    """Starts an ended job again, as a new one."""
+    visit.caller.require("merges:write")
+    with visit.desk.begin() as session:
+        row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        again = submit.retry(session, visit.caller, row)
+    return see(f"/jobs/{again.id}")
+
+
+@router.get("/methods")
+def method_list(visit: Visitor) -> Response:
+    """Every method of the catalogue."""
+    return page("methods.html", here="/methods", csrf=visit.csrf, groups=methods_by_kind())
+
+
+@router.get("/methods/{name}")
+def method(visit: Visitor, name: Id) -> Response:
+    """One method: what it does, what it needs, its settings."""
+    entry = found(catalog.catalogue().get(name), "method", name)
+    fields = fields_of(entry.schema, "", {})
+    return page("method.html", here="/methods", csrf=visit.csrf, entry=entry, fields=fields)
+
+
+def _listed(visit: Visit, state: str, cursor: str) -> dict[str, Any]:
+    visit.caller.require("merges:read")
+    state = state if state in STATES else ""
+    filters = {"page": "jobs", "state": state}
+    after = visit.desk.cursors.read(cursor, filters) if cursor else None
+    with visit.desk.begin() as session:
+        rows = jobs.page(
+            session,
+            visit.caller.tenant_id,
+            limit=ROWS + 1,
+            after=(after.created_at, after.id) if after else None,
+            state=state or None,
+        )
+        shown = [job_row(each) for each in rows[:ROWS]]
+    older = ""
+    if len(rows) > ROWS:
+        last = rows[ROWS - 1]
+        position = visit.desk.cursors.write(Position(last.created_at, last.id), filters)
+        older = urlencode({"state": state, "cursor": position} if state else {"cursor": position})
+    asked = {key: value for key, value in {"state": state, "cursor": cursor}.items() if value}
+    return {
+        "jobs": shown,
+        "state": state,
+        "query": "?" + urlencode(asked) if asked else "",
+        "moving": any(each["moving"] or each["state"] == State.QUEUED for each in shown),
+        "older": older,
+    }

@@ -1,0 +1,299 @@
+"""Rows of a job as the words and tables of its page. Pure."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from api.dashboard.render import bytes_said, number_said, seconds_said
+from db.models.evaluation import Evaluation, EvaluationScore
+from db.models.job import Job, JobEvent
+from jobs.states import ACTIVE, PHASES, RETRYABLE, State, is_terminal
+
+CHECK = "check"
+POINTS_MOST = 600
+SOMETIMES = ("measuring", "evaluating", "uploading")
+LOWER, HIGHER = ("perplexity", "loss", "nll", "bits"), ("accuracy", "exact", "f1")
+ESTIMATES = {
+    "download_bytes": ("Download", bytes_said),
+    "disk_bytes": ("Disk", bytes_said),
+    "peak_memory_bytes": ("Peak memory", bytes_said),
+    "output_bytes": ("Result", bytes_said),
+    "seconds": ("Time", lambda seconds: "about " + seconds_said(seconds)),
+}
+
+
+def job_row(job: Job) -> dict[str, Any]:
+    """What lists and the head of the page say of a job."""
+    output = job.spec.get("output") or {}
+    progress = job.progress or {}
+    methods = (
+        " + ".join(step.get("method", "") for step in job.recipe.get("steps", ())) or job.method or job.kind
+    )
+    repo = output.get("repo")
+    sources = [str(each.get("model", "")) for each in job.recipe.get("sources", ())]
+    said = sources if len(sources) <= 3 else [*sources[:2], f"{len(sources) - 2} more"]
+    fraction = progress.get("fraction")
+    doing = [job.phase or job.state, f"{100 * fraction:.0f} %" if fraction else ""]
+    if eta := progress.get("eta_seconds"):
+        doing.append(f"{seconds_said(eta)} left")
+    return {
+        "id": job.id,
+        "title": f"{methods} → {repo}" if repo else methods,
+        "summary": ", ".join(said),
+        "state": str(job.state),
+        "moving": job.state in ACTIVE,
+        "ended": is_terminal(job.state),
+        "fraction": fraction,
+        "doing": " · ".join(filter(None, doing)),
+        "error_code": job.error_code,
+        "created_at": job.created_at,
+        "took": took(job.started_at, job.finished_at),
+    }
+
+
+def job_view(job: Job) -> dict[str, Any]:
+    """Everything of the job's own row that its page shows."""
+    error = None
+    if job.error_code:
+        error = {
+            "code": job.error_code,
+            "detail": job.error_detail,
+            "findings": found(job.error_findings or ()),
+        }
+    return job_row(job) | {
+        "recipe_sha256": job.recipe_sha256,
+        "can_cancel": job.state in (State.QUEUED, State.RUNNING),
+        "can_retry": job.state in RETRYABLE,
+        "error": error,
+        "facts": _facts(job),
+        "links": _links(job.result or {}),
+        "published": "Published." if (job.result or {}).get("repo") else "Done.",
+    }
+
+
+def found(findings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Findings with every field the page asks for."""
+    names = ("severity", "code", "message", "pointer", "model", "tensor")
+    return [{name: each.get(name) for name in names} for each in findings]
+
+
+def took(start: datetime | None, end: datetime | None) -> str:
+    """How long something took, if it began and ended."""
+    return seconds_said((end - start).total_seconds()) if start and end else ""
+
+
+def estimate_of(plan: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The plan's estimates as words."""
+    estimate = (plan or {}).get("estimate") or {}
+    return [
+        (name, say(estimate[key])) for key, (name, say) in ESTIMATES.items() if estimate.get(key) is not None
+    ]
+
+
+def phases_of(job: Job, events: Sequence[JobEvent]) -> list[dict[str, str]]:
+    """Every phase of the last attempt: what it is, whether it is done, and how long it took."""
+    began: dict[str, datetime] = {}
+    for event in events:
+        if event.type.endswith(".started"):
+            began = {PHASES[0]: event.at}
+        elif event.type.endswith(".phase"):
+            began[event.data["phase"]] = event.at
+    moving = job.state in ACTIVE
+    times = [*began.values(), *([job.finished_at] if job.finished_at else [])]
+    ends = dict(zip(began, times[1:], strict=False))
+    last = next(reversed(began), None)
+    shown = [name for name in PHASES if name in began or (name not in SOMETIMES or _expected(job, name))]
+    rows = []
+    for name in shown:
+        if name not in began:
+            mark, said = (
+                "",
+                "skipped"
+                if job.state == State.SUCCEEDED
+                else "to come"
+                if not is_terminal(job.state)
+                else "–",
+            )
+        elif name == last and moving:
+            mark, said = "now", "now"
+        elif name == last and job.state != State.SUCCEEDED:
+            mark, said = "broken", {"queued": "given back"}.get(job.state, str(job.state))
+        else:
+            mark, said = "done", took(began[name], ends.get(name)) or "done"
+        rows.append({"name": name, "mark": mark, "said": said})
+    return rows
+
+
+def log_of(events: Iterable[JobEvent]) -> list[dict[str, Any]]:
+    """The event log, newest first, without the progress that the chart shows."""
+    rows = [
+        {"seq": each.seq, "at": each.at, "type": each.type, "said": event_said(each.data)}
+        for each in events
+        if not each.type.endswith(".progress")
+    ]
+    return rows[::-1]
+
+
+def event_said(data: Mapping[str, Any]) -> str:
+    """One line on what an event holds."""
+    parts = [
+        data[key]
+        for key in ("phase", "kind", "name", "uri", "code", "detail", "repo")
+        if isinstance(data.get(key), str)
+    ]
+    if data.get("attempt"):
+        parts.append(f"attempt {data['attempt']}")
+    if data.get("size"):
+        parts.append(bytes_said(data["size"]))
+    parts += [f"{name}: {value}" for name, value in estimate_of(data)]
+    return " · ".join(parts)
+
+
+def point_of(event: JobEvent) -> dict[str, Any]:
+    """A point of the throughput chart: when, in which phase, how many bytes so far."""
+    data = event.data
+    return {
+        "seq": event.seq,
+        "at": event.at.timestamp(),
+        "phase": data.get("phase"),
+        "bytes": data.get("bytes_done") or 0,
+    }
+
+
+def points_of(events: Iterable[JobEvent]) -> list[dict[str, Any]]:
+    """Points for the chart, thinned out evenly when there are very many."""
+    points = [point_of(each) for each in events if each.type.endswith(".progress")]
+    return points[:: max(1, len(points) // POINTS_MOST)]
+
+
+def scores_of(
+    evaluations: Sequence[tuple[Evaluation, Sequence[EvaluationScore]]],
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Subjects (the result first, then its parents) and one row for each set and metric."""
+    scored = [(each, scores) for each, scores in evaluations if each.kind != CHECK]
+    names = dict.fromkeys(score.subject for _, scores in scored for score in scores)
+    subjects = sorted(names, key=lambda name: (name != "result", name != "base", name))
+    rows = []
+    for evaluation, scores in scored:
+        for metric in dict.fromkeys(score.metric for score in scores):
+            held = {score.subject: score for score in scores if score.metric == metric}
+            better = _better(metric)
+            best = better(score.value for score in held.values()) if better and len(held) > 1 else None
+            rows.append(
+                {
+                    "name": evaluation.name,
+                    "metric": metric.replace("_", " "),
+                    "better": {min: "lower is better", max: "higher is better"}.get(better, "")
+                    if better
+                    else "",
+                    "cells": [_cell(held.get(subject), best) for subject in subjects],
+                }
+            )
+    return subjects, rows
+
+
+def checks_of(evaluations: Sequence[tuple[Evaluation, Sequence[EvaluationScore]]]) -> list[dict[str, Any]]:
+    """The checks that every result goes through."""
+    return [
+        {
+            "name": each.name,
+            "passed": each.passed,
+            "said": [f"{key}: {value}" for key, value in _flat(each.detail)],
+        }
+        for each, _ in evaluations
+        if each.kind == CHECK
+    ]
+
+
+def calls_of(spec: Mapping[str, Any], url: str) -> list[tuple[str, str]]:
+    """The request that made a job, for the command line and for Python."""
+    body = {key: value for key, value in spec.items() if value not in (None, {}, [])}
+    text = json.dumps(body, indent=2, ensure_ascii=False)
+    curl = (
+        f"curl {shlex.quote(url + '/v1/jobs')} \\\n"
+        '  -H "Authorization: Bearer $MERGERY_API_KEY" \\\n'
+        "  -H 'Content-Type: application/json' \\\n"
+        f"  -d {shlex.quote(text)}"
+    )
+    literal = repr(text) if "'''" in text else f"r'''{text}'''"
+    python = (
+        "import json\nimport os\nimport urllib.request\n\n"
+        f"body = json.loads({literal})\n"
+        "request = urllib.request.Request(\n"
+        f"    {url + '/v1/jobs'!r},\n"
+        "    json.dumps(body).encode(),\n"
+        '    {"Authorization": "Bearer " + os.environ["MERGERY_API_KEY"],\n'
+        '     "Content-Type": "application/json"},\n'
+        ")\n"
+        "with urllib.request.urlopen(request) as answer:\n"
+        '    print(json.load(answer)["id"])'
+    )
+    return [("curl", curl), ("Python", python)]
+
+
+def _expected(job: Job, phase: str) -> bool:
+    output = job.spec.get("output") or {}
+    return {"evaluating": True, "uploading": bool(output.get("repo"))}.get(phase, False)
+
+
+def _facts(job: Job) -> list[tuple[str, str]]:
+    progress = job.progress or {}
+    facts: list[tuple[str, str]] = []
+    if job.state in ACTIVE:
+        for name, done, total, say in (
+            ("Bytes", "bytes_done", "bytes_total", bytes_said),
+            ("Tensors", "tensors_done", "tensors_total", lambda count: f"{count:,}"),
+        ):
+            if progress.get(total):
+                facts.append((name, f"{say(progress.get(done) or 0)} of {say(progress[total])}"))
+        if progress.get("eta_seconds") is not None:
+            facts.append(("Left in this phase", seconds_said(progress["eta_seconds"])))
+    if job.started_at and job.finished_at:
+        facts.append(("Took", took(job.started_at, job.finished_at)))
+    if is_terminal(job.state):
+        facts += [each for each in estimate_of(job.plan) if each[0] == "Result"]
+    else:
+        facts += [each for each in estimate_of(job.plan) if each[0] in ("Download", "Result")]
+    if job.attempt > 1 or (job.state == State.QUEUED and job.attempt):
+        facts.append(("Attempt", f"{job.attempt} of {job.max_attempts}"))
+    facts.append(("Queue", job.queue))
+    return facts
+
+
+def _links(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    url = result.get("url") or result.get("commit_url")
+    return (
+        [(str(result.get("repo") or url), url)]
+        if isinstance(url, str) and url.startswith(("http://", "https://"))
+        else []
+    )
+
+
+def _better(metric: str) -> Any:
+    if any(word in metric for word in LOWER):
+        return min
+    return max if any(word in metric for word in HIGHER) else None
+
+
+def _cell(score: EvaluationScore | None, best: float | None) -> dict[str, Any] | None:
+    if score is None:
+        return None
+    stderr = None if score.stderr is None else f"{score.stderr:.2g}"
+    return {
+        "value": number_said(score.value),
+        "stderr": stderr,
+        "best": best is not None and score.value == best,
+    }
+
+
+def _flat(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            key.replace("_", " "),
+            json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value),
+        )
+        for key, value in detail.items()
+        if value not in (None, "", [], {})
+    ]

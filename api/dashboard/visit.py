@@ -1,0 +1,127 @@
+"""Who is looking at a page, what a form brought, and what is shown when something goes wrong."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlencode, urlsplit
+
+from fastapi import Depends, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
+from starlette.datastructures import FormData
+
+from api.auth import CSRF_FIELD, check_csrf, session_of, unauthenticated
+from api.dashboard.render import page
+from api.deps import Desk, desk_of
+from api.errors import Problem, kind_of, to_problem
+from jobs.keys import Caller
+
+HOME = "/jobs"
+LIVE = "/live"
+NO_CONTENT = 204
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One request of somebody who has signed in; ``csrf`` goes into every form of the answer."""
+
+    desk: Desk
+    caller: Caller
+    csrf: str
+
+
+async def form_of(request: Request) -> FormData:
+    """The posted form."""
+    return await request.form()
+
+
+def visitor(request: Request) -> Visit:
+    """The visitor of a page; raises ``unauthenticated``, which becomes the way to the sign-in page."""
+    return _visit(request, None)
+
+
+def author(request: Request, form: Annotated[FormData, Depends(form_of)]) -> Visit:
+    """The sender of a form that changes something; raises ``csrf_failed`` for one that is not ours."""
+    token = form.get(CSRF_FIELD)
+    return _visit(request, token if isinstance(token, str) else "")
+
+
+def _visit(request: Request, token: str | None) -> Visit:
+    desk = desk_of(request)
+    session = session_of(request, desk.signer)
+    if session is None:
+        raise unauthenticated("sign in first")
+    check_csrf(request, desk.signer, session, token)
+    caller = desk.caller_of_session(session.key_id)
+    taken = desk.limiter.take(caller.key_id)
+    if taken is not None and not taken.admitted:
+        raise Problem("rate_limited", f"the key may send {taken.quota} requests a minute")
+    return Visit(desk, caller, desk.signer.csrf_token(session))
+
+
+def same_site(request: Request) -> bool:
+    """Whether a form sent without a session comes from one of our own pages, as browsers tell."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+
+
+def safe_path(path: str) -> str:
+    """``path`` if it is one of this site, else the list of jobs."""
+    ours = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
+    return path if ours and "\\" not in path else HOME
+
+
+def see(path: str) -> RedirectResponse:
+    """On to another page, with GET."""
+    return RedirectResponse(path, 303)
+
+
+class PageRoute(APIRoute):
+    """A route for people: a failure becomes a page, a missing session the sign-in page."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The usual handler, with failures shown."""
+        handle = super().get_route_handler()
+
+        async def shown(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Exception as error:
+                return trouble(request, to_problem(error))
+
+        return shown
+
+
+def trouble(request: Request, problem: Problem) -> Response:
+    """What a person sees of ``problem``: a page, a note in the plan, or (in the background) nothing new."""
+    partly = request.headers.get("hx-request") == "true"
+    if problem.code == "unauthenticated":
+        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        sign_in = "/login?" + urlencode({"next": HOME if partly or request.method == "POST" else asked})
+        return Response(status_code=NO_CONTENT, headers={"HX-Redirect": sign_in}) if partly else see(sign_in)
+    shown = {
+        "status": problem.status_code,
+        "code": problem.code,
+        "title": kind_of(problem.code).title,
+        "detail": problem.detail,
+        "errors": problem.errors,
+        "request_id": request.scope.get("request_id"),
+    }
+    if partly and request.method == "GET":
+        return Response(status_code=NO_CONTENT)
+    if partly:
+        note = page("_trouble.html", problem=shown)
+        note.headers |= {"HX-Retarget": "#plan", "HX-Reswap": "innerHTML"}
+        return note
+    desk = desk_of(request)
+    session = session_of(request, desk.signer)
+    csrf = desk.signer.csrf_token(session) if session else ""
+    return page("error.html", problem.status_code, problem=shown, csrf=csrf)
+
+
+Visitor = Annotated[Visit, Depends(visitor)]
+Author = Annotated[Visit, Depends(author)]
+Form = Annotated[FormData, Depends(form_of)]

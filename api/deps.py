@@ -1,0 +1,175 @@
+"""What a route asks for: the desk (everything a process holds), and the caller, let in and counted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Header, Path, Query, Request
+from fastapi.security import HTTPBearer
+
+from api.auth import Remembered, Signer, bearer_of, check_csrf, derive, session_of, unauthenticated
+from api.cursors import Cursors
+from api.errors import Problem
+from api.feed import Feed
+from api.limits import Limiter
+from api.metrics import Metrics
+from db.listen import listen
+from db.session import make_engine, make_sessions
+from jobs import keys
+from jobs.keyring import Keyring
+from jobs.keys import Caller
+from jobs.planning import Planner
+from settings import Settings
+
+THREADS = 24
+PLANNING_THREADS = 12
+POOL_SPARE = 4
+
+Row = TypeVar("Row")
+
+
+class Desk:
+    """Everything one API process holds. Nothing is connected before it is used."""
+
+    def __init__(self, settings: Settings, planner: Planner) -> None:
+        self.settings = settings
+        self.planner = planner
+        url = settings.database_url or ""
+        pool = THREADS + PLANNING_THREADS + POOL_SPARE
+        self.engine = make_engine(url or "postgresql+psycopg://", pool_size=pool, max_overflow=0)
+        self.begin = make_sessions(self.engine).begin
+        """One transaction: committed at the end of the ``with`` block, rolled back by any exception."""
+        secret = settings.secret()
+        self.https = settings.url.startswith("https://")
+        self.signer = Signer(derive(secret.encode(), "session"), self.https)
+        self.cursors = Cursors(derive(secret.encode(), "cursor"))
+        self.keyring = Keyring(secret)
+        self.limiter = Limiter(settings.broker_url, settings.requests_per_minute)
+        self.callers = Remembered()
+        self.feed = Feed(lambda should_stop: listen(url, should_stop))
+        self.metrics = Metrics()
+
+    def caller_of_key(self, secret: str) -> Caller:
+        """The caller behind an API key; raises ``Unauthenticated``."""
+
+        def find() -> Caller:
+            with self.begin() as session:
+                return keys.authenticate(session, secret)
+
+        return self.callers.get(secret, find)
+
+    def caller_of_session(self, key_id: str) -> Caller:
+        """The caller behind the key that a session cookie names; raises ``Unauthenticated``."""
+
+        def find() -> Caller:
+            with self.begin() as session:
+                return keys.caller_of(session, key_id)
+
+        return self.callers.get(f"session {key_id}", find)
+
+    def close(self) -> None:
+        """Gives all connections back."""
+        self.limiter.close()
+        self.engine.dispose()
+
+
+def desk_of(request: Request) -> Desk:
+    """The desk of the process."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+bearer = HTTPBearer(auto_error=False, scheme_name="apiKey", description="An API key: `mk_live_…`")
+
+
+def admit(request: Request, _documented: Annotated[Any, Depends(bearer)] = None) -> Caller:
+    """The caller of a /v1 request, from its API key or its session, after taking a token from its bucket."""
+    desk = desk_of(request)
+    caller = current_caller(request)
+    taken = desk.limiter.take(caller.key_id)
+    if taken is not None:
+        request.scope["answer_headers"].update(taken.headers())
+        if not taken.admitted:
+            raise Problem("rate_limited", f"the key may send {taken.quota} requests a minute")
+    return caller
+
+
+def current_caller(request: Request) -> Caller:
+    """Who sent this request; a cookie counts only with its CSRF token when something is to be changed."""
+    desk = desk_of(request)
+    if secret := bearer_of(request):
+        return desk.caller_of_key(secret)
+    session = session_of(request, desk.signer)
+    if session is None:
+        raise unauthenticated()
+    check_csrf(request, desk.signer, session)
+    return desk.caller_of_session(session.key_id)
+
+
+def may(scope: str) -> Callable[..., Caller]:
+    """A dependency that lets in callers with ``scope``."""
+
+    def allowed(caller: Annotated[Caller, Depends(admit)]) -> Caller:
+        caller.require(scope)
+        return caller
+
+    return allowed
+
+
+def takes(*content_types: str) -> Callable[..., None]:
+    """A dependency that refuses bodies of any other content type with 415."""
+
+    def check(request: Request) -> None:
+        if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
+            return
+        if content_type_of(request) not in content_types:
+            raise Problem(
+                "media_type_unsupported",
+                f"send the body as {' or '.join(content_types)}",
+                headers={"Accept": ", ".join(content_types)},
+            )
+
+    return check
+
+
+def content_type_of(request: Request) -> str:
+    """The body's content type without parameters, lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@dataclass(frozen=True)
+class PageAsked:
+    """Which part of a list is wanted."""
+
+    limit: int
+    cursor: str | None
+
+
+def page_asked(
+    limit: Annotated[int, Query(ge=1, le=100, description="Rows on a page")] = 20,
+    cursor: Annotated[str | None, Query(max_length=512, description="next_cursor of the page before")] = None,
+) -> PageAsked:
+    """``limit`` and ``cursor`` of a list."""
+    return PageAsked(limit, cursor)
+
+
+def found(row: Row | None, what: str, name: str) -> Row:
+    """The row, or the 404 that says the same for what is missing and for what is another tenant's."""
+    if row is None:
+        raise Problem("not_found", f"there is no {what} {name!r}")
+    return row
+
+
+InDesk = Annotated[Desk, Depends(desk_of)]
+Reader = Annotated[Caller, Depends(may("merges:read"))]
+Writer = Annotated[Caller, Depends(may("merges:write"))]
+WebhookKeeper = Annotated[Caller, Depends(may("webhooks"))]
+KeyKeeper = Annotated[Caller, Depends(may("keys"))]
+AnyCaller = Annotated[Caller, Depends(admit)]
+Asked = Annotated[PageAsked, Depends(page_asked)]
+Id = Annotated[str, Path(max_length=64)]
+IdempotencyHeader = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="The same key within three days gives the same answer"),
+]
+JSON = Depends(takes("application/json"))

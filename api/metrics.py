@@ -1,0 +1,81 @@
+"""Numbers for Prometheus: HTTP latencies of this process, and what the rows say about all jobs when asked."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from db import jobs, webhooks
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Begin(Protocol):
+    """Opens a transaction."""
+
+    def __call__(self) -> AbstractContextManager[Any]: ...
+
+
+class Metrics:
+    """One registry a process. Routes are labelled by their template, never by the path; tenants never."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.http = Histogram(
+            "http_request_seconds",
+            "Time to answer a request",
+            ["method", "route", "status"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.accepted = Counter(
+            "merge_jobs_accepted", "Jobs this process accepted", ["method"], registry=self.registry
+        )
+        self.planning = Histogram(
+            "merge_plan_seconds", "Time to plan a recipe", buckets=BUCKETS, registry=self.registry
+        )
+        self.streams = Gauge("event_streams_open", "Event streams of this process", registry=self.registry)
+
+    def measure(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Notes one answered request."""
+        self.http.labels(method, route, str(status)).observe(seconds)
+
+    def watch(self, begin: Begin) -> None:
+        """Adds what is read from the rows at every scrape."""
+        self.registry.register(Rows(begin))
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class Rows(Collector):
+    """Gauges over all tenants, read from the database."""
+
+    def __init__(self, begin: Begin) -> None:
+        self.begin = begin
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering asks no database."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """One scrape."""
+        with self.begin() as session:
+            states = jobs.count_states(session)
+            ages = jobs.oldest_queued_seconds(session)
+            due = webhooks.next_due(session)
+        held = GaugeMetricFamily("merge_jobs_in_state", "Jobs by pool and state", labels=["pool", "state"])
+        for (queue, state), count in sorted(states.items()):
+            held.add_metric([queue, state], count)
+        waited = GaugeMetricFamily(
+            "merge_queue_age_seconds", "How long the oldest ready job has waited", labels=["pool"]
+        )
+        for queue in ("cpu", "gpu"):
+            waited.add_metric([queue], ages.get(queue, 0.0))
+        lag = GaugeMetricFamily("webhook_lag_seconds", "How late the oldest due webhook is")
+        lag.add_metric([], max(0.0, -due.total_seconds()) if due is not None else 0.0)
+        yield from (held, waited, lag)

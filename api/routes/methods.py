@@ -1,0 +1,26 @@
+"""The catalogue of merge methods."""
+
+from fastapi import APIRouter
+
+from api.deps import AnyCaller, Id
+from api.errors import Problem
+from api.schemas.common import problems
+from api.schemas.methods import MethodFullOut, MethodOut, MethodsOut
+from merge.catalog import catalogue, nearest
+
+router = APIRouter(prefix="/methods", tags=["methods"], responses=problems())
+
+
+@router.get("")
+def list_methods(_: AnyCaller) -> MethodsOut:
+    """Every method, by name."""
+    return MethodsOut(data=[MethodOut.model_validate(each) for each in catalogue().values()])
+
+
+@router.get("/{name}", responses=problems(404))
+def get_method(name: Id, _: AnyCaller) -> MethodFullOut:
+    """One method with the JSON schema of its settings."""
+    entry = catalogue().get(name)
+    if entry is None:
+        raise Problem("not_found", f"there is no method {name!r}{nearest(name, catalogue())}")
+    return MethodFullOut(**{**entry.as_dict(), "settings": entry.schema})

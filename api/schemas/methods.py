@@ -1,0 +1,33 @@
+"""Bodies of the catalogue of methods."""
+
+from typing import Any
+
+from api.schemas.common import Out
+
+
+class MethodOut(Out):
+    """A method in the list."""
+
+    name: str
+    title: str
+    kind: str
+    family: str
+    paper: str | None
+    granularity: str
+    needs: dict[str, Any]
+
+
+class MethodFullOut(MethodOut):
+    """A method with the JSON schema of its settings."""
+
+    about: str
+    version: int
+    settings: dict[str, Any]
+    classes: dict[str, str]
+    breaks: dict[str, str]
+
+
+class MethodsOut(Out):
+    """Every method."""
+
+    data: list[MethodOut]

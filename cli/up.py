@@ -1,0 +1,143 @@
+"""`mergery up`: the whole service on one machine. Embedded servers stand in for URLs that are not set."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from cli.embedded import Server, start_postgres, start_valkey
+from cli.errors import NotRunning
+from cli.supervisor import Part, Supervisor, mergery
+from db import tokens
+from db.session import make_engine, make_sessions
+from jobs import keys
+from migrations.run import upgrade
+from settings import Settings
+
+URL_FILE = "database.url"
+
+Starter = Callable[[Path], Server]
+
+
+def up(settings: Settings, options: argparse.Namespace) -> int:
+    """Starts everything, prints the first admin key once, and stays until it is told to stop."""
+    given = {"data_dir": options.data_dir, "host": options.host, "port": options.port}
+    settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    servers, starters = _start_servers(settings)
+    urls = {server.name: server.url for server in servers}
+    database = settings.database_url or urls["postgres"]
+    _remember_database(settings.data_dir, database)
+    upgrade(database)
+    _print_first_key(database)
+    environment = _environment(settings, database, settings.broker_url or urls["valkey"])
+    _say(f"Mergery is starting at {settings.url} (data in {settings.data_dir}); stop it with Ctrl-C")
+    try:
+        Supervisor(
+            _parts(options), environment, guard=_Guard(settings.data_dir, servers, starters).look, say=_say
+        ).run()
+    finally:
+        for server in reversed(servers):
+            server.stop()
+        (settings.data_dir / URL_FILE).unlink(missing_ok=True)
+    return 0
+
+
+def create_key(database_url: str, tenant: str, name: str, scopes: list[str]) -> str:
+    """Makes an API key for ``tenant`` (made too if it is new) and returns its secret."""
+    with _session(database_url) as session:
+        _row, secret = keys.create_key(session, tokens.tenant_named(session, tenant).id, name, scopes)
+        session.commit()
+    return secret
+
+
+@contextmanager
+def _session(database_url: str) -> Iterator[Session]:
+    engine = make_engine(database_url, pool_size=1)
+    try:
+        with make_sessions(engine)() as session:
+            yield session
+    finally:
+        engine.dispose()
+
+
+def running_database(data_dir: Path) -> str:
+    """The database of the `mergery up` that runs on ``data_dir``. Raises ``NotRunning``."""
+    try:
+        return (data_dir / URL_FILE).read_text().strip()
+    except FileNotFoundError:
+        raise NotRunning(
+            f"no database: set DATABASE_URL, or start `mergery up` first (nothing runs in {data_dir})"
+        ) from None
+
+
+def _start_servers(settings: Settings) -> tuple[list[Server], list[Starter]]:
+    starters: list[Starter] = []
+    if settings.database_url is None:
+        starters.append(start_postgres)
+    if settings.broker_url is None:
+        starters.append(start_valkey)
+    return [start(settings.data_dir) for start in starters], starters
+
+
+class _Guard:
+    """Looks after the embedded servers: a dead one is started again on the same data."""
+
+    def __init__(self, data_dir: Path, servers: list[Server], starters: list[Starter]) -> None:
+        self._data_dir = data_dir
+        self._watched = list(zip(servers, starters, strict=True))
+
+    def look(self) -> None:
+        """One round."""
+        for server, start in self._watched:
+            if server.pid is None:
+                _say(f"{server.name} ended; starting it again")
+                start(self._data_dir)
+
+
+def _remember_database(data_dir: Path, url: str) -> None:
+    file = data_dir / URL_FILE
+    file.touch(mode=0o600)
+    file.write_text(url)
+
+
+def _print_first_key(database_url: str) -> None:
+    with _session(database_url) as session:
+        none_yet = tokens.count_keys(session) == 0
+    if none_yet:
+        secret = create_key(database_url, "default", "first", ["admin"])
+        print(f"First admin API key (shown once): {secret}", flush=True)
+
+
+def _environment(settings: Settings, database_url: str, broker_url: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "DATABASE_URL": database_url,
+        "BROKER_URL": broker_url,
+        "MERGERY_DATA_DIR": str(settings.data_dir),
+        "MERGERY_HOST": settings.host,
+        "MERGERY_PORT": str(settings.port),
+        "MERGERY_SECRET_KEY": settings.secret(),
+    }
+
+
+def _parts(options: argparse.Namespace) -> list[Part]:
+    cpu = mergery("worker", "--queues", "cpu", "--concurrency", str(options.workers))
+    gpus = [
+        mergery("worker", "--queues", "gpu", "--device", f"cuda:{index}") for index in range(options.gpus)
+    ]
+    return [
+        Part("api", mergery("api")),
+        Part("dispatcher", mergery("dispatcher")),
+        Part("worker-cpu", cpu, stop_signal=signal.SIGQUIT),
+        *(Part(f"worker-gpu-{i}", command, stop_signal=signal.SIGQUIT) for i, command in enumerate(gpus)),
+    ]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

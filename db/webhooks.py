@@ -1,0 +1,275 @@
+"""Queries on webhook endpoints and deliveries."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from db.clock import now, seconds
+from db.models.base import new_id
+from db.models.job import Job
+from db.models.webhook import WebhookDelivery, WebhookEndpoint
+
+
+def endpoint(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoint | None:
+    """One endpoint of a tenant."""
+    rows = select(WebhookEndpoint).where(
+        WebhookEndpoint.id == endpoint_id, WebhookEndpoint.tenant_id == tenant_id
+    )
+    return session.scalars(rows, execution_options={"populate_existing": True}).one_or_none()
+
+
+def endpoints(session: Session, tenant_id: str) -> Sequence[WebhookEndpoint]:
+    """The standing endpoints of a tenant, newest first; those of single jobs are left out."""
+    rows = select(WebhookEndpoint).where(
+        WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.job_id.is_(None)
+    )
+    return session.scalars(rows.order_by(WebhookEndpoint.created_at.desc(), WebhookEndpoint.id)).all()
+
+
+def listening(session: Session, job: Job, type_: str, *, by_name_only: bool) -> Sequence[WebhookEndpoint]:
+    """Endpoints that want this type from this job; ``by_name_only`` types are not meant by ``*``."""
+    named = WebhookEndpoint.events.contains([type_])
+    wanted = named if by_name_only else or_(named, WebhookEndpoint.events.contains(["*"]))
+    rows = select(WebhookEndpoint).where(
+        WebhookEndpoint.tenant_id == job.tenant_id,
+        or_(WebhookEndpoint.job_id.is_(None), WebhookEndpoint.job_id == job.root_id),
+        WebhookEndpoint.disabled_at.is_(None),
+        wanted,
+    )
+    return session.scalars(rows.order_by(WebhookEndpoint.id)).all()
+
+
+def keep_old_secret(session: Session, row: WebhookEndpoint, keep_seconds: float) -> None:
+    """Moves the present secret to the old one's place, valid for ``keep_seconds`` more."""
+    row.old_key_id, row.old_secret = row.key_id, row.secret
+    session.flush()
+    session.execute(
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id == row.id)
+        .values(old_secret_until=now() + seconds(keep_seconds))
+    )
+
+
+def enable(session: Session, row: WebhookEndpoint) -> None:
+    """Lets deliveries start again with a clean record."""
+    row.disabled_at = row.disabled_reason = row.failing_since = None
+    session.flush()
+
+
+def disable(session: Session, endpoint_id: str, reason: str) -> None:
+    """Stops an endpoint; what still waits for it is dead."""
+    session.execute(
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.disabled_at.is_(None))
+        .values(disabled_at=now(), disabled_reason=reason)
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(
+        update(WebhookDelivery)
+        .where(WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.state == "pending")
+        .values(state="dead", lease_owner=None, lease_until=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def remove(session: Session, row: WebhookEndpoint) -> None:
+    """Deletes an endpoint with its deliveries."""
+    session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == row.id))
+
+
+def add_delivery(
+    session: Session,
+    endpoint_: WebhookEndpoint,
+    *,
+    type_: str,
+    message_id: str,
+    body: str,
+    job_id: str | None = None,
+    event_seq: int | None = None,
+) -> WebhookDelivery:
+    """A message to be sent as soon as the transaction is committed."""
+    row = WebhookDelivery(
+        id=new_id("dlv"),
+        endpoint_id=endpoint_.id,
+        tenant_id=endpoint_.tenant_id,
+        job_id=job_id,
+        event_seq=event_seq,
+        message_id=message_id,
+        type=type_,
+        body=body,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def delivery(session: Session, tenant_id: str, delivery_id: str) -> WebhookDelivery | None:
+    """One delivery of a tenant."""
+    rows = select(WebhookDelivery).where(
+        WebhookDelivery.id == delivery_id, WebhookDelivery.tenant_id == tenant_id
+    )
+    return session.scalars(rows, execution_options={"populate_existing": True}).one_or_none()
+
+
+def deliveries(
+    session: Session,
+    endpoint_id: str,
+    *,
+    limit: int,
+    after: tuple[datetime, str] | None = None,
+    state: str | None = None,
+) -> Sequence[WebhookDelivery]:
+    """Deliveries to an endpoint, newest first, after the row ``after`` = (created_at, id)."""
+    rows = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
+    if after is not None:
+        rows = rows.where(tuple_(WebhookDelivery.created_at, WebhookDelivery.id) < after)
+    if state is not None:
+        rows = rows.where(WebhookDelivery.state == state)
+    order = (WebhookDelivery.created_at.desc(), WebhookDelivery.id.desc())
+    return session.scalars(rows.order_by(*order).limit(limit)).all()
+
+
+def claim_due(
+    session: Session, owner: str, limit: int, lease_seconds: float
+) -> list[tuple[WebhookDelivery, WebhookEndpoint, bool]]:
+    """Deliveries whose time has come, each given to ``owner`` alone.
+
+    With each come its endpoint and whether that one's old secret still holds. A delivery whose sender died
+    is given out again when its lease is over.
+    """
+    free = or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < now())
+    due = (
+        select(WebhookDelivery.id)
+        .join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
+        .where(
+            WebhookDelivery.state == "pending",
+            WebhookDelivery.next_attempt_at <= now(),
+            WebhookEndpoint.disabled_at.is_(None),
+            free,
+        )
+        .order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=WebhookDelivery)
+    )
+    ids = session.scalars(due).all()
+    if not ids:
+        return []
+    session.execute(
+        update(WebhookDelivery)
+        .where(WebhookDelivery.id.in_(ids))
+        .values(
+            lease_owner=owner,
+            lease_until=now() + seconds(lease_seconds),
+            attempts=WebhookDelivery.attempts + 1,
+            attempted_at=now(),
+        )
+        .execution_options(synchronize_session=False)
+    )
+    rows = (
+        select(
+            WebhookDelivery, WebhookEndpoint, func.coalesce(WebhookEndpoint.old_secret_until > now(), False)
+        )
+        .join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
+        .where(WebhookDelivery.id.in_(ids))
+        .order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.id)
+    )
+    found = session.execute(rows, execution_options={"populate_existing": True})
+    return [(row[0], row[1], bool(row[2])) for row in found]
+
+
+def mark_delivered(session: Session, delivery_id: str, attempt: int, owner: str, status_code: int) -> bool:
+    """Ends a delivery well and clears its endpoint's record; false when the sender's lease was taken over."""
+    endpoint_id = session.scalar(
+        update(WebhookDelivery)
+        .where(*_sent_by(delivery_id, attempt, owner))
+        .values(
+            state="delivered",
+            delivered_at=now(),
+            status_code=status_code,
+            error=None,
+            lease_owner=None,
+            lease_until=None,
+        )
+        .returning(WebhookDelivery.endpoint_id)
+        .execution_options(synchronize_session=False)
+    )
+    if endpoint_id is None:
+        return False
+    session.execute(
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.failing_since.is_not(None))
+        .values(failing_since=None)
+        .execution_options(synchronize_session=False)
+    )
+    return True
+
+
+def mark_failed(
+    session: Session,
+    delivery_id: str,
+    attempt: int,
+    owner: str,
+    *,
+    status_code: int | None,
+    error: str,
+    wait_seconds: float | None,
+) -> str | None:
+    """Notes a failed try; the next one comes after ``wait_seconds``, none when that is nothing.
+
+    Gives the endpoint's id, or nothing when the sender's lease was taken over.
+    """
+    values = {
+        "state": "dead" if wait_seconds is None else "pending",
+        "status_code": status_code,
+        "error": error,
+        "lease_owner": None,
+        "lease_until": None,
+        "next_attempt_at": now() + seconds(wait_seconds or 0.0),
+    }
+    endpoint_id = session.scalar(
+        update(WebhookDelivery)
+        .where(*_sent_by(delivery_id, attempt, owner))
+        .values(values)
+        .returning(WebhookDelivery.endpoint_id)
+        .execution_options(synchronize_session=False)
+    )
+    if endpoint_id is not None:
+        first = func.coalesce(WebhookEndpoint.failing_since, now())
+        session.execute(
+            update(WebhookEndpoint)
+            .where(WebhookEndpoint.id == endpoint_id)
+            .values(failing_since=first)
+            .execution_options(synchronize_session=False)
+        )
+    return endpoint_id
+
+
+def failing_for(session: Session, endpoint_id: str, at_least_seconds: float) -> bool:
+    """Whether an endpoint has had nothing but failures for so long."""
+    rows = select(WebhookEndpoint.id).where(
+        WebhookEndpoint.id == endpoint_id,
+        WebhookEndpoint.failing_since < now() - seconds(at_least_seconds),
+    )
+    return session.scalar(rows) is not None
+
+
+def repeat(session: Session, row: WebhookDelivery) -> None:
+    """Makes a delivery due again from the start of the schedule, under the same message id."""
+    session.execute(
+        update(WebhookDelivery)
+        .where(WebhookDelivery.id == row.id)
+        .values(state="pending", attempts=0, next_attempt_at=now(), lease_owner=None, lease_until=None)
+        .execution_options(synchronize_session=False)
+    )
+    session.refresh(row)
+
+
+def _sent_by(delivery_id: str, attempt: int, owner: str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        WebhookDelivery.id == delivery_id,
+        WebhookDelivery.attempts == attempt,
+        WebhookDelivery.lease_owner == owner,
+        WebhookDelivery.state == "pending",
+    )

@@ -1,0 +1,231 @@
+"""The model card of a merge: front matter that the Hub understands and a page that people can read.
+
+Names, licences and recipes come from strangers. The front matter is written by a YAML library, table cells and sentences are
+escaped, the recipe stands in a fence longer than any it contains.
+"""
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from hub.names import COMMIT, is_repo_part
+
+TAGS = ("mergery", "merge")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>])")
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}\Z")
+
+
+@dataclass(frozen=True)
+class CardInput:
+    """One model that went in. ``reference`` is what the recipe says; ``repo`` and ``sha`` are set for Hub models."""
+
+    role: str
+    reference: str
+    repo: str | None = None
+    sha: str | None = None
+    license: str | None = None
+
+
+def render_card(
+    manifest: Mapping[str, Any],
+    scores: Sequence[Mapping[str, Any]] | None,
+    *,
+    title: str,
+    inputs: Sequence[CardInput],
+    library_name: str | None = "transformers",
+    pipeline_tag: str | None = None,
+) -> str:
+    """README.md of a merged model.
+
+    ``manifest`` is ``mergery.json``; used are ``recipe`` (with pinned models), ``recipe_sha256``, ``engine``, ``methods``
+    (name -> version) and ``files`` or ``outputs`` (path -> sha256, or to a mapping with ``sha256``). Each of ``scores`` is
+    ``{"set", "metric", "result": number, "parents": {role: number}, "higher_is_better": bool}``.
+    """
+    methods = _methods(manifest)
+    parts = [
+        _front_matter(inputs, methods, library_name, pipeline_tag),
+        f"# {_plain(title)}\n",
+        _summary(inputs, methods),
+        _license_note(inputs),
+        _inputs_table(inputs),
+        _scores_table(scores or ()),
+        _recipe(manifest),
+        _reproduction(inputs),
+        _digests(manifest),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def merged_license(licenses: Iterable[str | None]) -> str | None:
+    """The licence of the result: the inputs' own where they all share one; ``other`` where they differ; None if unknown."""
+    found = {license for license in licenses if license}
+    if not found:
+        return None
+    only = next(iter(found))
+    return only if len(found) == 1 and LICENSE_ID.match(only) else "other"
+
+
+def _front_matter(
+    inputs: Sequence[CardInput], methods: Sequence[str], library: str | None, pipeline: str | None
+) -> str:
+    repos = list(dict.fromkeys(item.repo for item in inputs if item.repo and is_hub_repo(item.repo)))
+    fields: dict[str, Any] = {}
+    if repos:
+        fields |= {"base_model": repos, "base_model_relation": "merge"}
+    fields["tags"] = list(dict.fromkeys([*TAGS, *methods]))
+    license = merged_license(item.license for item in inputs)
+    if license:
+        fields["license"] = license
+        if license == "other":
+            fields["license_name"] = "see-inputs"
+    if library:
+        fields["library_name"] = library
+    if pipeline:
+        fields["pipeline_tag"] = pipeline
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=False)}---\n"
+
+
+def _summary(inputs: Sequence[CardInput], methods: Sequence[str]) -> str:
+    by = f" by {' then '.join(_code(name) for name in methods)}" if methods else ""
+    base = next((item for item in inputs if item.role == "base"), None)
+    sources = [item for item in inputs if item is not base]
+    what = ", ".join(_link(item) for item in sources) or "its inputs"
+    onto = f", with {_link(base)} as the base" if base else ""
+    return f"This model was made from {what}{onto}{by}. No training took place: the weights were merged by Mergery.\n"
+
+
+def _license_note(inputs: Sequence[CardInput]) -> str:
+    if merged_license(item.license for item in inputs) == "other":
+        return "The inputs carry different licences (below). All of them apply to this model: read them before use.\n"
+    if any(item.license is None for item in inputs):
+        return "At least one input states no licence. Ask its owner before use.\n"
+    return ""
+
+
+def _inputs_table(inputs: Sequence[CardInput]) -> str:
+    rows = [
+        (
+            _plain(item.role),
+            _link(item),
+            _code(item.sha) if item.sha else "–",
+            _plain(item.license or "not stated"),
+        )
+        for item in inputs
+    ]
+    return "## Inputs\n\n" + _table(("role", "model", "commit", "licence"), rows)
+
+
+def _scores_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    if not scores:
+        return ""
+    roles = list(dict.fromkeys(str(role) for score in scores for role in score.get("parents") or {}))
+    rows = []
+    for score in scores:
+        parents = {str(role): value for role, value in (score.get("parents") or {}).items()}
+        better = "higher" if score.get("higher_is_better") else "lower"
+        cells = [_number(score.get("result")), *(_number(parents.get(role)) for role in roles)]
+        rows.append(
+            (
+                _plain(str(score.get("set", ""))),
+                f"{_plain(str(score.get('metric', '')))} ({better} is better)",
+                *cells,
+            )
+        )
+    head = ("set", "measure", "**this model**", *(_plain(role) for role in roles))
+    return "## Scores\n\n" + _table(head, rows)
+
+
+def _recipe(manifest: Mapping[str, Any]) -> str:
+    recipe = manifest.get("recipe")
+    if not isinstance(recipe, Mapping):
+        return ""
+    text = yaml.safe_dump(_jsonable(recipe), sort_keys=False, allow_unicode=True)
+    return f"## Recipe\n\n{_fence(text, 'yaml')}"
+
+
+def _reproduction(inputs: Sequence[CardInput]) -> str:
+    commands = [
+        f"hf download {item.repo} --revision {item.sha} --local-dir {shlex.quote(item.reference)}"
+        for item in inputs
+        if item.repo and item.sha and is_hub_repo(item.repo) and COMMIT.match(item.sha)
+    ]
+    commands = [*dict.fromkeys(commands), "python -m merge run recipe.yaml merged"]
+    intro = "Save the recipe as `recipe.yaml`; with the same version of Mergery these commands give the same bytes:\n\n"
+    return "## Make it again\n\n" + intro + _fence("\n".join(commands) + "\n", "sh")
+
+
+def _digests(manifest: Mapping[str, Any]) -> str:
+    facts = [
+        (label, _code(str(manifest[key])))
+        for label, key in (("recipe (sha256 of its canonical form)", "recipe_sha256"), ("engine", "engine"))
+        if isinstance(manifest.get(key), str)
+    ]
+    versions = manifest.get("methods")
+    if isinstance(versions, Mapping):
+        facts += [(f"method {_plain(str(name))}", _code(str(version))) for name, version in versions.items()]
+    files = manifest.get("files") or manifest.get("outputs")
+    if isinstance(files, Mapping):
+        for path, value in files.items():
+            digest = value.get("sha256") if isinstance(value, Mapping) else value
+            facts.append((_plain(str(path)), _code(str(digest))))
+    return "## Digests\n\n" + _table(("what", "value"), facts) if facts else ""
+
+
+def _methods(manifest: Mapping[str, Any]) -> list[str]:
+    recipe = manifest.get("recipe")
+    steps = recipe.get("steps") if isinstance(recipe, Mapping) else None
+    names = [step.get("method") for step in steps or () if isinstance(step, Mapping)]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+
+def is_hub_repo(repo: str) -> bool:
+    """Whether ``repo`` can be a repository of the Hub (and so be linked to)."""
+    parts = repo.split("/")
+    return len(parts) <= 2 and all(is_repo_part(part) for part in parts)
+
+
+def _link(item: CardInput) -> str:
+    if not item.repo or not is_hub_repo(item.repo):
+        return _code(item.reference)
+    tree = f"/tree/{item.sha}" if item.sha and COMMIT.match(item.sha) else ""
+    return f"[{_plain(item.repo)}](https://huggingface.co/{item.repo}{tree})"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    flat = " ".join("".join(char if char.isprintable() else " " for char in text).split())[:300]
+    flat = flat.replace("&", "&amp;").replace("<", "&lt;")
+    return MARKDOWN.sub(r"\\\1", flat)
+
+
+def _code(text: str) -> str:
+    """The same in type-writer letters; text with characters that end code or a cell is shown plain."""
+    harmless = text.isprintable() and not set(text) & set("`|<>&\\") and 0 < len(text) <= 300
+    return f"`{text}`" if harmless else _plain(text)
+
+
+def _fence(text: str, language: str) -> str:
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}{fence}\n"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

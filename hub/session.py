@@ -1,0 +1,213 @@
+"""One way to talk to a Hub: the client library's calls with time limits, retries and our own errors around them."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx2
+from huggingface_hub import set_client_factory
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import get_session, hf_raise_for_status, parse_ratelimit_headers
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from hub.errors import (
+    Conflict,
+    FileMissing,
+    Gated,
+    HubError,
+    NameRefused,
+    PermissionDenied,
+    RateLimited,
+    RepoNotFound,
+    RequestRefused,
+    RevisionNotFound,
+    TokenInvalid,
+    Unavailable,
+)
+
+Result = TypeVar("Result")
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 60.0
+TRIES = 5
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 8.0
+TRANSPORT = (httpx2.TransportError, ConnectionError, TimeoutError)
+
+
+def _client() -> httpx2.Client:
+    return httpx2.Client(follow_redirects=True, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS))
+
+
+set_client_factory(_client)
+disable_progress_bars()
+
+
+class Patience:
+    """How long one caller is ready to wait between tries, all calls together."""
+
+    def __init__(self, seconds: float, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._left = seconds
+        self._sleep = sleep
+        self._lock = threading.Lock()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, if that much is left; else return False at once."""
+        with self._lock:
+            if seconds > self._left:
+                return False
+            self._left -= seconds
+        self._sleep(seconds)
+        return True
+
+
+class Session:
+    """Calls to one endpoint with one token. The token is never part of a message."""
+
+    def __init__(self, endpoint: str, token: str | None, patience: Patience) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self.token: str | bool = token or False
+        self.headers = dict(build_hf_headers(token=self.token))
+        self._patience = patience
+
+    def call(self, what: str, work: Callable[[], Result], *, tries: int = TRIES) -> Result:
+        """``work()``, tried again after failures that pass; ``what`` names the repository or file in messages."""
+        for number in range(tries):
+            last = number == tries - 1
+            try:
+                return work()
+            except Exception as error:
+                found = translate(error, what)
+                if found is None:
+                    raise
+                if (
+                    last
+                    or not found.retryable
+                    or isinstance(found, Conflict)
+                    or not self.pause(found, number)
+                ):
+                    raise found from None
+        raise Unavailable(f"{what}: no try was left")
+
+    def pause(self, error: HubError, failures: int) -> bool:
+        """Wait as long as the Hub asked for, else longer with each failure; False when patience does not reach."""
+        seconds = min(FIRST_WAIT * 2**failures, LONGEST_WAIT)
+        if isinstance(error, RateLimited) and error.seconds is not None:
+            seconds = error.seconds
+        return self._patience.wait(seconds)
+
+    @contextmanager
+    def stream(self, url: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+        """A GET whose body has not been read yet and whose status is good. Not tried again: use it inside ``call``."""
+        with get_session().stream("GET", url, headers={**self.headers, **headers}) as response:
+            if response.is_error:
+                response.read()
+            hf_raise_for_status(response)
+            yield response
+
+    def get(self, url: str, what: str, headers: dict[str, str] | None = None) -> httpx2.Response:
+        """A GET whose reply has been read whole and whose status is good."""
+
+        def work() -> httpx2.Response:
+            response = get_session().get(url, headers={**self.headers, **(headers or {})})
+            hf_raise_for_status(response)
+            return response
+
+        return self.call(what, work)
+
+
+def translate(error: BaseException, what: str) -> HubError | None:
+    """Our error for what the client library raised about ``what``; None for what is nobody's network's fault."""
+    if isinstance(error, HubError):
+        return error
+    for seen in _chain(error):
+        if isinstance(seen, HfHubHTTPError):
+            return _of_reply(seen, what)
+    if isinstance(error, HFValidationError):
+        return NameRefused(f"{what} is not a name that a Hub repository can have")
+    if isinstance(error, EntryNotFoundError):
+        return FileMissing(f"{what} does not exist")
+    if any(isinstance(seen, TRANSPORT) for seen in _chain(error)) or _is_closed_client(error):
+        return Unavailable(f"the Hub cannot be reached for {what}; it is tried again later")
+    return None
+
+
+def _of_reply(error: HfHubHTTPError, what: str) -> HubError:
+    if isinstance(error, GatedRepoError):
+        return Gated(f"{what} is gated: ask its owner for access with the account the token belongs to")
+    if isinstance(error, RepositoryNotFoundError):
+        return RepoNotFound(f"{what} does not exist on the Hub, or is private and the token may not see it")
+    if isinstance(error, RevisionNotFoundError):
+        return RevisionNotFound(f"{what} does not have this revision")
+    if isinstance(error, EntryNotFoundError):
+        return FileMissing(f"{what} does not exist in this revision")
+    if isinstance(error, DisabledRepoError):
+        return PermissionDenied(f"{what} was disabled by the Hub")
+    return _of_status(error.response, what)
+
+
+def _of_status(response: httpx2.Response, what: str) -> HubError:
+    status = response.status_code
+    if status == 401:
+        return TokenInvalid(
+            "the Hub does not accept the token: it is wrong or has been revoked; give a new one"
+        )
+    if status in (402, 403):
+        return PermissionDenied(f"the token has no permission for {what}; use one that has")
+    if status == 404:
+        return FileMissing(f"the Hub has nothing at the address of {what}")
+    if status in (409, 412):
+        return Conflict(f"{what} changed on the Hub in the meantime")
+    if status == 429:
+        seconds = _reset_seconds(response)
+        later = "later" if seconds is None else f"in {seconds:.0f} s"
+        return RateLimited(f"the Hub's rate limit is used up; {what} can be tried again {later}", seconds)
+    if status == 408 or status >= 500:
+        return Unavailable(f"the Hub answered {status} for {what}; it is tried again later")
+    return RequestRefused(f"the Hub refused the request for {what} with status {status}")
+
+
+def _reset_seconds(response: httpx2.Response) -> float | None:
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds) + 1
+    after = response.headers.get("retry-after", "")
+    if after.isdigit():
+        return float(after)
+    try:
+        return max(parsedate_to_datetime(after).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):
+        return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found
+
+
+def _is_closed_client(error: BaseException) -> bool:
+    """Another thread's failed connection closes the library's shared client; the next call opens a new one."""
+    return isinstance(error, RuntimeError) and "client has been closed" in str(error)
+
+
+def json_of(response: httpx2.Response, what: str) -> Any:
+    """The JSON of a reply; anything else is an endpoint that is not a Hub."""
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        raise Unavailable(f"the Hub's answer for {what} is not JSON; is the endpoint right?") from None

@@ -1,0 +1,301 @@
+"""What may happen to a job after it was accepted. A worker's writes carry its fence; a stale one writes
+nothing.
+
+Nothing here commits: the caller's transaction holds the move, its event and its announcements together.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from db import artifacts, evaluations, jobs
+from db.clock import now, seconds
+from db.models.job import Job
+from jobs import events
+from jobs.errors import IllegalState, LeaseLost, NotFound
+from jobs.states import PHASES, State, is_terminal, may_move
+
+PROGRESS_EVENT_SECONDS = 1.0
+BACKOFF_SECONDS = 5.0
+LONGEST_BACKOFF_SECONDS = 300.0
+WORKER_LOST = "worker_lost"
+LOST_DETAIL = (
+    "The worker stopped without a word {attempts} times, the last time in phase {phase}. The likely cause is an "
+    "out-of-memory kill: lower the memory budget, or run the job on a machine with more memory."
+)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Proof of ownership: this attempt of this job by this worker."""
+
+    job_id: str
+    attempt: int
+    owner: str
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The answer to a heartbeat."""
+
+    cancel_requested: bool
+
+
+def fence_of(job: Job) -> Fence:
+    """The fence of a job that was just claimed."""
+    return Fence(job.id, job.attempt, job.lease_owner or "")
+
+
+def claim(session: Session, job_id: str, owner: str, lease_seconds: float) -> Job | None:
+    """Starts a queued job for ``owner``; nothing when somebody was quicker, it must wait, or it is over."""
+    job = jobs.claim(session, job_id, owner, lease_seconds)
+    if job is not None:
+        events.record(session, job, f"{job.kind}.started", {"attempt": job.attempt})
+    return job
+
+
+def heartbeat(session: Session, fence: Fence, lease_seconds: float) -> Beat:
+    """Extends the lease. Raises ``LeaseLost`` when the job is another's: the work must stop at once."""
+    found = jobs.beat(session, fence.job_id, fence.attempt, fence.owner, lease_seconds)
+    if found is None:
+        raise _lost(fence)
+    return Beat(cancel_requested=found[0])
+
+
+def enter_phase(session: Session, fence: Fence, phase: str) -> None:
+    """Moves to a phase and clears the progress of the last one. Phases may repeat in a later attempt."""
+    if phase not in PHASES:
+        raise IllegalState(f"There is no phase {phase!r}; phases are {', '.join(PHASES)}.")
+    job = _owned(session, fence)
+    job.phase, job.progress, job.progress_at = phase, {}, None
+    events.record(session, job, f"{job.kind}.phase", {"phase": phase})
+
+
+def report_progress(session: Session, fence: Fence, progress: Mapping[str, Any]) -> None:
+    """Stores progress of the phase; at most once a second it also becomes an event."""
+    found = jobs.write_progress(
+        session, fence.job_id, fence.attempt, fence.owner, progress, PROGRESS_EVENT_SECONDS
+    )
+    if found is None:
+        raise _lost(fence)
+    if found[0]:
+        job = _owned(session, fence)
+        events.record(session, job, f"{job.kind}.progress", {"phase": job.phase, **progress})
+
+
+def record_inputs(session: Session, fence: Fence, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces the pinned inputs; each row has the columns of ``job_input`` without the job's id."""
+    job = _owned(session, fence)
+    jobs.put_inputs(session, job.id, rows)
+
+
+def record_plan(session: Session, fence: Fence, summary: Mapping[str, Any], queue: str | None = None) -> None:
+    """Stores the plan's summary (and the queue it asks for, should the job be queued again)."""
+    job = _owned(session, fence)
+    job.plan = dict(summary)
+    if queue is not None:
+        job.queue = queue
+    events.record(session, job, f"{job.kind}.planned", {"estimate": summary.get("estimate")})
+
+
+def record_artifact(
+    session: Session,
+    fence: Fence,
+    kind: str,
+    uri: str,
+    sha256: str | None = None,
+    size: int | None = None,
+    commit_sha: str | None = None,
+) -> str:
+    """Stores an output; the same (kind, uri) again replaces what was known. Gives its id."""
+    job = _owned(session, fence)
+    artifact_id = artifacts.put(
+        session, job.id, kind=kind, uri=uri, sha256=sha256, size=size, commit_sha=commit_sha
+    )
+    data = {"kind": kind, "uri": uri, "sha256": sha256, "size": size, "commit_sha": commit_sha}
+    events.record(session, job, f"{job.kind}.artifact", data)
+    return artifact_id
+
+
+def record_evaluation(session: Session, fence: Fence, evaluation: Mapping[str, Any]) -> str:
+    """Stores an evaluation: name, kind, passed, detail, scores = [{subject, metric, value, stderr, n}]; its
+    id.
+
+    ``subject`` is ``result``, ``base`` or a source id.
+    """
+    job = _owned(session, fence)
+    scores = [
+        {"subject": each["subject"], "metric": each["metric"], "value": float(each["value"])}
+        | {"stderr": each.get("stderr"), "n": each.get("n")}
+        for each in evaluation.get("scores", ())
+    ]
+    evaluation_id = evaluations.put(
+        session,
+        job.id,
+        name=evaluation["name"],
+        kind=evaluation["kind"],
+        passed=evaluation.get("passed"),
+        detail=evaluation.get("detail") or {},
+        scores=scores,
+    )
+    data = {"evaluation_id": evaluation_id, "name": evaluation["name"], "kind": evaluation["kind"]}
+    passed = evaluation.get("passed")
+    events.record(session, job, "evaluation.completed", {**data, "passed": passed, "scores": scores})
+    return evaluation_id
+
+
+def record_warning(session: Session, fence: Fence, code: str, detail: str) -> None:
+    """Adds a remark to the job's events that does not stop it."""
+    job = _owned(session, fence)
+    events.record(session, job, f"{job.kind}.warning", {"code": code, "detail": detail})
+
+
+def succeed(session: Session, fence: Fence, result: Mapping[str, Any]) -> Job:
+    """Ends the job well, also when cancelling was asked for too late."""
+    job = _owned(session, fence)
+    job.result = dict(result)
+    _end(session, job, State.SUCCEEDED, dict(result))
+    return job
+
+
+def fail(
+    session: Session,
+    fence: Fence,
+    code: str,
+    detail: str,
+    findings: Sequence[Mapping[str, Any]] | None = None,
+    retryable: bool = False,
+) -> Job:
+    """Ends the job badly; a ``retryable`` failure with attempts left queues it again after a growing
+    pause.
+    """
+    job = _owned(session, fence)
+    if retryable and job.state == State.RUNNING and job.attempt < job.max_attempts:
+        wait = min(BACKOFF_SECONDS * 2 ** (job.attempt - 1), LONGEST_BACKOFF_SECONDS)
+        _requeue(session, job, code, detail, wait)
+    else:
+        _fail(session, job, code, detail, findings)
+    return job
+
+
+def finish_cancel(session: Session, fence: Fence) -> Job:
+    """Ends a job that was asked to stop and has stopped."""
+    job = _owned(session, fence)
+    _end(session, job, State.CANCELLED, {})
+    return job
+
+
+def release(session: Session, fence: Fence) -> Job:
+    """Gives a job back because the worker shuts down; this attempt does not count. A cancelled job ends."""
+    job = _owned(session, fence)
+    if job.state == State.CANCELLING:
+        _end(session, job, State.CANCELLED, {})
+    else:
+        job.max_attempts += 1
+        _requeue(session, job, "worker_stopped", "The worker was asked to stop and gave the job back.", 0.0)
+    return job
+
+
+def request_cancel(session: Session, job: Job) -> Job:
+    """Cancels a queued job at once, asks a running one to stop, leaves an ended one as it is."""
+    held = jobs.lock(session, job.id)
+    if held is None:
+        raise NotFound("job", job.id)
+    if held.state == State.QUEUED:
+        held.cancel_requested_at = now()
+        _end(session, held, State.CANCELLED, {})
+    elif held.state == State.RUNNING:
+        held.cancel_requested_at = now()
+        _move(held, State.CANCELLING)
+        events.record(session, held, f"{held.kind}.cancelling", {})
+        session.refresh(held)
+    return held
+
+
+def recover_lost(session: Session) -> list[str]:
+    """Takes jobs whose lease is over: back to the queue, or ended when cancelled or out of attempts."""
+    changed = []
+    for job in jobs.lost(session):
+        if job.state == State.CANCELLING:
+            _end(session, job, State.CANCELLED, {"worker": job.lease_owner})
+        elif job.attempt < job.max_attempts:
+            detail = f"The worker {job.lease_owner} was not heard of any more in phase {job.phase}."
+            _requeue(session, job, WORKER_LOST, detail, 0.0)
+        else:
+            detail = LOST_DETAIL.format(attempts=job.attempt, phase=job.phase)
+            _fail(session, job, WORKER_LOST, detail, None)
+        changed.append(job.id)
+    return changed
+
+
+def expire(session: Session) -> list[str]:
+    """Ends queued jobs that were not started by the time their caller set."""
+    changed = []
+    for job in jobs.outdated(session):
+        job.error_code, job.error_detail = "expired", "The job was not started before its expires_at."
+        _end(session, job, State.EXPIRED, {})
+        changed.append(job.id)
+    return changed
+
+
+def announce_due(session: Session, after_seconds: float) -> list[tuple[str, str]]:
+    """(job id, queue) of ready jobs not announced within ``after_seconds``; send after the commit."""
+    return jobs.announce(session, after_seconds)
+
+
+def delete(session: Session, job: Job) -> None:
+    """Removes an ended job with all that hangs on it. Raises ``IllegalState`` for any other."""
+    held = jobs.lock(session, job.id)
+    if held is None:
+        raise NotFound("job", job.id)
+    if not is_terminal(held.state):
+        raise IllegalState(f"The job {held.id} is {held.state}; cancel it before deleting it.")
+    jobs.remove(session, held)
+
+
+def _owned(session: Session, fence: Fence) -> Job:
+    job = jobs.lock_owned(session, fence.job_id, fence.attempt, fence.owner)
+    if job is None:
+        raise _lost(fence)
+    return job
+
+
+def _lost(fence: Fence) -> LeaseLost:
+    return LeaseLost(fence.job_id, fence.attempt, fence.owner)
+
+
+def _move(job: Job, state: State) -> None:
+    if not may_move(job.state, state):
+        raise IllegalState(f"The job {job.id} is {job.state}; it cannot become {state}.")
+    job.state = state
+
+
+def _end(session: Session, job: Job, state: State, data: Mapping[str, Any]) -> None:
+    _move(job, state)
+    job.lease_owner = job.lease_until = None
+    job.finished_at = now()
+    session.flush()
+    session.refresh(job)
+    events.record(session, job, f"{job.kind}.{state}", data)
+
+
+def _fail(
+    session: Session, job: Job, code: str, detail: str, findings: Sequence[Mapping[str, Any]] | None
+) -> None:
+    job.error_code, job.error_detail = code, detail
+    job.error_findings = None if findings is None else [dict(each) for each in findings]
+    _end(session, job, State.FAILED, {"code": code, "detail": detail, "findings": job.error_findings})
+
+
+def _requeue(session: Session, job: Job, code: str, detail: str, wait: float) -> None:
+    _move(job, State.QUEUED)
+    job.lease_owner = job.lease_until = job.announced_at = job.phase = job.progress_at = None
+    job.progress = {}
+    job.not_before = now() + seconds(wait) if wait else None
+    session.flush()
+    session.refresh(job)
+    events.record(
+        session, job, f"{job.kind}.requeued", {"code": code, "detail": detail, "attempt": job.attempt}
+    )

@@ -1,0 +1,203 @@
+"""Check, record, announce: how a job comes to be. The caller commits; the dispatcher hears of it then."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from db import artifacts, jobs, tokens
+from db.clock import now, seconds
+from db.models.base import new_id
+from db.models.job import Job
+from jobs import credentials, events, webhooks
+from jobs.errors import ConfirmationNeeded, IllegalState, NotFound, QuotaExceeded, RequestInvalid
+from jobs.keyring import Keyring
+from jobs.keys import Caller
+from jobs.places import find_inside
+from jobs.planning import PinnedInput, Planned
+from jobs.request import JobRequest
+from jobs.states import RETRYABLE
+from merge.catalog import catalogue
+from merge.recipe import Recipe, recipe_digest
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the operator allows. A tenant's own ``max_queued_jobs`` wins over this one."""
+
+    keyring: Keyring
+    max_queued_jobs: int
+    max_attempts: int
+    timeout_seconds: float
+    model_roots: Sequence[Path] = ()
+    allow_http: bool = False
+
+
+def submit(
+    session: Session, caller: Caller, request: JobRequest, planned: Planned | None, rules: Rules
+) -> Job:
+    """A queued job with its inputs, its webhook and its first event. Without ``planned`` the worker plans
+    it first.
+
+    Raises ``QuotaExceeded``, ``ConfirmationNeeded``, ``NotFound`` (credential, dataset), ``RequestInvalid``.
+    """
+    _check_quota(session, caller, rules)
+    _check_parts(session, caller, request, rules)
+    if planned is not None:
+        check_publishing(request, planned.inputs)
+    recipe = planned.recipe if planned else request.recipe
+    job_id = new_id("job")
+    job = Job(
+        id=job_id,
+        root_id=job_id,
+        tenant_id=caller.tenant_id,
+        kind=request.kind,
+        phase=None if planned else "resolving",
+        method=main_method(recipe),
+        spec=request.spec(),
+        recipe=recipe.model_dump(mode="json"),
+        recipe_sha256=recipe_digest(recipe),
+        plan=planned.summary if planned else None,
+        queue=planned.queue if planned else "cpu",
+        priority=request.priority,
+        max_attempts=rules.max_attempts,
+        timeout_seconds=min(request.timeout or rules.timeout_seconds, rules.timeout_seconds),
+        metadata_=dict(request.metadata),
+        hub_credential_id=request.hub_credential,
+    )
+    if request.expires_in is not None:
+        job.expires_at = now() + seconds(request.expires_in)
+    _insert(session, job)
+    if planned is not None:
+        jobs.put_inputs(session, job.id, [each.row() for each in planned.inputs])
+    _add_webhook(session, job, request, rules)
+    events.record(session, job, f"{job.kind}.queued", {"planned": planned is not None})
+    return job
+
+
+def retry(session: Session, caller: Caller, job: Job, rules: Rules) -> Job:
+    """A new job with the same order and the same pinned inputs. Raises ``IllegalState`` unless the old one
+    ended badly.
+    """
+    if job.state not in RETRYABLE:
+        raise IllegalState(
+            f"The job {job.id} is {job.state}; only a failed, cancelled or expired job can be retried."
+        )
+    _check_quota(session, caller, rules)
+    again = Job(
+        id=new_id("job"),
+        root_id=job.root_id,
+        retry_of=job.id,
+        tenant_id=job.tenant_id,
+        kind=job.kind,
+        phase=None if job.plan else "resolving",
+        method=job.method,
+        spec=job.spec,
+        recipe=job.recipe,
+        recipe_sha256=job.recipe_sha256,
+        plan=job.plan,
+        queue=job.queue,
+        priority=job.priority,
+        max_attempts=rules.max_attempts,
+        timeout_seconds=job.timeout_seconds,
+        metadata_=job.metadata_,
+        hub_credential_id=job.hub_credential_id,
+    )
+    expires_in = job.spec.get("expires_in")
+    if expires_in is not None:
+        again.expires_at = now() + seconds(expires_in)
+    _insert(session, again)
+    rows = [{name: getattr(row, name) for name in INPUT_COLUMNS} for row in jobs.inputs(session, job.id)]
+    jobs.put_inputs(session, again.id, rows)
+    events.record(
+        session, again, f"{again.kind}.queued", {"planned": again.plan is not None, "retry_of": job.id}
+    )
+    return again
+
+
+INPUT_COLUMNS = (
+    "role",
+    "kind",
+    "repo",
+    "requested_revision",
+    "sha",
+    "size_bytes",
+    "license",
+    "private",
+    "gated",
+    "params",
+)
+
+
+def check_publishing(request: JobRequest, inputs: Iterable[PinnedInput]) -> None:
+    """Raises ``ConfirmationNeeded`` for a public output from gated or private inputs without the caller's
+    word.
+    """
+    output = request.output
+    if output.repo is None or output.private or output.confirm_public or output.publish == "never":
+        return
+    restricted = sorted({each.name for each in inputs if each.is_restricted})
+    if restricted:
+        raise ConfirmationNeeded(
+            f"{output.repo} would be public, but {', '.join(restricted)} need permission to be read; set "
+            "output.private, or output.confirm_public if their terms allow it.",
+            "/output/private",
+        )
+
+
+def main_method(recipe: Recipe) -> str:
+    """The method that combines the models, by which jobs are listed; the first step's where none is known."""
+    known = catalogue()
+    for step in recipe.steps:
+        entry = known.get(step.method)
+        if entry is not None and entry.kind == "combine":
+            return step.method
+    return recipe.steps[0].method
+
+
+def _check_quota(session: Session, caller: Caller, rules: Rules) -> None:
+    tenant = tokens.lock_tenant(session, caller.tenant_id)
+    if tenant is None:
+        raise NotFound("tenant", caller.tenant_id)
+    limit = rules.max_queued_jobs if tenant.max_queued_jobs is None else tenant.max_queued_jobs
+    if jobs.count_queued(session, caller.tenant_id) >= limit:
+        raise QuotaExceeded(limit)
+
+
+def _check_parts(session: Session, caller: Caller, request: JobRequest, rules: Rules) -> None:
+    if request.hub_credential is not None:
+        credentials.find_credential(session, caller.tenant_id, request.hub_credential)
+    for position, each in enumerate(request.evaluate.sets):
+        pointer = f"/evaluate/sets/{position}/data"
+        if each.data.dataset is not None:
+            found = artifacts.dataset(session, caller.tenant_id, each.data.dataset)
+            if found is None:
+                raise RequestInvalid(
+                    f"There is no dataset {each.data.dataset!r}; upload it first.", f"{pointer}/dataset"
+                )
+        if each.data.path is not None:
+            find_inside(each.data.path, rules.model_roots, folder=False)
+
+
+def _insert(session: Session, job: Job) -> None:
+    session.add(job)
+    session.flush()
+    session.refresh(job)
+
+
+def _add_webhook(session: Session, job: Job, request: JobRequest, rules: Rules) -> None:
+    wanted = request.webhook
+    if wanted is None:
+        return
+    webhooks.create_endpoint(
+        session,
+        rules.keyring,
+        job.tenant_id,
+        wanted.url,
+        wanted.events,
+        description=f"for {job.id}",
+        secret=wanted.secret.get_secret_value() if wanted.secret else None,
+        job_id=job.id,
+        allow_http=rules.allow_http,
+    )

@@ -1,0 +1,165 @@
+"""Threads that work through blocks with buffers they keep, and the way a block comes in and goes out."""
+
+import ctypes
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from math import isfinite
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint.dtype import torch_dtype
+from merge.checkpoint.reader import TensorReader
+from merge.errors import NotFinite, TensorsDiffer
+from merge.outputs import INTEGERS, OutputTensor
+
+J = TypeVar("J")
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_KEEP_BYTES = 1 << 30
+
+
+def keep_freed_memory() -> None:
+    """Asks glibc to keep freed blocks instead of giving their pages back, which would be faulted in anew for
+    every temporary of every block. Elsewhere nothing happens. Applies to the process.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_MMAP_THRESHOLD, _KEEP_BYTES)
+    mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Sets torch's own threads for the time of a run: blocks are the parallelism, not operations."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Crew:
+    """A few threads that take jobs from one queue, in its order."""
+
+    def __init__(self, threads: int, within: int = 1) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "merge", torch.set_num_threads, (within,))
+
+    def each(self, jobs: Iterable[J], work: Callable[[J], None]) -> None:
+        """Does ``work`` on every job and returns when all are done; the first failure stops the rest and is
+        raised.
+        """
+        queue = iter(jobs)
+        lock = threading.Lock()
+        failed = threading.Event()
+
+        def loop() -> None:
+            try:
+                while not failed.is_set():
+                    with lock:
+                        job = next(queue)
+                    work(job)
+            except StopIteration:
+                return
+            except BaseException:
+                failed.set()
+                raise
+
+        futures = [self._pool.submit(loop) for _ in range(self._threads)]
+        wait(futures)
+        for future in futures:
+            future.result()
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+
+class Buffers:
+    """Memory of each thread, by use; grown when needed and never given back before the end."""
+
+    def __init__(self) -> None:
+        self._mine = threading.local()
+
+    def get(self, use: object, elements: int, dtype: torch.dtype) -> Tensor:
+        """A flat CPU tensor with undefined content, the same memory for the same use on the same thread."""
+        held: dict[tuple[object, torch.dtype], Tensor] = self._mine.__dict__  # type: ignore[assignment]
+        found = held.get((use, dtype))
+        if found is None or found.numel() < elements:
+            found = held[use, dtype] = torch.empty(elements, dtype=dtype)
+        return found[:elements]
+
+
+class Inputs:
+    """Blocks of the models' tensors in compute dtype, checked to be finite."""
+
+    def __init__(self, readers: Mapping[str, TensorReader], buffers: Buffers, dtype: torch.dtype) -> None:
+        self.readers = readers
+        self.dtype = dtype
+        self._buffers = buffers
+
+    def load(self, name: str, keys: Sequence[str], first: int, count: int) -> list[Tensor]:
+        """The same entries of each model in ``keys``, flat; raises ``NotFinite`` naming tensor and model."""
+        found = []
+        for place, key in enumerate(keys):
+            buffer = self._buffers.get(("input", place), count, self.dtype)
+            self.readers[key].read_float(name, first, count, buffer)
+            if not isfinite(float(buffer.sum())) and not bool(torch.isfinite(buffer).all()):
+                label = self.readers[key].index.label
+                raise NotFinite(
+                    f"{name} of {label} holds NaN or infinity; the file is damaged or badly trained."
+                )
+            found.append(buffer)
+        return found
+
+    def equal(self, output: OutputTensor, keys: Sequence[str], first: int, count: int) -> Tensor:
+        """These entries of the first model, after checking that every model has the same; raises
+        ``TensorsDiffer``.
+        """
+        if output.dtype in INTEGERS:
+            blocks = [self._raw(output, key, place, first, count) for place, key in enumerate(keys)]
+        else:
+            blocks = self.load(output.name, keys, first, count)
+        for key, block in zip(keys[1:], blocks[1:], strict=True):
+            if not torch.equal(blocks[0], block):
+                ours, theirs = (self.readers[k].index.label for k in (keys[0], key))
+                raise TensorsDiffer(
+                    f"{output.name} must be the same in all models, but differs between {ours} and {theirs}; "
+                    "an override with policy base or source:<id> would choose one."
+                )
+        return blocks[0]
+
+    def _raw(self, output: OutputTensor, key: str, place: int, first: int, count: int) -> Tensor:
+        info = self.readers[key].index.tensors[output.name]
+        buffer = self._buffers.get(("raw", place), count, torch_dtype(info.dtype, info.name))
+        self.readers[key].read_into(info, first, count, buffer)
+        return buffer
+
+
+def cast_out(name: str, merged: Tensor, dtype: torch.dtype, buffers: Buffers) -> Tensor:
+    """The merged entries rounded once to ``dtype``, flat on the CPU; else ``NotFinite`` naming the tensor."""
+    flat = merged.reshape(-1)
+    if flat.is_floating_point() and flat.numel():
+        low, high = (float(value) for value in torch.aminmax(flat))
+        limit = torch.finfo(dtype).max
+        if not (-limit <= low and high <= limit):
+            raise NotFinite(
+                f"{name}: the merge gives NaN, infinity or a number beyond {limit:.3g} ({dtype}); "
+                "check the weights and scales, or choose a wider output dtype."
+            )
+    out = buffers.get("output", flat.numel(), dtype)
+    return out.copy_(flat)

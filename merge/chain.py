@@ -1,0 +1,244 @@
+"""The steps of a recipe bound to one tensor: what must be measured first, and how a block is computed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.contract.groups import DeltaGroup, Site, Stats, TensorGroup
+from merge.contract.method import Granularity, Kind, Method, coarsest
+from merge.contract.stats import Part, Stat, deltas_of, own_delta
+from merge.errors import ShapeBroken
+from merge.kernels.keyed import Draws, key_of
+from merge.sizing import PIECE_ELEMENTS
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A method with its params for one tensor: one a source for a prepare, a single one otherwise.
+
+    ``label`` tells apart the draws of a method that is used twice.
+    """
+
+    method: Method
+    params: tuple[Any, ...]
+    label: str
+
+
+@dataclass
+class Shared:
+    """A stat over all tensors, while it is measured: parts of single tensors are absorbed in their order."""
+
+    part: Part
+    elements: int = 0
+    rounds_done: int = 0
+    so_far: Any = None
+
+
+@dataclass
+class Task:
+    """One stat of one tensor (of one source, in a prepare). Round r is measured in the pass ``first_level`` +
+    r.
+    """
+
+    stage: int
+    position: int | None
+    key: Any
+    stat: Stat
+    params: Any
+    first_level: int
+    shared: Shared | None = None
+    part: Part | None = None
+    rounds_done: int = 0
+    so_far: Any = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether the value is there."""
+        return (self.shared or self).rounds_done == self.stat.rounds
+
+    @property
+    def value(self) -> Any:
+        """Result of the last round."""
+        return (self.shared or self).so_far
+
+    def due(self, level: int) -> bool:
+        """Whether the pass of this level is one of its rounds, and still to come."""
+        return not self.measured and level == self.first_level + (self.shared or self).rounds_done
+
+
+@dataclass(frozen=True)
+class Block:
+    """Entries ``first`` onwards of one tensor, of the base (where read) and of every source, all of
+    ``shape``.
+    """
+
+    first: int
+    shape: tuple[int, ...]
+    base: Tensor | None
+    sources: Sequence[Tensor]
+
+
+@dataclass
+class Chain:
+    """Everything needed to compute one tensor from blocks of its inputs."""
+
+    site: Site
+    steps: tuple[Bound, ...]
+    weights: tuple[float, ...]
+    seed: int
+    tasks: list[Task] = field(default_factory=list)
+    known: dict[tuple[int, int | None, Any], Any] = field(default_factory=dict)
+    levels: int = 0
+
+    def __post_init__(self) -> None:
+        self._add_tasks()
+
+    @property
+    def granularity(self) -> Granularity:
+        """What must be together."""
+        return coarsest([bound.method.granularity for bound in self.steps])
+
+    @property
+    def piece(self) -> int:
+        """Entries of one piece of a deterministic sum: fixed by shape and granularity, never by the block."""
+        if self.granularity != "row":
+            return PIECE_ELEMENTS
+        return max(1, PIECE_ELEMENTS // self._columns) * self._columns
+
+    @property
+    def _columns(self) -> int:
+        return max(1, prod(self.site.shape[1:]) if len(self.site.shape) > 1 else prod(self.site.shape))
+
+    def spans(self, size: int) -> Iterator[tuple[int, int]]:
+        """(first, count) of blocks of about ``size`` entries, each of whole pieces."""
+        total = prod(self.site.shape)
+        step = total if self.granularity == "tensor" else max(1, size // self.piece) * self.piece
+        for first in range(0, total, max(step, 1)):
+            yield first, min(step, total - first)
+
+    def block_shape(self, count: int) -> tuple[int, ...]:
+        """The shape in which a method sees ``count`` entries."""
+        if self.granularity == "element":
+            return (count,)
+        return (count // self._columns, self._columns) if self.granularity == "row" else self.site.shape
+
+    def compute(self, block: Block) -> Tensor:
+        """The merged entries; raises ``ShapeBroken`` where a method gives back another shape."""
+        flow = _Flow(self, block)
+        for stage in range(len(self.steps)):
+            flow.advance(stage)
+        assert flow.combined is not None  # a plan has exactly one combine
+        if flow.combined.shape != torch.Size(block.shape):
+            given, wanted = list(flow.combined.shape), list(block.shape)
+            raise ShapeBroken(f"{self.site.name}: the method gave back shape {given} instead of {wanted}.")
+        return flow.combined
+
+    def measure(self, block: Block, tasks: Sequence[Task]) -> list[list[Tensor]]:
+        """What this block adds to each of the tasks; ``tasks`` come in the order of their stages."""
+        flow = _Flow(self, block)
+        found = []
+        stage = 0
+        for task in tasks:
+            while stage < task.stage:
+                flow.advance(stage)
+                stage += 1
+            added = task.stat.measure(flow.quantities(task), task.params, self.piece, task.value)
+            found.append([tensor.cpu() for tensor in added])
+        return found
+
+    def stats(self, stage: int, position: int | None) -> Stats:
+        """Measured values of one stage, by the keys the method reads them with."""
+        values = {key: value for (at, of, key), value in self.known.items() if (at, of) == (stage, position)}
+        for task in self.tasks:
+            if (task.stage, task.position) == (stage, position) and task.measured:
+                values[task.key] = task.value
+        return Stats(values)
+
+    def _add_tasks(self) -> None:
+        level = 0
+        for stage, bound in enumerate(self.steps):
+            ends: dict[Any, int] = {None: level}
+            single = bound.method.kind is Kind.PREPARE
+            for key, stat in bound.method.declared().items():
+                begin = max([level, *(ends.get(needed, level) for needed in stat.after)])
+                for position, params in enumerate(bound.params):
+                    self._add_task(stage, position if single else None, key, stat, params, begin)
+                ends[key] = begin + stat.rounds
+            level = max(ends.values())
+        self.levels = level
+
+    def _add_task(
+        self, stage: int, position: int | None, key: Any, stat: Stat, params: Any, begin: int
+    ) -> None:
+        if not stat.needed(params):
+            return
+        count = len(self.site.models) if position is None else 1
+        known = stat.known(params, count) if stat.of is None else None
+        if known is not None:
+            self.known[stage, position, key] = known
+        else:
+            self.tasks.append(Task(stage, position, key, stat, params, begin + 1))
+
+
+class _Flow:
+    """One block on its way through the steps."""
+
+    def __init__(self, chain: Chain, block: Block) -> None:
+        self._chain = chain
+        self._block = block
+        self._deltas: Sequence[Tensor] | None = None
+        self.combined: Tensor | None = None
+
+    def advance(self, stage: int) -> None:
+        """Applies one step."""
+        bound = self._chain.steps[stage]
+        function = bound.method.function
+        if bound.method.kind is Kind.PREPARE:
+            deltas = self._current_deltas()
+            self._deltas = [
+                function(delta, self._own(stage, position), bound.params[position])
+                for position, delta in enumerate(deltas)
+            ]
+        elif bound.method.kind is Kind.COMBINE:
+            self.combined = function(self._group(stage), bound.params[0])
+        else:
+            self.combined = function(self.combined, self._group(stage), bound.params[0])
+
+    def quantities(self, task: Task) -> Sequence[Tensor]:
+        """What a task is measured on, before its stage is applied."""
+        if task.position is None:
+            of = task.stat.of or deltas_of
+            group = self._group(task.stage)
+            if self.combined is not None and task.stat.of is not None:
+                return task.stat.of(self.combined, group, task.params)
+            return of(group, task.params)
+        delta = self._current_deltas()[task.position]
+        return (task.stat.of or own_delta)(delta, self._own(task.stage, task.position), task.params)
+
+    def _base(self) -> Tensor:
+        assert self._block.base is not None  # the plan refuses prepares without a base
+        return self._block.base
+
+    def _current_deltas(self) -> Sequence[Tensor]:
+        if self._deltas is None:
+            self._deltas = [source - self._base() for source in self._block.sources]
+        return self._deltas
+
+    def _own(self, stage: int, position: int) -> DeltaGroup:
+        chain = self._chain
+        model = chain.site.models[position]
+        key = key_of(chain.seed, model, chain.site.name, chain.steps[stage].label)
+        draws = Draws(key, self._block.first, self._block.shape, self._base().device)
+        stats = chain.stats(stage, position)
+        return DeltaGroup(chain.site, model, self._base(), chain.weights[position], draws, stats)
+
+    def _group(self, stage: int) -> TensorGroup:
+        chain = self._chain
+        stats = chain.stats(stage, None)
+        return TensorGroup(
+            chain.site, self._block.sources, self._block.base, chain.weights, self._deltas, stats
+        )

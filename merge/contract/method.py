@@ -1,0 +1,189 @@
+"""What a method is: one decorated function with declared needs. Files under ``merge/methods`` register
+themselves.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from merge.contract.params import build, schema_of
+from merge.contract.stats import Stat
+from merge.errors import MethodMalformed, UnknownMethod
+
+Granularity = Literal["element", "row", "tensor"]
+LAWS = ("equal_to_base", "order", "zero_delta", "determinism", "inputs_untouched", "shape", "parts")
+_FINEST: tuple[Granularity, ...] = ("tensor", "row", "element")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Kind(StrEnum):
+    """Who calls the function and what comes back."""
+
+    PREPARE = "prepare"
+    COMBINE = "combine"
+    ADJUST = "adjust"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method must be given: a base, so many sources (least, most), stats measured beforehand.
+
+    ``weight_sum`` names a knob that, when true, divides by the sum of the sources' weights, so that the plan
+    can refuse weights that add up to zero.
+    """
+
+    base: bool = False
+    sources: tuple[int, int | None] = (1, None)
+    stats: tuple[Stat | type[Stat], ...] = ()
+    weight_sum: str | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method. ``function`` takes what its kind is handed; ``breaks`` maps laws to the reason."""
+
+    name: str
+    title: str
+    kind: Kind
+    family: str
+    about: str
+    paper: str | None
+    version: int
+    granularity: Granularity
+    needs: Needs
+    params: type
+    function: Callable[..., Any]
+    classes: Mapping[str, str] = field(default_factory=dict)
+    breaks: Mapping[str, str] = field(default_factory=dict)
+
+    def settings(self, values: Mapping[str, Any], sources: int, position: int | None = None) -> Any:
+        """The method's params from resolved values; a prepare gets the ones of the source at ``position``.
+
+        ``None`` in a tuple stands for the default. Raises ``SettingInvalid``.
+        """
+        defaults = {name: body["default"] for name, body in schema_of(self.params)["properties"].items()}
+        ready = {}
+        for name, value in values.items():
+            if isinstance(value, tuple) and position is not None:
+                value = value[position]
+            if isinstance(value, tuple):
+                value = tuple(defaults.get(name) if entry is None else entry for entry in value)
+            if value is not None:
+                ready[name] = value
+        return build(self.params, ready, sources)
+
+    def declared(self) -> dict[Any, Stat]:
+        """The stats by the key under which the method reads them (a class stands for its default form)."""
+        found: dict[Any, Stat] = {}
+        for key in self.needs.stats:
+            for needed in (*_instance(key).after, key):
+                found.setdefault(needed, _instance(needed))
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The catalogue entry: plain JSON."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "kind": str(self.kind),
+            "family": self.family,
+            "about": self.about,
+            "paper": self.paper,
+            "version": self.version,
+            "granularity": self.granularity,
+            "needs": {
+                "base": self.needs.base,
+                "sources": list(self.needs.sources),
+                "stats": [stat.describe() for stat in self.declared().values()],
+                "weight_sum": self.needs.weight_sum,
+            },
+            "schema": schema_of(self.params),
+            "classes": dict(self.classes),
+            "breaks": dict(self.breaks),
+        }
+
+
+def _instance(stat: Stat | type[Stat]) -> Stat:
+    return stat() if isinstance(stat, type) else stat
+
+
+_REGISTRY: dict[str, Method] = {}
+
+
+def method(
+    *,
+    title: str,
+    kind: Kind,
+    elementwise: bool = False,
+    granularity: Literal["row", "tensor"] = "tensor",
+    paper: str | None = None,
+    needs: Needs | None = None,
+    version: int = 1,
+    classes: Mapping[str, str] | None = None,
+    breaks: Mapping[str, str] | None = None,
+) -> Callable[[F], F]:
+    """Registers the decorated function under its name; the file must bear the same one.
+
+    ``elementwise`` promises that an entry of the output depends on the same entry of the inputs, on plain
+    numbers and on declared stats alone; ``granularity="row"`` the same for whole rows. ``version`` goes up
+    whenever the bytes of an output change. ``classes`` are policies for tensor classes that a recipe does not
+    speak of. The last parameter must be annotated with a ``@params`` class. Raises ``MethodMalformed`` at
+    import.
+    """
+
+    def register(function: F) -> F:
+        path = function.__module__.split(".")
+        hints = get_type_hints(function)
+        last = list(inspect.signature(function).parameters)[-1]
+        made = Method(
+            name=function.__name__,
+            title=title,
+            kind=kind,
+            family=path[-2] if len(path) > 1 else "",
+            about=" ".join((inspect.getdoc(function) or "").split()),
+            paper=paper,
+            version=version,
+            granularity="element" if elementwise else granularity,
+            needs=needs or Needs(),
+            params=hints[last],
+            function=function,
+            classes=classes or {},
+            breaks=breaks or {},
+        )
+        _check(made, path[-1])
+        _REGISTRY[made.name] = made
+        return function
+
+    return register
+
+
+def _check(made: Method, file: str) -> None:
+    known = _REGISTRY.get(made.name)
+    wrong = [
+        ("has no docstring, and its docstring is what users read", not made.about),
+        (f"stands in {file}.py, which must bear its name", made.name != file),
+        ("is registered twice", known is not None and known.function.__module__ != made.function.__module__),
+        (f"breaks an unknown law; laws are {', '.join(LAWS)}", not set(made.breaks) <= set(LAWS)),
+    ]
+    for sentence, is_wrong in wrong:
+        if is_wrong:
+            raise MethodMalformed(f"the method {made.name} {sentence}")
+
+
+def registered() -> dict[str, Method]:
+    """All methods that have been imported, by name in alphabetical order; see ``merge.methods.load``."""
+    return dict(sorted(_REGISTRY.items()))
+
+
+def get(name: str) -> Method:
+    """One registered method; raises ``UnknownMethod``."""
+    if name not in _REGISTRY:
+        raise UnknownMethod(f"there is no code for the method {name!r}")
+    return _REGISTRY[name]
+
+
+def coarsest(granularities: list[Granularity]) -> Granularity:
+    """What a chain of methods must be run at."""
+    return min(granularities, key=_FINEST.index, default="element")

@@ -1,0 +1,135 @@
+"""What a run has finished, one line a fact, so that a later run goes on from there."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE = ".mergery-journal"
+_SAMPLES = 16
+_SAMPLE_BYTES = 1 << 14
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shard that is done; ``released`` once its file was uploaded and deleted."""
+
+    file: str
+    size: int
+    sha256: str
+    released: bool = False
+
+
+@dataclass
+class Journal:
+    """The facts of one unfinished output folder. ``shared`` are measured global statistics."""
+
+    folder: Path
+    shards: dict[str, Finished] = field(default_factory=dict)
+    shared: list[Any] | None = None
+
+    def add_shard(self, done: Finished) -> None:
+        """Records a finished (or released) shard, durably."""
+        self.shards[done.file] = done
+        _append(self.folder, {"shard": done.__dict__})
+
+    def add_shared(self, values: list[Any]) -> None:
+        """Records the global statistics, durably. ``values`` is plain JSON."""
+        self.shared = values
+        _append(self.folder, {"shared": values})
+
+
+def open_journal(folder: Path, plan_digest: str, inputs: Mapping[str, Any]) -> Journal:
+    """The journal of ``folder``, which is emptied first where it belongs to another plan or to other inputs.
+
+    Finished shards whose file is gone or no longer has its sha256 are forgotten.
+    """
+    head = {"plan": plan_digest, "inputs": dict(inputs)}
+    lines = _lines(folder / FILE)
+    if not lines or lines[0] != head:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _append(folder, head)
+        return Journal(folder)
+    found = Journal(folder)
+    for line in lines[1:]:
+        if "shard" in line:
+            done = Finished(**line["shard"])
+            found.shards[done.file] = done
+        found.shared = line.get("shared", found.shared)
+    found.shards = {
+        file: done for file, done in found.shards.items() if done.released or _whole(folder, done)
+    }
+    return found
+
+
+def release_shard(out: Path, file: str) -> None:
+    """Deletes a finished shard of the unfinished output ``out`` that was uploaded, so that it is not made
+    again.
+    """
+    folder = partial_folder(out)
+    for line in reversed(_lines(folder / FILE)):
+        if line.get("shard", {}).get("file") == file:
+            _append(folder, {"shard": {**line["shard"], "released": True}})
+            (folder / file).unlink(missing_ok=True)
+            return
+
+
+def partial_folder(out: Path) -> Path:
+    """Where an output grows before it is renamed."""
+    return out.with_name(out.name + ".partial")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sample_of(path: Path) -> str:
+    """sha256 (hex) of the size and of 16 evenly spread samples of a file: tells changed weights without
+    reading all.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _whole(folder: Path, done: Finished) -> bool:
+    path = folder / done.file
+    return path.is_file() and path.stat().st_size == done.size and sha256_of(path) == done.sha256
+
+
+def _append(folder: Path, fact: Mapping[str, Any]) -> None:
+    with (folder / FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(fact) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Every complete line; what a crash cut off is left out, and with it whatever follows."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            fact = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            fact = None
+        if not isinstance(fact, dict):
+            break
+        found.append(fact)
+    return found

@@ -1,0 +1,61 @@
+"""What a run tells: while it goes on, when a shard is done, and at the end."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``bytes`` count what is read, over all passes; ``tensors`` what is written."""
+
+    tensors_done: int
+    tensors_total: int
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """A finished file of weights. ``reused`` where an earlier run had made it. The file may be read until the
+    callback returns, and may be deleted in it (then it is recorded as released, and not made again).
+    """
+
+    file: str
+    path: Path
+    sha256: str
+    size: int
+    reused: bool
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file of the result; ``released`` files were deleted by the caller and are not in the folder."""
+
+    file: str
+    sha256: str
+    size: int
+    reused: bool = False
+    released: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a run: every file of ``out`` with its digest, and the manifest as written to
+    mergery.json.
+    """
+
+    out: Path
+    files: tuple[OutputFile, ...]
+    manifest: dict[str, Any]
+    tensors: int
+    bytes_read: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "out": str(self.out),
+            "files": [asdict(file) for file in self.files],
+            "tensors": self.tensors,
+            "bytes_read": self.bytes_read,
+        }

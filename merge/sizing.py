@@ -1,0 +1,60 @@
+"""How much memory and time a merge takes, by plain arithmetic; shared by the plan (which promises) and the
+run.
+"""
+
+from dataclasses import dataclass
+
+PIECE_ELEMENTS = 1 << 16
+MOST_BLOCK_ELEMENTS = 1 << 17
+COUNTERS_BYTES = 1 << 19
+FIXED_BYTES = 24 << 20
+READ_BYTES_PER_SECOND = 2.0e9
+WRITE_BYTES_PER_SECOND = 0.8e9
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """``block`` entries at a time on each of ``threads`` threads; ``batch`` tensors measured together."""
+
+    block: int
+    threads: int
+    batch: int
+    peak_bytes: int
+
+
+def entry_bytes(models: int, compute_bytes: int) -> int:
+    """Bytes held for one entry of the output while it is computed: inputs, deltas, copies of both,
+    temporaries.
+    """
+    return compute_bytes * (4 * models + 10)
+
+
+def sizes(models: int, compute_bytes: int, whole: int, threads: int, budget: int) -> Sizes | None:
+    """Block size and threads that stay under ``budget`` bytes, or ``None`` where even the smallest does not.
+
+    ``models`` counts the base. ``whole`` is the number of entries that must be together (1 for elementwise
+    methods, a row, or the largest tensor).
+    """
+    each = entry_bytes(models, compute_bytes)
+    batch = max(1, min(16, (64 << 20) // (models * COUNTERS_BYTES)))
+    fixed = FIXED_BYTES + batch * models * COUNTERS_BYTES
+    least = PIECE_ELEMENTS if whole <= PIECE_ELEMENTS else whole
+    for crew in range(threads, 0, -1):
+        room = (budget - fixed) // (crew * each)
+        if room >= least:
+            most = max(least, min(MOST_BLOCK_ELEMENTS, room))
+            block = most if whole > PIECE_ELEMENTS else most // PIECE_ELEMENTS * PIECE_ELEMENTS
+            return Sizes(block, crew, batch, fixed + crew * each * block)
+    return None
+
+
+def needed_budget(models: int, compute_bytes: int, whole: int) -> int:
+    """The smallest budget that ``sizes`` accepts, in bytes."""
+    batch = max(1, min(16, (64 << 20) // (models * COUNTERS_BYTES)))
+    least = max(PIECE_ELEMENTS, whole)
+    return FIXED_BYTES + batch * models * COUNTERS_BYTES + entry_bytes(models, compute_bytes) * least
+
+
+def seconds(read_bytes: int, passes: int, written_bytes: int) -> float:
+    """A cautious guess at the time of a merge on a local disk, downloads apart."""
+    return 1.0 + read_bytes * passes / READ_BYTES_PER_SECOND + written_bytes / WRITE_BYTES_PER_SECOND

@@ -1,0 +1,164 @@
+"""Loads a model folder for scoring: local files, installed code and safetensors only."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from scoring.errors import ModelUnusable
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for forward passes, its tokenizer (None where the folder has none) and what loading revealed.
+
+    ``missing`` are parameters the checkpoint lacks and the library made up; ``unexpected`` tensors it holds that
+    the model has no place for. ``causal`` says whether next-token likelihoods exist.
+    """
+
+    folder: Path
+    architecture: str
+    model: Any
+    tokenizer: Any | None
+    causal: bool
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, tied ones once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of the input embedding, or None where there is none."""
+        try:
+            weight = self.model.get_input_embeddings().weight
+        except (AttributeError, NotImplementedError):
+            return None
+        return int(weight.shape[0]) if weight.ndim == 2 else None
+
+    def logits(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Float32 logits, shape [batch, tokens, vocabulary], of right-padded token rows [batch, tokens]."""
+        with torch.inference_mode():
+            out = self.model(input_ids=ids.to(self.device), attention_mask=_on(mask, self.device), use_cache=False)
+        return out.logits.float()  # type: ignore[no-any-return]
+
+
+def _on(mask: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if mask is None else mask.to(device)
+
+
+def load(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> LoadedModel:
+    """Loads the class the folder's own config names, from this folder alone.
+
+    ``dtype`` is a torch dtype's name, or ``auto`` for the checkpoint's own (float32 where that is float16 and the
+    device is the CPU). Raises ModelUnusable with the reason.
+    """
+    config = _config(folder)
+    cls = _model_class(config, folder)
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = cls.from_pretrained(
+            folder,
+            dtype=_dtype(config, device, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_attention(config),
+        )
+    except ModelUnusable:
+        raise
+    except Exception as error:
+        raise ModelUnusable("load_failed", f"{folder.name} does not load as {cls.__name__}: {_first_line(error)}") from error
+    model = model.to(device).eval()
+    architecture = type(model).__name__
+    return LoadedModel(
+        folder=folder,
+        architecture=architecture,
+        model=model,
+        tokenizer=load_tokenizer(folder),
+        causal=architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+        missing=tuple(sorted(info["missing_keys"])),
+        unexpected=tuple(sorted(info["unexpected_keys"])),
+    )
+
+
+def load_tokenizer(folder: Path) -> Any | None:
+    """The folder's tokenizer, or None where it has no tokenizer files. Raises ModelUnusable."""
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ModelUnusable("tokenizer_unusable", f"the tokenizer of {folder.name} does not load: {_first_line(error)}") from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelUnusable("no_config", f"{folder.name} has no config.json, so nothing says what model it is") from error
+    except ValueError as error:
+        raise ModelUnusable("no_config", f"config.json of {folder.name} is not JSON: {_first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise ModelUnusable("no_config", f"config.json of {folder.name} is not a JSON object")
+    return config
+
+
+def _model_class(config: dict[str, Any], folder: Path) -> Any:
+    names = config.get("architectures")
+    if not names:
+        return transformers.AutoModel
+    name = names[0] if isinstance(names, list) else names
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
+    if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
+        return cls
+    if config.get("auto_map"):
+        message = f"{folder.name} needs its own Python code ({name}), and code from model folders is never run"
+        raise ModelUnusable("needs_remote_code", message)
+    message = f"{folder.name} is a {name!r}, which transformers {transformers.__version__} does not know"
+    raise ModelUnusable("unknown_architecture", message)
+
+
+def _attention(config: dict[str, Any]) -> dict[str, str]:
+    """A config may name an attention kernel of its own to be fetched; only the built-in ones are let through."""
+    for key in ("attn_implementation", "_attn_implementation"):
+        if config.get(key) not in (None, "sdpa", "eager"):
+            return {"attn_implementation": "eager"}
+    return {}
+
+
+def _dtype(config: dict[str, Any], device: str, dtype: str) -> torch.dtype | str:
+    if dtype != "auto":
+        return getattr(torch, dtype)  # type: ignore[no-any-return]
+    own = config.get("dtype") or config.get("torch_dtype")
+    return torch.float32 if own == "float16" and device == "cpu" else "auto"
+
+
+def _first_line(error: BaseException) -> str:
+    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def names(keys: Sequence[str]) -> str:
+    """The first few tensor names and how many more there are."""
+    more = f" and {len(keys) - NAMES_SHOWN} more" if len(keys) > NAMES_SHOWN else ""
+    return ", ".join(keys[:NAMES_SHOWN]) + more

@@ -1,0 +1,62 @@
+"""The migrations and the models say the same; every step can be taken back."""
+
+import importlib
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, inspect, text
+
+from db.models.job import STATES
+from db.schema import metadata
+from jobs.states import ALLOWED, State
+from migrations.run import current, downgrade, head, upgrade
+
+first = importlib.import_module("migrations.versions.0001_first_tables")
+
+
+def differences(engine: Engine) -> list[object]:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        return list(compare_metadata(context, metadata()))
+
+
+def test_upgraded_database_has_exactly_the_tables_of_the_models(engine: Engine) -> None:
+    assert differences(engine) == []
+
+
+def test_a_missing_column_would_be_noticed(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE job DROP COLUMN priority"))
+    assert differences(engine) != []
+
+
+def test_downgrade_removes_everything_and_upgrade_brings_it_back(empty_postgres_url: str) -> None:
+    upgrade(empty_postgres_url)
+    assert current(empty_postgres_url) == head()
+    downgrade(empty_postgres_url, "base")
+    engine = create_engine(empty_postgres_url)
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+    with engine.connect() as connection:
+        left = connection.scalar(text("SELECT count(*) FROM pg_proc WHERE proname LIKE 'job\\_%'"))
+    assert left == 0
+    upgrade(empty_postgres_url)
+    assert differences(engine) == []
+    engine.dispose()
+
+
+def test_a_second_upgrade_changes_nothing(postgres_url: str) -> None:
+    upgrade(postgres_url)
+    assert current(postgres_url) == head()
+
+
+def test_states_are_the_same_in_rules_models_and_migration() -> None:
+    assert {(str(a), str(b)) for a, moves in ALLOWED.items() for b in moves} == set(first.MOVES)
+    assert tuple(str(state) for state in State) == STATES
+
+
+@pytest.mark.parametrize("table", first.NAMES)
+def test_every_table_is_listed_for_the_way_down(table: str) -> None:
+    assert table in metadata().tables

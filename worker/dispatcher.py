@@ -1,0 +1,155 @@
+"""The dispatcher: rings for ready jobs, finds lost and late ones, sends due webhooks. Any number may run.
+
+It keeps nothing that matters in memory: rows say what is due, and a round that fails is simply done again.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from types import FrameType
+
+import structlog
+
+from db.listen import listen
+from db.session import make_engine, make_sessions
+from jobs.keyring import Keyring
+from settings import Settings
+from worker.address import parse_networks
+from worker.app import announce, make_app
+from worker.context import Transaction
+from worker.courier import Courier
+from worker.deliver import Sender
+from worker.log import configure_logging
+from worker.sweep import Doorbell, expire, recover
+
+log = structlog.get_logger("worker.dispatcher")
+
+SWEEP_SECONDS = 10.0
+PAUSE_SECONDS = 0.05
+RECONNECT_SECONDS = 1.0
+
+Listen = Callable[[Callable[[], bool]], Iterator[str | None]]
+
+
+@dataclass
+class Dispatcher:
+    """Three loops: the main one, one for webhooks, and a listener that wakes both when a job changes."""
+
+    transaction: Transaction
+    doorbell: Doorbell
+    courier: Courier
+    listen: Listen
+    poll_seconds: float
+    sweep_seconds: float = SWEEP_SECONDS
+    stopping: threading.Event = field(default_factory=threading.Event)
+    _jobs_changed: threading.Event = field(default_factory=threading.Event, init=False)
+    _mail_waits: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def run(self) -> None:
+        """Returns when ``stop`` was called, after the round in progress."""
+        threads = [
+            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
+            for target in (self._listen, self._send_mail)
+        ]
+        for thread in threads:
+            thread.start()
+        log.info("dispatcher_started")
+        self._look_after_jobs()
+        for thread in threads:
+            thread.join(timeout=self.poll_seconds + RECONNECT_SECONDS + 1)
+        self.courier.close()
+        log.info("dispatcher_stopped")
+
+    def stop(self) -> None:
+        """Ends every loop after its present round."""
+        self.stopping.set()
+        self._jobs_changed.set()
+        self._mail_waits.set()
+
+    def wake_mail(self) -> None:
+        """Looks for due webhooks now."""
+        self._mail_waits.set()
+
+    def _look_after_jobs(self) -> None:
+        swept_at = float("-inf")
+        while not self.stopping.is_set():
+            if time.monotonic() - swept_at >= self.sweep_seconds:
+                swept_at = time.monotonic()
+                self._attempt("sweep", lambda: (recover(self.transaction), expire(self.transaction)))
+            self._attempt("announce", self.doorbell.announce_due)
+            self._rest(self._jobs_changed)
+
+    def _send_mail(self) -> None:
+        while not self.stopping.is_set():
+            self._attempt("deliver", self.courier.deliver_due)
+            self._rest(self._mail_waits)
+
+    def _rest(self, woken: threading.Event) -> None:
+        woken.wait(self.poll_seconds)
+        woken.clear()
+        self.stopping.wait(PAUSE_SECONDS)
+
+    def _listen(self) -> None:
+        while not self.stopping.is_set():
+            try:
+                for _ in self.listen(self.stopping.is_set):
+                    self._jobs_changed.set()
+                    self._mail_waits.set()
+            except Exception as error:
+                log.warning("listening_interrupted", error=str(error))
+            self.stopping.wait(RECONNECT_SECONDS)
+
+    def _attempt(self, duty: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:
+            # Database or broker away: the rows keep what is due, the next round finds it.
+            log.warning("round_failed", duty=duty, error=str(error), kind=type(error).__name__)
+
+
+def run_dispatcher(settings: Settings) -> None:
+    """Runs a dispatcher until SIGTERM or SIGINT."""
+    configure_logging(settings.log_level)
+    dispatcher = open_dispatcher(settings)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        dispatcher.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, stop)
+    dispatcher.run()
+
+
+def open_dispatcher(settings: Settings) -> Dispatcher:
+    """A dispatcher over the database and the broker which the settings name."""
+    sessions = make_sessions(make_engine(settings.database_url or "", pool_size=4, max_overflow=16))
+    app = make_app(settings)
+    sender = Sender(
+        allow_http=settings.webhook_allow_http, allowed=parse_networks(settings.webhook_allow_networks)
+    )
+    courier = Courier(
+        sessions.begin,
+        Keyring(settings.secret()),
+        sender,
+        settings.webhook_retry_seconds,
+        owner=f"{socket.gethostname()}:{os.getpid()}",
+    )
+    dispatcher = Dispatcher(
+        sessions.begin,
+        Doorbell(
+            sessions.begin,
+            lambda job_id, queue: announce(app, job_id, queue),
+            settings.announce_after_seconds,
+        ),
+        courier,
+        partial(listen, settings.database_url or ""),
+        settings.dispatch_poll_seconds,
+        min(SWEEP_SECONDS, settings.lease_seconds / 4),
+    )
+    courier.on_free = dispatcher.wake_mail
+    return dispatcher

@@ -1,0 +1,58 @@
+"""Jobs nobody announced, jobs whose worker vanished, jobs that waited too long: found by the dispatcher."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from jobs import lifecycle
+from worker.context import Transaction
+
+log = structlog.get_logger("worker.sweep")
+
+Ring = Callable[[str, str], None]
+
+
+@dataclass
+class Doorbell:
+    """Tells workers which jobs are ready. What the broker did not take is rung again in the next round."""
+
+    transaction: Transaction
+    ring: Ring
+    after_seconds: float
+    unsent: list[tuple[str, str]] = field(default_factory=list)
+
+    def announce_due(self) -> int:
+        """Announces every ready job not announced within ``after_seconds``; says how many went.
+
+        The rows are marked before the messages go out, so that a quick worker finds a row free to claim; a
+        crash in between costs one ``after_seconds``.
+        """
+        with self.transaction() as session:
+            self.unsent += lifecycle.announce_due(session, self.after_seconds)
+        sent = 0
+        while self.unsent:
+            job_id, queue = self.unsent[0]
+            self.ring(job_id, queue)
+            self.unsent.pop(0)
+            sent += 1
+            log.info("job_announced", job_id=job_id, queue=queue)
+        return sent
+
+
+def recover(transaction: Transaction) -> list[str]:
+    """Gives back the jobs whose lease has run out: queued again, or failed when all attempts are used."""
+    with transaction() as session:
+        found = lifecycle.recover_lost(session)
+    for job_id in found:
+        log.warning("lease_lost", job_id=job_id)
+    return found
+
+
+def expire(transaction: Transaction) -> list[str]:
+    """Ends the queued jobs whose ``expires_at`` has passed."""
+    with transaction() as session:
+        found = lifecycle.expire(session)
+    for job_id in found:
+        log.info("job_expired", job_id=job_id)
+    return found

@@ -1,0 +1,56 @@
+"""What all jobs of one child process share: settings, database, keys, device."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from db.session import make_engine, make_sessions
+from hub.snapshot import Hub, tenant_cache
+from jobs.keyring import Keyring
+from settings import Settings
+from worker import device as devices
+from worker.board import Board
+from worker.context import Rhythm, Transaction
+
+log = structlog.get_logger("worker.workshop")
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Opened once a child; a job gets everything it needs from here as arguments."""
+
+    settings: Settings
+    transaction: Transaction
+    keyring: Keyring
+    device: str
+    board: Board | None
+
+    @classmethod
+    def open(cls, settings: Settings, *, device: str = devices.CPU, board: Board | None = None) -> "Workshop":
+        """Connects to nothing yet, so that a child starts while its database is away."""
+        sessions = make_sessions(make_engine(settings.database_url or "", pool_size=2))
+        return cls(settings, sessions.begin, Keyring(settings.secret()), device, board)
+
+    @property
+    def rhythm(self) -> Rhythm:
+        """How often the jobs of this worker show that they are alive."""
+        return Rhythm(self.settings.lease_seconds, self.settings.heartbeat_seconds)
+
+    def hub(self, token: str | None, tenant_id: str) -> Hub:
+        """The Hub as one tenant sees it; tenants never share a cache."""
+        endpoint = self.settings.hub_endpoint
+        cache: Path = tenant_cache(self.settings.scratch / "hub", tenant_id, endpoint)
+        return Hub(endpoint, token, cache)
+
+    def warm_up(self) -> None:
+        """Loads torch, the engine and every method, so that the first job does not wait for them."""
+        import torch
+
+        import merge.run  # noqa: F401
+        import worker.evaluation  # noqa: F401
+        from merge.methods import load
+
+        load()
+        torch.set_num_threads(devices.count_threads(self.settings.threads))
+        devices.report(self.device)
