@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 
-from api.errors import Problem
+from api.errors import CHALLENGE, Problem
 from jobs.keys import Caller
 
 SESSION_SECONDS = 12 * 3600
@@ -98,17 +98,20 @@ class Signer:
 class Remembered:
     """Callers seen in the last seconds, so that a busy client costs no query a request.
 
-    A revoked key therefore works for up to ``REMEMBER_SECONDS`` more in processes other than the one that revoked it.
+    A revoked key therefore works for ``REMEMBER_SECONDS`` more in processes other than the one that
+    revoked it.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, seconds: float = REMEMBER_SECONDS) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, seconds: float = REMEMBER_SECONDS
+    ) -> None:
         self.clock = clock
         self.seconds = seconds
         self.seen: dict[bytes, tuple[float, Caller]] = {}
         self.lock = threading.Lock()
 
     def get(self, credential: str, find: Callable[[], Caller]) -> Caller:
-        """The caller behind ``credential``; ``find`` is asked when it was not seen lately. Refusals are not kept."""
+        """The caller behind ``credential``; ``find`` is asked for one not seen lately. No refusal is kept."""
         name = hashlib.sha256(credential.encode()).digest()
         held = self.seen.get(name)
         if held and held[0] > self.clock():
@@ -140,7 +143,7 @@ def session_of(request: Request, signer: Signer) -> Session | None:
 
 def unauthenticated(detail: str = "send `Authorization: Bearer mk_live_…`") -> Problem:
     """The 401 answer."""
-    return Problem("unauthenticated", detail, headers={"WWW-Authenticate": 'Bearer realm="mergery"'})
+    return Problem("unauthenticated", detail, headers={"WWW-Authenticate": CHALLENGE})
 
 
 def check_csrf(request: Request, signer: Signer, session: Session, token: str | None = None) -> None:
@@ -151,4 +154,6 @@ def check_csrf(request: Request, signer: Signer, session: Session, token: str | 
     if request.method in SAFE_METHODS:
         return
     if not signer.csrf_ok(session, token or request.headers.get(CSRF_HEADER)):
-        raise Problem("csrf_failed", f"send the session's token as {CSRF_HEADER} or as the field {CSRF_FIELD}")
+        raise Problem(
+            "csrf_failed", f"send the session's token as {CSRF_HEADER} or as the field {CSRF_FIELD}"
+        )

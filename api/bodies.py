@@ -20,8 +20,8 @@ def refuse(detail: str, pointer: str = "") -> NoReturn:
 
 
 def load_json(raw: bytes) -> Any:
-    """The value in ``raw``. Refused with 400: what is not UTF-8 JSON, a key given twice, NaN and infinity, nesting over
-    32 levels, and texts that no database keeps (a NUL, half of a surrogate pair).
+    """The value in ``raw``. Refused with 400: what is not UTF-8 JSON, a key given twice, NaN and infinity,
+    nesting over 32 levels, and texts that no database keeps (a NUL, half of a surrogate pair).
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
+import anyio
 from fastapi import Depends, Header, Path, Query, Request
 from fastapi.security import HTTPBearer
 
 from api.auth import Remembered, Signer, bearer_of, check_csrf, derive, session_of, unauthenticated
 from api.cursors import Cursors
 from api.errors import Problem
-from api.feed import Feed
+from api.feed import POLL_SECONDS, Feed
 from api.limits import Limiter
 from api.metrics import Metrics
 from db.listen import listen
@@ -19,6 +20,7 @@ from jobs import keys
 from jobs.keyring import Keyring
 from jobs.keys import Caller
 from jobs.planning import Planner
+from jobs.submit import Rules
 from settings import Settings
 
 THREADS = 24
@@ -46,7 +48,17 @@ class Desk:
         self.keyring = Keyring(secret)
         self.limiter = Limiter(settings.broker_url, settings.requests_per_minute)
         self.callers = Remembered()
+        self.rules = Rules(
+            keyring=self.keyring,
+            max_queued_jobs=settings.max_queued_jobs,
+            max_attempts=settings.max_attempts,
+            timeout_seconds=settings.job_timeout_seconds,
+            model_roots=settings.model_roots,
+            allow_http=settings.webhook_allow_http,
+        )
         self.feed = Feed(lambda should_stop: listen(url, should_stop))
+        self.poll_seconds = POLL_SECONDS
+        self.planning_threads = anyio.CapacityLimiter(PLANNING_THREADS)
         self.metrics = Metrics()
 
     def caller_of_key(self, secret: str) -> Caller:

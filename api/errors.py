@@ -1,4 +1,4 @@
-"""Any error becomes one problem body (RFC 9457). A code is stable; its title and status are listed here once."""
+"""Any error becomes one problem body (RFC 9457). A code is stable; its title and status are listed here."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,18 +6,20 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from hub.errors import HubError
-from jobs.errors import JobError
+from jobs.errors import JobError, RequestInvalid, Unauthenticated
 from merge.errors import FindingsError, MergeError
 
 log = structlog.get_logger("api.errors")
 
 PROBLEM_TYPE = "application/problem+json"
+CHALLENGE = 'Bearer realm="mergery"'
+RETRY_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ _BY_STATUS: Mapping[int, str] = {
 
 
 class Problem(HTTPException):
-    """An answer that is not a success. ``errors`` hold ``pointer`` (JSON pointer), ``code`` and ``detail``."""
+    """An answer that is not a success. ``errors`` hold ``pointer``, ``code`` and ``detail``."""
 
     def __init__(
         self,
@@ -86,6 +88,10 @@ class Problem(HTTPException):
         super().__init__(status or kind_of(code).status, detail, dict(headers or {}))
         self.code = code
         self.errors = tuple(errors)
+
+
+class NothingMore(Exception):
+    """A stream that was read to its end is asked for again: 204 tells browsers to stop asking."""
 
 
 def kind_of(code: str) -> Kind:
@@ -166,18 +172,22 @@ def from_validation(details: Sequence[Any], place: str | None = None) -> Problem
     return Problem("validation_failed", f"{first['pointer'] or 'body'}: {first['detail']}", errors=errors)
 
 
-def from_room(error: JobError | HubError | MergeError) -> Problem:
-    """A failure of another room, with all its findings."""
-    findings = error.findings if isinstance(error, FindingsError) else getattr(error, "findings", ())
+def from_room(error: JobError | HubError | MergeError, prefix: str = "") -> Problem:
+    """A failure of another room, with all its findings. ``prefix`` is where the recipe lies in the body."""
+    findings = error.findings if isinstance(error, FindingsError) else ()
     errors = [
-        {"in": "body", "pointer": each.pointer or "", "code": each.code, "detail": each.message}
+        {"in": "body", "pointer": prefix + (each.pointer or ""), "code": each.code, "detail": each.message}
         | {key: value for key, value in each.as_dict().items() if key in ("severity", "model", "tensor")}
         for each in findings
     ]
+    if isinstance(error, RequestInvalid):
+        errors = [{"in": "body", "pointer": error.pointer, "code": error.code, "detail": str(error)}]
     headers = {}
-    status = kind_of(error.code).status
-    if status in (429, 503):
-        headers["Retry-After"] = str(max(1, round(getattr(error, "retry_after", None) or 5)))
+    if kind_of(error.code).status in (429, 503):
+        wait = getattr(error, "retry_after", None) or getattr(error, "seconds", None) or RETRY_SECONDS
+        headers["Retry-After"] = str(max(1, round(wait)))
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = CHALLENGE
     return Problem(error.code, str(error), errors=errors, headers=headers)
 
 
@@ -195,6 +205,10 @@ def install(app: FastAPI) -> None:
     def on_problem(request: Request, error: Exception) -> JSONResponse:
         return problem_response(request, to_problem(error))
 
+    def on_nothing_more(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=204)
+
+    app.add_exception_handler(NothingMore, on_nothing_more)
     for kind in (HTTPException, RequestValidationError, JobError, HubError, MergeError):
         app.add_exception_handler(kind, on_problem)
 
@@ -211,4 +225,6 @@ def to_problem(error: Exception) -> Problem:
         case JobError() | HubError() | MergeError():
             return from_room(error)
     log.error("request_failed", exc_info=error)
-    return Problem("internal_error", "something went wrong on our side; quote the request id when you report it")
+    return Problem(
+        "internal_error", "something went wrong on our side; quote the request id when you report it"
+    )

@@ -1,7 +1,7 @@
 """Wakes whoever waits for a job: one database listener a process, fanned out to streams and waiting requests.
 
-A wake-up carries nothing but "look again": what happened is read from the rows, so a lost one costs at most the
-poll interval of the waiter.
+A wake-up carries nothing but "look again": what happened is read from the rows, so a lost one costs at most
+the poll interval of the waiter.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ RETRY_SECONDS = 1.0
 STREAMS_MOST = 1000
 
 Listen = Callable[[Callable[[], bool]], Iterator[str | None]]
-"""Given ``should_stop``, yields job ids as they change, and ``None`` once it is connected and whenever it may have missed some."""
+"""Given ``should_stop``, yields job ids as they change, and ``None`` whenever it may have missed some."""
 
 
 class Waiter:
@@ -40,7 +40,7 @@ class Waiter:
 
 
 class Feed:
-    """Runs ``listen`` in a thread of its own and starts it again when the connection breaks."""
+    """Runs ``listen`` in a thread from the first waiter on, again whenever its connection breaks."""
 
     def __init__(self, listen: Listen, most: int = STREAMS_MOST) -> None:
         self.listen = listen
@@ -56,8 +56,7 @@ class Feed:
         """How many wait now."""
         return sum(len(each) for each in self.waiters.values())
 
-    def start(self) -> None:
-        """Called on the event loop."""
+    def _start(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self.thread.start()
@@ -74,7 +73,11 @@ class Feed:
     async def waiting(self, job_id: str) -> AsyncIterator[Waiter]:
         """A waiter for ``job_id``; raises ``too_many_streams`` when the process has its fill."""
         if self.open >= self.most:
-            raise Problem("too_many_streams", "poll the job instead, or come back later", headers={"Retry-After": "5"})
+            raise Problem(
+                "too_many_streams", "poll the job instead, or come back later", headers={"Retry-After": "5"}
+            )
+        if self.thread is None:
+            self._start()
         waiter = Waiter()
         self.waiters[job_id].add(waiter)
         try:

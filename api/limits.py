@@ -83,7 +83,9 @@ class Limiter:
             log.warning("rate_limit_open", error=str(error))
             return None
         admitted, remaining, retry_ms, reset_ms = (int(each) for each in answer)
-        return Taken(bool(admitted), self.quota, remaining, max(1, ceil(retry_ms / 1000)), ceil(reset_ms / 1000))
+        return Taken(
+            bool(admitted), self.quota, remaining, max(1, ceil(retry_ms / 1000)), ceil(reset_ms / 1000)
+        )
 
     def ping(self) -> None:
         """Raises ``redis.RedisError`` when the broker does not answer in time."""

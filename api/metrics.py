@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from db import jobs, webhooks
+from db import jobs
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -67,7 +67,6 @@ class Rows(Collector):
         with self.begin() as session:
             states = jobs.count_states(session)
             ages = jobs.oldest_queued_seconds(session)
-            due = webhooks.next_due(session)
         held = GaugeMetricFamily("merge_jobs_in_state", "Jobs by pool and state", labels=["pool", "state"])
         for (queue, state), count in sorted(states.items()):
             held.add_metric([queue, state], count)
@@ -76,6 +75,4 @@ class Rows(Collector):
         )
         for queue in ("cpu", "gpu"):
             waited.add_metric([queue], ages.get(queue, 0.0))
-        lag = GaugeMetricFamily("webhook_lag_seconds", "How late the oldest due webhook is")
-        lag.add_metric([], max(0.0, -due.total_seconds()) if due is not None else 0.0)
-        yield from (held, waited, lag)
+        yield from (held, waited)

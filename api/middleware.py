@@ -105,7 +105,9 @@ class BodyLimit:
     @staticmethod
     async def _read(receive: Receive, declared: str | None, limit: int) -> bytes | None:
         """The whole body, or nothing when the caller went away."""
-        too_large = Problem("body_too_large", f"the body may hold {limit} bytes", headers={"Connection": "close"})
+        too_large = Problem(
+            "body_too_large", f"the body may hold {limit} bytes", headers={"Connection": "close"}
+        )
         if declared is not None and declared.isdigit() and int(declared) > limit:
             raise too_large
         body = bytearray()

@@ -183,13 +183,14 @@ def announce(session: Session, after_seconds: float) -> list[tuple[str, str]]:
     ids = session.scalars(due).all()
     if not ids:
         return []
-    session.execute(
+    marked = (
         update(Job)
         .where(Job.id.in_(ids))
         .values(announced_at=now())
+        .returning(Job.id, Job.queue)
         .execution_options(synchronize_session=False)
     )
-    queues = dict(session.execute(select(Job.id, Job.queue).where(Job.id.in_(ids))).tuples())
+    queues = {row.id: row.queue for row in session.execute(marked)}
     return [(job_id, queues[job_id]) for job_id in ids]
 
 

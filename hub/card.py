@@ -1,7 +1,7 @@
 """The model card of a merge: front matter that the Hub understands and a page that people can read.
 
-Names, licences and recipes come from strangers. The front matter is written by a YAML library, table cells and sentences are
-escaped, the recipe stands in a fence longer than any it contains.
+Names, licences and recipes come from strangers. The front matter is written by a YAML library, table cells
+and sentences are escaped, the recipe stands in a fence longer than any it contains.
 """
 
 import re
@@ -14,6 +14,7 @@ import yaml
 
 from hub.names import COMMIT, is_repo_part
 
+PUBLIC_HUB = "https://huggingface.co"
 TAGS = ("mergery", "merge")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>])")
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}\Z")
@@ -21,7 +22,9 @@ LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}\Z")
 
 @dataclass(frozen=True)
 class CardInput:
-    """One model that went in. ``reference`` is what the recipe says; ``repo`` and ``sha`` are set for Hub models."""
+    """One model that went in. ``reference`` is what the recipe says; ``repo`` and ``sha`` are set for Hub
+    models.
+    """
 
     role: str
     reference: str
@@ -38,30 +41,34 @@ def render_card(
     inputs: Sequence[CardInput],
     library_name: str | None = "transformers",
     pipeline_tag: str | None = None,
+    endpoint: str = PUBLIC_HUB,
 ) -> str:
     """README.md of a merged model.
 
-    ``manifest`` is ``mergery.json``; used are ``recipe`` (with pinned models), ``recipe_sha256``, ``engine``, ``methods``
-    (name -> version) and ``files`` or ``outputs`` (path -> sha256, or to a mapping with ``sha256``). Each of ``scores`` is
-    ``{"set", "metric", "result": number, "parents": {role: number}, "higher_is_better": bool}``.
+    ``manifest`` is ``mergery.json``; used are ``recipe`` (with pinned models), ``recipe_sha256``, ``engine``,
+    ``methods`` (name -> version) and ``files`` or ``outputs`` (path -> sha256, or to a mapping with
+    ``sha256``). Each of ``scores`` is ``{"set", "metric", "result": number, "parents": {role: number},
+    "higher_is_better": bool}``.
     """
     methods = _methods(manifest)
     parts = [
         _front_matter(inputs, methods, library_name, pipeline_tag),
         f"# {_plain(title)}\n",
-        _summary(inputs, methods),
+        _summary(inputs, methods, endpoint),
         _license_note(inputs),
-        _inputs_table(inputs),
+        _inputs_table(inputs, endpoint),
         _scores_table(scores or ()),
         _recipe(manifest),
-        _reproduction(inputs),
+        _reproduction(inputs, endpoint),
         _digests(manifest),
     ]
     return "\n".join(part for part in parts if part)
 
 
 def merged_license(licenses: Iterable[str | None]) -> str | None:
-    """The licence of the result: the inputs' own where they all share one; ``other`` where they differ; None if unknown."""
+    """The licence of the result: the inputs' own where they all share one; ``other`` where they differ; None
+    if unknown.
+    """
     found = {license for license in licenses if license}
     if not found:
         return None
@@ -89,28 +96,29 @@ def _front_matter(
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=False)}---\n"
 
 
-def _summary(inputs: Sequence[CardInput], methods: Sequence[str]) -> str:
+def _summary(inputs: Sequence[CardInput], methods: Sequence[str], endpoint: str) -> str:
     by = f" by {' then '.join(_code(name) for name in methods)}" if methods else ""
     base = next((item for item in inputs if item.role == "base"), None)
     sources = [item for item in inputs if item is not base]
-    what = ", ".join(_link(item) for item in sources) or "its inputs"
-    onto = f", with {_link(base)} as the base" if base else ""
-    return f"This model was made from {what}{onto}{by}. No training took place: the weights were merged by Mergery.\n"
+    what = ", ".join(_link(item, endpoint) for item in sources) or "its inputs"
+    onto = f", with {_link(base, endpoint)} as the base" if base else ""
+    made = f"This model was made from {what}{onto}{by}."
+    return f"{made} No training took place: the weights were merged by Mergery.\n"
 
 
 def _license_note(inputs: Sequence[CardInput]) -> str:
     if merged_license(item.license for item in inputs) == "other":
-        return "The inputs carry different licences (below). All of them apply to this model: read them before use.\n"
+        return "The inputs carry different licences (below). All of them apply here: read them before use.\n"
     if any(item.license is None for item in inputs):
         return "At least one input states no licence. Ask its owner before use.\n"
     return ""
 
 
-def _inputs_table(inputs: Sequence[CardInput]) -> str:
+def _inputs_table(inputs: Sequence[CardInput], endpoint: str) -> str:
     rows = [
         (
             _plain(item.role),
-            _link(item),
+            _link(item, endpoint),
             _code(item.sha) if item.sha else "–",
             _plain(item.license or "not stated"),
         )
@@ -147,14 +155,18 @@ def _recipe(manifest: Mapping[str, Any]) -> str:
     return f"## Recipe\n\n{_fence(text, 'yaml')}"
 
 
-def _reproduction(inputs: Sequence[CardInput]) -> str:
+def _reproduction(inputs: Sequence[CardInput], endpoint: str) -> str:
     commands = [
         f"hf download {item.repo} --revision {item.sha} --local-dir {shlex.quote(item.reference)}"
         for item in inputs
         if item.repo and item.sha and is_hub_repo(item.repo) and COMMIT.match(item.sha)
     ]
+    if endpoint != PUBLIC_HUB:
+        commands = [f"export HF_ENDPOINT={shlex.quote(endpoint)}", *commands]
     commands = [*dict.fromkeys(commands), "python -m merge run recipe.yaml merged"]
-    intro = "Save the recipe as `recipe.yaml`; with the same version of Mergery these commands give the same bytes:\n\n"
+    intro = (
+        "Save the recipe as `recipe.yaml`; with the same version of Mergery this gives the same bytes:\n\n"
+    )
     return "## Make it again\n\n" + intro + _fence("\n".join(commands) + "\n", "sh")
 
 
@@ -188,11 +200,11 @@ def is_hub_repo(repo: str) -> bool:
     return len(parts) <= 2 and all(is_repo_part(part) for part in parts)
 
 
-def _link(item: CardInput) -> str:
+def _link(item: CardInput, endpoint: str) -> str:
     if not item.repo or not is_hub_repo(item.repo):
         return _code(item.reference)
     tree = f"/tree/{item.sha}" if item.sha and COMMIT.match(item.sha) else ""
-    return f"[{_plain(item.repo)}](https://huggingface.co/{item.repo}{tree})"
+    return f"[{_plain(item.repo)}](<{endpoint}/{item.repo}{tree}>)"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,7 +1,8 @@
-"""Files of a snapshot onto the disk: checked against the commit, resumed where they broke off, stopped when asked.
+"""Files of a snapshot onto the disk: checked against the commit, resumed where they broke off, stopped when
+asked.
 
-Below the target folder, ``.mergery-download`` holds unfinished files and one small marker for each file that has been
-checked, so that a later call neither fetches nor hashes it again.
+Below the target folder, ``.mergery-download`` holds unfinished files and one small marker for each file that
+has been checked, so that a later call neither fetches nor hashes it again.
 """
 
 import hashlib
@@ -35,10 +36,10 @@ def download(
 ) -> None:
     """Put the named files of the snapshot into ``folder``, each under its own path there.
 
-    ``on_bytes`` gets the number of bytes that are there in addition (also for files found finished; negative when bytes turned
-    out wrong and are fetched again), from any thread but one call at a time. Raises ``Interrupted`` soon after
-    ``should_stop`` says so; what has arrived is kept for the next call. Other failures: ``HashMismatch``, ``DiskFull``,
-    ``FileMissing``, or what the Hub said.
+    ``on_bytes`` gets the number of bytes that are there in addition (also for files found finished; negative
+    when bytes turned out wrong and are fetched again), from any thread but one call at a time. Raises
+    ``Interrupted`` soon after ``should_stop`` says so; what has arrived is kept for the next call. Other
+    failures: ``HashMismatch``, ``DiskFull``, ``FileMissing``, or what the Hub said.
     """
     files = [snapshot.file(name) for name in dict.fromkeys(names)]
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,9 @@ from typing import ClassVar
 
 
 class HubError(Exception):
-    """Base: ``code`` is stable, ``retryable`` says whether the same call may succeed later, ``str`` is one sentence."""
+    """Base: ``code`` is stable, ``retryable`` says whether the same call may succeed later, ``str`` is one
+    sentence.
+    """
 
     code: ClassVar[str] = "hub_error"
     retryable: ClassVar[bool] = False

@@ -43,7 +43,9 @@ class Marks:
 
 
 class Tokens:
-    """The tokens a folder Hub knows. Without any, everybody may read public repositories and nobody may write."""
+    """The tokens a folder Hub knows. Without any, everybody may read public repositories and nobody may
+    write.
+    """
 
     def __init__(self, users: Mapping[str, User]) -> None:
         self._users = dict(users)
@@ -91,7 +93,8 @@ def _user(entry: Any) -> User:
 
 
 class MarksFile:
-    """``repos.yaml`` of the folder, read again whenever it changes: ``org/name: {private: true, gated: true, allowed: [bob]}``.
+    """``repos.yaml`` of the folder, read again whenever it changes: ``org/name: {private: true, gated: true,
+    allowed: [bob]}``.
 
     Datasets are keyed ``datasets/org/name``.
     """

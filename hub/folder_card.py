@@ -10,7 +10,9 @@ TAGGED = ("license", "base_model", "language", "datasets")
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The YAML block at the head of a README; empty when there is none or it is not a mapping of plain values."""
+    """The YAML block at the head of a README; empty when there is none or it is not a mapping of plain
+    values.
+    """
     lines = text.lstrip("\ufeff").splitlines()
     if not lines or lines[0].strip() != "---":
         return {}
@@ -35,8 +37,10 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def tags_of(card: dict[str, Any]) -> list[str]:
-    """The card's own tags and, as the Hub does, one ``key:value`` tag for each licence, base model, language, data set."""
-    tags = [tag for tag in _strings(card.get("tags"))]
+    """The card's own tags and, as the Hub does, one ``key:value`` tag for each licence, base model, language,
+    data set.
+    """
+    tags = _strings(card.get("tags"))
     for field in TAGGED:
         key = "dataset" if field == "datasets" else field
         tags += [f"{key}:{value}" for value in _strings(card.get(field))]

@@ -1,4 +1,5 @@
-"""What a folder Hub answers when it cannot do as asked: each class is one status with the Hub's own error headers.
+"""What a folder Hub answers when it cannot do as asked: each class is one status with the Hub's own error
+headers.
 
 FolderError
 ├── RepoMissing, GatedRefused, TokenRefused, AccessDenied    who is asking

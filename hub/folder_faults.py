@@ -1,4 +1,6 @@
-"""What a folder Hub counts, and the faults it can be told to show: its own tests and everybody else's rely on both."""
+"""What a folder Hub counts, and the faults it can be told to show: its own tests and everybody else's rely on
+both.
+"""
 
 import threading
 from collections import Counter
@@ -11,9 +13,10 @@ from typing import Any
 class Fault:
     """One way to misbehave.
 
-    ``status`` answers with that HTTP status (``code`` and ``message`` go into the Hub's error headers). ``after`` first
-    does the work, so that only the reply is lost. ``delay`` seconds pass before anything else. ``drop_after`` ends the
-    connection after so many bytes of the body. ``corrupt`` replaces the body by zeros of the same length.
+    ``status`` answers with that HTTP status (``code`` and ``message`` go into the Hub's error headers).
+    ``after`` first does the work, so that only the reply is lost. ``delay`` seconds pass before anything
+    else. ``drop_after`` ends the connection after so many bytes of the body. ``corrupt`` replaces the body by
+    zeros of the same length.
     """
 
     status: int | None = None
@@ -37,8 +40,9 @@ class _Armed:
 class FaultPlan:
     """Faults waiting to happen; each is used up after ``times`` matching requests.
 
-    Routes: whoami, auth, info, tree, paths, refs, head, get, create, preupload, batch, put, xet-token, commit, validate,
-    branch. ``tree_extra`` holds raw entries added to every tree listing (hostile file names).
+    Routes: whoami, auth, info, tree, paths, refs, head, get, create, preupload, batch, put, xet-token,
+    commit, validate, branch. ``tree_extra`` holds raw entries added to every tree listing (hostile file
+    names).
     """
 
     def __init__(self) -> None:
@@ -47,7 +51,7 @@ class FaultPlan:
         self.tree_extra: list[dict[str, Any]] = []
 
     def add(self, route: str, fault: Fault, *, times: int = 1, path: str | None = None) -> None:
-        """Arm ``fault`` for the next ``times`` requests on ``route`` (and on the file ``path``, when given)."""
+        """Arm ``fault`` for the next ``times`` requests on ``route`` (of the file ``path``, if given)."""
         with self._lock:
             self._armed.append(_Armed(route, fault, times, path))
 
@@ -70,8 +74,9 @@ class FaultPlan:
 class Stats:
     """Counts of requests by route and of bytes by kind.
 
-    ``bytes`` keys: ``header`` (safetensors length prefix and header), ``weight`` (everything else in weight files),
-    ``text`` (any other file), ``upload`` (bodies received). Bytes that xet moves never pass through the server.
+    ``bytes`` keys: ``header`` (safetensors length prefix and header), ``weight`` (everything else in weight
+    files), ``text`` (any other file), ``upload`` (bodies received). Bytes that xet moves never pass through
+    the server.
     """
 
     def __init__(self) -> None:

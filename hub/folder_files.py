@@ -14,15 +14,17 @@ from hub.names import is_safe_path
 REGULAR_LIMIT = 10 << 20
 SAMPLE_BYTES = 512
 LARGE_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".model", ".npz", ".npy",
-    ".pkl", ".parquet", ".arrow", ".zip", ".gz", ".zst", ".tar",
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".model", ".npz",
+    ".npy", ".pkl", ".parquet", ".arrow", ".zip", ".gz", ".zst", ".tar",
 )  # fmt: skip
 SHOWN_DOTFILES = (".gitattributes", ".gitignore")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of a tree. ``oid`` is the git blob id of what git would hold: the file, or the pointer to a large file."""
+    """One file of a tree. ``oid`` is the git blob id of what git would hold: the file, or the pointer to a
+    large file.
+    """
 
     size: int
     oid: str
@@ -46,7 +48,7 @@ class Stamp:
 
 
 def is_large(path: str, size: int, sample: bytes) -> bool:
-    """Whether the Hub keeps a file outside git: by name, by size, or because its first 512 bytes hold a NUL."""
+    """Whether the Hub keeps a file outside git: by name, by size, or for a NUL in its first 512 bytes."""
     return size > 0 and (
         path.endswith(LARGE_SUFFIXES) or size > REGULAR_LIMIT or b"\0" in sample[:SAMPLE_BYTES]
     )
@@ -87,7 +89,9 @@ def entry_of(path: Path, name: str) -> Entry:
 
 
 def scan(folder: Path) -> dict[str, Stamp]:
-    """Every file of a folder that a repository shows. Dot files, and links that lead out of the folder, are not shown."""
+    """Every file of a folder that a repository shows. Dot files, and links that lead out of the folder, are
+    not shown.
+    """
     home = folder.resolve()
     return {
         name: Stamp(status.st_size, status.st_mtime_ns)
@@ -117,7 +121,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> Mapping[str, Entry]:
 
 
 def link_into(source: Path, target: Path) -> None:
-    """Put ``source`` at ``target`` in one step, as a hard link where the file system allows, else as a copy."""
+    """Put ``source`` at ``target`` in one step, as a hard link where that is possible, else as a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:

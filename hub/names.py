@@ -17,8 +17,8 @@ def is_repo_part(name: str) -> bool:
 def is_safe_path(path: str) -> bool:
     """Whether ``path`` is a plain relative path with forward slashes, the same on every system.
 
-    Refused: empty and dot segments, absolute and drive paths, backslashes, control characters, ``.git`` folders, and
-    anything longer than a file system takes.
+    Refused: empty and dot segments, absolute and drive paths, backslashes, control characters, ``.git``
+    folders, and anything longer than a file system takes.
     """
     if (
         not path

@@ -1,4 +1,6 @@
-"""One way to talk to a Hub: the client library's calls with time limits, retries and our own errors around them."""
+"""One way to talk to a Hub: the client library's calls with time limits, retries and our own errors around
+them.
+"""
 
 import threading
 import time
@@ -82,7 +84,9 @@ class Session:
         self._patience = patience
 
     def call(self, what: str, work: Callable[[], Result], *, tries: int = TRIES) -> Result:
-        """``work()``, tried again after failures that pass; ``what`` names the repository or file in messages."""
+        """``work()``, tried again after failures that pass; ``what`` names the repository or file in
+        messages.
+        """
         for number in range(tries):
             last = number == tries - 1
             try:
@@ -101,7 +105,9 @@ class Session:
         raise Unavailable(f"{what}: no try was left")
 
     def pause(self, error: HubError, failures: int) -> bool:
-        """Wait as long as the Hub asked for, else longer with each failure; False when patience does not reach."""
+        """Wait as long as the Hub asked for, else longer with each failure; False when patience does not
+        reach.
+        """
         seconds = min(FIRST_WAIT * 2**failures, LONGEST_WAIT)
         if isinstance(error, RateLimited) and error.seconds is not None:
             seconds = error.seconds
@@ -109,7 +115,9 @@ class Session:
 
     @contextmanager
     def stream(self, url: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
-        """A GET whose body has not been read yet and whose status is good. Not tried again: use it inside ``call``."""
+        """A GET whose body has not been read yet and whose status is good. Not tried again: use it inside
+        ``call``.
+        """
         with get_session().stream("GET", url, headers={**self.headers, **headers}) as response:
             if response.is_error:
                 response.read()
@@ -128,7 +136,7 @@ class Session:
 
 
 def translate(error: BaseException, what: str) -> HubError | None:
-    """Our error for what the client library raised about ``what``; None for what is nobody's network's fault."""
+    """Our error for what the client library raised about ``what``; None if it is none of the Hub's."""
     if isinstance(error, HubError):
         return error
     for seen in _chain(error):
@@ -201,7 +209,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _is_closed_client(error: BaseException) -> bool:
-    """Another thread's failed connection closes the library's shared client; the next call opens a new one."""
+    """A connection that failed in another thread closes the shared client; the next call opens a new one."""
     return isinstance(error, RuntimeError) and "client has been closed" in str(error)
 
 

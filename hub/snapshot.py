@@ -68,8 +68,9 @@ class Snapshot:
 class Hub:
     """A Hub as one tenant sees it with one token.
 
-    ``cache`` is the tenant's own folder: nothing in it is ever shared, and nothing is read from it before ``pin`` has asked
-    the Hub with this token. ``patience`` bounds the seconds spent waiting between tries, all calls together.
+    ``cache`` is the tenant's own folder: nothing in it is ever shared, and nothing is read from it before
+    ``pin`` has asked the Hub with this token. ``patience`` bounds the seconds spent waiting between tries,
+    all calls together.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class Hub:
     def pin(self, repo: str, revision: str | None = None, repo_type: str = "model") -> Snapshot:
         """Ask what ``revision`` (branch, tag or commit; the default branch if None) of ``repo`` is now.
 
-        Raises ``RepoNotFound``, ``Gated``, ``TokenInvalid``, ``RevisionNotFound``, ``NameRefused`` or a retryable error.
+        Raises ``RepoNotFound``, ``Gated``, ``TokenInvalid``, ``RevisionNotFound``, ``NameRefused`` or a
+        retryable error.
         """
         check_repo(repo)
         label = f"{repo}@{revision}" if revision else repo
@@ -154,7 +156,8 @@ class Hub:
     def headers(self, snapshot: Snapshot, names: Iterable[str]) -> dict[str, bytes]:
         """The first 8+n bytes of safetensors files, by byte ranges: never a byte of a tensor.
 
-        A length prefix that cannot be true comes back as those 8 bytes alone, for the reader of headers to refuse.
+        A length prefix that cannot be true comes back as those 8 bytes alone, for the reader of headers to
+        refuse.
         """
         return self._parallel(names, lambda name: self._header(snapshot, name))
 
@@ -177,6 +180,10 @@ class Hub:
                 return _read_exactly(response, begin, end, label)
 
         return self.session.call(label, work)
+
+    def folder(self, snapshot: Snapshot) -> Path:
+        """Where this tenant keeps the files of a snapshot."""
+        return self.cache / f"{snapshot.repo_type}s--{snapshot.repo.replace('/', '--')}" / snapshot.sha
 
     def url(self, snapshot: Snapshot, name: str) -> str:
         """Where a file of the snapshot is served."""
@@ -215,7 +222,9 @@ def matches(file: RepoFile, data: bytes) -> bool:
 
 
 def _read_exactly(response: httpx2.Response, begin: int, end: int, label: str) -> bytes:
-    """From a 206 the range itself; from a server that ignores ranges only the part up to ``end``, then hang up."""
+    """From a 206 the range itself; from a server that ignores ranges only the part up to ``end``, then hang
+    up.
+    """
     skip = 0 if response.status_code == 206 else begin
     data = bytearray()
     for piece in response.iter_bytes():

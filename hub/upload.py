@@ -1,7 +1,7 @@
 """A result into its repository: every finished file at once, all of them made visible by one commit.
 
-Until the commit nothing shows. The commit carries ``mergery.json`` with the id of the job, so that after a lost reply, or in
-a second attempt of the job, the head itself says whether the commit has happened.
+Until the commit nothing shows. The commit carries ``mergery.json`` with the id of the job, so that after a
+lost reply, or in a second attempt of the job, the head itself says whether the commit has happened.
 """
 
 import json
@@ -49,8 +49,9 @@ class CommitResult:
 class Push:
     """One result on its way to ``repo``; call ``prepare``, ``add_file`` for each file, then ``commit``.
 
-    All three may be repeated after a failure or in a new process. A repository that holds anything but an earlier result of
-    Mergery is refused unless ``overwrite``; a public one is refused when the result is to be ``private``.
+    All three may be repeated after a failure or in a new process. A repository that holds anything but an
+    earlier result of Mergery is refused unless ``overwrite``; a public one is refused when the result is to
+    be ``private``.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class Push:
         self._files: dict[str, CommitOperationAdd] = {}
 
     def prepare(self) -> CommitResult | None:
-        """Make the repository and the branch, or check those that are there; the result if this job has pushed before."""
+        """Make the repository and the branch, or check those that are there; the result if this job has
+        pushed before.
+        """
         head = self._look()
         if head is None:
             self._create()
@@ -87,17 +90,21 @@ class Push:
             return self._done
         if self._private and not head.private:
             raise RepoPublic(
-                f"{self._repo} is public and the result is to be private: choose another repository, or say private: false"
+                f"{self._repo} is public and the result is to be private: "
+                "choose another repository, or say private: false"
             )
         strangers = [file.path for file in head.files if file.path not in HARMLESS]
         if strangers and not manifest and not self._overwrite:
             raise RepoNotOurs(
-                f"{self._repo} already holds {strangers[0]} and no {MANIFEST}: choose another name, or say overwrite: true"
+                f"{self._repo} already holds {strangers[0]} and no {MANIFEST}: "
+                "choose another name, or say overwrite: true"
             )
         return None
 
     def _look(self) -> Snapshot | None:
-        """The head of the branch; made from the default branch where the repository lacks it; None without repository."""
+        """The head of the branch; made from the default branch where the repository lacks it; None without
+        repository.
+        """
         try:
             try:
                 return self._hub.pin(self._repo, self._revision)
@@ -120,7 +127,9 @@ class Push:
             ) from None
 
     def add_file(self, path_in_repo: str, local: Path) -> None:
-        """Upload one file now; afterwards the local file is not needed any more. Content the Hub has is not sent again."""
+        """Upload one file now; afterwards the local file is not needed any more. Content the Hub has is not
+        sent again.
+        """
         if path_in_repo in self._files:
             return
         _check_path(path_in_repo)
@@ -153,11 +162,12 @@ class Push:
         self._call(work, label)
 
     def commit(self, message: str, small: Mapping[str, bytes]) -> CommitResult:
-        """Make everything visible at once, with the ``small`` files besides those added; the same result when called again.
+        """Make everything visible at once, with the ``small`` files besides those added; the same result when
+        called again.
 
-        ``mergery.json`` among them gets the field ``job_id``. Weight files that an earlier result left in the repository and
-        this one does not have are removed by the same commit. Raises ``Conflict`` when somebody else has changed the
-        branch since ``prepare``.
+        ``mergery.json`` among them gets the field ``job_id``. Weight files that an earlier result left in the
+        repository and this one does not have are removed by the same commit. Raises ``Conflict`` when
+        somebody else has changed the branch since ``prepare``.
         """
         if self._head is None:
             self.prepare()

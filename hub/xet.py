@@ -1,7 +1,7 @@
 """One file fetched by xet: chunked and deduplicated, straight from the Hub's chunk store."""
 
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +18,7 @@ POLL_SECONDS = 0.02
 
 
 def offers_xet(file: RepoFile) -> bool:
-    """Whether the Hub has the file in its chunk store and this process may use it (``HF_HUB_DISABLE_XET``)."""
+    """Whether the Hub offers the file by xet and this process may use it (``HF_HUB_DISABLE_XET``)."""
     return file.xet_hash is not None and bool(is_xet_available())
 
 
@@ -44,22 +44,26 @@ def fetch(
             token_refresh_url=url,
             token_refresh_headers=hub.session.headers,
         )
-        task = group.start_download_file(hf_xet.XetFileInfo(file.xet_hash, file.size), str(target))
-        _watch(group, task, on_bytes, should_stop, label)
+        group.start_download_file(hf_xet.XetFileInfo(file.xet_hash, file.size), str(target))
+        _watch(group, on_bytes, should_stop, label)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise Unavailable(f"{label} cannot be fetched by xet ({type(error).__name__})") from None
 
 
-def _watch(
-    group: Any, task: Any, on_bytes: Callable[[int], None], should_stop: Callable[[], bool], label: str
-) -> None:
-    seen = 0
-    while task.try_result() is None:
-        if should_stop():
+def _watch(group: Any, on_bytes: Callable[[int], None], should_stop: Callable[[], bool], label: str) -> None:
+    """Let the transfer run in a thread of its own, so that this one can report and stop it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="hub-xet") as pool:
+        finished = pool.submit(group.wait_to_finish)
+        seen = 0
+        try:
+            while not finished.done():
+                if should_stop():
+                    raise Interrupted(f"stopped while {label} was arriving")
+                done = group.progress().total_bytes_completed
+                on_bytes(done - seen)
+                seen = done
+                wait([finished], POLL_SECONDS)
+        except BaseException:
             group.abort()
-            raise Interrupted(f"stopped while {label} was arriving")
-        done = group.progress().total_bytes_completed
-        on_bytes(done - seen)
-        seen = done
-        time.sleep(POLL_SECONDS)
-    group.wait_to_finish()
+            raise
+        finished.result()

@@ -22,8 +22,8 @@ BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 300.0
 WORKER_LOST = "worker_lost"
 LOST_DETAIL = (
-    "The worker stopped without a word {attempts} times, the last time in phase {phase}. The likely cause is an "
-    "out-of-memory kill: lower the memory budget, or run the job on a machine with more memory."
+    "The worker stopped without a word {attempts} times, the last time in phase {phase}. The likely cause is "
+    "an out-of-memory kill: lower the memory budget, or run the job on a machine with more memory."
 )
 
 

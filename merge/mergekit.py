@@ -35,9 +35,7 @@ _COMMON = ("weight", "density", "normalize", "rescale", "lambda", "int8_mask")
 
 @dataclass(frozen=True)
 class _Method:
-    """How one of mergekit's methods is spelt here: our steps, its parameters, and which of them each model
-    may set.
-    """
+    """How one of mergekit's methods is spelt here: our steps, its parameters, which each model may set."""
 
     steps: tuple[str, ...]
     parameters: tuple[str, ...]
@@ -69,9 +67,7 @@ class Translation:
 
 
 def read_recipe(text: str | bytes, content: Content) -> Translation:
-    """Reads either form; our own comes back without notes. Raises ``RecipeInvalid`` or
-    ``MergekitUnsupported``.
-    """
+    """Reads either form; ours has no notes. Raises ``RecipeInvalid`` or ``MergekitUnsupported``."""
     document = load_document(text, content)
     return translate(document) if is_mergekit(document) else Translation(recipe_from(document), ())
 
@@ -222,8 +218,8 @@ class _Translator:
             refuse("parameters", "rescale", f"rescale: true is not supported for {self.method_name}.")
         if last == "ties":
             self._ties_settings()
-        elif self._flag("normalize", False):
-            self._fold_weight_sum()
+        else:
+            self.step_settings[last]["normalize"] = self._flag("normalize", self.method.normalize)
         if self.method_name == "task_arithmetic" and any(
             "density" in found for found in (self.shared, *self.own)
         ):
@@ -241,29 +237,16 @@ class _Translator:
                 "Each task vector is trimmed tensor by tensor (scope: tensor), keeping max(1, int(density * "
                 "n)) entries and all that equal the smallest of these; mergekit breaks such ties arbitrarily."
             )
-        settings |= {"scope": "tensor", "elect": "weighted_sum"}
+        settings |= {"scope": "tensor", "elect": "weighted_sum", "on_tie": "plus"}
         normalize = self._flag("normalize", self.method.normalize)
         settings |= {"aggregate": "sum", "normalize": normalize}
         then = "divided by the sum of their weights" if normalize else "summed"
         self.notes.append(
             "Weights are applied before signs are elected (elect: weighted_sum), and the agreeing "
-            f"entries are {then} (normalize: {str(normalize).lower()})."
+            f"entries are {then} (normalize: {str(normalize).lower()}); even votes are plus (on_tie: plus)."
         )
-
-    def _fold_weight_sum(self) -> None:
-        weights = [source["weight"] for source in self.sources]
-        scale = self.step_settings[self.method.steps[-1]]["scale"]
-        if self.overrides or not all(isinstance(value, int | float) for value in (*weights, scale)):
-            refuse(
-                "parameters",
-                "normalize",
-                f"normalize: true with {self.method_name} needs plain numbers as weights.",
-            )
-        total = sum(weights)
-        if abs(total) < 1e-8:
-            return
-        self.step_settings[self.method.steps[-1]]["scale"] = scale / total
-        self.notes.append(f"normalize: true became scale = lambda / sum of weights = {scale / total:g}.")
+        if normalize and any("-" in str(found.get("weight")) for found in (self.shared, *self.own)):
+            self.notes.append("Negative weights count by their size when the agreeing entries are divided.")
 
     def _flag(self, name: str, default: bool) -> bool:
         value = self.shared.get(name, default)

@@ -40,9 +40,7 @@ def _path(value: Any, *where: str | int) -> str:
 
 
 def first_matches(value: Any, where: tuple[str | int, ...]) -> list[tuple[str | None, Any]]:
-    """(glob, or None for every tensor, and value) of one setting, in mergekit's order: the first that fits
-    wins.
-    """
+    """(glob, or None for every tensor, and value) of one setting; the first that fits wins."""
     if value is None:
         return []
     listed = [value] if isinstance(value, Mapping) else value

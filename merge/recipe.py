@@ -182,9 +182,7 @@ class TokenizerChoice(_Part):
 
 
 class DtypeChoice(_Part):
-    """What the arithmetic is done in, and what is written; ``None`` keeps the base's (or first source's)
-    own.
-    """
+    """What the arithmetic is done in, and what is written; ``None`` keeps the base's (first source's)."""
 
     compute: Literal["float32", "float64"] = "float32"
     output: Literal["bfloat16", "float16", "float32", "input"] | None = None
@@ -228,16 +226,12 @@ class Recipe(_Part):
 
 
 def parse_recipe(text: str | bytes, content: Content) -> Recipe:
-    """Reads a recipe in our own form. Errors are ``RecipeInvalid`` with a JSON pointer and the nearest
-    valid name.
-    """
+    """Reads a recipe in our own form; ``RecipeInvalid`` has a JSON pointer and the nearest valid name."""
     return recipe_from(load_document(text, content))
 
 
 def recipe_from(document: dict[str, Any]) -> Recipe:
-    """Checks plain data against the recipe's schema; raises ``RecipeInvalid`` with one finding for each
-    mistake.
-    """
+    """Checks plain data against the schema; ``RecipeInvalid`` has one finding for each mistake."""
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:

@@ -1,5 +1,4 @@
-"""From a recipe to plain numbers for one tensor: depth curves, overrides and per-source values, all
-resolved here.
+"""From a recipe to plain numbers for one tensor: curves, overrides and per-source values are resolved.
 
 For one setting of one step, weakest first: the step, the source, then each matching override in order. A
 name written ``method.setting`` speaks to that step only and wins over the bare name at the same place.
@@ -83,9 +82,7 @@ def policy_for(tensor: str, role: str, layer: int | None, recipe: Recipe) -> str
 
 
 def at_depth(value: Any, depth: float) -> Any:
-    """A plain value: a list of numbers is interpolated linearly at ``depth``; of a list of words one is
-    picked.
-    """
+    """A plain value: a list of numbers is interpolated at ``depth``; of a list of words one is picked."""
     if not isinstance(value, list | tuple):
         return value
     if any(isinstance(item, bool | str) for item in value):

@@ -11,8 +11,7 @@ from cli.embedded import Server
 from db.session import make_engine, make_sessions
 from jobs.keyring import Keyring
 from tests import services
-
-SECRET = "a secret of the tests, thirty-two bytes and more"
+from tests.factories import TEST_SECRET
 
 
 @pytest.fixture(scope="session")
@@ -36,9 +35,22 @@ def valkey(services_folder: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def _shared_database(postgres: Server) -> Iterator[str]:
+    with services.fresh_database(postgres) as url:
+        yield url
+
+
 @pytest.fixture
-def postgres_url(postgres: Server) -> Iterator[str]:
-    """A database of this test's own, migrated and empty."""
+def postgres_url(_shared_database: str) -> str:
+    """A migrated database without a row; tests use it one after the other."""
+    services.empty(_shared_database)
+    return _shared_database
+
+
+@pytest.fixture
+def own_postgres_url(postgres: Server) -> Iterator[str]:
+    """A migrated database of this test's own, for tests that change the schema or start processes."""
     with services.fresh_database(postgres) as url:
         yield url
 
@@ -46,7 +58,7 @@ def postgres_url(postgres: Server) -> Iterator[str]:
 @pytest.fixture
 def empty_postgres_url(postgres: Server) -> Iterator[str]:
     """A database of this test's own without a single table."""
-    with services.fresh_database(postgres, empty=True) as url:
+    with services.fresh_database(postgres, tables=False) as url:
         yield url
 
 
@@ -84,4 +96,4 @@ def session(sessions: sessionmaker[Session]) -> Iterator[Session]:
 @pytest.fixture
 def keyring() -> Keyring:
     """Seals secrets in tests."""
-    return Keyring(SECRET)
+    return Keyring(TEST_SECRET)

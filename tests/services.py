@@ -1,8 +1,8 @@
-"""The two servers that tests share, real ones from wheels; and a fresh database for each test, copied from
-a template.
+"""The two servers that tests share, real ones from wheels, and databases that are cheap to have.
 
-One PostgreSQL a test session. The template is migrated once; a copy is a matter of some milliseconds
-because the server copies files. Durability is switched off: a test database need not outlive a power cut.
+One PostgreSQL a test session; its template is migrated once. Most tests use one copy, emptied before each;
+a test that changes the schema or starts processes takes a copy of its own. Durability is off: nothing must
+outlive a power cut.
 """
 
 import contextlib
@@ -26,7 +26,6 @@ FAST = {
     "autovacuum": "off",
     "wal_level": "minimal",
     "max_wal_senders": "0",
-    "file_copy_method": "clone",
 }
 _numbers = itertools.count(1)
 
@@ -66,10 +65,10 @@ def valkey_server(folder: Path) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def fresh_database(server: Server, *, empty: bool = False) -> Iterator[str]:
-    """URL of a new database with all tables and no rows, or with nothing at all; dropped afterwards."""
+def fresh_database(server: Server, *, tables: bool = True) -> Iterator[str]:
+    """URL of a new database with all tables and no rows, or without tables; dropped afterwards."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    template = "template0" if empty else TEMPLATE
+    template = TEMPLATE if tables else "template0"
     with _admin(server) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
     try:
@@ -77,6 +76,16 @@ def fresh_database(server: Server, *, empty: bool = False) -> Iterator[str]:
     finally:
         with _admin(server) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def empty(url: str) -> None:
+    """Ends all other connections of a database and removes every row: all of them hang on a tenant."""
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        connection.execute("DELETE FROM tenant")
 
 
 def database_url(server: Server, name: str) -> str:

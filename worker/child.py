@@ -4,7 +4,7 @@ The parent imports this module too, so torch and the engine are imported inside 
 """
 
 import os
-import threading
+import secrets
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from worker.board import BOARD_VARIABLE, Board
 from worker.device import CPU
 
 if TYPE_CHECKING:
-    from worker.merge_job import Workshop
+    from worker.workshop import Workshop
 
 log = structlog.get_logger("worker.child")
 
@@ -28,7 +28,7 @@ def workshop() -> "Workshop":
     """What all jobs of this child share: settings, database, device."""
     from settings import Settings
     from worker.log import configure_logging
-    from worker.merge_job import Workshop
+    from worker.workshop import Workshop
 
     settings = Settings()
     configure_logging(settings.log_level)
@@ -47,6 +47,6 @@ def load_engine(**_: Any) -> None:
 @shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Runs the job if it can be claimed; a message about any other job is a duplicate and is dropped."""
-    from worker.merge_job import run
+    from worker.run_job import run_job as run
 
-    run(workshop(), job_id, owner=f"{os.uname().nodename}:{os.getpid()}:{threading.get_native_id()}")
+    run(workshop(), job_id, owner=f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}")

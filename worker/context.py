@@ -61,6 +61,7 @@ class JobContext:
     _stop_at: float | None = field(default=None, init=False)
     _renewed_at: float = field(default_factory=time.monotonic, init=False)
     _progressed_at: float = field(default=0.0, init=False)
+    _entered_at: float = field(default_factory=time.monotonic, init=False)
     _started_at: float = field(default_factory=time.monotonic, init=False)
 
     def __enter__(self) -> "JobContext":
@@ -105,17 +106,31 @@ class JobContext:
         """Begins a phase, unless the job was told to stop."""
         self.checkpoint()
         self._progressed_at = 0.0
+        self._entered_at = time.monotonic()
         self.write(lifecycle.enter_phase, phase)
         log.info("phase_entered", phase=phase)
 
     def progress(self, **numbers: float | int | None) -> None:
-        """Records progress at most once a second; the last call of a phase may be lost."""
+        """Records progress at most once a second; a database that is away for a moment does no harm."""
         now = time.monotonic()
         if now - self._progressed_at < self.rhythm.progress:
             return
         self._progressed_at = now
-        self.write(
-            lifecycle.report_progress, {name: value for name, value in numbers.items() if value is not None}
+        known = {name: value for name, value in numbers.items() if value is not None}
+        try:
+            self.write(lifecycle.report_progress, known)
+        except Interrupted:
+            raise
+        except Exception as error:
+            log.warning("progress_not_recorded", error=str(error))
+
+    def advance(self, done: int, total: int, **counts: int) -> None:
+        """Records how many of the phase's bytes are done, and the share and seconds left that follow."""
+        fraction = min(1.0, done / total) if total > 0 else 1.0
+        passed = time.monotonic() - self._entered_at
+        left = round(passed * (1 - fraction) / fraction, 1) if fraction > 0 else None
+        self.progress(
+            fraction=round(fraction, 4), bytes_done=done, bytes_total=total, eta_seconds=left, **counts
         )
 
     @property

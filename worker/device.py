@@ -34,13 +34,18 @@ def pin(
     return "cuda:0"
 
 
-def confirm(device: str) -> None:
-    """In the child: raises ``DeviceMissing`` if the pinned GPU cannot be used."""
+def is_usable(device: str) -> bool:
+    """In the child: whether the device it is pinned to is there."""
     if device == CPU:
-        return
+        return True
     import torch
 
-    if not torch.cuda.is_available():
+    return torch.cuda.is_available()
+
+
+def confirm(device: str) -> None:
+    """In the child: raises ``DeviceMissing`` if the pinned GPU cannot be used."""
+    if not is_usable(device):
         raise DeviceMissing(
             f"no CUDA device can be used (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r})"
         )

@@ -8,7 +8,7 @@ from hub.errors import HubError
 from jobs import lifecycle
 from jobs.errors import JobError
 from jobs.lifecycle import Fence
-from merge.errors import MergeError, PlanRefused
+from merge.errors import FindingsError, MergeError
 from scoring.errors import ScoringError
 from worker.device import is_out_of_memory
 from worker.errors import Stop, WorkerError
@@ -37,7 +37,7 @@ def describe(error: BaseException, *, secret: str | None = None) -> Failure:
 
 
 def _classify(error: BaseException) -> Failure:
-    if isinstance(error, PlanRefused):
+    if isinstance(error, FindingsError):
         return Failure(error.code, str(error), [finding.as_dict() for finding in error.findings])
     if isinstance(error, HubError | WorkerError):
         return Failure(error.code, str(error), retryable=error.retryable)
@@ -54,11 +54,13 @@ def _classify(error: BaseException) -> Failure:
     return Failure("internal_error", detail, retryable=True)
 
 
-def settle_stop(session: Any, fence: Fence, reason: Stop) -> None:
+def settle_stop(session: Any, fence: Fence, reason: Stop) -> str | None:
     """Records what a stopped job becomes: cancelled, failed or queued again; nothing if another owns it."""
     if reason is Stop.CANCEL:
-        lifecycle.finish_cancel(session, fence)
-    elif reason is Stop.TIMEOUT:
-        lifecycle.fail(session, fence, "timeout", "the job took longer than its time limit allows")
-    elif reason is Stop.SHUTDOWN:
-        lifecycle.release(session, fence)
+        return lifecycle.finish_cancel(session, fence).state
+    if reason is Stop.TIMEOUT:
+        detail = "the job took longer than its time limit; order it again with a longer timeout"
+        return lifecycle.fail(session, fence, "timeout", detail).state
+    if reason is Stop.SHUTDOWN:
+        return lifecycle.release(session, fence).state
+    return None

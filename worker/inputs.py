@@ -44,7 +44,7 @@ class Wanted:
 
 
 def wanted_names(file_names: Iterable[str], weights: Iterable[str]) -> tuple[str, ...]:
-    """The weight files, and the small files beside them: config, tokenizer, templates. Never code or pickles."""
+    """The weight files and the small files beside them, such as config and tokenizer; never code or pickles."""
     names = list(file_names)
     small = (name for name in names if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES))
     return tuple(sorted({*small, *weights}))
@@ -65,7 +65,7 @@ def fetch(
     on_bytes: Callable[[int, int], None],
     should_stop: Callable[[], bool],
 ) -> Mapping[str, Path]:
-    """Downloads into ``folder/<role>`` and says where each is; ``on_bytes`` gets (bytes there, bytes in all).
+    """Downloads into ``folder/<role>``; ``on_bytes`` gets the bytes that are there and all bytes.
 
     A repository that is wanted twice is fetched once. Raises what :func:`hub.download.download` raises.
     """

@@ -56,6 +56,14 @@ class WorkFolder:
             os.close(self._lock)
             self._lock = -1
 
+    def borrow(self, path: Path) -> Path:
+        """A second name of a file of this folder, which stays when the first is moved; no byte is copied."""
+        lent = self.path / "lent" / path.name
+        lent.parent.mkdir(exist_ok=True)
+        lent.unlink(missing_ok=True)
+        lent.hardlink_to(path)
+        return lent
+
     def finish(self, *, keep: bool) -> None:
         """The job has ended: the folder goes now, or waits for a retry until age or a full disk ends that."""
         if keep:

@@ -1,5 +1,6 @@
 """What all jobs of one child process share: settings, database, keys, device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from settings import Settings
 from worker import device as devices
 from worker.board import Board
 from worker.context import Rhythm, Transaction
+from worker.scratch import free_bytes
 
 log = structlog.get_logger("worker.workshop")
 
@@ -25,6 +27,7 @@ class Workshop:
     keyring: Keyring
     device: str
     board: Board | None
+    free_bytes: Callable[[Path], int] = free_bytes
 
     @classmethod
     def open(cls, settings: Settings, *, device: str = devices.CPU, board: Board | None = None) -> "Workshop":
@@ -48,9 +51,9 @@ class Workshop:
         import torch
 
         import merge.run  # noqa: F401
-        import worker.evaluation  # noqa: F401
+        import worker.run_job  # noqa: F401
         from merge.methods import load
 
         load()
         torch.set_num_threads(devices.count_threads(self.settings.threads))
-        devices.report(self.device)
+        log.info("engine_loaded", device=self.device, usable=devices.is_usable(self.device))

@@ -1,6 +1,4 @@
-"""The pages of API keys and of webhook endpoints."""
-
-from typing import Any
+"""The pages of API keys with Hub tokens, and of webhook endpoints."""
 
 from fastapi import APIRouter, Response
 
@@ -8,7 +6,7 @@ from api.dashboard.render import page
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
 from api.deps import Id
 from api.errors import to_problem
-from jobs import announcements, keys, webhooks
+from jobs import announcements, credentials, keys, webhooks
 from jobs.errors import JobError
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -43,6 +41,28 @@ def revoke_key(visit: Author, key_id: Id) -> Response:
     with visit.desk.begin() as session:
         keys.revoke_key(session, visit.caller, key_id)
     visit.desk.callers.forget()
+    return see("/keys")
+
+
+@router.post("/tokens")
+def store_token(visit: Author, form: Form) -> Response:
+    """Keeps a Hub token, encrypted; it is never shown again."""
+    visit.caller.require("keys")
+    name = str(form.get("name") or "").strip()[:100] or "Hub"
+    token = str(form.get("token") or "").strip()
+    if not token:
+        return _keys(visit, wrong="A Hub token cannot be empty.", status=422)
+    with visit.desk.begin() as session:
+        credentials.store_token(session, visit.desk.keyring, visit.caller.tenant_id, name, token)
+    return see("/keys")
+
+
+@router.post("/tokens/{credential_id}/forget")
+def forget_token(visit: Author, credential_id: Id) -> Response:
+    """Forgets a Hub token."""
+    visit.caller.require("keys")
+    with visit.desk.begin() as session:
+        credentials.revoke_credential(session, visit.caller.tenant_id, credential_id)
     return see("/keys")
 
 
@@ -86,13 +106,13 @@ def remove_endpoint(visit: Author, endpoint_id: Id) -> Response:
 def _keys(visit: Visit, secret: str = "", wrong: str = "", status: int = 200) -> Response:
     visit.caller.require("keys")
     with visit.desk.begin() as session:
-        rows: Any = keys.list_keys(session, visit.caller)
         return page(
             "keys.html",
             status,
             here="/keys",
             csrf=visit.csrf,
-            keys=rows,
+            keys=keys.list_keys(session, visit.caller),
+            tokens=credentials.list_credentials(session, visit.caller.tenant_id),
             mine=visit.caller.key_id,
             scopes=keys.SCOPES,
             secret=secret,

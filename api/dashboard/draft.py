@@ -12,6 +12,7 @@ from merge.catalog import MethodEntry, catalogue
 
 FIRST_METHODS = ("linear", "slerp", "task_arithmetic")
 MOST_ROWS = 32
+WHOLE = ("combine", "block")
 PUBLISH = {
     "checked": "Only if the result passes its checks",
     "always": "Always, even if a check fails",
@@ -66,6 +67,15 @@ class Draft:
         return draft
 
     @classmethod
+    def with_method(cls, name: str) -> "Draft":
+        """An empty draft that begins with method ``name``; a combining one follows one that prepares."""
+        entry = catalogue().get(name)
+        draft = cls()
+        if entry is not None:
+            draft.steps = [{"method": name}] if entry.kind in WHOLE else [{"method": name}, *draft.steps]
+        return draft
+
+    @classmethod
     def from_recipe(cls, recipe: Mapping[str, Any], output: Mapping[str, Any]) -> "Draft":
         """A draft to start from an earlier job: its recipe as YAML."""
         draft = cls(tab="yaml", document=to_yaml(recipe), repo=str(output.get("repo") or ""))
@@ -73,21 +83,21 @@ class Draft:
         draft.publish = str(output.get("publish", "checked"))
         return draft
 
-    def act(self, action: str) -> None:
+    def act(self, action: str) -> "Draft":
         """What a button of the form does to it: adds or removes a row, or opens the other tab."""
         verb, _, rest = action.partition(":")
-        if verb == "tab":
-            self._open(rest)
-            return
         name, _, position = rest.partition(":")
         rows = {"source": self.sources, "step": self.steps, "evaluate": self.evaluate}.get(name)
-        if rows is None:
-            return
-        if verb == "add" and len(rows) < MOST_ROWS:
-            rows.append({"method": self.steps[-1]["method"]} if name == "step" else {})
         least = 0 if name == "evaluate" else 1
-        if verb == "remove" and position.isdigit() and int(position) < len(rows) > least:
+        if verb == "tab":
+            self._open(rest)
+        elif rows is not None and verb == "add" and len(rows) < MOST_ROWS:
+            rows.append({"method": self.steps[-1]["method"]} if name == "step" else {})
+        elif (
+            rows is not None and verb == "remove" and position.isdigit() and int(position) < len(rows) > least
+        ):
             del rows[int(position)]
+        return self
 
     def step_fields(self, position: int) -> list[Field]:
         """The fields of one step's settings."""
@@ -99,6 +109,28 @@ class Draft:
         """The method of one step, if there is one of that name."""
         return catalogue().get(self.steps[position].get("method", ""))
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether no model is named yet."""
+        if self.tab == "yaml":
+            return not self.document
+        return not self.base and not any(each.get("model", "").strip() for each in self.sources)
+
+    def inputs(self) -> set[str]:
+        """Names of the inputs that the page shows and that can be marked as wrong."""
+        names = {"repo", "publish", "webhook_url", "credential"}
+        rows: list[tuple[str, tuple[str, ...]]] = [
+            (f"evaluate-{at}-", ("name", "kind", "where", "limit")) for at in range(len(self.evaluate))
+        ]
+        if self.tab == "yaml":
+            names.add("document")
+        else:
+            names |= {"base", "dtype", "seed"}
+            rows += [(f"sources-{at}-", ("model", "weight", "adapter")) for at in range(len(self.sources))]
+            for at in range(len(self.steps)):
+                names |= {f"steps-{at}-method", *(each.name for each in self.step_fields(at))}
+        return names | {start + column for start, columns in rows for column in columns}
+
     def base_needed_by(self) -> list[str]:
         """Titles of the chosen methods that need a base."""
         entries = [self.entry(position) for position in range(len(self.steps))]
@@ -107,6 +139,9 @@ class Draft:
     def recipe(self) -> dict[str, Any]:
         """The recipe that the form describes, as plain data; what cannot be read is noted in ``wrong``."""
         document: dict[str, Any] = {}
+        self.sources.sort(key=lambda row: not any(row.values()))
+        if not any(self.sources[0].values() if self.sources else ()):
+            self.wrong["sources-0-model"] = "Name at least one model."
         if self.base:
             document["base"] = self.base
         document["sources"] = [
@@ -123,6 +158,7 @@ class Draft:
         """Everything of the request besides the recipe, in the form of the API's body."""
         output = {"private": self.private, "publish": self.publish, "overwrite": self.overwrite}
         body: dict[str, Any] = {"output": ({"repo": self.repo} if self.repo else {}) | output}
+        self.evaluate.sort(key=lambda row: not row.get("where", "").strip())
         sets = [
             self._set(position, row)
             for position, row in enumerate(self.evaluate)
@@ -198,7 +234,7 @@ def to_yaml(recipe: Mapping[str, Any]) -> str:
 
 def input_of(pointer: str) -> str:
     """Name of the form's input that a JSON pointer into the recipe or the request means."""
-    name = pointer.strip("/").removeprefix("recipe/").replace("/settings/", "/").replace("/", "-")
+    name = pointer.removeprefix("/recipe").strip("/").replace("/settings/", "/").replace("/", "-")
     aliases = {
         "output-repo": "repo",
         "dtype-output": "dtype",

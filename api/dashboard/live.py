@@ -71,7 +71,7 @@ async def live(
     after: Annotated[int, Query(ge=0)] = 0,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The job's page as it changes: its HTML in unnamed messages, points of the chart in ``progress``, then ``ended``."""
+    """The page as it changes: HTML in unnamed messages, chart points in ``progress``, at last ``ended``."""
     resumed = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
     watch = Watch(visit, job_id)
     await run_in_threadpool(watch.look)

@@ -1,32 +1,41 @@
 """The page of a new job: the form, its plan while it is being filled in, and sending it off."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any
 
+import anyio.to_thread
+import yaml
 from fastapi import APIRouter, Query, Response
-from pydantic import ValidationError
+from fastapi.concurrency import run_in_threadpool
 
+from api import intake
 from api.dashboard.draft import PUBLISH, Draft, input_of, methods_by_kind
 from api.dashboard.render import page
 from api.dashboard.views import estimate_of, found
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
 from api.deps import found as must_be
-from api.errors import Problem, field_errors, to_problem
+from api.errors import Problem, kind_of, to_problem
 from db import jobs
 from hub.errors import HubError
-from jobs import credentials, submit
-from jobs.errors import JobError, PlanTimeout
+from jobs import credentials
+from jobs.errors import JobError, PlanTimeout, RequestInvalid
 from jobs.planning import Planned
-from jobs.request import JobRequest
-from merge.errors import FindingsError, MergeError
-from merge.mergekit import read_recipe
-from merge.recipe import recipe_from
+from merge.document import load_document
+from merge.errors import MergeError
+
+KNOWN = (Problem, JobError, HubError, MergeError)
+LATER = "The job can be started all the same; its worker then plans it first."
+EMPTY: dict[str, Any] = {
+    "refused": "",
+    "pending": "",
+    "findings": [],
+    "estimate": [],
+    "inputs": [],
+    "notes": [],
+    "details": "",
+}
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-
-Known = JobError | HubError | MergeError | ValidationError
-KNOWN = (JobError, HubError, MergeError, ValidationError)
 
 
 @router.get("/jobs/new")
@@ -46,34 +55,38 @@ def blank(
 
 
 @router.post("/jobs/new")
-def change(visit: Author, form: Form) -> Response:
+async def change(visit: Author, form: Form) -> Response:
     """Carries out the button that was pressed: adds a row, opens a tab, plans, or starts the job."""
     visit.caller.require("merges:write")
     draft, action = Draft.from_form(form), str(form.get("action") or "plan")
     if action == "submit":
-        return _start(visit, draft)
+        return await _planning(visit, lambda: _start(visit, draft))
     if action == "plan":
-        return _form(visit, draft, _plan(visit, draft))
-    draft.act(action)
-    return _form(visit, draft)
+        return await _planning(visit, lambda: _form(visit, draft, _plan(visit, draft)))
+    return await run_in_threadpool(lambda: _form(visit, draft.act(action)))
 
 
 @router.post("/jobs/new/plan")
-def plan(visit: Author, form: Form) -> Response:
+async def plan(visit: Author, form: Form) -> Response:
     """The plan alone, for the page to show beside the form."""
     visit.caller.require("merges:write")
-    return page("_plan.html", plan=_plan(visit, Draft.from_form(form)))
+    draft = Draft.from_form(form)
+    return await _planning(visit, lambda: page("_plan.html", plan=_plan(visit, draft)))
+
+
+async def _planning(visit: Visit, answer: Callable[[], Response]) -> Response:
+    """Runs ``answer`` in one of the few threads that may wait for a Hub."""
+    return await anyio.to_thread.run_sync(answer, limiter=visit.desk.planning_threads)
 
 
 def _start(visit: Visit, draft: Draft) -> Response:
     """Starts the job and goes to its page; a draft that cannot work is shown again with every reason."""
     try:
-        request, notes = _order(draft)
-        row = visit.desk.orders.submit(visit.caller, request, notes)
+        accepted = intake.accept(visit.desk, visit.caller, _order(draft))
     except KNOWN as error:
-        shown = _refused(draft, error)
-        return _form(visit, draft, shown, status=shown["status"])
-    return see(f"/jobs/{row.id}")
+        refused = _refused(draft, error)
+        return _form(visit, draft, refused, to_problem(error).status_code)
+    return see(f"/jobs/{accepted.job_id}")
 
 
 def _plan(visit: Visit, draft: Draft) -> dict[str, Any] | None:
@@ -81,23 +94,60 @@ def _plan(visit: Visit, draft: Draft) -> dict[str, Any] | None:
     if draft.is_blank:
         return None
     try:
-        request, notes = _order(draft)
-        return _shown(visit.desk.orders.plan(visit.caller, request, notes))
-    except PlanTimeout as error:
-        return _empty() | {"pending": f"{error} The job can be started all the same; it is then planned first."}
+        return _seen(intake.plan(visit.desk, visit.caller, _order(draft)))
     except KNOWN as error:
-        return _refused(draft, error)
+        later = isinstance(error, PlanTimeout) or (isinstance(error, HubError) and error.retryable)
+        return EMPTY | {"pending": f"{error} {LATER}"} if later else _refused(draft, error)
 
 
-def _order(draft: Draft) -> tuple[JobRequest, tuple[str, ...]]:
-    """The request that the draft makes, and what a mergekit configuration in it was translated to."""
-    wishes = draft.wishes()
-    if draft.tab == "yaml":
-        translation = read_recipe(draft.document, "yaml")
-        recipe, notes = translation.recipe, translation.notes
-    else:
-        document = draft.recipe()
-        if draft.wrong:
-            raise Problem("recipe_invalid", "some fields cannot be read")
-        recipe, notes = recipe_from(document), ()
-    return JobRequest.model_validate({"recipe": recipe, **wishes}), notes
+def _order(draft: Draft) -> intake.Order:
+    """The order that the draft makes; raises a problem for what cannot be read."""
+    recipe = load_document(draft.document, "yaml") if draft.tab == "yaml" else draft.recipe()
+    body = {"recipe": recipe, **draft.wishes()}
+    if draft.wrong:
+        raise RequestInvalid("Some fields cannot be read.")
+    return intake.order_of(body)
+
+
+def _seen(planned: Planned) -> dict[str, Any]:
+    summary = planned.summary
+    return EMPTY | {
+        "findings": found(summary["findings"]),
+        "estimate": estimate_of(summary),
+        "inputs": summary["inputs"],
+        "notes": summary["translation"],
+        "details": yaml.safe_dump(summary["classes"], sort_keys=False, allow_unicode=True, width=60),
+    }
+
+
+def _refused(draft: Draft, error: Exception) -> dict[str, Any]:
+    """Why the draft cannot work, beside its plan and at the fields that are meant."""
+    problem = to_problem(error)
+    findings = []
+    for each in problem.errors:
+        pointer = str(each.get("pointer") or "")
+        findings.append({"severity": "error", **each, "message": each["detail"], "pointer": pointer or None})
+        if input_of(pointer) in draft.inputs():
+            draft.wrong.setdefault(input_of(pointer), str(each["detail"]))
+    if draft.wrong and not findings:
+        findings = [{"code": "field", "message": each} for each in draft.wrong.values()]
+    said = str(problem.detail) if not findings else kind_of(problem.code).title
+    return EMPTY | {"refused": said.rstrip(".") + ".", "findings": found(findings)}
+
+
+def _form(visit: Visit, draft: Draft, plan: dict[str, Any] | None = None, status: int = 200) -> Response:
+    with visit.desk.begin() as session:
+        tokens = [
+            (each.id, each.name) for each in credentials.list_credentials(session, visit.caller.tenant_id)
+        ]
+    return page(
+        "new.html",
+        status,
+        here="/jobs/new",
+        csrf=visit.csrf,
+        draft=draft,
+        plan=plan,
+        groups=methods_by_kind(),
+        publish=PUBLISH,
+        credentials=tokens,
+    )

@@ -112,7 +112,7 @@ def retry(visit: Author, job_id: Id) -> Response:
     visit.caller.require("merges:write")
     with visit.desk.begin() as session:
         row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
-        again = submit.retry(session, visit.caller, row)
+        again = submit.retry(session, visit.caller, row, visit.desk.rules)
     return see(f"/jobs/{again.id}")
 
 

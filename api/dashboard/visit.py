@@ -114,7 +114,7 @@ def trouble(request: Request, problem: Problem) -> Response:
         return Response(status_code=NO_CONTENT)
     if partly:
         note = page("_trouble.html", problem=shown)
-        note.headers |= {"HX-Retarget": "#plan", "HX-Reswap": "innerHTML"}
+        note.headers.update({"HX-Retarget": "#plan", "HX-Reswap": "innerHTML"})
         return note
     desk = desk_of(request)
     session = session_of(request, desk.signer)

@@ -81,9 +81,7 @@ def update_endpoint(
 def delete_endpoint(desk: InDesk, caller: WebhookKeeper, endpoint_id: Id) -> None:
     """Removes an endpoint and the record of its deliveries."""
     with desk.begin() as session:
-        webhooks.delete_endpoint(
-            session, webhooks.get_endpoint(session, caller.tenant_id, endpoint_id)
-        )
+        webhooks.delete_endpoint(session, webhooks.get_endpoint(session, caller.tenant_id, endpoint_id))
 
 
 @router.post("/{endpoint_id}/rotate-secret", responses=problems(404))

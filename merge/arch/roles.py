@@ -103,9 +103,7 @@ def layer_of(name: str) -> int | None:
 
 
 def tower_and_layer(name: str) -> tuple[str, int] | None:
-    """The list of layers (its path) and the index in it: the outermost numbered list with a layer-like
-    name.
-    """
+    """The list of layers (its path) and the index in it: the outermost numbered list that is named so."""
     for match in _LAYER.finditer(name):
         if match[1] in _LAYER_LISTS:
             return name[: match.start(2) - 1], int(match[2])
@@ -138,8 +136,7 @@ class Towers:
         return cls(lengths)
 
     def depth(self, name: str, role: Role, outer: Literal["position", "zero"] = "position") -> float:
-        """Place of a tensor on a depth curve, 0 to 1: layer/(layers-1) of its tower, 1 where a tower has
-        one layer.
+        """Place on a depth curve, 0 to 1: layer/(layers-1) of the tensor's tower; 1 where it has one layer.
 
         Outside the layers: 0 before them; after them 1, or 0 where ``outer`` is ``zero``.
         """
@@ -151,8 +148,7 @@ class Towers:
 
 
 def tied_names(config: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, str]:
-    """Head tensors that are the embedding under a second name: head -> embedding, where the config ties
-    them.
+    """Head tensors that are the embedding under a second name: head -> embedding, where config says so.
 
     Only heads that are stored beside their embedding are listed; a tied head that is not stored needs no
     decision.

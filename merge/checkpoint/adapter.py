@@ -1,5 +1,4 @@
-"""LoRA adapters: which tensors they change, and by what, checked to be something that can be applied
-exactly.
+"""LoRA adapters: which tensors they change, and by what, checked to be something that applies exactly.
 
 A target W becomes W + scale * B A (transposed where W is stored as (in, out), and for embeddings). scale is
 alpha / r, or alpha / sqrt(r) for rsLoRA, with alpha and r of that module (``alpha_pattern``,
@@ -43,9 +42,7 @@ _REFUSED_FIELDS = {
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The change of one tensor: A is (r, in), B is (out, r); ``transposed`` where the tensor is stored as
-    (in, out).
-    """
+    """The change of one tensor: A is (r, in), B (out, r); ``transposed`` where it is stored as (in, out)."""
 
     a: TensorInfo
     b: TensorInfo
@@ -62,9 +59,7 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class AdapterIndex:
-    """An adapter's pairs and whole replacements, by tensor name: its own names first, the model's once
-    ``fit``.
-    """
+    """An adapter's pairs and whole replacements, by its own tensor names; by the model's once ``fit``."""
 
     label: str
     pairs: Mapping[str, LoraPair]
@@ -83,9 +78,7 @@ class AdapterIndex:
 def index_adapter(
     label: str, files: Mapping[str, int], texts: Mapping[str, bytes], headers: Mapping[str, bytes]
 ) -> AdapterIndex:
-    """Checks a PEFT LoRA folder's config and header. Raises ``AdapterRefused`` or ``FileRefused``, naming
-    the field.
-    """
+    """Checks a PEFT LoRA folder. Raises ``AdapterRefused`` or ``FileRefused``, naming the field."""
     if CONFIG_FILE not in texts:
         raise errors.AdapterRefused(f"{label}: there is no {CONFIG_FILE}, so this is not a LoRA adapter.")
     if WEIGHT_FILE not in files:

@@ -1,6 +1,4 @@
-"""Between the names of safetensors and torch: which raw view a tensor gets, and how it becomes float and
-back.
-"""
+"""Between the names of safetensors and torch: which raw view a tensor gets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +21,7 @@ _NAMES = {dtype: name for name, dtype in _TORCH.items()}
 
 
 def torch_dtype(name: str, tensor: str = "a tensor") -> torch.dtype:
-    """The torch dtype of a safetensors dtype name; refuses packed four- and six-bit ones, naming
-    ``tensor``.
-    """
+    """The torch dtype of a safetensors dtype name; packed ones are refused, naming ``tensor``."""
     try:
         return _TORCH[name]
     except KeyError:

@@ -158,9 +158,7 @@ def _index_model(
 
 
 def index_folder(path: Path, label: str | None = None) -> ModelIndex:
-    """Indexes a folder on disk, reading only its small files and headers. Links out of the folder are
-    refused.
-    """
+    """Indexes a folder on disk from its small files and headers. Links out of it are refused."""
     name = str(path) if label is None else label
     files, texts, headers = read_folder(path, name)
     return index_model(name, files, texts, headers)
@@ -183,9 +181,7 @@ def index_adapter(
 
 
 def attach(model: ModelIndex, adapter: adapters.AdapterIndex) -> ModelIndex:
-    """The model with the adapter fitted to its tensors; raises ``AdapterMismatch`` naming what does not
-    fit.
-    """
+    """The model with the adapter fitted to its tensors; ``AdapterMismatch`` names what does not fit."""
     fitted = adapters.fit(adapter, model.tensors, model.config, model.label)
     both = hashlib.sha256(f"{model.digest}+{adapter.digest}".encode()).hexdigest()
     return ModelIndex(model.label, model.tensors, model.config, model.tokenizer, model.files, both, fitted)
@@ -223,9 +219,7 @@ def _weight_files_of(
 
 
 def safe_path(folder: Path, name: str) -> Path:
-    """The real path of a file of a model folder; refuses links that leave it, except to the Hub cache's own
-    blobs.
-    """
+    """The real path of a file of a model folder; links may not leave it, but for the Hub cache's blobs."""
     check_file_name(name)
     inside = folder.resolve()
     target = (folder / name).resolve()

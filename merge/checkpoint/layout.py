@@ -29,8 +29,7 @@ class ShardLayout:
 
 
 def plan_shards(tensors: Sequence[TensorSpec], shard_bytes: int) -> tuple[ShardLayout, ...]:
-    """Fills shards of at most ``shard_bytes`` of data in the given order; a larger tensor gets a shard of
-    its own.
+    """Fills shards of at most ``shard_bytes`` of data in the given order; a larger tensor stands alone.
 
     One shard is called ``model.safetensors``; several are numbered, and need ``index_json`` beside them.
     Within a shard wider dtypes come first, so that every tensor is aligned; otherwise the order is kept.

@@ -64,9 +64,7 @@ class TensorReader:
         self._read_raw(self._files, info, first, count, out)
 
     def read_float(self, name: str, first: int, count: int, out: Tensor) -> None:
-        """Entries ``first`` to ``first + count`` as float32 or float64 (the dtype of ``out``), adapter
-        applied.
-        """
+        """Entries ``first`` to ``first + count`` as the float dtype of ``out``, adapter applied."""
         adapter = self.index.adapter
         pair = adapter.pairs.get(name) if adapter else None
         if adapter is not None and self._adapter_files is not None and name in adapter.replaced:

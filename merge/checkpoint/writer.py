@@ -1,5 +1,4 @@
-"""One output shard, written in place: space reserved first, blocks at their final offsets, written back
-early.
+"""One output shard, written in place: space reserved, blocks at their offsets, written back early.
 
 Blocks may come in any order and from several threads. The sha256 follows the blocks as far as they are
 contiguous, so that little is left to hash when the last one has come.
@@ -37,8 +36,7 @@ class Written:
 
 
 class ShardWriter:
-    """Writes ``layout`` to ``path`` (replacing what is there); ``finish`` makes it durable and gives its
-    digest.
+    """Writes ``layout`` to ``path`` (replacing it); ``finish`` makes it durable and gives its digest.
 
     Use it as a context manager: leaving by an exception closes the file and keeps what was written.
     """
@@ -81,9 +79,7 @@ class ShardWriter:
                 del self._missing[name]
 
     def finish(self) -> Written:
-        """Flushes to the disk, closes, and returns size and sha256. Raises ``ShardIncomplete`` if entries
-        are missing.
-        """
+        """Flushes, closes, gives size and sha256. Raises ``ShardIncomplete`` if entries are missing."""
         if self._missing:
             name = next(iter(self._missing))
             raise ShardIncomplete(f"{self._layout.file} lacks {self._missing[name]} entries of {name}.")
@@ -135,9 +131,7 @@ class ShardWriter:
         self._note(offset, view)
 
     def _note(self, offset: int, data: memoryview) -> None:
-        """Moves the contiguous edge, starts writing back what lies behind it, and hashes up to it if nobody
-        does.
-        """
+        """Moves the contiguous edge, starts writing back behind it, and hashes up to it if nobody does."""
         with self._lock:
             self._later[offset] = offset + len(data)
             while self._contiguous in self._later:

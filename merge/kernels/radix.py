@@ -5,6 +5,7 @@ the lower 16 of those values that share the upper bits of the wanted one. Counts
 and machines.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,15 @@ def count_high(values: Tensor) -> Tensor:
 def count_low(values: Tensor, high: int) -> Tensor:
     """int64 counts (65536) of the lower bits of those magnitudes whose upper bits are ``high``."""
     bits = values.view(torch.int32).bitwise_and(_MAGNITUDE)
-    chosen = bits.bitwise_right_shift(16).eq_(high).nonzero().view(-1)
+    chosen = _places(bits.bitwise_right_shift(16).eq_(high).bool())
     return torch.bincount(bits[chosen].bitwise_and_(_LOW_MASK), minlength=LOW_BINS)
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Indices of what is true; numpy's search is several times quicker than torch's on the CPU."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().view(-1)
 
 
 def find_bin(counts: Tensor, rank: int) -> tuple[int, int]:

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from merge.arch.roles import Towers
+from merge.catalog import entry
 from merge.errors import MergekitUnsupported
 from merge.mergekit import is_mergekit, read_recipe, translate
 from merge.recipe import Recipe
-from merge.resolve import settings_for, weights_for
+from merge.resolve import setting_sites, settings_for, weights_for
 
 LAYERS = [
     f"model.layers.{layer}.{module}.weight"
@@ -80,7 +81,7 @@ def test_ties_trims_by_tensor_elects_by_weighted_sum_and_normalizes() -> None:
     found = config("ties", parameters={"density": 0.4, "lambda": 0.7})
     assert step(found) == {
         "scale": 0.7, "density": 0.4, "scope": "tensor",
-        "elect": "weighted_sum", "aggregate": "sum", "normalize": True,
+        "elect": "weighted_sum", "on_tie": "plus", "aggregate": "sum", "normalize": True,
     }  # fmt: skip
     assert "max(1, int(density * n))" in notes(found)
     assert "before signs are elected" in notes(found)
@@ -95,17 +96,20 @@ def test_each_model_may_have_its_own_density() -> None:
     assert value(recipe, LAYERS[0], "density") == (0.2, 0.6)
 
 
-def test_task_arithmetic_sums_without_dividing() -> None:
+def test_task_arithmetic_sums_without_dividing_unless_told() -> None:
     recipe = translate(config("task_arithmetic", parameters={"lambda": 2})).recipe
-    assert recipe.steps[0].model_dump() == {"method": "task_arithmetic", "scale": 2}
+    assert recipe.steps[0].model_dump() == {"method": "task_arithmetic", "scale": 2, "normalize": False}
+    assert step(config("task_arithmetic", parameters={"normalize": True})) == {
+        "scale": 1.0,
+        "normalize": True,
+    }
     assert recipe.base == "org/base"
 
 
-def test_a_normalized_task_arithmetic_folds_the_sum_into_the_scale() -> None:
-    assert step(config("task_arithmetic", parameters={"normalize": True, "lambda": 2})) == {"scale": 2 / 0.8}
-    filtered = [{"model": "org/a", "parameters": {"weight": [0.1, 0.2]}}]
-    with pytest.raises(MergekitUnsupported, match="plain numbers"):
-        translate(config("task_arithmetic", models=filtered, parameters={"normalize": True}))
+def test_a_negative_weight_is_remarked_where_it_matters() -> None:
+    models = [{"model": "org/a", "parameters": {"weight": [1, -1]}}]
+    assert "Negative weights" in notes(config("ties", models=models))
+    assert "Negative weights" not in notes(config("ties"))
 
 
 @pytest.mark.parametrize(("method", "last"), [("dare_linear", "task_arithmetic"), ("dare_ties", "ties")])
@@ -298,3 +302,18 @@ def test_what_has_no_counterpart_is_refused_by_its_key(
         translate({**config("ties"), **change})
     assert caught.value.findings[0].pointer == pointer
     assert says in caught.value.findings[0].message
+
+
+@pytest.mark.parametrize(
+    "method", ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "passthrough"]
+)
+def test_every_setting_of_a_translation_is_one_the_method_has(method: str) -> None:
+    models: list[dict[str, Any]] = [{"model": "org/a", "parameters": {"weight": 1, "density": 0.5}}]
+    if method in ("linear", "passthrough", "slerp"):
+        models = [{"model": "org/a", "parameters": {"weight": 1} if method == "linear" else {}}]
+    shared = {"t": 0.5} if method == "slerp" else {}
+    recipe = translate(config(method, models=models, parameters=shared)).recipe
+    for position, part in enumerate(recipe.steps):
+        known = entry(part.method)
+        sites = [site for site in setting_sites(recipe) if site.step in (None, position)]
+        assert known.problems({site.setting: site.value for site in sites}) == []

@@ -27,10 +27,12 @@ def test_upgraded_database_has_exactly_the_tables_of_the_models(engine: Engine) 
     assert differences(engine) == []
 
 
-def test_a_missing_column_would_be_noticed(engine: Engine) -> None:
+def test_a_missing_column_would_be_noticed(own_postgres_url: str) -> None:
+    engine = create_engine(own_postgres_url)
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE job DROP COLUMN priority"))
     assert differences(engine) != []
+    engine.dispose()
 
 
 def test_downgrade_removes_everything_and_upgrade_brings_it_back(empty_postgres_url: str) -> None:

@@ -1,11 +1,11 @@
 """Weighted average of the sources: sum of w_i x_i, divided by the sum of w_i if normalising (model soups)."""
 
-import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
+from merge.kernels.sums import weighted_sum
 
 
 @params
@@ -25,8 +25,4 @@ def linear(group: TensorGroup, p: Linear) -> Tensor:
     a source to include it. With equal weights this is the model soup.
     """
     total = sum(group.weights) if p.normalize else 1.0
-    shares = [weight / total for weight in group.weights]
-    merged = group.sources[0] * shares[0]
-    for source, share in zip(group.sources[1:], shares[1:], strict=True):
-        torch.add(merged, source, alpha=share, out=merged)
-    return merged
+    return weighted_sum(group.sources, [weight / total for weight in group.weights])

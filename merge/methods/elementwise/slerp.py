@@ -12,6 +12,7 @@ from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Gram, sources_of
+from merge.kernels.sums import weighted_sum
 
 ANGLES = Gram(sources_of)
 
@@ -19,7 +20,7 @@ ANGLES = Gram(sources_of)
 @params
 class Slerp:
     t: float = knob(0.5, "Place on the arc: 0 is the first source, 1 the second.", ge=0, le=1, by_depth=True)
-    parallel: float = knob(0.9995, "Above this |cosine| the chord is taken instead of the arc.", gt=0, le=1)
+    parallel: float = knob(0.9995, "Above this |cosine| the chord is taken instead of the arc.", gt=0, lt=1)
 
 
 @method(
@@ -42,5 +43,4 @@ def slerp(group: TensorGroup, p: Slerp) -> Tensor:
     else:
         angle = math.acos(cosine)
         first, second = (math.sin(part * angle) / math.sin(angle) for part in (1 - p.t, p.t))
-    a, b = group.sources
-    return (a * first).add_(b, alpha=second)
+    return weighted_sum(group.sources, (first, second))

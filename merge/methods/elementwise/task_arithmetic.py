@@ -1,11 +1,11 @@
 """Task arithmetic: base + scale * sum of w_i (x_i - base)."""
 
-import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
+from merge.kernels.sums import weighted_sum
 
 
 @params
@@ -28,7 +28,4 @@ def task_arithmetic(group: TensorGroup, p: TaskArithmetic) -> Tensor:
     A negative weight takes a skill away. Without normalising, more sources move the result further.
     """
     factor = p.scale / sum(group.weights) if p.normalize else p.scale
-    merged = group.deltas[0] * (factor * group.weights[0])
-    for delta, weight in zip(group.deltas[1:], group.weights[1:], strict=True):
-        torch.add(merged, delta, alpha=factor * weight, out=merged)
-    return merged.add_(group.base)
+    return weighted_sum(group.deltas, [factor * weight for weight in group.weights]).add_(group.base)

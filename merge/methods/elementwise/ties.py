@@ -15,7 +15,8 @@ from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Threshold
-from merge.kernels.signs import below, total
+from merge.kernels.signs import below
+from merge.kernels.sums import total
 
 
 @params
@@ -68,7 +69,7 @@ def ties(group: TensorGroup, p: Ties) -> Tensor:
         merged = total(agreeing)
         if p.normalize:
             merged /= _voters(agreeing, group.weights)
-    return torch.addcmul(group.base, merged, elected, value=p.scale)
+    return merged.mul_(elected).mul_(p.scale).add_(group.base)
 
 
 def _voters(agreeing: list[Tensor], weights: tuple[float, ...]) -> Tensor:
@@ -76,5 +77,5 @@ def _voters(agreeing: list[Tensor], weights: tuple[float, ...]) -> Tensor:
     flag = torch.empty_like(agreeing[0])
     voters = torch.zeros_like(flag)
     for vector, weight in zip(agreeing, weights, strict=True):
-        voters.add_(torch.gt(vector, 0, out=flag), alpha=abs(weight))
+        voters += torch.gt(vector, 0, out=flag).mul_(abs(weight))
     return voters.add_(torch.eq(voters, 0, out=flag))

@@ -1,5 +1,6 @@
 """Any block of any tensor, bit for bit, whatever the block sizes, dtypes and threads."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def test_many_threads_read_the_same_files(folder: Path) -> None:
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def test_a_read_that_comes_in_small_parts_is_completed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: whole(fd, [buffers[0][:7]], offset))
+    with TensorReader(folder, index_folder(folder)) as reader:
+        out = torch.empty(407)
+        reader.read_float("float32", 0, 407, out)
+    assert torch.equal(out, original(torch.float32).view(-1))
 
 
 def open_files() -> int:

@@ -1,0 +1,68 @@
+"""The API process: what is mounted, in order."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import APIRouter, FastAPI
+
+from api import errors
+from api.dashboard import pages
+from api.deps import THREADS, Desk
+from api.middleware import BodyLimit, Front
+from api.openapi import document
+from api.routes import datasets, events, health, jobs, keys, methods, plans, results, usage, webhooks
+from hub.snapshot import Hub
+from jobs.planning import Planner
+from settings import Settings
+
+VERSION = "1.0.0"
+ROUTES = (jobs, plans, events, results, methods, webhooks, keys, datasets, usage)
+
+
+def create_app(settings: Settings, planner: Planner | None = None) -> FastAPI:
+    """The whole front desk. Nothing is connected before it starts; ``planner`` stands in for the Hub's."""
+    desk = Desk(settings, planner or make_planner(settings))
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        desk.metrics.watch(desk.begin)
+        yield
+        await desk.feed.stop()
+        desk.close()
+
+    app = FastAPI(
+        title="Mergery",
+        version=VERSION,
+        description="Merge-as-a-service: POST a recipe, get one merged model, checked, scored and pushed.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if settings.docs_enabled else None,
+    )
+    app.state.desk = desk
+    errors.install(app)
+    v1 = APIRouter(prefix="/v1")
+    for each in ROUTES:
+        v1.include_router(each.router)
+    app.include_router(v1)
+    app.include_router(health.router)
+    pages.mount(app)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+
+    def body_limit(path: str) -> int:
+        return settings.max_dataset_bytes if path == datasets.PATH else settings.max_body_bytes
+
+    app.add_middleware(BodyLimit, limit=body_limit)
+    app.add_middleware(Front, https=desk.https, measure=desk.metrics.measure)
+    return app
+
+
+def make_planner(settings: Settings) -> Planner:
+    """A planner that asks the configured Hub; every tenant has a cache folder of its own."""
+
+    def hub(tenant: str, token: str | None) -> Hub:
+        return Hub(settings.hub_endpoint, token, settings.data_dir / "plans" / tenant)
+
+    return Planner(hub, settings.model_roots, settings.memory_budget_bytes)

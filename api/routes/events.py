@@ -1,0 +1,90 @@
+"""What happened to a job: as a list, and as a stream that goes on where it broke off."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from api.deps import Desk, Id, InDesk, Reader, found
+from api.errors import NothingMore
+from api.schemas.common import problems
+from api.schemas.jobs import EventOut, EventsOut, event_out
+from db import jobs
+from jobs import events
+from jobs.keys import Caller
+from jobs.states import is_terminal
+
+BATCH = 200
+RETRY_MILLISECONDS = 2000
+
+router = APIRouter(prefix="/jobs/{job_id}/events", tags=["events"], responses=problems(404))
+
+
+def look(desk: Desk, caller: Caller, job_id: str, after: int, limit: int) -> tuple[list[EventOut], bool]:
+    """Events above ``after``, and whether the job had ended before they were read and none is left."""
+    with desk.begin() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        rows = events.after(session, job_id, after, limit)
+        last = rows[-1].seq if rows else after
+        return [event_out(row) for row in rows], is_terminal(job.state) and last >= job.event_seq
+
+
+@router.get("")
+def list_events(
+    desk: InDesk,
+    caller: Reader,
+    job_id: Id,
+    after: Annotated[int, Query(ge=0, lt=1 << 62, description="The last `seq` you have")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> EventsOut:
+    """Events in order."""
+    rows, _ = look(desk, caller, job_id, after, limit + 1)
+    return EventsOut(data=rows[:limit], has_more=len(rows) > limit)
+
+
+def resume_point(
+    desk: InDesk,
+    caller: Reader,
+    job_id: Id,
+    after: Annotated[int, Query(ge=0, lt=1 << 62)] = 0,
+    last_event_id: Annotated[str | None, Header(description="`seq` of the last event received")] = None,
+) -> int:
+    """The ``seq`` after which the stream begins. Raises 404, or ``NothingMore`` for one read to its end."""
+    resumed = last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19
+    seq = int(last_event_id) if resumed and last_event_id else after
+    fresh, over = look(desk, caller, job_id, seq, 1)
+    if resumed and over and not fresh:
+        raise NothingMore
+    return seq
+
+
+@router.get(
+    "/stream",
+    response_class=EventSourceResponse,
+    responses={204: {"description": "The job has ended and `Last-Event-ID` was its last event"}},
+)
+async def stream_events(
+    desk: InDesk, caller: Reader, job_id: Id, seq: Annotated[int, Depends(resume_point)]
+) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events as they happen, each with its ``seq`` as id; ``done`` when the job has ended.
+
+    After a break, send the last id as ``Last-Event-ID``: nothing is missed and nothing comes twice.
+    """
+    desk.metrics.streams.inc()
+    try:
+        async with desk.feed.waiting(job_id) as waiter:
+            yield ServerSentEvent(retry=RETRY_MILLISECONDS, comment="connected")
+            over = False
+            while not over and not desk.feed.closed.is_set():
+                fresh, over = await anyio.to_thread.run_sync(look, desk, caller, job_id, seq, BATCH)
+                for event in fresh:
+                    yield ServerSentEvent(data=event, event=event.type, id=str(event.seq))
+                    seq = event.seq
+                if not over and len(fresh) < BATCH:
+                    await waiter.wait(desk.poll_seconds)
+            if over:
+                yield ServerSentEvent(data={"seq": seq}, event="done")
+    finally:
+        desk.metrics.streams.dec()

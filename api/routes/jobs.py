@@ -1,0 +1,293 @@
+"""Jobs: submit, list, look, cancel, retry, delete."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import AwareDatetime
+
+from api.bodies import load_json
+from api.deps import Asked, Desk, Id, IdempotencyHeader, InDesk, Reader, Writer, content_type_of, found
+from api.errors import Problem
+from api.intake import Accepted, Key, Order, accept, job_now, read_json, read_yaml
+from api.paging import page, start
+from api.schemas.common import PageOut, problems
+from api.schemas.jobs import ORDER_SCHEMA, InputOut, InputsOut, JobOut, JobShortOut, job_out, job_short
+from db import jobs
+from jobs import idempotency, lifecycle, submit
+from jobs.keys import Caller
+from jobs.states import State, is_terminal
+
+PATH = "/v1/jobs"
+MAX_WAIT_SECONDS = 60
+YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml")
+BODY_TYPES = ("application/json", *YAML_TYPES)
+_WAIT = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*")
+_METADATA = re.compile(r"metadata\[(.{1,64})\]")
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=problems())
+
+
+def order_body(*, with_options: bool) -> dict[str, Any]:
+    """OpenAPI of a body that is an order as JSON, or a recipe as YAML with the rest in the query."""
+    text = {"type": "string"}
+    options = {
+        "repo": text,
+        "private": {"type": "boolean"},
+        "revision": text,
+        "overwrite": {"type": "boolean"},
+        "publish": {"enum": ["checked", "always", "never"]},
+        "confirm_public": {"type": "boolean"},
+        "webhook_url": text,
+        "webhook_events": text | {"description": "Separated by commas"},
+        "priority": {"type": "integer"},
+        "timeout": {"type": "number"},
+        "expires_in": {"type": "number"},
+        "hub_credential": text,
+    }
+    said = "Only with a YAML body, which holds the recipe alone"
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": f"#/components/schemas/{ORDER_SCHEMA}"}},
+                "application/yaml": {
+                    "schema": {"type": "string", "description": "Our recipe, or mergekit's"}
+                },
+            },
+        },
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema, "description": said}
+            for name, schema in options.items()
+            if with_options
+        ],
+    }
+
+
+async def order_of_request(request: Request) -> tuple[Order, bytes]:
+    """The order in the body, and the body itself."""
+    raw = await request.body()
+    content_type = content_type_of(request)
+    if content_type not in BODY_TYPES:
+        raise Problem(
+            "media_type_unsupported",
+            "send a recipe as application/json or application/yaml",
+            headers={"Accept": ", ".join(BODY_TYPES)},
+        )
+    if content_type in YAML_TYPES:
+        return await anyio.to_thread.run_sync(read_yaml, raw, dict(request.query_params)), raw
+    return await anyio.to_thread.run_sync(read_json, raw), raw
+
+
+def wait_of(prefer: str | None) -> int:
+    """Seconds asked for by ``Prefer: wait=N``, at most a minute; 0 when there is no such preference."""
+    for each in (prefer or "").split(","):
+        if asked := _WAIT.fullmatch(each.partition(";")[0]):
+            return min(int(asked[1]), MAX_WAIT_SECONDS)
+    return 0
+
+
+Preference = Annotated[
+    str | None,
+    Header(description=f"`wait=N`: answer when the job has ended, or after N ≤ {MAX_WAIT_SECONDS} s"),
+]
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobOut,
+    responses=problems(409, 413, 415),
+    openapi_extra=order_body(with_options=True),
+)
+async def create_job(
+    request: Request,
+    response: Response,
+    desk: InDesk,
+    caller: Writer,
+    order: Annotated[tuple[Order, bytes], Depends(order_of_request)],
+    idempotency_key: IdempotencyHeader = None,
+    prefer: Preference = None,
+) -> Any:
+    """Plans the recipe and accepts a job. What cannot work is refused here, with every reason.
+
+    Asynchronous because it may wait: planning has threads of its own, so a slow Hub never holds up reading.
+    """
+    key = None
+    if idempotency_key is not None:
+        key = Key(idempotency_key, _hash(request, order[1]))
+    accepted = await anyio.to_thread.run_sync(
+        accept, desk, caller, order[0], key, limiter=desk.planning_threads
+    )
+    return await _answer(request, response, desk, caller, accepted, wait_of(prefer))
+
+
+@router.get(
+    "",
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "metadata",
+                "in": "query",
+                "style": "deepObject",
+                "explode": True,
+                "description": "`metadata[team]=nlp`: jobs that have this entry",
+                "schema": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 512}},
+            }
+        ]
+    },
+)
+def list_jobs(
+    request: Request,
+    response: Response,
+    desk: InDesk,
+    caller: Reader,
+    asked: Asked,
+    state: Annotated[list[State] | None, Query(max_length=len(State), description="May be repeated")] = None,
+    method: Annotated[str | None, Query(max_length=64)] = None,
+    created_after: AwareDatetime | None = None,
+) -> PageOut[JobShortOut]:
+    """The tenant's jobs, newest first."""
+    metadata = metadata_of(request.query_params)
+    filters = {"state": state, "method": method, "created_after": created_after, "metadata": metadata}
+    with desk.begin() as session:
+        rows = jobs.page(
+            session,
+            caller.tenant_id,
+            limit=asked.limit + 1,
+            after=start(desk, asked, filters),
+            state=state,
+            method=method,
+            metadata=metadata,
+            created_after=created_after,
+        )
+    return page(desk, request, response, asked, filters, rows, job_short)
+
+
+@router.get("/{job_id}", responses=problems(404))
+def get_job(
+    desk: InDesk,
+    caller: Reader,
+    job_id: Id,
+    include: Annotated[Literal["queue_position"] | None, Query()] = None,
+) -> JobOut:
+    """One job in full."""
+    with desk.begin() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        position = jobs.queue_position(session, job) if include else None
+        return job_out(job, queue_position=position)
+
+
+@router.get("/{job_id}/inputs", responses=problems(404))
+def list_inputs(desk: InDesk, caller: Reader, job_id: Id) -> InputsOut:
+    """The models that the job reads, each with the commit it was pinned to."""
+    with desk.begin() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        return InputsOut(data=[InputOut.model_validate(row) for row in jobs.inputs(session, job.id)])
+
+
+@router.post(
+    "/{job_id}/cancel",
+    responses={202: {"model": JobOut, "description": "A worker was asked to stop"}, **problems(404)},
+)
+def cancel_job(response: Response, desk: InDesk, caller: Writer, job_id: Id) -> JobOut:
+    """Cancels a job: 202 while a worker still has to stop, 200 when the job has ended (before or by this)."""
+    with desk.begin() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = lifecycle.request_cancel(session, job)
+        response.status_code = 200 if is_terminal(job.state) else 202
+        return job_out(job)
+
+
+@router.post("/{job_id}/retry", status_code=202, responses=problems(404, 409))
+def retry_job(
+    request: Request,
+    response: Response,
+    desk: InDesk,
+    caller: Writer,
+    job_id: Id,
+    idempotency_key: IdempotencyHeader = None,
+) -> JobOut:
+    """A new job with the order and the pinned inputs of one that failed, was cancelled or expired."""
+    with desk.begin() as session:
+        hashed = idempotency.request_hash(request.method, request.url.path, b"")
+        if idempotency_key is not None:
+            replay = idempotency.begin(session, caller.tenant_id, idempotency_key, hashed)
+            if replay is not None:
+                response.headers["Idempotent-Replayed"] = "true"
+                response.headers["Location"] = f"{PATH}/{replay.body['id']}"
+                return JobOut.model_validate(replay.body)
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        made = job_out(submit.retry(session, caller, job, desk.rules))
+        if idempotency_key is not None:
+            body = made.model_dump(mode="json")
+            idempotency.finish(session, caller.tenant_id, idempotency_key, hashed, 202, body)
+    response.headers["Location"] = f"{PATH}/{made.id}"
+    return made
+
+
+@router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
+def delete_job(desk: InDesk, caller: Writer, job_id: Id) -> None:
+    """Removes an ended job with everything recorded about it; what it pushed stays where it is."""
+    with desk.begin() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        lifecycle.delete(session, job)
+
+
+def metadata_of(query: Mapping[str, str]) -> dict[str, str]:
+    """The ``metadata[key]=value`` filters; an unknown parameter is refused, lest a slip list too much."""
+    metadata = {}
+    for name, value in query.items():
+        if name in ("limit", "cursor", "state", "method", "created_after"):
+            continue
+        key = _METADATA.fullmatch(name)
+        if key is None:
+            error = {
+                "in": "query",
+                "pointer": f"/{name}",
+                "code": "extra_forbidden",
+                "detail": "unknown filter",
+            }
+            raise Problem("validation_failed", f"there is no filter {name!r}", errors=[error])
+        metadata[key[1]] = value
+    return metadata
+
+
+def _hash(request: Request, raw: bytes) -> str:
+    body = load_json(raw) if content_type_of(request) == "application/json" else raw
+    path = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+    return idempotency.request_hash(request.method, path, body)
+
+
+async def _answer(
+    request: Request, response: Response, desk: Desk, caller: Caller, accepted: Accepted, wait: int
+) -> Any:
+    response.headers["Location"] = f"{PATH}/{accepted.job_id}"
+    if accepted.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+        response.status_code = accepted.status
+        return accepted.body
+    if not wait:
+        return accepted.body
+    response.headers["Preference-Applied"] = f"wait={wait}"
+    ended = await _until_ended(request, desk, caller, accepted.job_id, wait)
+    return ended or accepted.body
+
+
+async def _until_ended(
+    request: Request, desk: Desk, caller: Caller, job_id: str, seconds: float
+) -> JobOut | None:
+    """The job when it has ended, or as it is after ``seconds``; nothing if it is gone."""
+    end = anyio.current_time() + seconds
+    async with desk.feed.waiting(job_id) as waiter:
+        while True:
+            job = await anyio.to_thread.run_sync(job_now, desk, caller, job_id)
+            left = end - anyio.current_time()
+            if job is None or is_terminal(job.state) or left <= 0 or desk.feed.closed.is_set():
+                return job
+            await waiter.wait(min(left, desk.poll_seconds))
+            if await request.is_disconnected():
+                return job

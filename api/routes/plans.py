@@ -1,0 +1,32 @@
+"""Plans: what a recipe would do, before anything is recorded or downloaded."""
+
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends
+
+from api.deps import InDesk, Reader
+from api.intake import Order, plan
+from api.routes.jobs import order_body, order_of_request
+from api.schemas.common import problems
+from api.schemas.jobs import PlanOut
+
+router = APIRouter(prefix="/plans", tags=["plans"], responses=problems(413, 415, 503, 504))
+
+
+@router.post("", openapi_extra=order_body(with_options=True))
+async def make_plan(
+    desk: InDesk, caller: Reader, order: Annotated[tuple[Order, bytes], Depends(order_of_request)]
+) -> PlanOut:
+    """Pins every model, reads configurations and headers only, and says what would happen and at what cost.
+
+    Asynchronous because planning has threads of its own.
+    """
+    planned = await anyio.to_thread.run_sync(plan, desk, caller, order[0], limiter=desk.planning_threads)
+    return PlanOut(
+        recipe=planned.recipe.model_dump(mode="json"),
+        plan=planned.summary,
+        queue=planned.queue,
+        findings=[each.as_dict() for each in planned.findings],
+        translation=list(order[0].notes),
+    )

@@ -1,0 +1,41 @@
+"""What a job has made, and how good it is."""
+
+from fastapi import APIRouter
+
+from api.deps import Id, InDesk, Reader, found
+from api.schemas.common import problems
+from api.schemas.results import ArtifactOut, ArtifactsOut, EvaluationOut, EvaluationsOut, ScoreOut
+from db import artifacts, evaluations, jobs
+from db.models.evaluation import Evaluation, EvaluationScore
+
+router = APIRouter(prefix="/jobs/{job_id}", responses=problems(404))
+
+
+@router.get("/artifacts", tags=["artifacts"])
+def list_artifacts(desk: InDesk, caller: Reader, job_id: Id) -> ArtifactsOut:
+    """The outputs of a job, with digests."""
+    with desk.begin() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        return ArtifactsOut(
+            data=[ArtifactOut.model_validate(row) for row in artifacts.of_job(session, job.id)]
+        )
+
+
+@router.get("/evaluations", tags=["evaluations"])
+def list_evaluations(desk: InDesk, caller: Reader, job_id: Id) -> EvaluationsOut:
+    """The scores of the result beside those of its parents."""
+    with desk.begin() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        return EvaluationsOut(data=[_evaluation(*each) for each in evaluations.of_job(session, job.id)])
+
+
+def _evaluation(row: Evaluation, scores: list[EvaluationScore]) -> EvaluationOut:
+    return EvaluationOut(
+        id=row.id,
+        name=row.name,
+        kind=row.kind,
+        passed=row.passed,
+        detail=row.detail,
+        created_at=row.created_at,
+        scores=[ScoreOut.model_validate(each) for each in scores],
+    )

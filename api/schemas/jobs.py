@@ -1,0 +1,217 @@
+"""Bodies of jobs, plans and events."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from api.schemas.common import Moment, Out
+from db.models.job import Job, JobEvent
+from jobs.request import JobRequest
+from jobs.states import State
+
+ORDER_SCHEMA = "JobCreate"
+
+
+class Progress(Out):
+    """How far the present phase is."""
+
+    fraction: float | None = Field(None, ge=0, le=1)
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    tensors_done: int | None = None
+    tensors_total: int | None = None
+    eta_seconds: float | None = None
+
+
+class JobError(Out):
+    """Why a job did not succeed."""
+
+    code: str
+    detail: str | None
+    errors: list[dict[str, Any]]
+
+
+class JobLinks(Out):
+    """Where to go from here."""
+
+    self: str
+    cancel: str
+    retry: str
+    events: str
+    stream: str
+    artifacts: str
+    evaluations: str
+    inputs: str
+
+
+class JobShortOut(Out):
+    """A job in a list."""
+
+    id: str
+    kind: str
+    state: State
+    phase: str | None = Field(description="More phases may come; treat unknown ones as work in progress")
+    progress: Progress
+    method: str | None
+    queue: Literal["cpu", "gpu"]
+    priority: int
+    output: dict[str, Any]
+    metadata: dict[str, str]
+    attempt: int
+    max_attempts: int
+    retry_of: str | None
+    recipe_sha256: str
+    error: JobError | None
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+    expires_at: Moment | None
+    cancel_requested_at: Moment | None
+    links: JobLinks
+
+
+class JobOut(JobShortOut):
+    """A job in full: the recipe with every model pinned, the plan, and the result when there is one."""
+
+    recipe: dict[str, Any]
+    plan: dict[str, Any] | None
+    evaluate: dict[str, Any]
+    result: dict[str, Any] | None
+    timeout_seconds: float
+    hub_credential: str | None
+    translation: list[str] = Field(
+        default_factory=list, description="How a mergekit configuration was read; only in the plan afterwards"
+    )
+    queue_position: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Only with `include=queue_position`, while queued"
+    )
+
+
+class EventOut(Out):
+    """One thing that happened to a job; ``seq`` counts from 1 without gaps."""
+
+    seq: int
+    type: str
+    at: Moment
+    data: dict[str, Any]
+
+
+class EventsOut(Out):
+    """Events in order; ask again with ``after`` set to the last ``seq``."""
+
+    data: list[EventOut]
+    has_more: bool
+
+
+class InputOut(Out):
+    """A model that a job reads, pinned."""
+
+    role: str
+    kind: Literal["hub", "folder"]
+    repo: str
+    requested_revision: str | None
+    sha: str | None
+    size_bytes: int
+    license: str | None
+    private: bool
+    gated: bool
+
+
+class InputsOut(Out):
+    """Every model a job reads, base first."""
+
+    data: list[InputOut]
+
+
+class PlanOut(Out):
+    """What would happen; nothing is recorded and no weights are read."""
+
+    recipe: dict[str, Any] = Field(description="The recipe with every model pinned to a commit")
+    plan: dict[str, Any]
+    queue: Literal["cpu", "gpu"]
+    findings: list[dict[str, Any]] = Field(description="Warnings; errors would have been refused")
+    translation: list[str] = Field(description="How a mergekit configuration was read")
+
+
+def job_links(job_id: str) -> JobLinks:
+    """Paths below the service's own address."""
+    here = f"/v1/jobs/{job_id}"
+    return JobLinks(
+        self=here,
+        cancel=f"{here}/cancel",
+        retry=f"{here}/retry",
+        events=f"{here}/events",
+        stream=f"{here}/events/stream",
+        artifacts=f"{here}/artifacts",
+        evaluations=f"{here}/evaluations",
+        inputs=f"{here}/inputs",
+    )
+
+
+def job_short(job: Job) -> JobShortOut:
+    """A row as it stands in lists."""
+    return JobShortOut(**_facts(job))
+
+
+def job_out(job: Job, *, notes: Sequence[str] = (), queue_position: int | None = None) -> JobOut:
+    """A row in full."""
+    return JobOut(
+        **_facts(job),
+        recipe=job.recipe,
+        plan=job.plan,
+        evaluate=job.spec.get("evaluate") or {},
+        result=job.result,
+        timeout_seconds=job.timeout_seconds,
+        hub_credential=job.hub_credential_id,
+        translation=list(notes),
+        queue_position=queue_position,
+    )
+
+
+def event_out(event: JobEvent) -> EventOut:
+    """An event as it goes out."""
+    return EventOut.model_validate(event)
+
+
+def order_schemas() -> dict[str, Any]:
+    """JSON schemas of the order for a job and all its parts, for the OpenAPI document."""
+    schema = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}", mode="validation")
+    parts: dict[str, Any] = schema.pop("$defs", {})
+    schema["properties"]["recipe"] = {
+        "description": "A recipe, or a mergekit configuration as it is",
+        "anyOf": [
+            {"$ref": "#/components/schemas/Recipe"},
+            {"type": "object", "required": ["merge_method"], "title": "Mergekit configuration"},
+        ],
+    }
+    return {**parts, ORDER_SCHEMA: schema | {"title": ORDER_SCHEMA}}
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    error = None
+    if job.error_code is not None:
+        error = JobError(code=job.error_code, detail=job.error_detail, errors=job.error_findings or [])
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "phase": job.phase,
+        "progress": Progress.model_validate(job.progress or {}),
+        "method": job.method,
+        "queue": job.queue,
+        "priority": job.priority,
+        "output": job.spec.get("output") or {},
+        "metadata": job.metadata_,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "retry_of": job.retry_of,
+        "recipe_sha256": job.recipe_sha256,
+        "error": error,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "expires_at": job.expires_at,
+        "cancel_requested_at": job.cancel_requested_at,
+        "links": job_links(job.id),
+    }

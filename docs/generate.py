@@ -1,0 +1,119 @@
+"""Writes the reference pages that are made from code: methods.md from the catalogue, errors.md from the errors.
+
+`make docs` runs it; a test compares the pages with what it would write.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parent))
+
+ROOMS = ("merge", "hub", "jobs", "worker", "scoring", "api", "cli")
+
+
+def error_classes() -> dict[str, type]:
+    """Every error class of our rooms that has a code of its own, by code."""
+    found: dict[str, type] = {}
+    for room in ROOMS:
+        package = importlib.import_module(room)
+        names = [
+            m.name for m in pkgutil.walk_packages(package.__path__, f"{room}.") if m.name.endswith("errors")
+        ]
+        for name in names:
+            module = importlib.import_module(name)
+            for thing in vars(module).values():
+                if (
+                    inspect.isclass(thing)
+                    and thing.__module__ == name
+                    and isinstance(vars(thing).get("code"), str)
+                ):
+                    found.setdefault(thing.code, thing)
+    return found
+
+
+def errors_page() -> str:
+    """`docs/errors.md`."""
+    lines = [
+        "# Error codes",
+        "",
+        "A code is stable: programs may rely on it. The sentence beside it in an answer names the field,",
+        "model, tensor or file and may change. In a problem body `type` leads here; a job that failed carries",
+        "the code in `error.code`.",
+        "",
+        "| code | when |",
+        "|---|---|",
+    ]
+    for code, error in sorted(error_classes().items()):
+        about = " ".join((inspect.getdoc(error) or "").split("\n\n")[0].split())
+        lines.append(f"| `{code}` | {about.replace('|', '/')} |")
+    return "\n".join(lines) + "\n"
+
+
+def setting_row(name: str, schema: dict[str, Any]) -> str:
+    """One row of a method's table of settings."""
+    allowed = " / ".join(f"`{value}`" for value in schema.get("enum", [])) or schema.get("type", "")
+    marks = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = ", ".join(f"{mark} {schema[key]}" for key, mark in marks.items() if key in schema)
+    per = [
+        word for key, word in (("x-by-depth", "by depth"), ("x-by-source", "by source")) if schema.get(key)
+    ]
+    about = schema.get("description", "").replace("|", "/")
+    return f"| `{name}` | {allowed} {bounds} | `{schema.get('default')}` | {', '.join(per)} | {about} |"
+
+
+def method_section(name: str, method: dict[str, Any]) -> list[str]:
+    """One method: what it is, what it needs, its settings."""
+    needs = method["needs"]
+    least, most = needs["sources"]
+    count = f"{least}" if most == least else f"{least} to {most}" if most else f"{least} or more"
+    base = (
+        "a base"
+        if needs["base"] is True
+        else "no base"
+        if needs["base"] is False
+        else "a base if there is one"
+    )
+    lines = [
+        f"## `{name}`",
+        "",
+        f"**{method['title']}** · {method['kind']} · {method['granularity']}-wise · {count} sources, {base}"
+        + (f" · {method['paper']}" if method.get("paper") else ""),
+        "",
+        method["about"],
+        "",
+    ]
+    if method["schema"]["properties"]:
+        lines += ["| setting | values | default | may vary | meaning |", "|---|---|---|---|---|"]
+        lines += [setting_row(key, value) for key, value in method["schema"]["properties"].items()]
+        lines.append("")
+    for law, why in method.get("breaks", {}).items():
+        lines += [f"Breaks the law of *{law}*: {why}", ""]
+    return lines
+
+
+def methods_page() -> str:
+    """`docs/methods.md`."""
+    from merge.catalog import catalogue
+
+    lines = [
+        "# Methods",
+        "",
+        "Made from the catalogue (`make docs`). *May vary* says that a setting may be a list interpolated over",
+        "the layers (by depth) or differ between sources (by source). How methods chain: [the recipe](recipe.md).",
+        "",
+    ]
+    for name, entry in sorted(catalogue().items()):
+        lines += method_section(name, entry.as_dict())
+    return "\n".join(lines).rstrip() + "\n"
+
+
+PAGES = {"errors.md": errors_page, "methods.md": methods_page}
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        (FOLDER / page).write_text(write())

@@ -1,0 +1,109 @@
+"""The form of a new job makes the request that the API would get."""
+
+import yaml
+
+from api.dashboard.draft import MOST_ROWS, Draft, input_of
+from merge.recipe import recipe_from
+
+FORM = {
+    "tab": "form",
+    "base": " org/base@main ",
+    "sources-0-model": "org/math",
+    "sources-0-weight": "0.6",
+    "sources-1-model": "",
+    "sources-2-model": "org/code",
+    "sources-2-weight": "0.1, 0.9",
+    "sources-2-adapter": "org/code-lora",
+    "steps-0-method": "ties",
+    "steps-0-density": "0.3",
+    "seed": "7",
+    "dtype": "bfloat16",
+    "repo": "acme/merged",
+    "publish": "always",
+    "private": "on",
+    "evaluate-0-where": "org/texts@main:valid.jsonl",
+    "evaluate-1-where": "ds_01ABC",
+    "evaluate-1-kind": "choice",
+    "evaluate-1-limit": "50",
+    "evaluate-1-name": "quiz",
+    "evaluate-2-where": "/data/a.jsonl",
+    "parents": "on",
+}
+
+
+def test_a_filled_in_form_makes_a_recipe_that_is_accepted() -> None:
+    draft = Draft.from_form(FORM)
+    recipe = recipe_from(draft.recipe())
+    assert draft.wrong == {}
+    assert recipe.base == "org/base@main"
+    assert [(each.model, each.weight, each.adapter) for each in recipe.sources] == [
+        ("org/math", 0.6, None),
+        ("org/code", (0.1, 0.9), "org/code-lora"),
+    ]
+    assert recipe.steps[0].settings == {"density": 0.3}
+    assert (recipe.seed, recipe.dtype.output) == (7, "bfloat16")
+
+
+def test_everything_besides_the_recipe_is_in_the_form_of_the_api() -> None:
+    assert Draft.from_form(FORM).wishes() == {
+        "output": {"repo": "acme/merged", "private": True, "publish": "always", "overwrite": False},
+        "evaluate": {
+            "parents": True,
+            "sets": [
+                {
+                    "name": "set1",
+                    "kind": "perplexity",
+                    "data": {"hub": "org/texts@main", "file": "valid.jsonl"},
+                },
+                {"name": "quiz", "kind": "choice", "data": {"dataset": "ds_01ABC"}, "limit": 50},
+                {"name": "set3", "kind": "perplexity", "data": {"path": "/data/a.jsonl"}},
+            ],
+        },
+    }
+
+
+def test_a_source_without_a_model_is_said_at_its_field() -> None:
+    draft = Draft.from_form({"sources-0-model": "org/a", "sources-1-weight": "1", "steps-0-method": "linear"})
+    draft.recipe()
+    assert draft.wrong == {"sources-1-model": "Name a model, or remove this source."}
+
+
+def test_buttons_add_and_remove_rows_but_never_the_last_source() -> None:
+    draft = Draft.from_form(FORM)
+    draft.act("remove:source:1")
+    assert [each["model"] for each in draft.sources] == ["org/math", "org/code"]
+    draft.act("add:source")
+    assert len(draft.sources) == 3
+    for _ in range(5):
+        draft.act("remove:source:0")
+    assert len(draft.sources) == 1
+    for _ in range(MOST_ROWS + 5):
+        draft.act("add:evaluate")
+    assert len(draft.evaluate) == MOST_ROWS
+    draft.act("remove:source:9")
+    draft.act("explode")
+    assert len(draft.sources) == 1
+
+
+def test_the_yaml_tab_begins_with_what_the_form_says() -> None:
+    draft = Draft.from_form(FORM)
+    draft.act("tab:yaml")
+    assert draft.tab == "yaml"
+    assert recipe_from(yaml.safe_load(draft.document)) == recipe_from(Draft.from_form(FORM).recipe())
+
+
+def test_a_method_that_only_prepares_is_followed_by_one_that_combines() -> None:
+    assert [each["method"] for each in Draft.with_method("dare").steps] == ["dare", "linear"]
+    assert [each["method"] for each in Draft.with_method("ties").steps] == ["ties"]
+    assert len(Draft.with_method("no such").steps) == 1
+
+
+def test_a_finding_points_at_an_input_of_the_form() -> None:
+    assert input_of("/recipe/steps/0/density") == "steps-0-density"
+    assert input_of("/steps/0/settings/density") == "steps-0-density"
+    assert input_of("/recipe/sources/1/model") == "sources-1-model"
+    assert input_of("/output/repo") == "repo"
+    assert input_of("/evaluate/sets/1/data/hub") == "evaluate-1-where"
+    assert {"steps-0-density", "sources-1-model", "repo", "evaluate-1-where"} <= Draft.from_form(
+        FORM
+    ).inputs()

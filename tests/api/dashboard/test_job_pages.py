@@ -1,0 +1,179 @@
+"""What the list and the page of a job say, and how they stay up to date."""
+
+import json
+from collections.abc import Iterator
+
+from db.models.job import Job
+from jobs import lifecycle
+from tests.api.dashboard.conftest import Site
+from tests.factories import make_caller, make_job, make_running
+
+SCORES = {
+    "name": "held-out",
+    "kind": "perplexity",
+    "scores": [
+        {"subject": "result", "metric": "perplexity", "value": 6.25, "stderr": 0.125, "n": 10},
+        {"subject": "math", "metric": "perplexity", "value": 7.5, "stderr": 0.25, "n": 10},
+    ],
+}
+
+
+def finish(site: Site, repo: str = "acme/merged") -> Job:
+    """A job that has gone the whole way."""
+    with site.begin() as session:
+        job, fence = make_running(session, caller=site.caller, output={"repo": repo})
+        lifecycle.enter_phase(session, fence, "merging")
+        for done in (0, 400, 1000):
+            progress = {"fraction": done / 1000, "bytes_done": done, "bytes_total": 1000}
+            lifecycle.report_progress(session, fence, progress)
+        lifecycle.record_artifact(session, fence, "repo", repo, commit_sha="c0ffee" * 6)
+        lifecycle.record_evaluation(session, fence, SCORES)
+        check = {"name": "smoke", "kind": "check", "passed": True, "detail": {"loaded": True}}
+        lifecycle.record_evaluation(session, fence, check)
+        return lifecycle.succeed(session, fence, {"repo": repo, "url": f"http://127.0.0.1:9/{repo}"})
+
+
+def messages(site: Site, path: str, **headers: str) -> Iterator[dict[str, str]]:
+    """The server-sent events of a stream that ends."""
+    for block in site.get(path, **headers).text.split("\n\n"):
+        lines = [line.partition(": ")[::2] for line in block.splitlines() if not line.startswith(":")]
+        if lines:
+            yield {"data": "\n".join(value for name, value in lines if name == "data")} | {
+                name: value for name, value in lines if name != "data"
+            }
+
+
+def test_the_page_of_a_finished_job_shows_scores_beside_the_parents(site: Site) -> None:
+    job = finish(site.sign_in())
+    text = site.get(f"/jobs/{job.id}").text
+    assert "Succeeded" in text and "acme/merged" in text
+    assert "6.25" in text and "± 0.12" in text and "7.5" in text and "lower is better" in text
+    assert text.index('<th scope="col" class="r">result</th>') < text.index('class="r">math</th>')
+    assert "smoke: passed" in text
+    assert "hx-sse:connect" not in text
+
+
+def test_a_running_job_shows_how_far_it_is(site: Site) -> None:
+    site.sign_in()
+    with site.begin() as session:
+        job, fence = make_running(session, caller=site.caller)
+        lifecycle.enter_phase(session, fence, "merging")
+        progress = {
+            "fraction": 0.25,
+            "bytes_done": 5e8,
+            "bytes_total": 2e9,
+            "tensors_done": 3,
+            "tensors_total": 12,
+        }
+        lifecycle.report_progress(session, fence, progress | {"eta_seconds": 90})
+    text = site.get(f"/jobs/{job.id}").text
+    assert "500 MB of 2.0 GB" in text and "3 of 12" in text and "1 min 30 s" in text
+    assert f'hx-sse:connect="/jobs/{job.id}/live?after=' in text
+    assert '<noscript><meta http-equiv="refresh"' in text
+    rows = site.get("/jobs/rows").text
+    assert "merging · 25 %" in rows and 'hx-trigger="every 2s"' in rows
+
+
+def test_the_stream_brings_the_page_and_the_points_of_the_chart_and_ends(site: Site) -> None:
+    job = finish(site.sign_in())
+    told = list(messages(site, f"/jobs/{job.id}/live"))
+    points = [json.loads(each["data"]) for each in told if each.get("event") == "progress"]
+    assert points and points[0]["phase"] == "merging"
+    page = next(each for each in told if "event" not in each)
+    assert "Succeeded" in page["data"] and page["id"] == str(job.event_seq)
+    assert told[-1] == {"data": "succeeded", "event": "ended"}
+
+
+def test_a_resumed_stream_does_not_repeat_points(site: Site) -> None:
+    job = finish(site.sign_in())
+    told = list(messages(site, f"/jobs/{job.id}/live", **{"Last-Event-ID": str(job.event_seq)}))
+    assert [each.get("event") for each in told] == [None, "ended"]
+
+
+def test_a_failed_job_says_why_and_can_be_tried_again(site: Site) -> None:
+    site.sign_in()
+    with site.begin() as session:
+        job, fence = make_running(session, caller=site.caller)
+        lifecycle.fail(session, fence, "not_finite", "Tensor x of <b>math</b> holds NaN.")
+    text = site.get(f"/jobs/{job.id}").text
+    assert "Tensor x of &lt;b&gt;math&lt;/b&gt; holds NaN." in text and "not_finite" in text
+    answer = site.post(f"/jobs/{job.id}/retry")
+    again = answer.headers["location"]
+    assert answer.status_code == 303 and again != f"/jobs/{job.id}"
+    assert "Queued" in site.get(again).text
+
+
+def test_a_job_can_be_cancelled_where_it_stands(site: Site) -> None:
+    site.sign_in()
+    with site.begin() as session:
+        queued, running = make_job(session, site.caller), make_running(session, caller=site.caller)[0]
+    for job, word in ((queued, "Cancelled"), (running, "Cancelling")):
+        assert "Cancel</button>" in site.get(f"/jobs/{job.id}").text
+        assert site.post(f"/jobs/{job.id}/cancel").status_code == 303
+        text = site.get(f"/jobs/{job.id}").text
+        assert word in text and "Cancel</button>" not in text
+
+
+def test_another_tenants_job_is_not_there(site: Site) -> None:
+    with site.begin() as session:
+        job = make_job(session, make_caller(session, "another"))
+    site.sign_in()
+    for path in (f"/jobs/{job.id}", f"/jobs/{job.id}/live", f"/jobs/new?from={job.id}"):
+        assert site.get(path).status_code == 404
+    for path in (f"/jobs/{job.id}/cancel", f"/jobs/{job.id}/retry"):
+        assert site.post(path).status_code == 404
+    assert job.id not in site.get("/jobs").text
+
+
+def test_the_list_goes_on_page_by_page_and_keeps_its_filter(site: Site) -> None:
+    site.sign_in()
+    with site.begin() as session:
+        made = {make_job(session, site.caller).id for _ in range(30)}
+    first = site.get("/jobs?state=queued").text
+    older = first.split('<a href="/jobs?state=queued&amp;cursor=')[1].split('"')[0]
+    second = site.get(f"/jobs?state=queued&cursor={older}").text
+    shown = [sum(job_id in text for job_id in made) for text in (first, second)]
+    assert shown == [25, 5]
+    assert site.get(f"/jobs?cursor={older}").status_code == 400
+    assert "No job is failed" in site.get("/jobs?state=failed").text
+
+
+def test_an_unknown_page_is_said_in_words(site: Site) -> None:
+    answer = site.sign_in().get("/methods/nonsense")
+    assert answer.status_code == 404
+    assert "there is no method" in answer.text and "text/html" in answer.headers["content-type"]
+
+
+def test_every_method_has_a_page_with_its_settings(site: Site) -> None:
+    site.sign_in()
+    from merge.catalog import catalogue
+
+    listed = site.get("/methods").text
+    for entry in catalogue().values():
+        assert f"/methods/{entry.name}" in listed
+        text = site.get(f"/methods/{entry.name}").text
+        assert all(f">{name}</" in text for name in entry.settings)
+
+
+def test_a_secret_is_shown_once(site: Site) -> None:
+    site.sign_in()
+    made = site.post("/webhooks", url="https://example.org/hook", events=["merge.failed"]).text
+    assert "whsec_" in made
+    listed = site.get("/webhooks").text
+    assert "https://example.org/hook" in listed and "whsec_" not in listed
+    assert "must start with" in site.post("/webhooks", url="ftp://x", events=["merge.failed"]).text
+    made = site.post("/keys", name="robot", scopes=["merges:read"]).text
+    secret = made.split('id="secret">')[1].split("<")[0]
+    assert secret not in site.get("/keys").text
+    assert site.post("/login", key=secret).status_code == 303
+
+
+def test_a_hub_token_is_kept_and_never_shown(site: Site) -> None:
+    site.sign_in()
+    assert site.post("/tokens", name="push", token="hf_canary").status_code == 303
+    text = site.get("/keys").text
+    assert "push" in text and "hf_canary" not in text
+    assert '<select id="credential"' in site.get("/jobs/new").text
+    forget = text.split('action="/tokens/')[1].split('"')[0]
+    assert site.post(f"/tokens/{forget}").status_code == 303
+    assert "/forget" not in site.get("/keys").text

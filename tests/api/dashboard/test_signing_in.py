@@ -1,0 +1,107 @@
+"""Who may see the pages, and who may change something through them."""
+
+import pytest
+
+from tests.api.dashboard.conftest import Site
+from tests.factories import make_key
+
+PAGES = [
+    "/jobs",
+    "/jobs/rows",
+    "/jobs/new",
+    "/jobs/job_x",
+    "/jobs/job_x/live",
+    "/methods",
+    "/keys",
+    "/webhooks",
+]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_stranger_is_sent_to_sign_in_and_comes_back(site: Site, path: str) -> None:
+    answer = site.get(path)
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/login?next=" + path.replace("/", "%2F")
+
+
+def test_a_stranger_in_the_background_is_sent_to_sign_in_too(site: Site) -> None:
+    answer = site.get("/jobs/rows", **{"HX-Request": "true"})
+    assert (answer.status_code, answer.headers["HX-Redirect"]) == (204, "/login?next=%2Fjobs")
+
+
+def test_a_key_opens_a_session_that_no_script_can_read(site: Site) -> None:
+    answer = site.post("/login", key=site.key, next="/methods")
+    cookie = answer.headers["set-cookie"].lower()
+    assert (answer.status_code, answer.headers["location"]) == (303, "/methods")
+    assert "httponly" in cookie and "samesite=lax" in cookie
+    assert site.key not in cookie
+
+
+def test_under_https_the_cookie_belongs_to_this_host_alone(site: Site) -> None:
+    signer = site.client.app.state.desk.signer  # type: ignore[attr-defined]
+    assert type(signer)(signer.key, https=True).cookie.startswith("__Host-")
+
+
+def test_a_wrong_key_is_refused_in_words(site: Site) -> None:
+    answer = site.post("/login", key="mk_live_nonsense")
+    assert answer.status_code == 401
+    assert "no API key of ours" in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("sent_from", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}])
+def test_another_site_cannot_sign_somebody_in(site: Site, sent_from: dict[str, str]) -> None:
+    answer = site.post("/login", sent_from, key=site.key)
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("onward", ["https://evil.example/", "//evil.example", "/\\evil.example", "jobs"])
+def test_signing_in_never_leads_to_another_site(site: Site, onward: str) -> None:
+    assert site.post("/login", key=site.key, next=onward).headers["location"] == "/jobs"
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs/new", "/keys", "/webhooks", "/logout", "/jobs/job_x/cancel", "/tokens"]
+)
+def test_a_form_without_the_sessions_token_changes_nothing(site: Site, path: str) -> None:
+    site.sign_in().csrf = "0" * 64
+    answer = site.post(path, name="x", action="submit")
+    assert answer.status_code == 403
+    assert "The form is stale" in answer.text
+
+
+def test_signing_out_ends_the_session(site: Site) -> None:
+    site.sign_in()
+    assert site.get("/jobs").status_code == 200
+    site.post("/logout")
+    assert site.get("/jobs").status_code == 303
+
+
+def test_a_session_ends_with_its_key(site: Site) -> None:
+    site.sign_in().post(f"/keys/{site.caller.key_id}/revoke")
+    assert site.get("/jobs").status_code == 303
+
+
+def test_a_key_that_may_only_read_cannot_start_or_cancel(site: Site) -> None:
+    with site.begin() as session:
+        _, site.key = make_key(session, "default", "merges:read")
+    site.sign_in()
+    assert site.get("/jobs").status_code == 200
+    assert site.post("/jobs/new", action="submit", **site.draft()).status_code == 403
+    assert site.get("/keys").status_code == 403
+
+
+def test_a_key_cannot_hand_on_what_it_may_not_do(site: Site) -> None:
+    with site.begin() as session:
+        _, site.key = make_key(session, "default", "keys")
+    answer = site.sign_in().post("/keys", name="more", scopes=["admin"])
+    assert answer.status_code == 403
+    assert 'id="secret"' not in answer.text
+
+
+def test_every_page_forbids_what_does_not_come_from_here(site: Site) -> None:
+    answer = site.sign_in().get("/jobs")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+    assert " style=" not in answer.text and "onclick" not in answer.text

@@ -1,0 +1,262 @@
+"""Submitting, reading, listing, cancelling and retrying jobs."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from db import jobs
+from jobs import lifecycle
+from tests.api.conftest import ORDER, Who
+
+MERGEKIT = """
+merge_method: ties
+base_model: base
+models:
+  - {model: expert1, parameters: {weight: 0.6, density: 0.5}}
+  - {model: expert2, parameters: {weight: 0.4, density: 0.5}}
+dtype: float32
+"""
+
+
+def end(sessions: sessionmaker[Session], job_id: str, *, well: bool) -> None:
+    with sessions.begin() as session:
+        job = lifecycle.claim(session, job_id, "worker", 60)
+        assert job is not None
+        fence = lifecycle.fence_of(job)
+        if well:
+            lifecycle.succeed(session, fence, {"repo": "acme/merged"})
+        else:
+            lifecycle.fail(session, fence, "disk_full", "The disk is full.")
+
+
+def test_a_submitted_job_is_accepted_planned_and_found_again(api: TestClient) -> None:
+    answer = api.post("/v1/jobs", json=ORDER)
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["state"], job["phase"], job["method"], job["queue"]) == ("queued", None, "linear", "cpu")
+    assert job["plan"]["counts"]["tensors"] > 10
+    assert api.get(answer.headers["location"]).json() == job
+
+
+def test_a_mergekit_yaml_is_accepted_and_translated(api: TestClient) -> None:
+    headers = {"Content-Type": "application/yaml"}
+    query = {"repo": "acme/kit", "priority": "3", "metadata[team]": "nlp"}
+    answer = api.post("/v1/jobs", content=MERGEKIT, headers=headers, params=query)
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["output"]["repo"] == "acme/kit"
+    assert (job["priority"], job["metadata"]) == (3, {"team": "nlp"})
+    assert [each["weight"] for each in job["recipe"]["sources"]] == [0.6, 0.4]
+    assert job["translation"]
+
+
+def test_a_mergekit_configuration_is_accepted_inside_json(api: TestClient) -> None:
+    recipe = {"merge_method": "linear", "models": [{"model": "expert1"}, {"model": "expert2"}]}
+    recipe["models"][0]["parameters"] = recipe["models"][1]["parameters"] = {"weight": 0.5}  # type: ignore[index]
+    answer = api.post("/v1/jobs", json={"recipe": recipe})
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["method"] == "linear"
+
+
+def test_what_cannot_work_is_refused_with_every_finding(api: TestClient) -> None:
+    recipe = ORDER["recipe"] | {"sources": [{"model": "wide"}, {"model": "nowhere"}]}
+    answer = api.post("/v1/jobs", json={"recipe": recipe})
+    assert answer.status_code == 422
+    body = answer.json()
+    assert body["code"] == "plan_refused"
+    assert {each["pointer"] for each in body["errors"]} == {"/recipe/sources/1/model"}
+    recipe["sources"] = [{"model": "wide"}, {"model": "expert1"}]
+    wrong_shapes = api.post("/v1/jobs", json={"recipe": recipe}).json()
+    assert any(each.get("tensor") for each in wrong_shapes["errors"])
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"recipe": {"sources": [], "steps": [{"method": "linear"}]}}, "/recipe/sources"),
+        ({"recipe": ORDER["recipe"] | {"steps": [{"method": "liner"}]}}, "/recipe/steps/0/method"),
+        ({"recipe": ORDER["recipe"] | {"bse": "x"}}, "/recipe/bse"),
+        ({"priority": 1000}, "/priority"),
+        ({"output": {"repo": "no-slash"}}, "/output/repo"),
+        ({"colour": "red"}, "/colour"),
+        ({"evaluate": {"sets": [{"name": "x", "kind": "guess", "data": {"path": "p"}}]}}, "/evaluate/sets/0/kind"),
+    ],
+)
+def test_a_wrong_field_is_named_by_its_pointer(api: TestClient, change: dict[str, object], pointer: str) -> None:
+    answer = api.post("/v1/jobs", json=ORDER | change)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert pointer in {each["pointer"] for each in answer.json()["errors"]}
+
+
+@pytest.mark.parametrize(
+    "sneaked",
+    [
+        {"state": "succeeded"},
+        {"tenant_id": "ten_other"},
+        {"id": "job_00000000000000000000000000"},
+        {"attempt": 3},
+        {"plan": {}},
+        {"result": {"repo": "x/y"}},
+        {"output": {"repo": "a/b", "commit_sha": "0"}},
+    ],
+)
+def test_nobody_sets_what_is_not_theirs(api: TestClient, sneaked: dict[str, object]) -> None:
+    answer = api.post("/v1/jobs", json=ORDER | sneaked)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["code"] == "extra_forbidden"
+
+
+def test_lists_page_by_page_without_gaps_or_repeats(api: TestClient) -> None:
+    made = [api.post("/v1/jobs", json=ORDER).json()["id"] for _ in range(5)]
+    seen: list[str] = []
+    url = "/v1/jobs?limit=2"
+    while url:
+        answer = api.get(url)
+        seen += [each["id"] for each in answer.json()["data"]]
+        link = answer.headers.get("link", "")
+        assert bool(link) == answer.json()["has_more"]
+        url = link.partition(">")[0].removeprefix("<http://testserver") if link else ""
+    assert seen == made[::-1]
+
+
+def test_a_cursor_is_bound_to_its_filters_and_to_our_signature(api: TestClient) -> None:
+    for _ in range(2):
+        api.post("/v1/jobs", json=ORDER)
+    cursor = api.get("/v1/jobs?limit=1").json()["next_cursor"]
+    assert api.get("/v1/jobs", params={"limit": 1, "cursor": cursor}).status_code == 200
+    for query in ({"cursor": cursor, "state": "queued"}, {"cursor": "A" + cursor[1:]}, {"cursor": "%"}):
+        answer = api.get("/v1/jobs", params=query)
+        assert (answer.status_code, answer.json()["code"]) == (400, "cursor_invalid")
+
+
+def test_filters_choose_by_state_method_metadata_and_time(api: TestClient) -> None:
+    first = api.post("/v1/jobs", json=ORDER).json()
+    second = api.post("/v1/jobs", json=ORDER | {"metadata": {"team": "vision"}}).json()
+    api.post(f"/v1/jobs/{second['id']}/cancel")
+
+    def ids(query: str) -> list[str]:
+        return [each["id"] for each in api.get(f"/v1/jobs?{query}").json()["data"]]
+
+    assert ids("state=queued") == [first["id"]]
+    assert ids("state=queued&state=cancelled") == [second["id"], first["id"]]
+    assert ids("metadata[team]=vision") == [second["id"]]
+    assert ids("method=linear&metadata[team]=nlp") == [first["id"]]
+    assert ids("method=ties") == []
+    assert ids(f"created_after={first['created_at']}") == [second["id"]]
+    assert api.get("/v1/jobs?staet=queued").status_code == 422
+
+
+def test_cancelling_a_queued_job_ends_it_and_again_changes_nothing(api: TestClient) -> None:
+    job = api.post("/v1/jobs", json=ORDER).json()
+    first = api.post(f"/v1/jobs/{job['id']}/cancel")
+    again = api.post(f"/v1/jobs/{job['id']}/cancel")
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json()["state"] == "cancelled"
+    assert again.json() == first.json()
+
+
+def test_cancelling_a_running_job_asks_its_worker(api: TestClient, sessions: sessionmaker[Session]) -> None:
+    job = api.post("/v1/jobs", json=ORDER).json()
+    with sessions.begin() as session:
+        lifecycle.claim(session, job["id"], "worker", 60)
+    answer = api.post(f"/v1/jobs/{job['id']}/cancel")
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
+
+
+def test_a_failed_job_tells_why_and_can_be_retried(api: TestClient, sessions: sessionmaker[Session]) -> None:
+    job = api.post("/v1/jobs", json=ORDER).json()
+    assert api.post(f"/v1/jobs/{job['id']}/retry").status_code == 409
+    end(sessions, job["id"], well=False)
+    failed = api.get(f"/v1/jobs/{job['id']}").json()
+    assert failed["error"] == {"code": "disk_full", "detail": "The disk is full.", "errors": []}
+    again = api.post(f"/v1/jobs/{job['id']}/retry")
+    assert again.status_code == 202
+    assert (again.json()["retry_of"], again.json()["state"]) == (job["id"], "queued")
+    assert again.json()["recipe_sha256"] == job["recipe_sha256"]
+
+
+def test_only_an_ended_job_can_be_deleted(api: TestClient, sessions: sessionmaker[Session]) -> None:
+    job = api.post("/v1/jobs", json=ORDER).json()
+    refused = api.delete(f"/v1/jobs/{job['id']}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "illegal_state")
+    end(sessions, job["id"], well=True)
+    assert api.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    assert api.get(f"/v1/jobs/{job['id']}").status_code == 404
+
+
+def test_inputs_artifacts_and_scores_of_a_job_are_shown(
+    api: TestClient, sessions: sessionmaker[Session]
+) -> None:
+    job = api.post("/v1/jobs", json=ORDER).json()
+    with sessions.begin() as session:
+        claimed = lifecycle.claim(session, job["id"], "worker", 60)
+        assert claimed is not None
+        fence = lifecycle.fence_of(claimed)
+        lifecycle.record_artifact(session, fence, "repo", "acme/merged", "ab" * 32, 12, "cd" * 20)
+        scores = [
+            {"subject": "base", "metric": "perplexity", "value": 9.5, "n": 10},
+            {"subject": "result", "metric": "perplexity", "value": 7.5, "n": 10},
+        ]
+        lifecycle.record_evaluation(session, fence, {"name": "wiki", "kind": "perplexity", "scores": scores})
+    here = f"/v1/jobs/{job['id']}"
+    assert [each["role"] for each in api.get(f"{here}/inputs").json()["data"]] == ["base", "a", "b"]
+    artifact = api.get(f"{here}/artifacts").json()["data"][0]
+    assert (artifact["uri"], artifact["size"], artifact["commit_sha"]) == ("acme/merged", 12, "cd" * 20)
+    evaluation = api.get(f"{here}/evaluations").json()["data"][0]
+    assert [each["subject"] for each in evaluation["scores"]] == ["result", "base"]
+
+
+def test_the_queue_position_is_told_when_asked_for(api: TestClient) -> None:
+    first, second = (api.post("/v1/jobs", json=ORDER).json()["id"] for _ in range(2))
+    assert api.get(f"/v1/jobs/{second}?include=queue_position").json()["queue_position"] == 2
+    assert api.get(f"/v1/jobs/{first}").json()["queue_position"] is None
+
+
+def test_too_many_queued_jobs_are_refused_with_a_time_to_come_back(
+    api: TestClient, sessions: sessionmaker[Session], anna: Who
+) -> None:
+    from db import tokens
+
+    with sessions.begin() as session:
+        tenant = tokens.tenant(session, anna.caller.tenant_id)
+        assert tenant is not None
+        tenant.max_queued_jobs = 1
+    assert api.post("/v1/jobs", json=ORDER).status_code == 202
+    answer = api.post("/v1/jobs", json=ORDER)
+    assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_plans_say_what_would_happen_and_record_nothing(api: TestClient) -> None:
+    answer = api.post("/v1/plans", json=ORDER)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert set(body["plan"]["estimate"]) >= {"download_bytes", "disk_bytes", "peak_memory_bytes", "seconds"}
+    assert body["recipe"]["sources"][0]["id"] == "a"
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_usage_and_limits(api: TestClient, someone: Callable[..., Who]) -> None:
+    api.post("/v1/jobs", json=ORDER)
+    assert api.get("/v1/usage").json() == {"jobs": {"queued": 1}, "queued": 1}
+    assert api.get("/v1/limits").json()["max_queued_jobs"] == 100
+
+
+def test_reading_one_job_takes_one_query(
+    api: TestClient, app: object, engine: object, sessions: sessionmaker[Session]
+) -> None:
+    from sqlalchemy import event
+
+    job = api.post("/v1/jobs", json=ORDER).json()
+    said: list[str] = []
+    made = api.app.state.desk.engine  # type: ignore[attr-defined]
+    event.listen(made, "before_cursor_execute", lambda *args: said.append(args[2]))
+    assert api.get(f"/v1/jobs/{job['id']}").status_code == 200
+    assert len(said) == 1, said
+    with sessions.begin() as session:
+        assert jobs.get(session, job["id"]) is not None

@@ -1,0 +1,103 @@
+"""The supervisor of `mergery up`: what dies is started again, what is told to stop stops."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli import supervisor
+from cli.supervisor import Part, Supervisor
+
+
+def wait_for(found: Callable[[], object], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def sleeper(mark: Path) -> list[str]:
+    """A process that writes a line with its id when it starts and one when it is asked to stop."""
+    code = (
+        "import os, signal, sys, time\n"
+        "mark = sys.argv[1]\n"
+        "def say(text):\n"
+        "    with open(mark, 'a') as file: file.write(text + chr(10))\n"
+        "def stop(*_):\n"
+        "    say('stopped'); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "say(f'started {os.getpid()}')\n"
+        "time.sleep(60)\n"
+    )
+    return [sys.executable, "-c", code, str(mark)]
+
+
+def lines(mark: Path) -> list[str]:
+    return mark.read_text().splitlines() if mark.exists() else []
+
+
+def drive(parts: list[Part], story: Callable[[Supervisor], None], said: list[str]) -> None:
+    """Runs a supervisor in this thread while ``story`` acts in another and then asks it to stop."""
+    watched = Supervisor(parts, dict(os.environ), guard=lambda: None, say=said.append)
+    failures: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            story(watched)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        watched.run()
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    if failures:
+        raise failures[0]
+
+
+@pytest.fixture(autouse=True)
+def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_SECONDS", 0.05)
+
+
+def test_a_killed_part_is_started_again_and_stopped_at_the_end(tmp_path: Path) -> None:
+    mark, said = tmp_path / "mark", list[str]()
+    part = Part("sleeper", sleeper(mark))
+
+    def story(_: Supervisor) -> None:
+        wait_for(lambda: len(lines(mark)) == 1)
+        os.kill(int(lines(mark)[0].split()[1]), signal.SIGKILL)
+        wait_for(lambda: len(lines(mark)) == 2)
+
+    drive([part], story, said)
+    assert lines(mark)[1].startswith("started")
+    assert lines(mark)[2] == "stopped"
+    assert said == ["sleeper ended with exit code -9; starting it again in 0 s"]
+
+
+def test_a_part_that_keeps_dying_is_started_ever_more_slowly(tmp_path: Path) -> None:
+    said = list[str]()
+    part = Part("broken", [sys.executable, "-c", "raise SystemExit(3)"])
+    drive([part], lambda _: wait_for(lambda: len(said) >= 3), said)
+    assert part.deaths >= 3
+    assert all("exit code 3" in line for line in said)
+
+
+def test_every_part_is_asked_to_stop(tmp_path: Path) -> None:
+    mark, said = tmp_path / "mark", list[str]()
+    parts = [Part("first", sleeper(mark)), Part("second", sleeper(mark))]
+    drive(parts, lambda _: wait_for(lambda: len(lines(mark)) == 2), said)
+    assert lines(mark).count("stopped") == 2
+    assert said == []

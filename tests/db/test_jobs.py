@@ -1,0 +1,72 @@
+"""Pages, counts and places in the queue."""
+
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from db import jobs
+from db.session import sqlalchemy_url
+from jobs import lifecycle
+from tests.factories import make_caller, make_job, make_running
+
+
+def test_pages_follow_each_other_without_gap_or_repeat(session: Session) -> None:
+    caller = make_caller(session)
+    ids = [make_job(session, caller).id for _ in range(7)]
+    seen: list[str] = []
+    after = None
+    while rows := jobs.page(session, caller.tenant_id, limit=3, after=after):
+        seen += [job.id for job in rows]
+        after = (rows[-1].created_at, rows[-1].id)
+        make_job(session, caller)
+    assert seen == ids[::-1]
+
+
+def test_a_page_shows_what_the_filters_ask_for(session: Session) -> None:
+    caller, other = make_caller(session, "a"), make_caller(session, "b")
+    red = make_job(session, caller, metadata={"colour": "red", "n": "1"})
+    make_job(session, caller, metadata={"colour": "blue"})
+    running, _ = make_running(session, caller=caller)
+    make_job(session, other, metadata={"colour": "red"})
+
+    def ids(**filters: object) -> list[str]:
+        return [job.id for job in jobs.page(session, caller.tenant_id, limit=9, **filters)]  # type: ignore[arg-type]
+
+    assert ids(metadata={"colour": "red"}) == [red.id]
+    assert ids(state="running") == [running.id]
+    assert len(ids(state=["running", "queued"])) == len(ids(method="linear")) == len(ids(kind="merge")) == 3
+    assert ids(method="ties") == []
+    assert ids(
+        created_after=red.created_at + timedelta(microseconds=1), created_before=running.created_at
+    ) != [red.id]
+    assert ids(created_before=red.created_at) == []
+
+
+def test_another_tenant_finds_nothing(session: Session) -> None:
+    job, stranger = make_job(session), make_caller(session, "stranger")
+    assert jobs.of_tenant(session, stranger.tenant_id, job.id) is None
+    assert jobs.of_tenant(session, job.tenant_id, job.id) is job
+
+
+def test_place_in_the_queue_counts_priority_before_age(session: Session) -> None:
+    first, second = make_job(session), make_job(session)
+    urgent = make_job(session, priority=1)
+    assert [jobs.queue_position(session, job) for job in (urgent, first, second)] == [1, 2, 3]
+    lifecycle.request_cancel(session, urgent)
+    assert jobs.queue_position(session, urgent) is None
+    assert jobs.queue_position(session, second) == 2
+
+
+def test_counts_by_queue_and_state(session: Session) -> None:
+    caller = make_caller(session)
+    make_job(session, caller)
+    make_running(session, caller=caller)
+    assert jobs.count_states(session) == {("cpu", "queued"): 1, ("cpu", "running"): 1}
+    assert jobs.count_states(session, "ten_nobody") == {}
+    assert jobs.oldest_queued_seconds(session)["cpu"] >= 0
+
+
+def test_short_urls_get_the_driver() -> None:
+    assert (
+        sqlalchemy_url("postgres://a/b") == sqlalchemy_url("postgresql://a/b") == "postgresql+psycopg://a/b"
+    )

@@ -1,0 +1,230 @@
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merge.checkpoint.header import TensorInfo
+from merge.checkpoint.index import ModelIndex
+from merge.errors import Finding, PlanRefused
+from merge.plan import Plan, make_plan, plan_or_findings
+from merge.recipe import recipe_from
+from tests.merge import exact
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ModelIndex]:
+    return exact.indices(exact.family(tmp_path_factory.mktemp("models")))
+
+
+def document(*steps: dict[str, Any], **more: Any) -> dict[str, Any]:
+    sources = [{"id": name, "model": name} for name in "abc"]
+    return {"base": "base", "sources": sources, "steps": list(steps)} | more
+
+
+def plan_of(models: Mapping[str, ModelIndex], *steps: dict[str, Any], **more: Any) -> Plan:
+    return make_plan(recipe_from(document(*steps, **more)), models, budget=GIB)
+
+
+def refused(models: Mapping[str, ModelIndex], *steps: dict[str, Any], budget: int = GIB, **more: Any) -> list[Finding]:
+    recipe = recipe_from(document(*steps or ({"method": "linear"},), **more))
+    plan, findings = plan_or_findings(recipe, models, budget=budget)
+    assert plan is None
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+TIES = {"method": "ties"}
+
+
+def test_outputs_follow_the_base_in_name_shape_and_dtype(models: Mapping[str, ModelIndex]) -> None:
+    plan = plan_of(models, TIES)
+    assert {o.name: o.shape for o in plan.outputs} == dict(exact.SHAPES)
+    assert {o.dtype for o in plan.outputs} == {"BF16"}
+    assert plan.estimate.output_bytes == sum(shard.size for shard in plan.shards)
+    assert plan.estimate.download_bytes == 4 * models["a"].bytes
+
+
+def test_output_dtype_can_be_chosen(models: Mapping[str, ModelIndex]) -> None:
+    assert {o.dtype for o in plan_of(models, TIES, dtype={"output": "float32"}).outputs} == {"F32"}
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "pointer", "words"),
+    [
+        ({"method": "tiess"}, "unknown_method", "/steps/0/method", "did you mean 'ties'"),
+        ({"method": "ties", "desnity": 0.5}, "setting_unknown", "/steps/0/desnity", "did you mean 'density'"),
+        ({"method": "ties", "density": 1.5}, "setting_invalid", "/steps/0/density", "at most 1"),
+        ({"method": "ties", "density": [0.1, 0]}, "setting_invalid", "/steps/0/density", "above 0"),
+        ({"method": "ties", "scope": ["tensor", "global"]}, "setting_invalid", "/steps/0/scope", "one of"),
+        ({"method": "slerp"}, "source_count", "/steps/0", "exactly 2 sources, not 3"),
+        ({"method": "dare"}, "chain_invalid", "/steps", "one combine"),
+    ],
+    ids=str,
+)
+def test_a_wrong_step_is_refused_where_it_stands(
+    models: Mapping[str, ModelIndex], step: dict[str, Any], code: str, pointer: str, words: str
+) -> None:
+    (found,) = refused(models, step)
+    assert (found.code, found.pointer) == (code, pointer)
+    assert words in found.message
+
+
+def test_a_combine_before_a_prepare_is_refused(models: Mapping[str, ModelIndex]) -> None:
+    assert [f.code for f in refused(models, TIES, {"method": "dare"})] == ["chain_invalid"]
+
+
+def test_settings_that_sources_may_not_set_are_refused(models: Mapping[str, ModelIndex]) -> None:
+    sources = [{"model": "a", "settings": {"scale": 2.0}}, {"model": "b", "settings": {"density": 0.1}}]
+    named = {"m0": models["a"], "m1": models["b"], "base": models["base"]}
+    (found,) = refused(named, TIES, sources=sources)
+    assert (found.code, found.pointer) == ("setting_not_by_source", "/sources/0/settings/scale")
+
+
+def test_a_base_that_is_needed_must_be_named(models: Mapping[str, ModelIndex]) -> None:
+    assert [f.code for f in refused(models, TIES, base=None)] == ["base_missing"]
+
+
+def test_weights_that_cancel_are_refused(models: Mapping[str, ModelIndex]) -> None:
+    sources = [{"id": "a", "model": "a", "weight": 1}, {"id": "b", "model": "b", "weight": -1}]
+    (found,) = refused(models, {"method": "linear"}, sources=sources)
+    assert found.code == "weights_sum_to_zero"
+
+
+def test_a_global_threshold_needs_one_density(models: Mapping[str, ModelIndex]) -> None:
+    (found,) = refused(models, {"method": "ties", "scope": "global", "density": [0.1, 0.9]})
+    assert (found.code, found.pointer) == ("global_setting_varies", "/steps/0/density")
+
+
+def changed(models: Mapping[str, ModelIndex], tmp_path: Path, **options: Any) -> dict[str, ModelIndex]:
+    """The family with another model in the place of b."""
+    folder = exact.write(tmp_path / "other", "b", **options)
+    return dict(models) | exact.indices({"b": folder})
+
+
+
+NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "tensor"),
+    [
+        ({"shapes": {k: v for k, v in exact.SHAPES.items() if k != NORM}}, "missing_tensor", NORM),
+        ({"shapes": {**exact.SHAPES, "model.more.weight": (2, 2)}}, "extra_tensor", "model.more.weight"),
+        ({"shapes": {**exact.SHAPES, NORM: (127,)}}, "shape_mismatch", NORM),
+        ({"shapes": {**exact.SHAPES, EMBED: (702, 128)}}, "vocabulary_mismatch", EMBED),
+        ({"extra": {NORM: torch.ones(128, dtype=torch.int64)}}, "dtype_mismatch", NORM),
+        ({"extra": {NORM: torch.ones(128).to(torch.float8_e4m3fn)}}, "dtype_unsupported", NORM),
+        ({"config": {"model_type": "mistral"}}, "architecture_mismatch", None),
+        ({"config": {"tie_word_embeddings": True}}, "tied_embeddings_differ", None),
+        ({"config": {"quantization_config": {"quant_method": "gptq"}}}, "quantized", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_models_that_do_not_fit_are_refused_by_name(
+    models: Mapping[str, ModelIndex], tmp_path: Path, options: dict[str, Any], code: str, tensor: str | None
+) -> None:
+    (found,) = refused(changed(models, tmp_path, **options))
+    assert (found.code, found.model, found.tensor) == (code, "b", tensor)
+    assert "b" in found.message
+
+
+def test_every_mistake_is_told_at_once(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
+    shapes = {**exact.SHAPES, NORM: (5,), EMBED: (9, 128)}
+    assert {f.code for f in refused(changed(models, tmp_path, shapes=shapes))} == {"shape_mismatch", "vocabulary_mismatch"}
+
+
+def test_a_flood_of_findings_is_counted(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
+    many = {f"model.layers.{i}.mlp.x.weight": (1, 1) for i in range(100)}
+    found = refused(changed(models, tmp_path, shapes={**exact.SHAPES, **many}))
+    assert len(found) == 21
+    assert "80 more" in found[-1].message
+
+
+def test_an_override_takes_over_a_tensor_that_only_one_source_has(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
+    shapes = {**exact.SHAPES, "model.more.weight": (2, 2)}
+    overrides = [{"match": "model.more.*", "policy": "source:b"}]
+    plan = plan_of(changed(models, tmp_path, shapes=shapes), TIES, overrides=overrides)
+    assert plan.outputs[-1].name == "model.more.weight"
+
+
+def test_other_dtypes_and_configs_are_only_warned_of(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
+    other = changed(models, tmp_path, dtype=torch.float32, config={"rms_norm_eps": 1e-6, "architectures": ["Other"]})
+    other = other | exact.indices({"base": exact.write(tmp_path / "base", "base", config={"rms_norm_eps": 1e-5})})
+    codes = {finding.code for finding in plan_of(other, TIES).findings}
+    assert codes == {"dtype_differs", "config_differs", "architecture_differs"}
+
+
+def test_a_tied_head_stored_twice_is_one_decision(tmp_path: Path) -> None:
+    tied = exact.indices(exact.family(tmp_path, config={"tie_word_embeddings": True}))
+    plan = plan_of(tied, TIES)
+    assert "lm_head.weight" not in {o.name for o in plan.outputs}
+    assert [finding.code for finding in plan.findings] == ["tied_tensor"]
+
+
+def test_classes_and_overrides_choose_policies(models: Mapping[str, ModelIndex]) -> None:
+    overrides = [{"match": "*.1.mlp.*", "policy": "source:c"}, {"match": "layer:0", "settings": {"density": 0.9}}]
+    plan = plan_of(models, TIES, classes={"norm": "mean", "head": "base"}, overrides=overrides)
+    chosen = {o.name: o.policy for o in plan.outputs}
+    assert chosen["model.norm.weight"] == "mean"
+    assert chosen["lm_head.weight"] == "base"
+    assert chosen["model.layers.1.mlp.up_proj.weight"] == "source:c"
+    densities = {o.name: o.settings[0].get("density") for o in plan.outputs}
+    assert densities["model.layers.0.mlp.up_proj.weight"] == 0.9
+    assert densities["model.layers.1.self_attn.q_proj.weight"] is None
+
+
+def test_policy_error_stops_at_the_class(models: Mapping[str, ModelIndex]) -> None:
+    found = refused(models, TIES, classes={"norm": "error"})
+    assert {finding.code for finding in found} == {"policy_error"}
+
+
+def test_summary_shows_effective_settings_and_is_plain_json(models: Mapping[str, ModelIndex]) -> None:
+    summary = plan_of(models, {"method": "ties", "density": [0.2, 0.6]}).summary()
+    assert json.loads(json.dumps(summary)) == summary
+    linear = next(row for row in summary["classes"] if row["class"] == "linear")
+    shown = linear["steps"][0]["settings"]
+    assert shown["density"] == {"from": 0.2, "to": 0.6}
+    assert shown["scope"] == "tensor"
+    assert summary["counts"]["tensors"] == exact.TENSORS
+
+
+def test_too_little_memory_or_disk_is_refused(models: Mapping[str, ModelIndex]) -> None:
+    assert [f.code for f in refused(models, budget=1 << 20)] == ["budget_too_small"]
+    recipe = recipe_from(document(TIES))
+    _, findings = plan_or_findings(recipe, models, budget=GIB, scratch_free=1000)
+    assert [finding.code for finding in findings] == ["disk_too_small"]
+
+
+def test_digest_follows_recipe_and_inputs(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
+    first, again = plan_of(models, TIES), plan_of(models, TIES)
+    assert first.digest == again.digest
+    assert plan_of(models, TIES, seed=1).digest != first.digest
+    assert plan_of(changed(models, tmp_path, config={"x": 1}), TIES).digest != first.digest
+
+
+def test_make_plan_raises_with_every_finding(models: Mapping[str, ModelIndex]) -> None:
+    with pytest.raises(PlanRefused) as caught:
+        plan_of(models, {"method": "ties", "density": 0, "scale": "much"})
+    assert {finding.pointer for finding in caught.value.findings} == {"/steps/0/density", "/steps/0/scale"}
+
+
+def test_twenty_thousand_tensors_are_planned_in_seconds() -> None:
+    names = [f"model.layers.{i % 48}.mlp.experts.{i // 48}.up_proj.weight" for i in range(20_000)]
+    tensors = {n: TensorInfo(n, "BF16", (4, 4), "model.safetensors", 32 * i, 32 * i + 32) for i, n in enumerate(names)}
+    models = {key: ModelIndex(key, tensors, {}, None, {"model.safetensors": 0}, key) for key in ("base", "a", "b", "c")}
+    begin = time.process_time()
+    plan = plan_of(models, {"method": "ties", "density": [0.1, 0.5]}, overrides=[{"match": "*.3.*", "policy": "mean"}])
+    assert len(plan.outputs) == 20_000
+    assert time.process_time() - begin < 5, "about one second is usual"
+
+
+def test_planning_loads_no_torch() -> None:
+    code = "import sys, merge.plan, merge.catalog, merge.mergekit; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,152 @@
+"""A running job's heartbeat, stop flag and fence."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import jobs as rows
+from jobs import lifecycle
+from jobs.lifecycle import Fence
+from tests.factories import make_running
+from worker.board import Board
+from worker.context import JobContext, Rhythm
+from worker.errors import Interrupted, Stop
+
+QUICK = Rhythm(lease=5.0, heartbeat=0.05, progress=0.0, tick=0.02)
+
+
+@pytest.fixture
+def running(sessions: sessionmaker[Session]) -> Fence:
+    with sessions.begin() as session:
+        return make_running(session)[1]
+
+
+def context_of(sessions: sessionmaker[Session], fence: Fence, **options: Any) -> JobContext:
+    return JobContext(
+        sessions.begin, fence, options.pop("rhythm", QUICK), options.pop("timeout", 60.0), **options
+    )
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_lease_is_renewed_while_the_work_goes_on(sessions: sessionmaker[Session], running: Fence) -> None:
+    def beat() -> Any:
+        with sessions() as session:
+            job = rows.get(session, running.job_id)
+            assert job is not None
+            return job.heartbeat_at
+
+    before = beat()
+    with context_of(sessions, running):
+        until(lambda: bool(beat() > before))
+    after = beat()
+    time.sleep(0.15)
+    assert beat() == after
+
+
+def test_a_cancel_request_sets_the_flag(sessions: sessionmaker[Session], running: Fence) -> None:
+    with context_of(sessions, running) as context:
+        assert not context.should_stop()
+        context.checkpoint()
+        with sessions.begin() as session:
+            job = rows.get(session, running.job_id)
+            assert job is not None
+            lifecycle.request_cancel(session, job)
+        until(context.should_stop)
+        assert context.reason is Stop.CANCEL
+        with pytest.raises(Interrupted):
+            context.checkpoint()
+        with pytest.raises(Interrupted):
+            context.enter("merging")
+
+
+def test_a_job_past_its_time_is_told_to_stop(sessions: sessionmaker[Session], running: Fence) -> None:
+    with context_of(sessions, running, timeout=0.05) as context:
+        until(context.should_stop)
+        assert context.reason is Stop.TIMEOUT
+
+
+def test_a_stopping_worker_tells_its_jobs(
+    sessions: sessionmaker[Session], running: Fence, tmp_path: Path
+) -> None:
+    board = Board.create(tmp_path)
+    with context_of(sessions, running, board=board) as context:
+        assert board.notes()[0].job_id == running.job_id
+        board.ask_to_stop()
+        until(context.should_stop)
+        assert context.reason is Stop.SHUTDOWN
+        until(lambda: board.notes()[0].reason == "shutdown")
+    assert board.notes() == []
+
+
+def test_nothing_is_written_once_another_worker_has_the_job(
+    sessions: sessionmaker[Session], running: Fence
+) -> None:
+    with sessions.begin() as session:
+        lifecycle.release(session, running)
+        assert lifecycle.claim(session, running.job_id, "worker-2", 60) is not None
+    slow = Rhythm(lease=5.0, heartbeat=60.0, progress=0.0, tick=0.02)
+    with context_of(sessions, running, rhythm=slow) as context:
+        with pytest.raises(Interrupted) as caught:
+            context.enter("merging")
+        assert caught.value.reason is Stop.LOST and context.should_stop()
+        with pytest.raises(Interrupted):
+            context.write(lifecycle.succeed, {})
+    with sessions() as session:
+        job = rows.get(session, running.job_id)
+        assert job is not None
+        assert (job.state, job.phase, job.lease_owner) == ("running", "resolving", "worker-2")
+
+
+def test_a_heartbeat_notices_the_lost_lease_by_itself(
+    sessions: sessionmaker[Session], running: Fence
+) -> None:
+    with sessions.begin() as session:
+        lifecycle.release(session, running)
+    with context_of(sessions, running) as context:
+        until(context.should_stop)
+        assert context.reason is Stop.LOST
+
+
+def test_work_goes_on_without_a_database_for_as_long_as_the_lease_and_no_longer(running: Fence) -> None:
+    def away() -> AbstractContextManager[Any]:
+        raise ConnectionError("the database is away")
+
+    rhythm = Rhythm(lease=0.4, heartbeat=0.05, progress=0.0, tick=0.02)
+    with JobContext(away, running, rhythm, 60.0) as context:
+        time.sleep(0.2)
+        assert not context.should_stop()
+        context.progress(fraction=0.5)
+        until(context.should_stop)
+        assert context.reason is Stop.LOST
+
+
+def test_progress_tells_share_and_seconds_left(sessions: sessionmaker[Session], running: Fence) -> None:
+    with context_of(sessions, running) as context:
+        context.enter("merging")
+        time.sleep(0.1)
+        context.advance(50, 200, tensors_done=1, tensors_total=4)
+    with sessions() as session:
+        job = rows.get(session, running.job_id)
+        assert job is not None
+    assert job.progress["fraction"] == 0.25 and job.progress["bytes_total"] == 200
+    assert job.progress["tensors_done"] == 1 and 0.2 <= job.progress["eta_seconds"] <= 2
+
+
+def test_progress_is_recorded_at_most_once_a_period(sessions: sessionmaker[Session], running: Fence) -> None:
+    with context_of(sessions, running, rhythm=Rhythm(5.0, 60.0, progress=30.0)) as context:
+        context.advance(1, 100)
+        context.advance(2, 100)
+    with sessions() as session:
+        job = rows.get(session, running.job_id)
+        assert job is not None and job.progress["bytes_done"] == 1

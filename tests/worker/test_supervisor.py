@@ -1,0 +1,152 @@
+"""The parent's watch over its children."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import jobs as rows
+from db.models.job import Job
+from jobs import lifecycle
+from jobs.lifecycle import Fence
+from tests.factories import make_rules, make_running
+from worker.board import Board, Note
+from worker.supervisor import Supervisor, count_out_of_memory_kills, is_alive
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def running(sessions: sessionmaker[Session]) -> Fence:
+    with sessions.begin() as session:
+        return make_running(session)[1]
+
+
+def watch(sessions: sessionmaker[Session], folder: Path, **options: Any) -> Supervisor:
+    return Supervisor(
+        Board.create(folder), sessions.begin, folder, lease_seconds=5.0, keep_seconds=60.0, **options
+    )
+
+
+def note(pid: int, fence: Fence, **fields: Any) -> Note:
+    facts = {"alive_at": time.monotonic(), **fields}
+    return Note(pid, fence.job_id, fence.attempt, fence.owner, **facts)
+
+
+def job_of(sessions: sessionmaker[Session], fence: Fence) -> Job:
+    with sessions() as session:
+        job = rows.get(session, fence.job_id)
+        assert job is not None
+        return job
+
+
+def test_a_child_that_does_not_stop_is_killed_after_the_grace(
+    sessions: sessionmaker[Session], tmp_path: Path, running: Fence, child: subprocess.Popen[bytes]
+) -> None:
+    supervisor = watch(sessions, tmp_path, grace_seconds=30.0)
+    with sessions.begin() as session:
+        job = rows.get(session, running.job_id)
+        assert job is not None
+        lifecycle.request_cancel(session, job)
+    supervisor.board.write(note(child.pid, running, stop_at=time.monotonic() - 29, reason="cancel"))
+    supervisor.look()
+    assert child.poll() is None
+    supervisor.board.write(note(child.pid, running, stop_at=time.monotonic() - 31, reason="cancel"))
+    supervisor.look()
+    assert child.wait(5) == -signal.SIGKILL
+    supervisor.look()
+    assert job_of(sessions, running).state == "cancelled"
+    assert supervisor.board.notes() == []
+
+
+def test_a_child_that_is_silent_for_longer_than_its_lease_is_killed(
+    sessions: sessionmaker[Session], tmp_path: Path, running: Fence, child: subprocess.Popen[bytes]
+) -> None:
+    supervisor = watch(sessions, tmp_path, grace_seconds=1.0)
+    supervisor.board.write(note(child.pid, running, alive_at=time.monotonic() - 5.5))
+    supervisor.look()
+    assert child.poll() is None
+    supervisor.board.write(note(child.pid, running, alive_at=time.monotonic() - 6.5))
+    supervisor.look()
+    assert child.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("reason", "state", "code"),
+    [(None, "queued", None), ("shutdown", "queued", None), ("timeout", "failed", "timeout")],
+)
+def test_what_a_dead_child_leaves_is_settled_at_once(
+    sessions: sessionmaker[Session],
+    tmp_path: Path,
+    running: Fence,
+    child: subprocess.Popen[bytes],
+    reason: str | None,
+    state: str,
+    code: str | None,
+) -> None:
+    supervisor = watch(sessions, tmp_path)
+    child.kill()
+    child.wait()
+    supervisor.board.write(note(child.pid, running, reason=reason))
+    supervisor.look()
+    job = job_of(sessions, running)
+    assert (job.state, job.error_code) == (state, code)
+
+
+def test_a_child_killed_for_memory_fails_the_job_as_out_of_memory(
+    sessions: sessionmaker[Session], tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    with sessions.begin() as session:
+        fence = make_running(session, rules=make_rules(max_attempts=1))[1]
+    kills = iter([1, 1])
+    supervisor = watch(sessions, tmp_path, count_kills=lambda: next(kills))
+    child.kill()
+    child.wait()
+    supervisor.board.write(note(child.pid, fence))
+    supervisor.look()
+    job = job_of(sessions, fence)
+    assert (job.state, job.error_code) == ("failed", "out_of_memory")
+
+
+def test_a_job_that_another_worker_has_by_now_is_left_alone(
+    sessions: sessionmaker[Session], tmp_path: Path, running: Fence, child: subprocess.Popen[bytes]
+) -> None:
+    with sessions.begin() as session:
+        lifecycle.release(session, running)
+        lifecycle.claim(session, running.job_id, "worker-2", 60)
+    child.kill()
+    child.wait()
+    supervisor = watch(sessions, tmp_path)
+    supervisor.board.write(note(child.pid, running))
+    supervisor.look()
+    assert job_of(sessions, running).lease_owner == "worker-2"
+
+
+def test_zombies_count_as_dead(child: subprocess.Popen[bytes]) -> None:
+    assert is_alive(child.pid) and is_alive(os.getpid())
+    child.kill()
+    deadline = time.monotonic() + 5
+    while is_alive(child.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not is_alive(2**22 + 1)
+
+
+def test_kills_for_memory_are_read_from_the_control_group(tmp_path: Path) -> None:
+    events = tmp_path / "memory.events"
+    assert count_out_of_memory_kills(events) == 0
+    events.write_text("low 0\nhigh 3\nmax 12\noom 2\noom_kill 2\n")
+    assert count_out_of_memory_kills(events) == 2

@@ -1,0 +1,78 @@
+"""The dispatcher's rounds over the rows."""
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import jobs as rows
+from tests.factories import let_lease_run_out, make_job, make_running
+from worker.sweep import Doorbell, expire, recover
+
+
+def queued(sessions: sessionmaker[Session]) -> str:
+    with sessions.begin() as session:
+        return make_job(session).id
+
+
+def test_a_ready_job_is_announced_once_and_again_when_nobody_came(sessions: sessionmaker[Session]) -> None:
+    job_id = queued(sessions)
+    rung: list[tuple[str, str]] = []
+    doorbell = Doorbell(sessions.begin, lambda *ring: rung.append(ring), after_seconds=60)
+    assert doorbell.announce_due() == 1
+    assert doorbell.announce_due() == 0
+    with sessions.begin() as session:
+        session.execute(text("UPDATE job SET announced_at = clock_timestamp() - interval '61 seconds'"))
+    assert doorbell.announce_due() == 1
+    assert rung == [(job_id, "cpu")] * 2
+
+
+def test_the_row_is_committed_before_the_message_goes_out(sessions: sessionmaker[Session]) -> None:
+    queued(sessions)
+
+    def ring(job_id: str, _queue: str) -> None:
+        with sessions() as session:
+            job = rows.get(session, job_id)
+            assert job is not None and job.announced_at is not None
+
+    assert Doorbell(sessions.begin, ring, 60).announce_due() == 1
+
+
+def test_what_the_broker_did_not_take_is_rung_in_the_next_round(sessions: sessionmaker[Session]) -> None:
+    first, second = queued(sessions), queued(sessions)
+    rung: list[str] = []
+    is_down = True
+
+    def ring(job_id: str, _queue: str) -> None:
+        if is_down and rung:
+            raise ConnectionError("the broker is away")
+        rung.append(job_id)
+
+    doorbell = Doorbell(sessions.begin, ring, 60)
+    with pytest.raises(ConnectionError):
+        doorbell.announce_due()
+    assert rung == [first]
+    is_down = False
+    assert doorbell.announce_due() == 1
+    assert rung == [first, second]
+
+
+def test_a_lost_job_comes_back_to_the_queue_and_is_announced_at_once(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        job, _ = make_running(session)
+        let_lease_run_out(session, job.id)
+    assert recover(sessions.begin) == [job.id]
+    assert recover(sessions.begin) == []
+    rung: list[str] = []
+    assert Doorbell(sessions.begin, lambda job_id, _: rung.append(job_id), 60).announce_due() == 1
+    assert rung == [job.id]
+
+
+def test_a_job_nobody_started_in_time_expires(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        job = make_job(session, expires_in=100)
+        kept = make_job(session, expires_in=200)
+        session.execute(text("UPDATE job SET expires_at = clock_timestamp() WHERE id = :id"), {"id": job.id})
+    assert expire(sessions.begin) == [job.id]
+    with sessions() as session:
+        states = [getattr(rows.get(session, each.id), "state", None) for each in (job, kept)]
+    assert states == ["expired", "queued"]

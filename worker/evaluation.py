@@ -1,0 +1,173 @@
+"""Is the result sound, and how good is it beside its parents? Checked, scored, recorded, and one verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from db import artifacts
+from db.models.job import Job
+from hub.snapshot import Hub
+from jobs import lifecycle
+from jobs.errors import NotFound, RequestInvalid
+from jobs.places import HUB_NAME, find_inside
+from jobs.request import EvalSet, EvaluateRequest
+from scoring.check import check_model
+from scoring.runner import ScoreProgress, score_model
+from scoring.score import Score
+from scoring.tasks import Limits, Task, parse_task
+from worker.context import JobContext
+from worker.workshop import Workshop
+
+RESULT = "result"
+Scores = Mapping[str, Sequence[Score]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``sound`` is ``None`` if nothing was checked; ``problem`` says why not to publish the result."""
+
+    sound: bool | None
+    problem: str | None = None
+    card_scores: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Holds the evaluation sets of one job, read and checked before anything expensive."""
+
+    context: JobContext
+    tasks: tuple[Task, ...]
+    order: EvaluateRequest
+    device: str
+
+    @classmethod
+    def prepare(
+        cls, workshop: Workshop, context: JobContext, job: Job, order: EvaluateRequest, hub: Hub
+    ) -> "Evaluator":
+        """Reads every set. Raises ``SetInvalid``, ``SetTooLarge``, ``NotFound`` or what the Hub said."""
+        limits = Limits(file_bytes=workshop.settings.max_dataset_bytes)
+        tasks = []
+        for each in order.sets:
+            file, body = _read(workshop, job, each, hub)
+            tasks.append(parse_task(each.name, each.kind, body, file=file, limit=each.limit, limits=limits))
+        return cls(context, tuple(tasks), order, workshop.device)
+
+    def judge(self, result: Path, parents: Mapping[str, Path]) -> Verdict:
+        """Checks the result, scores it (and its parents where asked for), and records all of it."""
+        check = check_model(result, device=self.device)
+        self.context.write(
+            lifecycle.record_evaluation,
+            {"name": "check", "kind": "check", "passed": check.ok, "detail": check.as_dict()},
+        )
+        if not check.ok:
+            return Verdict(False, check.sentence)
+        if not self.tasks:
+            return Verdict(True)
+        scores = self._score({RESULT: result, **(parents if self.order.parents else {})})
+        self._record(scores)
+        return Verdict(True, _too_bad(scores, self.order.margin), tuple(card_rows(scores)))
+
+    def _score(self, folders: Mapping[str, Path]) -> Scores:
+        scores: dict[str, Sequence[Score]] = {}
+        for place, (subject, folder) in enumerate(folders.items()):
+
+            def on_progress(progress: ScoreProgress, place: int = place) -> None:
+                done = place * progress.total + progress.done
+                self.context.advance(done, len(folders) * progress.total)
+
+            scores[subject] = score_model(
+                folder,
+                self.tasks,
+                device=self.device,
+                on_progress=on_progress,
+                should_stop=self.context.should_stop,
+            )
+            self.context.checkpoint()
+        return scores
+
+    def _record(self, scores: Scores) -> None:
+        for task in self.tasks:
+            rows = [
+                {
+                    "subject": subject,
+                    "metric": score.metric,
+                    "value": score.value,
+                    "stderr": score.stderr,
+                    "n": score.n,
+                }
+                for subject, found in scores.items()
+                for score in found
+                if score.task == task.name
+            ]
+            self.context.write(
+                lifecycle.record_evaluation, {"name": task.name, "kind": task.kind, "scores": rows}
+            )
+
+
+def unchecked() -> Verdict:
+    """The verdict about a result that could not be checked."""
+    return Verdict(None)
+
+
+def card_rows(scores: Scores) -> list[dict[str, Any]]:
+    """One row a set and metric: the result's score beside its parents'."""
+    rows = []
+    for score in scores[RESULT]:
+        parents = {
+            subject: other.value
+            for subject, found in scores.items()
+            for other in found
+            if subject != RESULT and (other.task, other.metric) == (score.task, score.metric)
+        }
+        rows.append(
+            {
+                "set": score.task,
+                "metric": score.metric,
+                "result": score.value,
+                "parents": parents,
+                "higher_is_better": score.higher_is_better,
+            }
+        )
+    return rows
+
+
+def _too_bad(scores: Scores, margin: float | None) -> str | None:
+    """Names the first score that is worse than the best parent's by more than ``margin`` of it."""
+    if margin is None:
+        return None
+    for row in card_rows(scores):
+        if not row["parents"]:
+            continue
+        better = max if row["higher_is_better"] else min
+        best = better(row["parents"].values())
+        loss = (best - row["result"]) if row["higher_is_better"] else (row["result"] - best)
+        if loss > margin * abs(best):
+            return (
+                f"{row['metric']} on {row['set']} is {row['result']:.4g}, more than {margin:.0%} worse than "
+                f"the best parent's {best:.4g}"
+            )
+    return None
+
+
+def _read(workshop: Workshop, job: Job, wanted: EvalSet, hub: Hub) -> tuple[str, bytes]:
+    """Name and content of the file that a set is read from."""
+    data = wanted.data
+    limit = workshop.settings.max_dataset_bytes
+    if data.hub is not None and data.file is not None:
+        found = HUB_NAME.fullmatch(data.hub)
+        if found is None:
+            raise RequestInvalid(
+                f"{data.hub!r} is not a Hub dataset: write org/name[@revision].", "/evaluate/sets"
+            )
+        snapshot = hub.pin(found["repo"], found["revision"], "dataset")
+        return data.file, hub.read_file(snapshot, data.file, limit)
+    if data.dataset is not None:
+        with workshop.transaction() as session:
+            row = artifacts.dataset(session, job.tenant_id, data.dataset, with_body=True)
+            if row is None:
+                raise NotFound("dataset", data.dataset)
+            return row.name, row.body
+    path = find_inside(data.path or "", workshop.settings.model_roots, folder=False)
+    with path.open("rb") as file:
+        return path.name, file.read(limit + 1)
