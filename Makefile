@@ -7,12 +7,15 @@ MODELS ?= tiny
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types catalog openapi up chaos bench load clean
+.PHONY: help setup demo test check lint format types catalog openapi docs up chaos bench load clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY)  ## a virtual environment with the pinned dependencies
+setdocs: $(READY)  ## write the pages that are made from code anew
+	$(BIN)/python docs/generate.py
+
+up: $(READY)  ## a virtual environment with the pinned dependencies
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Mergery needs Python 3.11 or newer"'
@@ -46,6 +49,9 @@ catalog: $(READY)  ## write the catalogue of methods anew
 
 openapi: $(READY)  ## write docs/openapi.json anew
 	$(BIN)/python -m api.openapi
+
+docs: $(READY)  ## write the pages that are made from code anew
+	$(BIN)/python docs/generate.py
 
 up: $(READY)  ## start the whole service here, for keeps
 	$(BIN)/mergery up

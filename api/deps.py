@@ -129,9 +129,9 @@ def may(scope: str) -> Callable[..., Caller]:
 
 
 def takes(*content_types: str) -> Callable[..., None]:
-    """A dependency that refuses bodies of any other content type with 415."""
+    """A dependency that refuses bodies of any other content type with 415, once the caller is let in."""
 
-    def check(request: Request) -> None:
+    def check(request: Request, _caller: Annotated[Caller, Depends(admit)]) -> None:
         if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
             return
         if content_type_of(request) not in content_types:

@@ -85,7 +85,11 @@ class Problem(HTTPException):
         headers: Mapping[str, str] | None = None,
         status: int | None = None,
     ) -> None:
-        super().__init__(status or kind_of(code).status, detail, dict(headers or {}))
+        chosen = status or kind_of(code).status
+        given = dict(headers or {})
+        if chosen in (429, 503):
+            given.setdefault("Retry-After", str(RETRY_SECONDS))
+        super().__init__(chosen, detail, given)
         self.code = code
         self.errors = tuple(errors)
 
@@ -183,8 +187,8 @@ def from_room(error: JobError | HubError | MergeError, prefix: str = "") -> Prob
     if isinstance(error, RequestInvalid):
         errors = [{"in": "body", "pointer": error.pointer, "code": error.code, "detail": str(error)}]
     headers = {}
-    if kind_of(error.code).status in (429, 503):
-        wait = getattr(error, "retry_after", None) or getattr(error, "seconds", None) or RETRY_SECONDS
+    wait = getattr(error, "retry_after", None) or getattr(error, "seconds", None)
+    if wait and kind_of(error.code).status in (429, 503):
         headers["Retry-After"] = str(max(1, round(wait)))
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = CHALLENGE

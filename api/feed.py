@@ -12,8 +12,6 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 
-from api.errors import Problem
-
 log = structlog.get_logger("api.feed")
 
 POLL_SECONDS = 5.0
@@ -52,9 +50,9 @@ class Feed:
         self.loop: asyncio.AbstractEventLoop | None = None
 
     @property
-    def open(self) -> int:
-        """How many wait now."""
-        return sum(len(each) for each in self.waiters.values())
+    def has_room(self) -> bool:
+        """Whether one more may wait in this process."""
+        return sum(len(each) for each in self.waiters.values()) < self.most
 
     def _start(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -71,11 +69,7 @@ class Feed:
 
     @asynccontextmanager
     async def waiting(self, job_id: str) -> AsyncIterator[Waiter]:
-        """A waiter for ``job_id``; raises ``too_many_streams`` when the process has its fill."""
-        if self.open >= self.most:
-            raise Problem(
-                "too_many_streams", "poll the job instead, or come back later", headers={"Retry-After": "5"}
-            )
+        """A waiter for ``job_id``; ask ``has_room`` first."""
         if self.thread is None:
             self._start()
         waiter = Waiter()

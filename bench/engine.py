@@ -56,9 +56,13 @@ class Row:
 
 def main() -> None:
     """Parses arguments, makes the family, runs every method and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--params", type=float, default=1.1e9, help="parameters of each model")
-    parser.add_argument("--methods", default="linear,slerp,task_arithmetic,dare,ties", help=", ".join(RECIPES))
+    parser.add_argument(
+        "--methods", default="linear,slerp,task_arithmetic,dare,ties", help=", ".join(RECIPES)
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--budget", type=int, default=1 << 30, help="bytes of memory")
     parser.add_argument("--repeat", type=int, default=2, help="runs of each; the best is shown")

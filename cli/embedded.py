@@ -117,8 +117,11 @@ def start_valkey(data_dir: Path) -> Server:
         password = _remember(home / "password", lambda: secrets.token_urlsafe(24))
         port = int(_remember(home / "port", lambda: str(_free_port())))
         server = _valkey(home, password, port)
-        if not server.is_alive():
-            if server.pid is None and not _is_free(port):
+        if server.pid is not None:
+            # Alive, or reading its file after a crash.
+            _wait(server, time.monotonic() + START_SECONDS)
+        elif not server.is_alive():
+            if not _is_free(port):
                 port = _free_port()
                 _write_private(home / "port", str(port))
                 server = _valkey(home, password, port)
@@ -276,7 +279,7 @@ def _quoted(path: Path) -> str:
 
 def _answers(url: str) -> bool:
     if url.startswith("redis://"):
-        client = redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5)
+        client = redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2)
         try:
             return bool(client.ping())
         except redis.RedisError:

@@ -32,8 +32,8 @@ class Account:
         return cls(found.pw_uid, found.pw_gid)
 
     def may_enter(self, path: Path) -> bool:
-        """Whether this account can pass through every folder above ``path``."""
-        return all(self._may_pass(folder) for folder in path.resolve().parents)
+        """Whether this account can pass through every folder above ``path``, as far as they exist."""
+        return all(self._may_pass(folder) for folder in path.resolve().parents if folder.exists())
 
     def own(self, folder: Path) -> None:
         """Gives a folder to this account, closed to all others."""

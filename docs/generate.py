@@ -1,10 +1,11 @@
-"""Writes the reference pages that are made from code: methods.md from the catalogue, errors.md from the errors.
+"""Writes the reference pages that are made from code: routes.md, methods.md, errors.md.
 
 `make docs` runs it; a test compares the pages with what it would write.
 """
 
 import importlib
 import inspect
+import json
 import pkgutil
 import sys
 from pathlib import Path
@@ -41,8 +42,8 @@ def errors_page() -> str:
     lines = [
         "# Error codes",
         "",
-        "A code is stable: programs may rely on it. The sentence beside it in an answer names the field,",
-        "model, tensor or file and may change. In a problem body `type` leads here; a job that failed carries",
+        "A code is stable: programs may rely on it. The sentence beside it in an answer names the",
+        "field, model, tensor or file and may change. In a problem body `type` leads here; a job that failed carries",
         "the code in `error.code`.",
         "",
         "| code | when |",
@@ -103,8 +104,9 @@ def methods_page() -> str:
     lines = [
         "# Methods",
         "",
-        "Made from the catalogue (`make docs`). *May vary* says that a setting may be a list interpolated over",
-        "the layers (by depth) or differ between sources (by source). How methods chain: [the recipe](recipe.md).",
+        "Made from the catalogue (`make docs`). *May vary*: a setting may be a list interpolated over",
+        "the layers (by depth), or differ between sources (by source). [The recipe](recipe.md) says how",
+        "methods chain.",
         "",
     ]
     for name, entry in sorted(catalogue().items()):
@@ -112,7 +114,19 @@ def methods_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-PAGES = {"errors.md": errors_page, "methods.md": methods_page}
+def routes_page() -> str:
+    """`docs/routes.md`."""
+    paths = json.loads((FOLDER / "openapi.json").read_text())["paths"]
+    lines = ["# Routes", "", "Made from [openapi.json](openapi.json) (`make docs`).", ""]
+    lines += ["| route | what it does |", "|---|---|"]
+    for path, routes in paths.items():
+        for verb, route in routes.items():
+            about = " ".join(route.get("description", route.get("summary", "")).split()).replace("|", "/")
+            lines.append(f"| `{verb.upper()} {path}` | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"routes.md": routes_page, "errors.md": errors_page, "methods.md": methods_page}
 
 if __name__ == "__main__":
     for page, write in PAGES.items():

@@ -8,7 +8,7 @@ import argparse
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,14 @@ class FolderHub:
             thread.join()
             listener.close()
 
-    def run(self, host: str, port: int) -> None:
-        """Serve until the process is told to stop. Unhashed files are hashed in the background meanwhile."""
+    def run(self, host: str, port: int, *, announce: Callable[[str], None]) -> None:
+        """Serve until the process is told to stop; ``announce`` gets the endpoint once it listens.
+
+        Files that were never hashed are hashed in the background meanwhile.
+        """
         listener = socket.create_server((host, port))
         self.url = f"http://{host}:{listener.getsockname()[1]}"
+        announce(self.url)
         threading.Thread(target=self.store.warm, name="folder-hub-warm", daemon=True).start()
         try:
             uvicorn.Server(self._config()).run([listener])
@@ -117,12 +121,15 @@ def serve(
     if not folder.is_dir():
         raise ConfigInvalid(f"{folder} is not a folder")
     hub = FolderHub(folder, tokens, xet=xet)
-    sys.stdout.write(f"HF_ENDPOINT=http://{host}:{port}\n")
-    sys.stdout.flush()
     try:
-        hub.run(host, port)
+        hub.run(host, port, announce=_print_endpoint)
     finally:
         hub.close()
+
+
+def _print_endpoint(url: str) -> None:
+    sys.stdout.write(f"HF_ENDPOINT={url}\n")
+    sys.stdout.flush()
 
 
 def main(argv: list[str] | None = None) -> int:

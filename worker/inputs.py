@@ -44,7 +44,7 @@ class Wanted:
 
 
 def wanted_names(file_names: Iterable[str], weights: Iterable[str]) -> tuple[str, ...]:
-    """The weight files and the small files beside them, such as config and tokenizer; never code or pickles."""
+    """The weight files and the small files beside them, such as the config; never code or pickles."""
     names = list(file_names)
     small = (name for name in names if any(fnmatchcase(name, pattern) for pattern in SMALL_FILES))
     return tuple(sorted({*small, *weights}))

@@ -14,7 +14,7 @@ from jobs.states import ACTIVE, PHASES, RETRYABLE, State, is_terminal
 CHECK = "check"
 POINTS_MOST = 600
 SOMETIMES = ("measuring", "evaluating", "uploading")
-LOWER, HIGHER = ("perplexity", "loss", "nll", "bits"), ("accuracy", "exact", "f1")
+LOWER, HIGHER = ("perplexity", "bits_per_byte"), ("accuracy",)
 ESTIMATES = {
     "download_bytes": ("Download", bytes_said),
     "disk_bytes": ("Disk", bytes_said),
@@ -68,8 +68,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "can_retry": job.state in RETRYABLE,
         "error": error,
         "facts": _facts(job),
-        "links": _links(job.result or {}),
-        "published": "Published." if (job.result or {}).get("repo") else "Done.",
+        "outcome": _outcome(job.result) if job.result else None,
     }
 
 
@@ -262,19 +261,22 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     return facts
 
 
-def _links(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    url = result.get("url") or result.get("commit_url")
-    return (
-        [(str(result.get("repo") or url), url)]
-        if isinstance(url, str) and url.startswith(("http://", "https://"))
-        else []
-    )
+def _outcome(result: Mapping[str, Any]) -> dict[str, str]:
+    """Where the result went; only an http link becomes one."""
+    url = str(result.get("url") or "")
+    passed = result.get("checked")
+    checked = "" if passed is None else "It passed its checks." if passed else "It did not pass its checks."
+    name = str(result.get("repo") or result.get("folder") or url)
+    return {
+        "said": "Pushed." if result.get("repo") else "Kept here.",
+        "name": name,
+        "url": url if url.startswith(("http://", "https://")) else "",
+        "checked": checked,
+    }
 
 
 def _better(metric: str) -> Any:
-    if any(word in metric for word in LOWER):
-        return min
-    return max if any(word in metric for word in HIGHER) else None
+    return min if metric in LOWER else max if metric in HIGHER else None
 
 
 def _cell(score: EvaluationScore | None, best: float | None) -> dict[str, Any] | None:

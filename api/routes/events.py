@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.deps import Desk, Id, InDesk, Reader, found
-from api.errors import NothingMore
+from api.errors import NothingMore, Problem
 from api.schemas.common import problems
 from api.schemas.jobs import EventOut, EventsOut, event_out
 from db import jobs
@@ -52,6 +52,8 @@ def resume_point(
     last_event_id: Annotated[str | None, Header(description="`seq` of the last event received")] = None,
 ) -> int:
     """The ``seq`` after which the stream begins. Raises 404, or ``NothingMore`` for one read to its end."""
+    if not desk.feed.has_room:
+        raise Problem("too_many_streams", "poll the job instead, or come back later")
     resumed = last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19
     seq = int(last_event_id) if resumed and last_event_id else after
     fresh, over = look(desk, caller, job_id, seq, 1)

@@ -270,7 +270,7 @@ async def _answer(
         response.headers["Idempotent-Replayed"] = "true"
         response.status_code = accepted.status
         return accepted.body
-    if not wait:
+    if not wait or not desk.feed.has_room:
         return accepted.body
     response.headers["Preference-Applied"] = f"wait={wait}"
     ended = await _until_ended(request, desk, caller, accepted.job_id, wait)

@@ -45,7 +45,9 @@ def ties(
     keep = max(1, int(np.floor(np.round(density * out.size, 9))))
     limits = [np.sort(np.abs(delta))[::-1][keep - 1] for delta in deltas]
     for place in range(out.size):
-        votes = [(w * d[place], w) for d, w, m in zip(deltas, weights, limits, strict=True) if abs(d[place]) >= m]
+        votes = [
+            (w * d[place], w) for d, w, m in zip(deltas, weights, limits, strict=True) if abs(d[place]) >= m
+        ]
         sign = np.sign(sum(vote for vote, _ in votes))
         agreeing = [(vote, weight) for vote, weight in votes if vote * sign > 0]
         if agreeing:

@@ -33,7 +33,9 @@ def plan_of(models: Mapping[str, ModelIndex], *steps: dict[str, Any], **more: An
     return make_plan(recipe_from(document(*steps, **more)), models, budget=GIB)
 
 
-def refused(models: Mapping[str, ModelIndex], *steps: dict[str, Any], budget: int = GIB, **more: Any) -> list[Finding]:
+def refused(
+    models: Mapping[str, ModelIndex], *steps: dict[str, Any], budget: int = GIB, **more: Any
+) -> list[Finding]:
     recipe = recipe_from(document(*steps or ({"method": "linear"},), **more))
     plan, findings = plan_or_findings(recipe, models, budget=budget)
     assert plan is None
@@ -108,7 +110,6 @@ def changed(models: Mapping[str, ModelIndex], tmp_path: Path, **options: Any) ->
     return dict(models) | exact.indices({"b": folder})
 
 
-
 NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
 
 
@@ -137,7 +138,10 @@ def test_models_that_do_not_fit_are_refused_by_name(
 
 def test_every_mistake_is_told_at_once(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
     shapes = {**exact.SHAPES, NORM: (5,), EMBED: (9, 128)}
-    assert {f.code for f in refused(changed(models, tmp_path, shapes=shapes))} == {"shape_mismatch", "vocabulary_mismatch"}
+    assert {f.code for f in refused(changed(models, tmp_path, shapes=shapes))} == {
+        "shape_mismatch",
+        "vocabulary_mismatch",
+    }
 
 
 def test_a_flood_of_findings_is_counted(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
@@ -147,16 +151,24 @@ def test_a_flood_of_findings_is_counted(models: Mapping[str, ModelIndex], tmp_pa
     assert "80 more" in found[-1].message
 
 
-def test_an_override_takes_over_a_tensor_that_only_one_source_has(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
+def test_an_override_takes_over_a_tensor_that_only_one_source_has(
+    models: Mapping[str, ModelIndex], tmp_path: Path
+) -> None:
     shapes = {**exact.SHAPES, "model.more.weight": (2, 2)}
     overrides = [{"match": "model.more.*", "policy": "source:b"}]
     plan = plan_of(changed(models, tmp_path, shapes=shapes), TIES, overrides=overrides)
     assert plan.outputs[-1].name == "model.more.weight"
 
 
-def test_other_dtypes_and_configs_are_only_warned_of(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
-    other = changed(models, tmp_path, dtype=torch.float32, config={"rms_norm_eps": 1e-6, "architectures": ["Other"]})
-    other = other | exact.indices({"base": exact.write(tmp_path / "base", "base", config={"rms_norm_eps": 1e-5})})
+def test_other_dtypes_and_configs_are_only_warned_of(
+    models: Mapping[str, ModelIndex], tmp_path: Path
+) -> None:
+    other = changed(
+        models, tmp_path, dtype=torch.float32, config={"rms_norm_eps": 1e-6, "architectures": ["Other"]}
+    )
+    other = other | exact.indices(
+        {"base": exact.write(tmp_path / "base", "base", config={"rms_norm_eps": 1e-5})}
+    )
     codes = {finding.code for finding in plan_of(other, TIES).findings}
     assert codes == {"dtype_differs", "config_differs", "architecture_differs"}
 
@@ -169,7 +181,10 @@ def test_a_tied_head_stored_twice_is_one_decision(tmp_path: Path) -> None:
 
 
 def test_classes_and_overrides_choose_policies(models: Mapping[str, ModelIndex]) -> None:
-    overrides = [{"match": "*.1.mlp.*", "policy": "source:c"}, {"match": "layer:0", "settings": {"density": 0.9}}]
+    overrides = [
+        {"match": "*.1.mlp.*", "policy": "source:c"},
+        {"match": "layer:0", "settings": {"density": 0.9}},
+    ]
     plan = plan_of(models, TIES, classes={"norm": "mean", "head": "base"}, overrides=overrides)
     chosen = {o.name: o.policy for o in plan.outputs}
     assert chosen["model.norm.weight"] == "mean"
@@ -217,10 +232,18 @@ def test_make_plan_raises_with_every_finding(models: Mapping[str, ModelIndex]) -
 
 def test_twenty_thousand_tensors_are_planned_in_seconds() -> None:
     names = [f"model.layers.{i % 48}.mlp.experts.{i // 48}.up_proj.weight" for i in range(20_000)]
-    tensors = {n: TensorInfo(n, "BF16", (4, 4), "model.safetensors", 32 * i, 32 * i + 32) for i, n in enumerate(names)}
-    models = {key: ModelIndex(key, tensors, {}, None, {"model.safetensors": 0}, key) for key in ("base", "a", "b", "c")}
+    tensors = {
+        n: TensorInfo(n, "BF16", (4, 4), "model.safetensors", 32 * i, 32 * i + 32)
+        for i, n in enumerate(names)
+    }
+    models = {
+        key: ModelIndex(key, tensors, {}, None, {"model.safetensors": 0}, key)
+        for key in ("base", "a", "b", "c")
+    }
     begin = time.process_time()
-    plan = plan_of(models, {"method": "ties", "density": [0.1, 0.5]}, overrides=[{"match": "*.3.*", "policy": "mean"}])
+    plan = plan_of(
+        models, {"method": "ties", "density": [0.1, 0.5]}, overrides=[{"match": "*.3.*", "policy": "mean"}]
+    )
     assert len(plan.outputs) == 20_000
     assert time.process_time() - begin < 5, "about one second is usual"
 

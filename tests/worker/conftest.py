@@ -105,7 +105,7 @@ def family_recipe(**changes: Any) -> dict[str, Any]:
         "base": "team/base",
         "sources": [{"id": "a", "model": "team/expert1"}, {"id": "b", "model": "team/expert2"}],
         "steps": [{"method": "ties", "density": 0.5}],
-        "shard_bytes": 20_000,
+        "shard_bytes": 65_536,
         **changes,
     }
 
@@ -114,7 +114,7 @@ def family_recipe(**changes: Any) -> dict[str, Any]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base and two experts, in two files each; copied by each test that serves them."""
     root = tmp_path_factory.mktemp("models")
-    tiny.family(root / "team", experts=2, layers=3, hidden=32, shards=2)
+    tiny.family(root / "team", experts=2, layers=6, hidden=64, shards=2)
     return root
 
 

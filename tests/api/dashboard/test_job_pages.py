@@ -21,7 +21,7 @@ SCORES = {
 def finish(site: Site, repo: str = "acme/merged") -> Job:
     """A job that has gone the whole way."""
     with site.begin() as session:
-        job, fence = make_running(session, caller=site.caller, output={"repo": repo})
+        _, fence = make_running(session, caller=site.caller, output={"repo": repo})
         lifecycle.enter_phase(session, fence, "merging")
         for done in (0, 400, 1000):
             progress = {"fraction": done / 1000, "bytes_done": done, "bytes_total": 1000}

@@ -13,7 +13,9 @@ from merge.errors import MethodMalformed, ShapeBroken
 from tests.merge.whole import merge_one
 
 
-def made(function: object, kind: Kind, needs: Needs, settings: type = NoParams, granularity: str = "element") -> Method:
+def made(
+    function: object, kind: Kind, needs: Needs, settings: type = NoParams, granularity: str = "element"
+) -> Method:
     """A method that is not registered."""
     return Method("x", "X", kind, "f", "About.", None, 1, granularity, needs, settings, function)  # type: ignore[arg-type]
 
@@ -107,5 +109,7 @@ def test_a_prepare_reads_a_stat_of_its_own_delta() -> None:
 
 def test_a_stat_of_a_combine_sees_prepared_deltas() -> None:
     base, source = torch.zeros(1000), torch.ones(1000)
-    kept = merge_one([("dare", {"density": 0.5, "rescale": "none"}), ("ties", {"density": 0.25})], base, [source])
+    kept = merge_one(
+        [("dare", {"density": 0.5, "rescale": "none"}), ("ties", {"density": 0.25})], base, [source]
+    )
     assert 400 < int((kept != 0).sum()) < 600, "all survivors equal the threshold, dropped ones do not"

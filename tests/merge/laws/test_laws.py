@@ -13,7 +13,9 @@ from merge.contract.params import schema_of
 from tests.merge.whole import merge_one
 
 METHODS = [method for method in registered().values() if method.kind in tuple(Kind)]
-EXAMPLES = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+EXAMPLES = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
 
 
 def under(law: str) -> pytest.MarkDecorator:
@@ -62,7 +64,9 @@ SEEDS = st.integers(0, 1000)
 @under("shape")
 @EXAMPLES
 @given(data=st.data(), shape=SHAPES, seed=SEEDS)
-def test_output_has_the_shape_and_is_finite(method: Method, data: Any, shape: tuple[int, ...], seed: int) -> None:
+def test_output_has_the_shape_and_is_finite(
+    method: Method, data: Any, shape: tuple[int, ...], seed: int
+) -> None:
     base, sources = exact(seed, shape, count_of(method))
     merged = merge_one(steps_of(method, data.draw(values_of(method))), base, sources)
     assert merged.shape == base.shape
@@ -127,11 +131,18 @@ def test_blocks_and_threads_do_not_change_a_bit(method: Method, shape: tuple[int
     sources = [base + 0.1 * torch.randn(shape, generator=generator) for _ in range(count_of(method))]
     for values in ({}, last_choices(method)):
         steps = steps_of(method, values)
-        cuts = [merge_one(steps, base, sources, block=b, threads=t) for b, t in ((1 << 16, 1), (1 << 17, 2), (1 << 20, 4))]
+        cuts = [
+            merge_one(steps, base, sources, block=b, threads=t)
+            for b, t in ((1 << 16, 1), (1 << 17, 2), (1 << 20, 4))
+        ]
         assert all(torch.equal(cuts[0], other) for other in cuts[1:])
 
 
 def last_choices(method: Method) -> dict[str, Any]:
     """The settings with every choice moved off its default."""
     properties = schema_of(method.params)["properties"]
-    return {name: next(c for c in body["enum"] if c != body["default"]) for name, body in properties.items() if "enum" in body}
+    return {
+        name: next(c for c in body["enum"] if c != body["default"])
+        for name, body in properties.items()
+        if "enum" in body
+    }

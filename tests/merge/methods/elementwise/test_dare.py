@@ -8,7 +8,9 @@ BASE = torch.zeros(COUNT)
 DELTA = torch.full((COUNT,), 0.01)
 
 
-def dare(delta: torch.Tensor = DELTA, then: str = "task_arithmetic", seed: int = 0, **settings: object) -> torch.Tensor:
+def dare(
+    delta: torch.Tensor = DELTA, then: str = "task_arithmetic", seed: int = 0, **settings: object
+) -> torch.Tensor:
     return merge_one([("dare", settings), (then, {})], BASE, [BASE + delta], seed=seed)
 
 
@@ -44,7 +46,10 @@ def test_density_one_is_the_inner_method_bit_for_bit() -> None:
 def test_draws_do_not_depend_on_blocks_or_threads() -> None:
     steps = [("dare", {"density": 0.5, "rescale": "l2"}), ("ties", {"density": 0.5})]
     sources = [torch.randn(COUNT) for _ in range(2)]
-    made = [merge_one(steps, BASE, sources, block=b, threads=t) for b, t in ((1 << 16, 1), (1 << 17, 2), (1 << 20, 1))]
+    made = [
+        merge_one(steps, BASE, sources, block=b, threads=t)
+        for b, t in ((1 << 16, 1), (1 << 17, 2), (1 << 20, 1))
+    ]
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[0], made[2])
 

@@ -24,7 +24,9 @@ def test_without_normalising_weights_are_factors() -> None:
 
 def test_identical_models_are_given_back() -> None:
     same = torch.randn(1000)
-    assert torch.allclose(merge_one([("linear", {})], None, [same] * 3, weights=[0.2, 0.5, 0.3]), same, rtol=1e-6)
+    assert torch.allclose(
+        merge_one([("linear", {})], None, [same] * 3, weights=[0.2, 0.5, 0.3]), same, rtol=1e-6
+    )
 
 
 def test_agrees_with_an_independent_float64_reference() -> None:

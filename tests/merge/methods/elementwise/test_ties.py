@@ -9,7 +9,9 @@ DELTAS = torch.tensor([[0.5, -0.1, 0.3, -0.4], [-0.2, 0.6, 0.2, -0.1], [0.4, 0.1
 BASE = torch.zeros(4)
 
 
-def ties(deltas: torch.Tensor, base: torch.Tensor = BASE, weights: list[float] | None = None, **settings: object):
+def ties(
+    deltas: torch.Tensor, base: torch.Tensor = BASE, weights: list[float] | None = None, **settings: object
+):
     return merge_one([("ties", settings)], base, [base + delta for delta in deltas], weights=weights)
 
 
@@ -33,7 +35,9 @@ def test_all_entries_equal_to_the_threshold_are_kept() -> None:
 
 
 def test_at_least_one_entry_is_kept() -> None:
-    assert torch.equal(ties(torch.tensor([[0.5, 0.25, 0.125, 0.0]]), density=0.01), torch.tensor([0.5, 0, 0, 0]))
+    assert torch.equal(
+        ties(torch.tensor([[0.5, 0.25, 0.125, 0.0]]), density=0.01), torch.tensor([0.5, 0, 0, 0])
+    )
 
 
 def test_density_means_its_decimal_and_not_its_binary_neighbour() -> None:

@@ -1,0 +1,204 @@
+"""Who gets in, what a key may do, and that no tenant sees anything of another."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from api.auth import CSRF_HEADER
+from api.deps import Desk
+from jobs import webhooks
+from tests.api.conftest import ORDER, Who
+
+SCOPES = ("merges:read", "merges:write", "webhooks", "keys")
+
+
+def routes(app: FastAPI) -> list[APIRoute]:
+    return [each for each in walk(app.routes) if each.path.startswith("/v1/")]
+
+
+def walk(found: Any) -> Iterator[APIRoute]:
+    for each in found:
+        if isinstance(each, APIRoute):
+            yield each
+        elif hasattr(each, "effective_candidates"):
+            yield from walk(each.effective_candidates())
+
+
+def operations(app: FastAPI) -> list[tuple[str, str]]:
+    paths = app.openapi()["paths"]
+    return [(m.upper(), path) for path, found in paths.items() if path.startswith("/v1/") for m in found]
+
+
+def fill(path: str, ids: dict[str, str]) -> str:
+    for name, value in ids.items():
+        path = path.replace("{" + name + "}", value)
+    return path
+
+
+@pytest.fixture
+def belongings(client: TestClient, anna: Who, sessions: sessionmaker[Session]) -> dict[str, str]:
+    """Ids of one of each thing that belongs to Anna."""
+
+    def made(path: str, **sent: Any) -> str:
+        answer = client.post(path, headers=anna.headers | sent.pop("headers", {}), **sent)
+        assert answer.status_code in (201, 202), answer.text
+        return str(answer.json()["id"])
+
+    endpoint = made("/v1/webhook-endpoints", json={"url": "https://example.org/hook"})
+    with sessions.begin() as session:
+        row = webhooks.get_endpoint(session, anna.caller.tenant_id, endpoint)
+        delivery = webhooks.send_test(session, row).id
+    return {
+        "job_id": made("/v1/jobs", json=ORDER),
+        "endpoint_id": endpoint,
+        "delivery_id": delivery,
+        "key_id": made("/v1/api-keys", json={"name": "k", "scopes": ["merges:read"]}),
+        "credential_id": made("/v1/hub-credentials", json={"name": "c", "token": "hf_x"}),
+        "dataset_id": made("/v1/datasets", content="text", headers={"Content-Type": "text/plain"}),
+    }
+
+
+def test_every_route_with_an_id_says_404_to_another_tenant(
+    client: TestClient, app: FastAPI, anna: Who, bert: Who, belongings: dict[str, str]
+) -> None:
+    tried = 0
+    for method, path in operations(app):
+        if "{" not in path or "{name}" in path:
+            continue
+        body = {"json": {}} if method == "PATCH" else {}
+        answer = client.request(method, fill(path, belongings), headers=bert.headers, **body)
+        assert answer.status_code == 404, (method, path, answer.text)
+        assert answer.json()["code"] == "not_found"
+        tried += 1
+    assert tried >= 18
+    still = client.get(f"/v1/jobs/{belongings['job_id']}", headers=anna.headers)
+    assert still.json()["state"] == "queued"
+
+
+def test_every_list_shows_only_ones_own(
+    client: TestClient, app: FastAPI, anna: Who, bert: Who, belongings: dict[str, str]
+) -> None:
+    mine = set(belongings.values())
+    tried = 0
+    for method, path in operations(app):
+        if method != "GET" or "{" in path:
+            continue
+        text = client.get(path, headers=bert.headers).text
+        assert not any(each in text for each in mine), path
+        tried += 1
+    assert tried >= 8
+    assert belongings["job_id"] in client.get("/v1/jobs", headers=anna.headers).text
+
+
+def test_another_tenants_things_cannot_be_named_in_an_order(
+    client: TestClient, bert: Who, belongings: dict[str, str]
+) -> None:
+    evaluate = {"sets": [{"name": "s", "kind": "perplexity", "data": {"dataset": belongings["dataset_id"]}}]}
+    answer = client.post("/v1/jobs", json=ORDER | {"evaluate": evaluate}, headers=bert.headers)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/evaluate/sets/0/data/dataset"
+    credential = {"hub_credential": belongings["credential_id"]}
+    assert client.post("/v1/jobs", json=ORDER | credential, headers=bert.headers).status_code == 404
+
+
+def test_every_route_needs_a_key(client: TestClient, app: FastAPI, belongings: dict[str, str]) -> None:
+    for method, path in operations(app):
+        body = {"json": {}} if method in ("POST", "PATCH") and "{" not in path else {}
+        answer = client.request(method, fill(path, belongings), **body)
+        assert answer.status_code == 401, (method, path, answer.text)
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_every_route_needs_its_scope(
+    client: TestClient, app: FastAPI, someone: Callable[..., Who], belongings: dict[str, str]
+) -> None:
+    holders = {scope: someone("acme", scope) for scope in SCOPES}
+    for method, path in operations(app):
+        if path.startswith("/v1/methods"):
+            continue
+        url = fill(path, belongings)
+        refused = {
+            scope
+            for scope, who in holders.items()
+            if client.request(method, url + "?limit=0", headers=who.headers).status_code == 403
+        }
+        assert len(refused) == len(SCOPES) - 1, (method, path, refused)
+
+
+def test_a_key_cannot_hand_on_what_it_does_not_have(client: TestClient, someone: Callable[..., Who]) -> None:
+    keeper = someone("acme", "keys")
+    answer = client.post(
+        "/v1/api-keys", json={"name": "more", "scopes": ["keys", "admin"]}, headers=keeper.headers
+    )
+    assert (answer.status_code, answer.json()["code"]) == (403, "scope_missing")
+
+
+def test_a_revoked_key_is_refused_at_once_by_the_process_that_revoked_it(
+    client: TestClient, anna: Who, someone: Callable[..., Who]
+) -> None:
+    other = someone("acme", "merges:read")
+    assert client.get("/v1/jobs", headers=other.headers).status_code == 200
+    answer = client.delete(f"/v1/api-keys/{other.caller.key_id}", headers=anna.headers)
+    assert answer.json()["revoked_at"]
+    assert client.get("/v1/jobs", headers=other.headers).status_code == 401
+
+
+@pytest.mark.parametrize("secret", ["", "mk_live_short", "mk_live_" + "0" * 47, "é", "Bearer"])
+def test_what_is_no_key_is_refused(client: TestClient, secret: str) -> None:
+    headers = {"Authorization": f"Bearer {secret}".encode()}
+    answer = client.get("/v1/jobs", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+
+
+def test_a_secret_is_shown_once_and_a_token_never(client: TestClient, anna: Who) -> None:
+    client.headers.update(anna.headers)
+    key = client.post("/v1/api-keys", json={"name": "k", "scopes": ["merges:read"]}).json()
+    client.post("/v1/hub-credentials", json={"name": "c", "token": "hf_canary"})
+    endpoint = client.post("/v1/webhook-endpoints", json={"url": "https://example.org/h"}).json()
+    assert key["secret"].startswith("mk_live_")
+    assert endpoint["secret"].startswith("whsec_")
+    for path in ("/v1/api-keys", "/v1/hub-credentials", "/v1/webhook-endpoints"):
+        text = client.get(path).text
+        assert not any(secret in text for secret in (key["secret"], endpoint["secret"], "hf_canary"))
+
+
+def test_a_refused_body_is_not_repeated_in_the_answer(client: TestClient, anna: Who) -> None:
+    body = {"name": "c", "token": "hf_canary", "extra": "hf_canary"}
+    answer = client.post("/v1/hub-credentials", json=body, headers=anna.headers)
+    assert answer.status_code == 422
+    assert "hf_canary" not in answer.text
+
+
+def test_a_session_reads_freely_and_changes_only_with_its_token(client: TestClient, anna: Who) -> None:
+    desk: Desk = client.app.state.desk  # type: ignore[attr-defined]
+    session = desk.signer.session(anna.caller.key_id)
+    client.cookies.set(desk.signer.cookie, desk.signer.sign(session))
+    assert client.get("/v1/jobs").status_code == 200
+    refused = client.post("/v1/jobs", json=ORDER)
+    assert (refused.status_code, refused.json()["code"]) == (403, "csrf_failed")
+    token = desk.signer.csrf_token(session)
+    assert client.post("/v1/jobs", json=ORDER, headers={CSRF_HEADER: token}).status_code == 202
+    other = desk.signer.csrf_token(desk.signer.session(anna.caller.key_id))
+    assert client.post("/v1/jobs", json=ORDER, headers={CSRF_HEADER: other}).status_code == 403
+
+
+def test_a_changed_or_old_session_is_none(client: TestClient, anna: Who) -> None:
+    desk: Desk = client.app.state.desk  # type: ignore[attr-defined]
+    good = desk.signer.sign(desk.signer.session(anna.caller.key_id))
+    old = desk.signer.sign(desk.signer.session(anna.caller.key_id, seconds=-1))
+    changed = good[:-6] + ("AAAAAA" if not good.endswith("AAAAAA") else "BBBBBB")
+    for value in (old, changed, "x", "", "é", good[:40]):
+        assert desk.signer.verify(value) is None
+    assert desk.signer.verify(good) is not None
+
+
+def test_no_two_operations_share_a_name(app: FastAPI) -> None:
+    found = [each["operationId"] for path in app.openapi()["paths"].values() for each in path.values()]
+    assert len(found) == len(set(found))
+    assert all(a != b for a, b in itertools.pairwise(sorted(found)))

@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from merge.__main__ import main
+from tests.merge import exact
+
+RECIPE = """
+base: base
+sources: [{id: a, model: a}, {id: b, model: b, weight: 0.5}]
+steps: [{method: dare, density: 0.5}, {method: ties, density: 0.4}]
+"""
+MERGEKIT = """
+merge_method: ties
+base_model: base
+models:
+  - {model: a, parameters: {weight: 1.0, density: 0.5}}
+  - {model: b, parameters: {weight: 0.5, density: 0.5}}
+dtype: bfloat16
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    exact.family(tmp_path, ("base", "a", "b"))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "mergekit.yaml").write_text(MERGEKIT)
+    return tmp_path
+
+
+def call(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_run_makes_the_folder_and_prints_digests(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", root / "recipe.yaml", root / "out", "--threads", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines} == {file.name for file in (root / "out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        ("linear", ""),
+        ("task_arithmetic", ""),
+        ("ties", "parameters: {normalize: true, lambda: 0.7}"),
+        ("dare_linear", "parameters: {rescale: true}"),
+        ("dare_ties", ""),
+    ],
+)
+def test_a_mergekit_file_runs_as_it_is(root: Path, method: str, extra: str) -> None:
+    text = MERGEKIT.replace("merge_method: ties", f"merge_method: {method}") + extra
+    text = text.replace(", density: 0.5", "") if method == "linear" else text
+    (root / "mergekit.yaml").write_text(text)
+    assert call("run", root / "mergekit.yaml", root / "out", "--threads", 1) == 0
+
+
+def test_a_mergekit_slerp_runs_as_it_is(root: Path) -> None:
+    text = "merge_method: slerp\nbase_model: base\nmodels: [{model: base}, {model: a}]\nparameters: {t: [0.2, 0.8]}\n"
+    (root / "mergekit.yaml").write_text(text)
+    assert call("run", root / "mergekit.yaml", root / "out", "--threads", 1) == 0
+
+
+def test_plan_prints_a_summary_and_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(root.iterdir())
+    assert call("plan", root / "recipe.yaml") == 0
+    assert [step["method"] for step in json.loads(capsys.readouterr().out)["steps"]] == ["dare", "ties"]
+    assert sorted(root.iterdir()) == before
+
+
+def test_translate_shows_the_recipe_and_the_conventions(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("translate", root / "mergekit.yaml") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["recipe"]["steps"][0]["method"] == "ties"
+    assert shown["notes"]
+
+
+def test_methods_lists_or_describes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("methods") == 0
+    assert "TIES-Merging" in capsys.readouterr().out
+    assert call("methods", "ties") == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "ties"
+
+
+def test_inspect_shows_tensors(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", root / "a") == 0
+    assert len(json.loads(capsys.readouterr().out)["tensors"]) == exact.TENSORS
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("method: ties", "method: tees"), "did you mean 'ties'"),
+        (("density: 0.4", "density: 4"), "/steps/1/density"),
+        (("model: b", "model: missing"), "missing"),
+        (("steps:", "stops:"), "did you mean steps"),
+    ],
+)
+def test_a_failure_is_exit_code_2_and_says_what_is_wrong(
+    root: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], words: str
+) -> None:
+    (root / "recipe.yaml").write_text(RECIPE.replace(*change))
+    assert call("run", root / "recipe.yaml", root / "out") == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert not (root / "out").exists()

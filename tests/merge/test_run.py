@@ -1,0 +1,362 @@
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from merge.checkpoint.index import attach, index_adapter_folder
+from merge.errors import InputChanged, NotFinite, OutputExists, Stopped, TensorsDiffer
+from merge.journal import partial_folder, release_shard
+from merge.plan import Plan, make_plan
+from merge.recipe import recipe_from
+from merge.report import Progress, Report, ShardDone
+from merge.run import run
+from tests import tiny
+from tests.merge import exact
+
+GIB = 1 << 30
+SMALL = 96 << 20
+"""Bytes of memory with which blocks are as small as they get."""
+SHARD = 150_000
+DARE_L1 = {"method": "dare", "density": 0.5, "rescale": "l1"}
+CHAINS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "linear": ("abc", [{"method": "linear"}]),
+    "slerp": ("ab", [{"method": "slerp", "t": [0.2, 0.8]}]),
+    "task_arithmetic": ("abc", [{"method": "task_arithmetic", "scale": 0.4}]),
+    "ties": ("abc", [{"method": "ties", "density": 0.3}]),
+    "ties_global": ("abc", [{"method": "ties", "density": 0.3, "scope": "global"}]),
+    "dare_task_arithmetic": ("abc", [{"method": "dare", "density": 0.3}, {"method": "task_arithmetic"}]),
+    "dare_ties": ("abc", [DARE_L1, {"method": "ties", "density": 0.6, "scope": "global"}]),
+    "passthrough": ("a", [{"method": "passthrough", "scale": 0.5}]),
+}
+DIGESTS = json.loads(Path(__file__).with_name("digests.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
+
+
+def planned(folders: Mapping[str, Path], chain: str = "ties", **more: Any) -> Plan:
+    used, steps = CHAINS[chain]
+    document: dict[str, Any] = {
+        "base": "base",
+        "sources": [
+            {"id": name, "model": name, "weight": weight}
+            for name, weight in zip(used, (1.0, 0.5, 2.0), strict=False)
+        ],
+        "steps": steps,
+        "shard_bytes": SHARD,
+        "seed": 7,
+    }
+    return make_plan(recipe_from(document | more), exact.indices(folders), budget=SMALL)
+
+
+def merged(
+    plan: Plan, folders: Mapping[str, Path], out: Path, threads: int = 1, budget: int = SMALL, **more: Any
+) -> Report:
+    return run(plan, folders, out, budget_bytes=budget, threads=threads, **more)
+
+
+def weights_digest(out: Path) -> str:
+    """One digest over all weight files."""
+    digest = hashlib.sha256()
+    for path in sorted(out.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_bytes_are_the_committed_ones_for_any_threads_and_blocks(
+    folders: Mapping[str, Path], tmp_path: Path, chain: str
+) -> None:
+    plan = planned(folders, chain)
+    for number, (threads, budget) in enumerate([(1, SMALL), (2, SMALL), (4, GIB)]):
+        merged(plan, folders, tmp_path / str(number), threads, budget)
+        assert weights_digest(tmp_path / str(number)) == DIGESTS[chain], (threads, budget)
+
+
+def test_bytes_are_the_same_without_vector_instructions(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    document = {
+        "base": "base",
+        "sources": [{"id": "a", "model": "a"}, {"id": "b", "model": "b", "weight": 0.5}],
+        "steps": [DARE_L1, {"method": "ties", "scale": 0.7}],
+    }
+    recipe = folders["base"].parent / "recipe.json"
+    recipe.write_text(json.dumps(document))
+    for capability in ("default", "avx2"):
+        command = [
+            sys.executable,
+            "-m",
+            "merge",
+            "run",
+            str(recipe),
+            str(tmp_path / capability),
+            "--threads",
+            "1",
+        ]
+        subprocess.run(
+            command, check=True, env={**os.environ, "ATEN_CPU_CAPABILITY": capability}, capture_output=True
+        )
+    assert weights_digest(tmp_path / "default") == weights_digest(tmp_path / "avx2")
+
+
+@pytest.mark.parametrize("chain", ["ties_global", "slerp"])
+def test_interrupted_after_each_shard_and_resumed_gives_the_same_bytes(
+    folders: Mapping[str, Path], tmp_path: Path, chain: str
+) -> None:
+    plan = planned(folders, chain)
+    out = tmp_path / "out"
+    made: list[tuple[str, bool]] = []
+    for _ in plan.shards:
+        count = len(made)
+
+        def note(done: ShardDone, before: int = count) -> None:
+            made.append((done.file, done.reused))
+            if not done.reused and len(made) > before:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            merged(plan, folders, out, on_shard=note)
+        assert not out.exists()
+    report = merged(plan, folders, out)
+    assert len(plan.shards) > 2
+    assert all(file.reused for file in report.files if file.file.endswith(".safetensors"))
+    assert [file for file, reused in made if not reused] == [shard.file for shard in plan.shards], (
+        "each written once"
+    )
+    assert weights_digest(out) == DIGESTS[chain]
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    """Says stop from the given call on."""
+    count = iter(range(1_000_000))
+    return lambda: next(count) >= calls
+
+
+@pytest.mark.parametrize("calls", [0, 3, 12, 25])
+def test_stopping_leaves_no_output_and_a_later_run_the_same_bytes(
+    folders: Mapping[str, Path], tmp_path: Path, calls: int
+) -> None:
+    plan = planned(folders, "ties_global")
+    with pytest.raises(Stopped):
+        merged(plan, folders, tmp_path / "out", 2, should_stop=stop_after(calls))
+    assert not (tmp_path / "out").exists()
+    merged(plan, folders, tmp_path / "out", 2)
+    assert weights_digest(tmp_path / "out") == DIGESTS["ties_global"]
+
+
+def test_a_damaged_shard_is_made_again(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    plan = planned(folders)
+    out = tmp_path / "out"
+
+    def crash_at_second(done: ShardDone) -> None:
+        if done.file == plan.shards[1].file:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merged(plan, folders, out, on_shard=crash_at_second)
+    first = partial_folder(out) / plan.shards[0].file
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    report = merged(plan, folders, out)
+    assert [file.reused for file in report.files[:3]] == [False, True, False]
+    assert weights_digest(out) == DIGESTS["ties"]
+
+
+def test_a_shard_the_caller_took_away_is_not_made_again(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    plan = planned(folders)
+    out, seen = tmp_path / "out", []
+
+    def take_first(done: ShardDone) -> None:
+        seen.append(done.file)
+        if done.file == plan.shards[0].file:
+            done.path.unlink()
+        if done.file == plan.shards[2].file:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merged(plan, folders, out, on_shard=take_first)
+    release_shard(out, plan.shards[1].file)
+    report = merged(plan, folders, out, on_shard=lambda done: seen.append(done.file))
+    assert seen.count(plan.shards[0].file) == seen.count(plan.shards[1].file) == 1
+    assert [file.released for file in report.files[:3]] == [True, True, False]
+    assert not (out / plan.shards[0].file).exists()
+    assert report.manifest["files"][plan.shards[0].file]["sha256"] == report.files[0].sha256
+
+
+def test_other_weights_in_the_same_place_start_over(tmp_path: Path) -> None:
+    folders = exact.family(tmp_path)
+    plan = planned(folders)
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        merged(plan, folders, out, should_stop=stop_after(20))
+    shutil.rmtree(folders["a"])
+    exact.write(folders["a"], "another")
+    report = merged(plan, folders, out)
+    assert not any(file.reused for file in report.files)
+
+
+def test_files_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
+    folders = exact.family(tmp_path)
+    plan = planned(folders)
+    with (folders["a"] / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(InputChanged, match=r"model\.safetensors of a "):
+        merged(plan, folders, tmp_path / "out")
+
+
+def test_running_again_finds_the_finished_result(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    plan = planned(folders)
+    first = merged(plan, folders, tmp_path / "out")
+    again = merged(plan, folders, tmp_path / "out")
+    assert {f.file: f.sha256 for f in again.files} == {
+        f.file: f.sha256 for f in first.files if f.file != "mergery.json"
+    }
+    with pytest.raises(OutputExists):
+        merged(planned(folders, seed=8), folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_number_in_an_input_stops_with_tensor_and_model(tmp_path: Path, value: float) -> None:
+    folders = exact.family(tmp_path)
+    bad = torch.ones(128, dtype=torch.bfloat16)
+    bad[5] = value
+    exact.write(folders["b"], "b", extra={"model.norm.weight": bad})
+    with pytest.raises(NotFinite, match=r"model\.norm\.weight of b "):
+        merged(planned(folders), folders, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_too_large_for_the_output_stops_with_the_tensor(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    plan = planned(folders, "task_arithmetic", steps=[{"method": "task_arithmetic", "scale": 1e8}],
+                   dtype={"output": "float16"})  # fmt: skip
+    with pytest.raises(NotFinite, match=r"float16"):
+        merged(plan, folders, tmp_path / "out")
+
+
+def test_whole_numbers_must_be_equal_and_are_copied(tmp_path: Path) -> None:
+    position = {"model.position_ids": torch.arange(512).view(1, 512)}
+    folders = exact.family(tmp_path, extra=position)
+    merged(planned(folders), folders, tmp_path / "out")
+    kept = {name: t for f in (tmp_path / "out").glob("*.safetensors") for name, t in load_file(f).items()}
+    assert torch.equal(kept["model.position_ids"], position["model.position_ids"])
+    exact.write(folders["c"], "c", extra={"model.position_ids": position["model.position_ids"] + 1})
+    with pytest.raises(TensorsDiffer, match=r"model\.position_ids .* base and c"):
+        merged(planned(folders), folders, tmp_path / "other")
+
+
+def read_all(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+
+
+def test_policies_copy_average_or_take_one_source(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    plan = planned(folders, classes={"norm": "mean", "head": "base", "embed": "source:c"})
+    merged(plan, folders, tmp_path / "out")
+    made, models = read_all(tmp_path / "out"), {name: read_all(path) for name, path in folders.items()}
+    assert torch.equal(made["lm_head.weight"], models["base"]["lm_head.weight"])
+    assert torch.equal(made["model.embed_tokens.weight"], models["c"]["model.embed_tokens.weight"])
+    mean = torch.stack([models[name]["model.norm.weight"].double() for name in "abc"]).mean(0)
+    assert torch.equal(made["model.norm.weight"], mean.to(torch.bfloat16))
+
+
+def test_results_are_rounded_once(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    merged(planned(folders, "task_arithmetic"), folders, tmp_path / "out")
+    made, models = read_all(tmp_path / "out"), {name: read_all(path) for name, path in folders.items()}
+    name = "model.layers.0.mlp.up_proj.weight"
+    base = models["base"][name].double()
+    deltas = [w * (models[m][name].double() - base) for m, w in zip("abc", (1.0, 0.5, 2.0), strict=True)]
+    wanted = (base + 0.4 * sum(deltas, start=torch.zeros_like(base))).to(torch.bfloat16)
+    assert float((made[name] != wanted).float().mean()) < 1e-3, (
+        "float32 rounding may tip a bf16 one now and then"
+    )
+    assert made[name].dtype == torch.bfloat16
+
+
+def test_float64_arithmetic_can_be_asked_for(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    plan = planned(folders, "ties", dtype={"compute": "float64", "output": "float32"})
+    merged(plan, folders, tmp_path / "wide")
+    merged(planned(folders, "ties", dtype={"output": "float32"}), folders, tmp_path / "plain")
+    wide, plain = read_all(tmp_path / "wide"), read_all(tmp_path / "plain")
+    assert all(torch.allclose(wide[name], plain[name], atol=1e-5) for name in exact.SHAPES)
+
+
+def test_an_adapter_source_equals_the_model_with_the_adapter_merged_in(tmp_path: Path) -> None:
+    folders = exact.family(tmp_path, ("base", "a", "b"), dtype=torch.float32)
+    modules = {"model.layers.0.mlp.up_proj": (1100, 128), "model.layers.1.self_attn.q_proj": (128, 128)}
+    adapter = tiny.lora(tmp_path / "lora", modules, r=8, use_rslora=True, rank_pattern={"q_proj": 2})
+    factors = load_file(adapter / "adapter_model.safetensors")
+    tensors = read_all(folders["a"])
+    for module in modules:
+        low, high = (factors[f"base_model.model.{module}.lora_{side}.weight"].double() for side in "AB")
+        scale = 8 / low.shape[0] ** 0.5
+        tensors[f"{module}.weight"] = (tensors[f"{module}.weight"].double() + scale * high @ low).float()
+    whole = {**folders, "a": exact.write(tmp_path / "whole", "a", extra=tensors, dtype=torch.float32)}
+    models = exact.indices(folders)
+    models["a"] = attach(models["a"], index_adapter_folder(adapter))
+    sources = [{"id": "a", "model": "a", "adapter": "lora"}, {"id": "b", "model": "b"}]
+    recipe = recipe_from({"base": "base", "sources": sources, "steps": CHAINS["task_arithmetic"][1]})
+    plan = make_plan(recipe, models, budget=SMALL)
+    merged(plan, {**folders, "a+adapter": adapter}, tmp_path / "applied")
+    plain = [{"id": "a", "model": "a"}, {"id": "b", "model": "b"}]
+    merged(planned(whole, "task_arithmetic", sources=plain), whole, tmp_path / "before")
+    applied, before = read_all(tmp_path / "applied"), read_all(tmp_path / "before")
+    assert all(torch.allclose(applied[name], before[name], atol=1e-5) for name in exact.SHAPES)
+
+
+def test_config_tokenizer_and_manifest_are_complete(tmp_path: Path) -> None:
+    paths = tiny.family(tmp_path, 2, dtype=torch.bfloat16)
+    folders = {"base": paths[0], "a": paths[1], "b": paths[2]}
+    exact_config = json.loads((folders["base"] / "config.json").read_text())
+    exact_config |= {"auto_map": {"AutoModel": "x.Y"}, "_name_or_path": "/secret"}
+    (folders["base"] / "config.json").write_text(json.dumps(exact_config))
+    (folders["base"] / "generation_config.json").write_text('{"max_length": 7}')
+    (folders["a"] / "chat_template.jinja").write_text("{{ messages }}")
+    sources = [{"id": "a", "model": "a"}, {"id": "b", "model": "b"}]
+    plan = planned(folders, sources=sources, tokenizer={"source": "a"}, dtype={"output": "float32"})
+    report = merged(plan, folders, tmp_path / "out")
+    out = tmp_path / "out"
+    config = json.loads((out / "config.json").read_text())
+    assert (config["dtype"], config["model_type"]) == ("float32", "llama")
+    assert not {"auto_map", "_name_or_path"} & config.keys()
+    assert (out / "generation_config.json").read_text() == '{"max_length": 7}'
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (out / "tokenizer.json").read_bytes() == (folders["a"] / "tokenizer.json").read_bytes()
+    manifest = json.loads((out / "mergery.json").read_text())
+    assert manifest == report.manifest
+    assert {file.name for file in out.iterdir()} == {*manifest["files"], "mergery.json"}
+    for name, told in manifest["files"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == told["sha256"]
+    assert manifest["methods"] == {"ties": 1}
+    assert str(tmp_path) not in (out / "mergery.json").read_text(), (
+        "a manifest says nothing about this machine"
+    )
+
+
+def test_a_chat_template_of_the_recipe_wins(tmp_path: Path) -> None:
+    paths = tiny.family(tmp_path, 1)
+    folders = {"base": paths[0], "a": paths[1]}
+    plan = planned(folders, "passthrough", chat_template="{{ x }}")
+    merged(plan, folders, tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ x }}"
+
+
+def test_progress_only_grows_and_ends_complete(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    merged(planned(folders, "dare_ties"), folders, tmp_path / "out", 2, on_progress=seen.append)
+    assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
+    assert [p.tensors_done for p in seen] == sorted(p.tensors_done for p in seen)
+    last = seen[-1]
+    assert (last.tensors_done, last.bytes_done) == (last.tensors_total, last.bytes_total)
+    assert 3 < len(seen) < 300
