@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 
 from api import errors
 from api.dashboard import pages
@@ -17,7 +17,7 @@ from jobs.planning import Planner
 from settings import Settings
 
 VERSION = "1.0.0"
-ROUTES = (jobs, plans, events, results, methods, webhooks, keys, datasets, usage)
+ROUTES = (jobs, plans, events, results, methods, webhooks, keys, datasets, usage, health)
 
 
 def create_app(settings: Settings, planner: Planner | None = None) -> FastAPI:
@@ -43,11 +43,8 @@ def create_app(settings: Settings, planner: Planner | None = None) -> FastAPI:
     )
     app.state.desk = desk
     errors.install(app)
-    v1 = APIRouter(prefix="/v1")
     for each in ROUTES:
-        v1.include_router(each.router)
-    app.include_router(v1)
-    app.include_router(health.router)
+        app.include_router(each.router)
     pages.mount(app)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from traceback import format_exception
 from typing import Any
 
 import structlog
@@ -228,7 +229,7 @@ def to_problem(error: Exception) -> Problem:
             return from_http(error)
         case JobError() | HubError() | MergeError():
             return from_room(error)
-    log.error("request_failed", exc_info=error)
+    log.error("request_failed", error=type(error).__name__, trace="".join(format_exception(error)))
     return Problem(
         "internal_error", "something went wrong on our side; quote the request id when you report it"
     )

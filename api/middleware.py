@@ -64,6 +64,8 @@ class Front:
         started = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
+                if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+                    raise Problem("malformed", "the address holds a NUL")
                 await self.app(scope, receive, finish)
             except Exception as error:
                 if status:

@@ -1,8 +1,8 @@
 """How fast the engine merges, beside ``cat`` of the same inputs plus ``cp`` of one output on the same disk.
 
-``python -m bench.engine`` makes a Llama-shaped base and experts in a temporary folder (streamed, about 1.1 billion
-parameters each unless told otherwise), merges them with each method in a fresh process, and prints a table. Start-up is
-not counted; memory is the peak of RssAnon beyond what the process held before the merge.
+``python -m bench.engine`` makes a Llama-shaped base and experts in a temporary folder (streamed, about 1.1
+billion parameters each unless told otherwise), merges them with each method in a fresh process, and prints a
+table. Start-up is not counted; memory is the peak of RssAnon beyond what the process held before the merge.
 """
 
 import argparse
@@ -44,10 +44,11 @@ RECIPES: dict[str, tuple[bool, int, list[dict[str, Any]]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ``ratio`` is to ``floor_seconds``, which is ``cat`` of the inputs plus ``cp``."""
+    """One line of the table. ``cpu_seconds`` are of all threads, ``floor_seconds`` of ``cat`` and ``cp``."""
 
     method: str
     seconds: float
+    cpu_seconds: float
     floor_seconds: float
     gigabytes_per_second: float
     ratio: float
@@ -78,13 +79,15 @@ def main() -> None:
         made = make_family(folder, int(options.params))
         print(f"{made:,} parameters a model, {options.threads} threads, budget {options.budget >> 20} MiB")
         rows = []
-        print(f"{'method':16} {'seconds':>8} {'floor':>7} {'GB/s':>6} {'ratio':>6} {'peak MiB':>9}")
+        print(
+            f"{'method':16} {'seconds':>8} {'cpu s':>7} {'floor':>7} {'GB/s':>6} {'ratio':>6} {'peak MiB':>9}"
+        )
         for method in options.methods.split(","):
             row = best_of(folder, method, options)
             rows.append(row)
             print(
-                f"{row.method:16} {row.seconds:8.2f} {row.floor_seconds:7.2f} {row.gigabytes_per_second:6.2f} "
-                f"{row.ratio:6.2f} {row.peak_mebibytes:9.0f}",
+                f"{row.method:16} {row.seconds:8.2f} {row.cpu_seconds:7.2f} {row.floor_seconds:7.2f} "
+                f"{row.gigabytes_per_second:6.2f} {row.ratio:6.2f} {row.peak_mebibytes:9.0f}",
                 flush=True,
             )
     if options.json:
@@ -101,7 +104,7 @@ def make_family(folder: Path, parameters: int) -> int:
 
 
 def llama_shapes(parameters: int) -> dict[str, tuple[int, int]]:
-    """Matrices of a Llama of about so many parameters: 22 layers, vocabulary 32000 where there is room for it."""
+    """Matrices of a Llama of about so many parameters: 22 layers, vocabulary 32000 where that fits."""
     layers, vocabulary = 22, 32000 if parameters > 3e8 else 8000
     width = 64
     while _count(width + 64, layers, vocabulary) <= parameters:
@@ -164,9 +167,11 @@ def best_of(folder: Path, method: str, options: argparse.Namespace) -> Row:
     rows = []
     for _ in range(options.repeat):
         floor = floor_seconds(inputs, folder / "copy")
-        seconds, peak = merge_seconds(folder, method, options)
+        seconds, cpu, peak = merge_seconds(folder, method, options)
         moved = sum(_bytes(path) for path in (*inputs, inputs[0]))
-        rows.append(Row(method, seconds, floor, moved / seconds / 1e9, seconds / floor, peak / (1 << 20)))
+        rows.append(
+            Row(method, seconds, cpu, floor, moved / seconds / 1e9, seconds / floor, peak / (1 << 20))
+        )
     return min(rows, key=lambda row: row.ratio)
 
 
@@ -180,8 +185,8 @@ def floor_seconds(inputs: Sequence[Path], copy: Path) -> float:
     return seconds
 
 
-def merge_seconds(folder: Path, method: str, options: argparse.Namespace) -> tuple[float, float]:
-    """Seconds of one merge in a fresh process, and its peak of RssAnon beyond idle, in bytes."""
+def merge_seconds(folder: Path, method: str, options: argparse.Namespace) -> tuple[float, float, float]:
+    """One merge in a fresh process: seconds by the wall and of all threads, peak RssAnon beyond idle."""
     command = [sys.executable, "-m", "bench.engine", "--child", method, "--dir", str(folder)]
     command += ["--threads", str(options.threads), "--budget", str(options.budget)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
@@ -200,7 +205,8 @@ def merge_seconds(folder: Path, method: str, options: argparse.Namespace) -> tup
         watch.join()
     shutil.rmtree(folder / "out")
     os.sync()
-    return float(json.loads(line)["seconds"]), float(max(peaks) - idle)
+    told = json.loads(line)
+    return told["seconds"], told["cpu"], float(max(peaks) - idle)
 
 
 def rss_anon(pid: int) -> int:
@@ -225,7 +231,7 @@ def _child(options: argparse.Namespace) -> None:
     folder: Path = options.dir
     print("ready", flush=True)
     sys.stdin.readline()
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     plan = make_plan(recipe, index_models(recipe, folder), budget=options.budget)
     run(
         plan,
@@ -234,7 +240,8 @@ def _child(options: argparse.Namespace) -> None:
         budget_bytes=options.budget,
         threads=options.threads,
     )
-    print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
+    told = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - busy}
+    print(json.dumps(told), flush=True)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -95,13 +95,14 @@ def start_postgres(data_dir: Path, settings: Mapping[str, str] | None = None) ->
     data, log = home / "data", home / "postgres.log"
     url = _postgres_url(_socket_folder(home, account))
     server = Server("postgres", url, data, log)
+    wanted = {**POSTGRES_SETTINGS, **(settings or {})}
     with _locked(home):
         if not server.is_alive():
             programs = _postgres_programs(account)
             if not (data / "PG_VERSION").exists():
-                _init_database(programs, data, account)
+                _init_database(programs, data, account, durable=wanted.get("fsync") != "off")
             _check_version(programs, data, account)
-            _run_postgres(programs, server, {**POSTGRES_SETTINGS, **(settings or {})}, account)
+            _run_postgres(programs, server, wanted, account)
         _ensure_database(url)
     return server
 
@@ -117,15 +118,17 @@ def start_valkey(data_dir: Path) -> Server:
         password = _remember(home / "password", lambda: secrets.token_urlsafe(24))
         port = int(_remember(home / "port", lambda: str(_free_port())))
         server = _valkey(home, password, port)
-        if server.pid is not None:
-            # Alive, or reading its file after a crash.
-            _wait(server, time.monotonic() + START_SECONDS)
-        elif not server.is_alive():
-            if not _is_free(port):
-                port = _free_port()
-                _write_private(home / "port", str(port))
-                server = _valkey(home, password, port)
-            _run_valkey(server, password, port)
+        # One that lives but does not answer is reading its file after a crash, or is just dying.
+        deadline = time.monotonic() + START_SECONDS
+        while not _wait(server, time.monotonic() + RETRY_SECONDS if server.pid else 0.0):
+            if server.pid is None:
+                if not _is_free(port):
+                    port = _free_port()
+                    _write_private(home / "port", str(port))
+                    server = _valkey(home, password, port)
+                _run_valkey(server, password, port)
+            elif time.monotonic() >= deadline:
+                raise EmbeddedServerError(f"Valkey does not answer: {_tail(_read(server.log))}")
     return server
 
 
@@ -139,8 +142,6 @@ def _account() -> Account | None:
 def _make_private(folder: Path, account: Account | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if account is not None:
-        if folder.parent.name == "mergery" and folder.parent.parent == Path("/var/lib"):
-            folder.parent.chmod(0o755)
         account.own(folder)
     else:
         folder.chmod(0o700)
@@ -167,10 +168,11 @@ def _package(name: str) -> Path:
     return Path(found.origin).parent
 
 
-def _init_database(programs: Path, data: Path, account: Account | None) -> None:
+def _init_database(programs: Path, data: Path, account: Account | None, *, durable: bool) -> None:
     draft = data.with_name("data.new")
     shutil.rmtree(draft, ignore_errors=True)
     command = [str(programs / "initdb"), "-D", str(draft), "-U", NAME, "-E", "UTF8", "--auth=trust"]
+    command += [] if durable else ["--no-sync"]
     command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     ended = _command(command, account, data.parent)
     if ended.returncode != 0:

@@ -58,6 +58,7 @@ def reachable_home(account: Account | None, wanted: Path) -> Path:
     if account is None or account.may_enter(wanted):
         return wanted
     name = hashlib.sha256(str(wanted.resolve()).encode()).hexdigest()[:12]
+    _open(OPEN_FOLDER)
     return OPEN_FOLDER / f"{wanted.name}-{name}"
 
 
@@ -73,9 +74,10 @@ def reachable_programs(account: Account | None, folders: Sequence[Path], program
     target = OPEN_FOLDER / f"programs-{version}"
     if not target.exists():
         draft = target.with_name(f"{target.name}.{os.getpid()}")
+        _open(OPEN_FOLDER)
+        _open(draft)
         for folder in folders:
             shutil.copytree(folder, draft / folder.name, symlinks=True)
-        OPEN_FOLDER.chmod(0o755)
         try:
             draft.rename(target)
         except OSError:
@@ -83,3 +85,9 @@ def reachable_programs(account: Account | None, folders: Sequence[Path], program
             if not target.exists():
                 raise
     return target / program.relative_to(root)
+
+
+def _open(folder: Path) -> None:
+    """Makes a folder that everybody may enter, whatever the umask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)

@@ -179,6 +179,15 @@ def claim_due(
     return [(row[0], row[1], bool(row[2])) for row in found]
 
 
+def lock_endpoint(session: Session, endpoint_id: str) -> None:
+    """Holds an endpoint until the transaction ends. Always before its deliveries, or two senders block each
+    other.
+    """
+    session.execute(
+        select(WebhookEndpoint.id).where(WebhookEndpoint.id == endpoint_id).with_for_update(key_share=True)
+    )
+
+
 def mark_delivered(session: Session, delivery_id: str, attempt: int, owner: str, status_code: int) -> bool:
     """Ends a delivery well and clears its endpoint's record; false when the sender's lease was taken over."""
     endpoint_id = session.scalar(

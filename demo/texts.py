@@ -94,14 +94,18 @@ def wordnet_folder(work: Path) -> Path:
         if (folder / "data.noun").exists():
             return folder
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise TextsMissing("WordNet is not in /usr/share/wordnet and there is no apt-get to fetch wordnet-base with")
+        raise TextsMissing(
+            "WordNet is not in /usr/share/wordnet and there is no apt-get to fetch wordnet-base with"
+        )
     unpacked.mkdir(parents=True, exist_ok=True)
     got = subprocess.run(
         ["apt-get", "download", "wordnet-base"], cwd=unpacked, capture_output=True, text=True, check=False
     )
     packages = sorted(unpacked.glob("wordnet-base_*.deb"))
     if not packages:
-        raise TextsMissing(f"apt-get download wordnet-base failed: {got.stderr.strip() or got.stdout.strip()}")
+        raise TextsMissing(
+            f"apt-get download wordnet-base failed: {got.stderr.strip() or got.stdout.strip()}"
+        )
     subprocess.run(["dpkg", "-x", packages[-1].name, "."], cwd=unpacked, check=True)
     return unpacked / "usr/share/wordnet"
 
@@ -141,7 +145,7 @@ def read_nouns(folder: Path) -> tuple[list[Entry], list[str]]:
             fields = head.split()
             for quoted in re.findall(r'"([^"]{25,200})"', gloss):
                 sentences.setdefault(quoted[0].upper() + quoted[1:] + ".")
-            meaning = gloss.split(';')[0].strip()
+            meaning = gloss.split(";")[0].strip()
             if part == "noun" and fields[1] in KINDS and 15 <= len(meaning) <= 160:
                 entry = Entry(fields[4].replace("_", " "), meaning, KINDS[fields[1]])
                 entries.setdefault(entry.gloss, entry)
@@ -168,7 +172,9 @@ def _chunks_of(named: Iterable[tuple[str, str]], split: str) -> list[str]:
 
 
 def collect(work: Path, say: Callable[[str], None] = print) -> dict[str, Part]:
-    """Reads every source and returns its parts by split, in an order that depends on nothing but the texts."""
+    """Reads every source and returns its parts by split, in an order that depends on nothing but the
+    texts.
+    """
     entries, sentences = read_nouns(wordnet_folder(work))
     modules, pages = python_files(), reference_pages()
     parts = {}
@@ -181,11 +187,17 @@ def collect(work: Path, say: Callable[[str], None] = print) -> dict[str, Part]:
             "python": _chunks_of(modules, split),
             "dictionary": [entry.text for entry in mine],
             "prose": _chunks_of(pages, split) + paragraphs,
-            "sums": ["".join(one_sum(rng, split) for _ in range(30)) for _ in range(2000 if split == "train" else 60)],
+            "sums": [
+                "".join(one_sum(rng, split) for _ in range(30))
+                for _ in range(2000 if split == "train" else 60)
+            ],
         }
         for domain in DOMAINS:
             random.Random(f"order {domain}").shuffle(texts[domain])
         random.Random("order entries").shuffle(mine)
         parts[split] = Part(texts, mine)
-        say(f"{split}: " + ", ".join(f"{d} {len(texts[d])} texts {sum(map(len, texts[d])):,} chars" for d in DOMAINS))
+        say(
+            f"{split}: "
+            + ", ".join(f"{d} {len(texts[d])} texts {sum(map(len, texts[d])):,} chars" for d in DOMAINS)
+        )
     return parts

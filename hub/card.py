@@ -17,6 +17,8 @@ from hub.names import COMMIT, is_repo_part
 PUBLIC_HUB = "https://huggingface.co"
 TAGS = ("mergery", "merge")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>])")
+PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+CODE = re.compile(r"[\w./@:+=, -]{1,300}\Z", re.ASCII)
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}\Z")
 
 
@@ -83,15 +85,15 @@ def _front_matter(
     fields: dict[str, Any] = {}
     if repos:
         fields |= {"base_model": repos, "base_model_relation": "merge"}
-    fields["tags"] = list(dict.fromkeys([*TAGS, *methods]))
+    fields["tags"] = list(dict.fromkeys([*TAGS, *(name for name in methods if PLAIN_ID.match(name))]))
     license = merged_license(item.license for item in inputs)
     if license:
         fields["license"] = license
         if license == "other":
             fields["license_name"] = "see-inputs"
-    if library:
+    if library and PLAIN_ID.match(library):
         fields["library_name"] = library
-    if pipeline:
+    if pipeline and PLAIN_ID.match(pipeline):
         fields["pipeline_tag"] = pipeline
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=False)}---\n"
 
@@ -220,9 +222,8 @@ def _plain(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """The same in type-writer letters; text with characters that end code or a cell is shown plain."""
-    harmless = text.isprintable() and not set(text) & set("`|<>&\\") and 0 < len(text) <= 300
-    return f"`{text}`" if harmless else _plain(text)
+    """The same in type-writer letters, where no character could end them."""
+    return f"`{text}`" if CODE.match(text) else _plain(text)
 
 
 def _fence(text: str, language: str) -> str:

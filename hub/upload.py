@@ -130,14 +130,16 @@ class Push:
         """Upload one file now; afterwards the local file is not needed any more. Content the Hub has is not
         sent again.
         """
-        if path_in_repo in self._files:
+        if self._head is None:
+            self.prepare()
+        if self._done is not None or path_in_repo in self._files:
             return
         _check_path(path_in_repo)
         content: str | bytes = str(local)
         if local.stat().st_size <= KEPT_IN_MEMORY:
             content = local.read_bytes()
         added = CommitOperationAdd(path_in_repo, content)
-        self._preupload(added, f"{path_in_repo} to {self._repo}")
+        self._preupload(added)
         if isinstance(content, str) and not added._is_uploaded:
             added.path_or_fileobj = local.read_bytes()
         self._files[path_in_repo] = added
@@ -153,13 +155,13 @@ class Push:
         added._upload_mode, added._should_ignore, added._is_uploaded = "lfs", False, True
         self._files[path_in_repo] = added
 
-    def _preupload(self, added: CommitOperationAdd, label: str) -> None:
+    def _preupload(self, added: CommitOperationAdd) -> None:
         def work() -> None:
             self._hub.api.preupload_lfs_files(
                 self._repo, [added], revision=self._revision, free_memory=False, gitignore_content=""
             )
 
-        self._call(work, label)
+        self._call(work)
 
     def commit(self, message: str, small: Mapping[str, bytes]) -> CommitResult:
         """Make everything visible at once, with the ``small`` files besides those added; the same result when
@@ -241,22 +243,20 @@ class Push:
     def _result(self, head: Snapshot) -> CommitResult:
         return CommitResult(head.sha, f"{self._hub.session.endpoint}/{self._repo}/commit/{head.sha}")
 
-    def _call(self, work: Callable[[], Result], label: str | None = None, tries: int = 3) -> Result:
-        label = label or self._repo
-
+    def _call(self, work: Callable[[], Result], tries: int = 3) -> Result:
         def guarded() -> Result:
             try:
                 return work()
             except (RuntimeError, ValueError, OSError) as error:
-                found = translate(error, label)
+                found = translate(error, self._repo)
                 if found is not None:
                     raise found from error
                 if isinstance(error, FileNotFoundError):
                     raise
                 kind = RequestRefused if isinstance(error, ValueError) else Unavailable
-                raise kind(f"{label} could not be uploaded ({type(error).__name__})") from error
+                raise kind(f"{self._repo} could not take an upload ({type(error).__name__})") from error
 
-        return self._hub.session.call(label, guarded, tries=tries)
+        return self._hub.session.call(self._repo, guarded, tries=tries)
 
 
 def _check_path(path: str) -> None:

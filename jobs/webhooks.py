@@ -113,6 +113,7 @@ def update_endpoint(
     if enabled is True and row.disabled_at is not None:
         webhooks.enable(session, row)
     if enabled is False and row.disabled_at is None:
+        webhooks.lock_endpoint(session, row.id)
         webhooks.disable(session, row.id, "disabled by its owner")
     session.refresh(row)
     return row
@@ -214,6 +215,7 @@ def record_result(
     ``status_code`` is nothing when no answer came. ``schedule`` holds the delay before each try, the first
     one's too; ``chance`` in [0, 1) spreads delays by ±10 %.
     """
+    webhooks.lock_endpoint(session, due.endpoint_id)
     if status_code is not None and 200 <= status_code < 300:
         kept = webhooks.mark_delivered(session, due.id, due.attempt, due.owner, status_code)
         return "delivered" if kept else "stale"

@@ -23,18 +23,25 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _KEEP_BYTES = 1 << 30
 
 
-def keep_freed_memory() -> None:
-    """Asks glibc to keep freed blocks instead of giving their pages back, which would be faulted in anew for
-    every temporary of every block. Elsewhere nothing happens. Applies to the process.
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Asks glibc to keep freed blocks for the time of a run, and to give them back at its end: otherwise the
+    pages of every temporary of every block would be faulted in anew. Elsewhere nothing happens. Applies to
+    the process, whose thresholds stay as they are set here.
     """
-    if not sys.platform.startswith("linux"):
-        return
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_MMAP_THRESHOLD, _KEEP_BYTES)
-    mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
+        library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+        mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
+    except OSError:
+        mallopt = trim = None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _KEEP_BYTES)
+        mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
+    try:
+        yield
+    finally:
+        if trim is not None:
+            trim(0)
 
 
 @contextmanager

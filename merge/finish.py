@@ -28,7 +28,7 @@ READER_FILES = (
     "video_preprocessor_config.json",
 )  # fmt: skip
 """What turns text and images into tokens; taken together from the model the recipe names."""
-_LEFT_OUT = ("auto_map", "_name_or_path", "transformers_version")
+_LEFT_OUT = ("auto_map", "_name_or_path")
 _WORDS = {short: word for word, short in DTYPE_NAMES.items()}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from merge import passes
-from merge.blocks import Buffers, Crew, Inputs, cast_out, keep_freed_memory, torch_threads
+from merge.blocks import Buffers, Crew, Inputs, cast_out, kept_memory, torch_threads
 from merge.chain import Block, Bound, Chain
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.index import safe_path
@@ -62,7 +62,6 @@ def run(
     ``DiskFull`` and others of ``MergeError``.
     """
     load_methods()
-    keep_freed_memory()
     _check_inputs(plan, folders)
     inputs = inputs_manifest(plan, folders)
     if out.exists():
@@ -76,6 +75,7 @@ def run(
     within = max(1, threads) if plan.granularity == "tensor" else 1
     meter = _Meter(plan, on_progress, should_stop)
     with ExitStack() as stack:
+        stack.enter_context(kept_memory())
         stack.enter_context(torch_threads(within))
         readers = {
             key: stack.enter_context(_reader(plan, key, folders)) for key in plan.models if key in folders

@@ -14,16 +14,24 @@ from transformers.utils import logging as transformers_logging
 
 from scoring.errors import ModelUnusable
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer_config.json",
+)
 NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready for forward passes, its tokenizer (None where the folder has none) and what loading revealed.
+    """A model ready for forward passes, its tokenizer (None where the folder has none) and what loading
+    revealed.
 
-    ``missing`` are parameters the checkpoint lacks and the library made up; ``unexpected`` tensors it holds that
-    the model has no place for. ``causal`` says whether next-token likelihoods exist.
+    ``missing`` are parameters the checkpoint lacks and the library made up; ``unexpected`` tensors it holds
+    that the model has no place for. ``causal`` says whether next-token likelihoods exist.
     """
 
     folder: Path
@@ -56,7 +64,9 @@ class LoadedModel:
     def logits(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Float32 logits, shape [batch, tokens, vocabulary], of right-padded token rows [batch, tokens]."""
         with torch.inference_mode():
-            out = self.model(input_ids=ids.to(self.device), attention_mask=_on(mask, self.device), use_cache=False)
+            out = self.model(
+                input_ids=ids.to(self.device), attention_mask=_on(mask, self.device), use_cache=False
+            )
         return out.logits.float()  # type: ignore[no-any-return]
 
 
@@ -67,12 +77,12 @@ def _on(mask: Tensor | None, device: torch.device) -> Tensor | None:
 def load(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> LoadedModel:
     """Loads the class the folder's own config names, from this folder alone.
 
-    ``dtype`` is a torch dtype's name, or ``auto`` for the checkpoint's own (float32 where that is float16 and the
-    device is the CPU). Raises ModelUnusable with the reason.
+    ``dtype`` is a torch dtype's name, or ``auto`` for the checkpoint's own (float32 where that is float16
+    and the device is the CPU). Raises ModelUnusable with the reason.
     """
     config = _config(folder)
     cls = _model_class(config, folder)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, info = cls.from_pretrained(
             folder,
@@ -86,7 +96,9 @@ def load(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> Loaded
     except ModelUnusable:
         raise
     except Exception as error:
-        raise ModelUnusable("load_failed", f"{folder.name} does not load as {cls.__name__}: {_first_line(error)}") from error
+        raise ModelUnusable(
+            "load_failed", f"{folder.name} does not load as {cls.__name__}: {_first_line(error)}"
+        ) from error
     model = model.to(device).eval()
     architecture = type(model).__name__
     return LoadedModel(
@@ -105,9 +117,13 @@ def load_tokenizer(folder: Path) -> Any | None:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
-        raise ModelUnusable("tokenizer_unusable", f"the tokenizer of {folder.name} does not load: {_first_line(error)}") from error
+        raise ModelUnusable(
+            "tokenizer_unusable", f"the tokenizer of {folder.name} does not load: {_first_line(error)}"
+        ) from error
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -115,9 +131,13 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise ModelUnusable("no_config", f"{folder.name} has no config.json, so nothing says what model it is") from error
+        raise ModelUnusable(
+            "no_config", f"{folder.name} has no config.json, so nothing says what model it is"
+        ) from error
     except ValueError as error:
-        raise ModelUnusable("no_config", f"config.json of {folder.name} is not JSON: {_first_line(error)}") from error
+        raise ModelUnusable(
+            "no_config", f"config.json of {folder.name} is not JSON: {_first_line(error)}"
+        ) from error
     if not isinstance(config, dict):
         raise ModelUnusable("no_config", f"config.json of {folder.name} is not a JSON object")
     return config
@@ -132,14 +152,18 @@ def _model_class(config: dict[str, Any], folder: Path) -> Any:
     if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
         return cls
     if config.get("auto_map"):
-        message = f"{folder.name} needs its own Python code ({name}), and code from model folders is never run"
+        message = (
+            f"{folder.name} needs its own Python code ({name}), and code from model folders is never run"
+        )
         raise ModelUnusable("needs_remote_code", message)
     message = f"{folder.name} is a {name!r}, which transformers {transformers.__version__} does not know"
     raise ModelUnusable("unknown_architecture", message)
 
 
 def _attention(config: dict[str, Any]) -> dict[str, str]:
-    """A config may name an attention kernel of its own to be fetched; only the built-in ones are let through."""
+    """A config may name an attention kernel of its own to be fetched; only the built-in ones are let
+    through.
+    """
     for key in ("attn_implementation", "_attn_implementation"):
         if config.get(key) not in (None, "sdpa", "eager"):
             return {"attn_implementation": "eager"}

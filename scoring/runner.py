@@ -1,4 +1,6 @@
-"""Scores a model folder on evaluation sets: load once, measure likelihoods in batches, turn them into scores."""
+"""Scores a model folder on evaluation sets: load once, measure likelihoods in batches, turn them into
+scores.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -48,10 +50,10 @@ def score_model(
 ) -> list[Score]:
     """Scores of one model on every task, in the order of the tasks.
 
-    A perplexity task gives ``bits_per_byte`` and ``perplexity``, a choice task ``accuracy`` (the choice with the
-    highest likelihood per UTF-8 byte is taken). ``window`` is the longest context in tokens (less where the model
-    allows less). The same folder, tasks and device give the same numbers. Raises ModelUnusable, NotCausal,
-    ScoreNotFinite or ScoringStopped (asked before every batch).
+    A perplexity task gives ``bits_per_byte`` and ``perplexity``, a choice task ``accuracy`` (the choice with
+    the highest likelihood per UTF-8 byte is taken). ``window`` is the longest context in tokens (less where
+    the model allows less). The same folder, tasks and device give the same numbers. Raises ModelUnusable,
+    NotCausal, ScoreNotFinite or ScoringStopped (asked before every batch).
     """
     if should_stop():
         raise ScoringStopped("scoring was asked to stop")
@@ -95,7 +97,9 @@ def score_loaded(
 
 
 def require_scorable(loaded: LoadedModel) -> None:
-    """Refuses what has no next-token likelihoods (NotCausal) or cannot be trusted to be itself (ModelUnusable)."""
+    """Refuses what has no next-token likelihoods (NotCausal) or cannot be trusted to be itself
+    (ModelUnusable).
+    """
     name = loaded.folder.name
     if not loaded.causal:
         raise NotCausal(
@@ -107,12 +111,18 @@ def require_scorable(loaded: LoadedModel) -> None:
     if loaded.missing:
         from scoring.model import names
 
-        raise ModelUnusable("missing_tensors", f"{name} lacks {names(loaded.missing)}; its scores would be chance")
+        raise ModelUnusable(
+            "missing_tensors", f"{name} lacks {names(loaded.missing)}; its scores would be chance"
+        )
 
 
 def _window(loaded: LoadedModel, window: int) -> int:
     config = loaded.model.config.get_text_config()
-    own = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or LONGEST_WINDOW
+    own = (
+        getattr(config, "max_position_embeddings", None)
+        or getattr(config, "n_positions", None)
+        or LONGEST_WINDOW
+    )
     return max(8, min(window, int(own), LONGEST_WINDOW))
 
 
@@ -173,7 +183,9 @@ def _scores(
     measured = [Measured(row.item, value, row.scored) for row, value in zip(rows, likelihoods, strict=True)]
     scores = text_scores(task.name, [len(text.encode()) for text in task.texts], measured, per_example)
     if not scores:
-        raise ModelUnusable("nothing_scored", f"no token of set {task.name!r} can be scored with {loaded.folder.name}")
+        raise ModelUnusable(
+            "nothing_scored", f"no token of set {task.name!r} can be scored with {loaded.folder.name}"
+        )
     return scores
 
 

@@ -1,7 +1,8 @@
 """What a score is, and the arithmetic from likelihoods to scores; plain numbers, no torch.
 
-Likelihoods are natural logarithms. Standard errors: of a mean, the sample deviation over sqrt(n); of a ratio of
-sums (bits per byte), the usual linearised estimate over the scored windows (Cochran, Sampling Techniques, 6.4).
+Likelihoods are natural logarithms. Standard errors: of a mean, the sample deviation over sqrt(n); of a ratio
+of sums (bits per byte), the usual linearised estimate over the scored windows (Cochran, Sampling Techniques,
+6.4).
 """
 
 import math
@@ -16,9 +17,9 @@ HIGHER_IS_BETTER = {"bits_per_byte": False, "perplexity": False, "accuracy": Tru
 class Score:
     """One number about a model.
 
-    ``task`` is the set's name, ``metric`` one of HIGHER_IS_BETTER, ``stderr`` None where it cannot be estimated,
-    ``n`` the texts or questions behind the number. ``per_example`` holds one value an item, in the order of the
-    set: bits per byte, perplexity, or 1.0 / 0.0 for right and wrong.
+    ``task`` is the set's name, ``metric`` one of HIGHER_IS_BETTER, ``stderr`` None where it cannot be
+    estimated, ``n`` the texts or questions behind the number. ``per_example`` holds one value an item, in
+    the order of the set: bits per byte, perplexity, or 1.0 / 0.0 for right and wrong.
     """
 
     task: str
@@ -62,7 +63,9 @@ def mean_stderr(values: Sequence[float]) -> float | None:
     return ratio_stderr(values, [1.0] * len(values))
 
 
-def text_scores(task: str, sizes: Sequence[int], windows: Sequence[Measured], per_example: bool) -> list[Score]:
+def text_scores(
+    task: str, sizes: Sequence[int], windows: Sequence[Measured], per_example: bool
+) -> list[Score]:
     """Bits per byte and perplexity per token of a set of texts.
 
     ``sizes`` are the UTF-8 bytes of each text. Bits per byte compares models with different tokenizers;
@@ -92,7 +95,14 @@ def text_scores(task: str, sizes: Sequence[int], windows: Sequence[Measured], pe
     perplexity_error = None if loss_error is None else perplexity * loss_error
     return [
         Score(task, "bits_per_byte", value, bits_error, len(used), each_bits if per_example else None),
-        Score(task, "perplexity", perplexity, perplexity_error, len(used), each_perplexity if per_example else None),
+        Score(
+            task,
+            "perplexity",
+            perplexity,
+            perplexity_error,
+            len(used),
+            each_perplexity if per_example else None,
+        ),
     ]
 
 
@@ -110,4 +120,6 @@ def choice_score(task: str, right: Sequence[bool], per_example: bool) -> Score:
     """Share of questions answered rightly."""
     values = [float(r) for r in right]
     mean = math.fsum(values) / len(values)
-    return Score(task, "accuracy", mean, mean_stderr(values), len(values), tuple(values) if per_example else None)
+    return Score(
+        task, "accuracy", mean, mean_stderr(values), len(values), tuple(values) if per_example else None
+    )

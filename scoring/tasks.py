@@ -1,7 +1,8 @@
 """Evaluation sets: what a model is scored on, read from text or JSON lines and checked line by line.
 
 perplexity   a ``.txt`` file is one text; any other file is JSON lines ``{"text": "..."}``
-choice       JSON lines ``{"context": "...", "choices": ["...", ...], "answer": 0}``; ``question`` may stand for
+choice       JSON lines ``{"context": "...", "choices": ["...", ...], "answer": 0}``; ``question`` may stand
+for
              ``context``, and ``answer`` may be the index, a letter (``"B"``) or the text of the right choice
 
 Loads without torch, so a set can be refused before a job is accepted.
@@ -64,8 +65,8 @@ def parse_task(
 ) -> Task:
     """Reads an evaluation set.
 
-    ``file`` is the name shown in errors (and ``.txt`` decides the form of a perplexity set); ``limit`` reads only
-    the first so many items. Raises SetInvalid with the line and field, or SetTooLarge.
+    ``file`` is the name shown in errors (and ``.txt`` decides the form of a perplexity set); ``limit`` reads
+    only the first so many items. Raises SetInvalid with the line and field, or SetTooLarge.
     """
     if kind not in KINDS:
         raise SetInvalid(file, None, "kind", f"is {kind!r}; it must be one of {', '.join(KINDS)}")
@@ -80,6 +81,7 @@ def parse_task(
         )
         _not_empty(questions, file, "questions")
         return ChoiceTask(name, questions)
+    texts: tuple[str, ...]
     if file.lower().endswith(".txt"):
         texts = (_bounded(text, file, 1, None, limits),) if text.strip() else ()
     else:
@@ -109,12 +111,16 @@ def _rows(text: str, file: str, limit: int | None, limits: Limits) -> Iterator[t
         if count == limit:
             return
         if count == limits.items:
-            raise SetTooLarge(f"{file} holds more than {limits.items:,} items; set a limit to score the first ones")
+            raise SetTooLarge(
+                f"{file} holds more than {limits.items:,} items; set a limit to score the first ones"
+            )
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "it cannot be parsed"
-            raise SetInvalid(file, number, None, f"is not JSON ({reason}); write one JSON object a line") from error
+            raise SetInvalid(
+                file, number, None, f"is not JSON ({reason}); write one JSON object a line"
+            ) from error
         if not isinstance(row, dict):
             raise SetInvalid(file, number, None, f"is a JSON {_json_type(row)}, not an object")
         count += 1
@@ -140,11 +146,15 @@ def _string(row: dict[str, Any], field: str, file: str, line: int, limits: Limit
 def _bounded(text: str, file: str, line: int, field: str | None, limits: Limits) -> str:
     if len(text) > limits.item_characters:
         where = f"{file} line {line}" + (f", field {field!r}" if field else "")
-        raise SetTooLarge(f"{where} has {len(text):,} characters; at most {limits.item_characters:,} are scored at once")
+        raise SetTooLarge(
+            f"{where} has {len(text):,} characters; at most {limits.item_characters:,} are scored at once"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise SetInvalid(file, line, field, "holds half of a surrogate pair, which is no character") from error
+        raise SetInvalid(
+            file, line, field, "holds half of a surrogate pair, which is no character"
+        ) from error
     return text
 
 
@@ -187,5 +197,5 @@ def _answer(row: dict[str, Any], choices: list[str], file: str, line: int) -> in
         file,
         line,
         "answer",
-        f"must be the index of the right choice (0 to {len(choices) - 1}), its letter (A to {last}) or its text",
+        f"must be the right choice's index (0 to {len(choices) - 1}), letter (A to {last}) or text",
     )

@@ -1,7 +1,7 @@
 """From texts and questions to rows of tokens with the part of each row whose likelihood is wanted.
 
-A row is never longer than ``length`` tokens. A long text is cut into windows that overlap by half, so that every
-token but those of the first window is predicted from at least half a window of what came before it.
+A row is never longer than ``length`` tokens. A long text is cut into windows that overlap by half, so that
+every token but those of the first window is predicted from at least half a window of what came before it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,9 @@ from scoring.tasks import Question
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Token ids, of which those from ``first`` on are scored given all before them. ``item``: whose they are."""
+    """Token ids, of which those from ``first`` on are scored given all before them. ``item``: whose they
+    are.
+    """
 
     item: int
     ids: tuple[int, ...]
@@ -26,7 +28,9 @@ class Row:
 
 
 def start_token(tokenizer: Any) -> int | None:
-    """The token put before a text so that its first token can be scored: beginning, else end of text, else none."""
+    """The token put before a text so that its first token can be scored: beginning, else end of text, else
+    none.
+    """
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
@@ -40,7 +44,9 @@ def starts_by_itself(tokenizer: Any) -> bool:
 
 
 def text_rows(tokenizer: Any, texts: Sequence[str], length: int) -> Iterator[Row]:
-    """Windows over every text; each of its tokens is scored exactly once (the first only after a start token)."""
+    """Windows over every text; each of its tokens is scored exactly once (the first only after a start
+    token).
+    """
     start = start_token(tokenizer)
     for item, text in enumerate(texts):
         ids = _encode(tokenizer, text)
@@ -57,8 +63,8 @@ def text_rows(tokenizer: Any, texts: Sequence[str], length: int) -> Iterator[Row
 def choice_rows(tokenizer: Any, questions: Sequence[Question], length: int) -> Iterator[Row]:
     """One row a choice, question by question; ``item`` counts choices through the whole set.
 
-    Context and choice are encoded together, and what both encodings share counts as context; a context too long
-    for ``length`` loses its beginning.
+    Context and choice are encoded together, and what both encodings share counts as context; a context too
+    long for ``length`` loses its beginning.
     """
     start, own = start_token(tokenizer), starts_by_itself(tokenizer)
     item = 0

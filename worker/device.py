@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
+from pathlib import Path
 
 from worker.errors import DeviceMissing
 
@@ -65,6 +66,16 @@ def release_cached_memory(device: str) -> None:
         import torch
 
         torch.cuda.empty_cache()
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on the device, or in this machine for the CPU."""
+    if device != CPU:
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def count_threads(setting: int) -> int:

@@ -17,6 +17,7 @@ from scoring.runner import ScoreProgress, score_model
 from scoring.score import Score
 from scoring.tasks import Limits, Task, parse_task
 from worker.context import JobContext
+from worker.device import free_memory
 from worker.workshop import Workshop
 
 RESULT = "result"
@@ -55,7 +56,9 @@ class Evaluator:
 
     def judge(self, result: Path, parents: Mapping[str, Path]) -> Verdict:
         """Checks the result, scores it (and its parents where asked for), and records all of it."""
-        check = check_model(result, device=self.device)
+        if not self._fits(result):
+            return unchecked()
+        check = check_model(result, device=self.device, should_stop=self.context.should_stop)
         self.context.write(
             lifecycle.record_evaluation,
             {"name": "check", "kind": "check", "passed": check.ok, "detail": check.as_dict()},
@@ -67,6 +70,17 @@ class Evaluator:
         scores = self._score({RESULT: result, **(parents if self.order.parents else {})})
         self._record(scores)
         return Verdict(True, _too_bad(scores, self.order.margin), tuple(card_rows(scores)))
+
+    def _fits(self, result: Path) -> bool:
+        """Checking needs the whole model in memory, scoring needs it as float32; merging needed neither."""
+        widest = 4 / 2 if self.tasks else 1
+        needed = widest * sum(path.stat().st_size for path in result.glob("*.safetensors"))
+        free = free_memory(self.device)
+        if needed <= free:
+            return True
+        detail = f"the result needs {needed:.0f} bytes of memory to be checked and {free} are free; it was not checked"
+        self.context.write(lifecycle.record_warning, "not_checked", detail)
+        return False
 
     def _score(self, folders: Mapping[str, Path]) -> Scores:
         scores: dict[str, Sequence[Score]] = {}

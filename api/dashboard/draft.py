@@ -76,11 +76,17 @@ class Draft:
         return draft
 
     @classmethod
-    def from_recipe(cls, recipe: Mapping[str, Any], output: Mapping[str, Any]) -> "Draft":
-        """A draft to start from an earlier job: its recipe as YAML."""
-        draft = cls(tab="yaml", document=to_yaml(recipe), repo=str(output.get("repo") or ""))
-        draft.private = bool(output.get("private", True))
-        draft.publish = str(output.get("publish", "checked"))
+    def from_order(cls, order: Mapping[str, Any]) -> "Draft":
+        """A draft to start from an earlier order: its recipe as YAML, what it asked for besides in the form."""
+        output, evaluate = order.get("output", {}), order.get("evaluate", {})
+        draft = cls(
+            tab="yaml", document=to_yaml(order["recipe"]), credential=order.get("hub_credential") or ""
+        )
+        draft.repo, draft.publish = output.get("repo") or "", output.get("publish", "checked")
+        draft.private, draft.overwrite = output.get("private", True), output.get("overwrite", False)
+        draft.parents = evaluate.get("parents", True)
+        draft.webhook_url = (order.get("webhook") or {}).get("url", "")
+        draft.evaluate = [_set_row(each) for each in evaluate.get("sets", ())]
         return draft
 
     def act(self, action: str) -> "Draft":
@@ -223,6 +229,14 @@ class Draft:
             self.wrong[name] = f"{text!r} is not a whole number."
             return 0
         return int(text)
+
+
+def _set_row(wanted: Mapping[str, Any]) -> dict[str, str]:
+    """An evaluation set as it is typed."""
+    data = wanted["data"]
+    where = f"{data['hub']}:{data['file']}" if data.get("hub") else data.get("dataset") or data.get("path")
+    row = {"name": wanted["name"], "kind": wanted["kind"], "where": where or ""}
+    return row | ({"limit": str(wanted["limit"])} if wanted.get("limit") else {})
 
 
 def to_yaml(recipe: Mapping[str, Any]) -> str:

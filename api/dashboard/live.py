@@ -15,9 +15,11 @@ from api.dashboard import views
 from api.dashboard.render import text
 from api.dashboard.visit import PageRoute, Visit, Visitor
 from api.deps import Id, found
+from api.errors import Problem
 from db import artifacts, evaluations, jobs
 from db.models.job import Job, JobEvent
 from jobs import events
+from jobs.errors import JobError
 from jobs.states import is_terminal
 
 BATCH = 1000
@@ -41,10 +43,11 @@ class Watch:
         return self.seen[-1].seq if self.seen else 0
 
     def look(self) -> tuple[Job, dict[str, Any]]:
-        """The job, and all that its page shows; raises the 404 problem."""
+        """The job, and all that its page shows; raises the 404 problem, ``JobError`` for a revoked key."""
+        caller = self.visit.desk.caller_of_session(self.visit.caller.key_id)
+        caller.require("merges:read")
         with self.visit.desk.begin() as session:
-            self.visit.caller.require("merges:read")
-            job = found(jobs.of_tenant(session, self.visit.caller.tenant_id, self.job_id), "job", self.job_id)
+            job = found(jobs.of_tenant(session, caller.tenant_id, self.job_id), "job", self.job_id)
             while fresh := events.after(session, job.id, self.seq, BATCH):
                 self.seen += fresh
             scored = evaluations.of_job(session, job.id)
@@ -72,6 +75,8 @@ async def live(
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The page as it changes: HTML in unnamed messages, chart points in ``progress``, at last ``ended``."""
+    if not visit.desk.feed.has_room:
+        raise Problem("too_many_streams", "reload the page instead, or come back later")
     resumed = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
     watch = Watch(visit, job_id)
     await run_in_threadpool(watch.look)
@@ -80,22 +85,28 @@ async def live(
 
 
 async def _messages(request: Request, watch: Watch, sent: int) -> AsyncIterator[bytes]:
-    feed = watch.visit.desk.feed
-    async with feed.waiting(watch.job_id) as waiter:
-        last = ""
-        while not feed.closed.is_set() and not await request.is_disconnected():
-            job, shown = await run_in_threadpool(watch.look)
-            for event in watch.seen:
-                if event.seq > sent and event.type.endswith(".progress"):
-                    yield format_sse_event(event="progress", data_str=json.dumps(views.point_of(event)))
-            sent = watch.seq
-            html = text("_live.html", **shown | {"points": []})
-            if html != last:
-                yield format_sse_event(data_str=html, id=str(sent))
-                last = html
-            if is_terminal(job.state):
-                yield format_sse_event(event="ended", data_str=job.state)
-                return
-            if not await waiter.wait():
-                yield KEEPALIVE_COMMENT
-            await asyncio.sleep(PAUSE_SECONDS)
+    desk = watch.visit.desk
+    desk.metrics.streams.inc()
+    try:
+        async with desk.feed.waiting(watch.job_id) as waiter:
+            last = ""
+            while not desk.feed.closed.is_set() and not await request.is_disconnected():
+                job, shown = await run_in_threadpool(watch.look)
+                for event in watch.seen:
+                    if event.seq > sent and event.type.endswith(".progress"):
+                        yield format_sse_event(event="progress", data_str=json.dumps(views.point_of(event)))
+                sent = watch.seq
+                html = text("_live.html", **shown | {"points": []})
+                if html != last:
+                    yield format_sse_event(data_str=html, id=str(sent))
+                    last = html
+                if is_terminal(job.state):
+                    yield format_sse_event(event="ended", data_str=job.state)
+                    return
+                if not await waiter.wait(desk.poll_seconds):
+                    yield KEEPALIVE_COMMENT
+                await asyncio.sleep(PAUSE_SECONDS)
+    except (Problem, JobError):
+        return
+    finally:
+        desk.metrics.streams.dec()

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from api import intake
 from api.dashboard.draft import PUBLISH, Draft, input_of, methods_by_kind
 from api.dashboard.render import page
-from api.dashboard.views import estimate_of, found
+from api.dashboard.views import estimate_of, found, order_of
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
 from api.deps import found as must_be
 from api.errors import Problem, kind_of, to_problem
@@ -50,7 +50,7 @@ def blank(
     if from_:
         with visit.desk.begin() as session:
             row = must_be(jobs.of_tenant(session, visit.caller.tenant_id, from_), "job", from_)
-            draft = Draft.from_recipe(row.spec.get("recipe") or row.recipe, row.spec.get("output") or {})
+            draft = Draft.from_order(order_of(row))
     return _form(visit, draft)
 
 

@@ -12,7 +12,7 @@ from api.dashboard import access, live, new
 from api.dashboard.draft import methods_by_kind, to_yaml
 from api.dashboard.forms import fields_of
 from api.dashboard.render import STATIC, page
-from api.dashboard.views import calls_of, job_row
+from api.dashboard.views import calls_of, job_row, order_of, recipe_of
 from api.dashboard.visit import HOME, Author, Form, PageRoute, Visit, Visitor, safe_path, same_site, see
 from api.deps import Id, InDesk, found
 from api.errors import Problem
@@ -91,8 +91,8 @@ def job(visit: Visitor, job_id: Id) -> Response:
     """One job: where it stands, what happened, what came of it, and the same call for scripts."""
     watch = live.Watch(visit, job_id)
     row, shown = watch.look()
-    calls = calls_of(row.spec, visit.desk.settings.url)
-    recipe = to_yaml(row.recipe)
+    calls = calls_of(order_of(row), visit.desk.settings.url)
+    recipe = to_yaml(recipe_of(row))
     return page("job.html", here="/jobs", seq=watch.seq, calls=calls, recipe=recipe, **shown)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from api.dashboard.render import bytes_said, number_said, seconds_said
 from db.models.evaluation import Evaluation, EvaluationScore
 from db.models.job import Job, JobEvent
+from jobs.request import JobRequest
 from jobs.states import ACTIVE, PHASES, RETRYABLE, State, is_terminal
+from merge.recipe import Recipe
 
 CHECK = "check"
 POINTS_MOST = 600
@@ -206,10 +208,19 @@ def checks_of(evaluations: Sequence[tuple[Evaluation, Sequence[EvaluationScore]]
     ]
 
 
-def calls_of(spec: Mapping[str, Any], url: str) -> list[tuple[str, str]]:
+def order_of(job: Job) -> dict[str, Any]:
+    """The order for the job as a caller would write it: only what differs from the defaults."""
+    return JobRequest.model_validate(job.spec).model_dump(mode="json", exclude_defaults=True)
+
+
+def recipe_of(job: Job) -> dict[str, Any]:
+    """The job's recipe, inputs pinned, only what differs from the defaults."""
+    return Recipe.model_validate(job.recipe).model_dump(mode="json", exclude_defaults=True)
+
+
+def calls_of(order: Mapping[str, Any], url: str) -> list[tuple[str, str]]:
     """The request that made a job, for the command line and for Python."""
-    body = {key: value for key, value in spec.items() if value not in (None, {}, [])}
-    text = json.dumps(body, indent=2, ensure_ascii=False)
+    text = json.dumps(order, indent=2, ensure_ascii=False)
     curl = (
         f"curl {shlex.quote(url + '/v1/jobs')} \\\n"
         '  -H "Authorization: Bearer $MERGERY_API_KEY" \\\n'
@@ -291,11 +302,16 @@ def _cell(score: EvaluationScore | None, best: float | None) -> dict[str, Any] |
 
 
 def _flat(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shown = {True: "yes", False: "no"}
     return [
         (
             key.replace("_", " "),
-            json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value),
+            shown[value]
+            if isinstance(value, bool)
+            else json.dumps(value)
+            if isinstance(value, dict | list)
+            else str(value),
         )
         for key, value in detail.items()
-        if value not in (None, "", [], {})
+        if key != "ok" and value not in (None, "", [], {})
     ]

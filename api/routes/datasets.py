@@ -17,7 +17,7 @@ TYPES = ("application/x-ndjson", "application/jsonl", "text/plain")
 PATH = "/v1/datasets"
 _NAME = re.compile(r"[\w][\w .()+-]{0,126}")
 
-router = APIRouter(prefix="/datasets", tags=["datasets"], responses=problems())
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], responses=problems())
 
 UPLOAD = {
     "requestBody": {

@@ -19,7 +19,7 @@ from jobs.states import is_terminal
 BATCH = 200
 RETRY_MILLISECONDS = 2000
 
-router = APIRouter(prefix="/jobs/{job_id}/events", tags=["events"], responses=problems(404))
+router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"], responses=problems(404))
 
 
 def look(desk: Desk, caller: Caller, job_id: str, after: int, limit: int) -> tuple[list[EventOut], bool]:

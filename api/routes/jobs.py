@@ -28,7 +28,7 @@ BODY_TYPES = ("application/json", *YAML_TYPES)
 _WAIT = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*")
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=problems())
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems())
 
 
 def order_body(*, with_options: bool) -> dict[str, Any]:

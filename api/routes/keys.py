@@ -14,7 +14,7 @@ from api.schemas.keys import (
 )
 from jobs import credentials, keys
 
-router = APIRouter(route_class=StrictRoute, responses=problems(), dependencies=[JSON])
+router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=problems(), dependencies=[JSON])
 
 
 @router.get("/api-keys", tags=["api-keys"])

@@ -8,7 +8,7 @@ from api.schemas.common import problems
 from api.schemas.methods import MethodFullOut, MethodOut, MethodsOut
 from merge.catalog import catalogue, nearest
 
-router = APIRouter(prefix="/methods", tags=["methods"], responses=problems())
+router = APIRouter(prefix="/v1/methods", tags=["methods"], responses=problems())
 
 
 @router.get("")

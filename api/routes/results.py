@@ -8,7 +8,7 @@ from api.schemas.results import ArtifactOut, ArtifactsOut, EvaluationOut, Evalua
 from db import artifacts, evaluations, jobs
 from db.models.evaluation import Evaluation, EvaluationScore
 
-router = APIRouter(prefix="/jobs/{job_id}", responses=problems(404))
+router = APIRouter(prefix="/v1/jobs/{job_id}", responses=problems(404))
 
 
 @router.get("/artifacts", tags=["artifacts"])

@@ -8,7 +8,7 @@ from api.schemas.common import problems
 from api.schemas.usage import LimitsOut, UsageOut
 from db import jobs, tokens
 
-router = APIRouter(tags=["usage"], responses=problems())
+router = APIRouter(prefix="/v1", tags=["usage"], responses=problems())
 
 
 @router.get("/usage")

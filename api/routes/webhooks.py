@@ -20,7 +20,7 @@ from jobs import webhooks
 from jobs.errors import NotFound
 
 router = APIRouter(
-    prefix="/webhook-endpoints",
+    prefix="/v1/webhook-endpoints",
     tags=["webhook-endpoints"],
     route_class=StrictRoute,
     responses=problems(),

@@ -57,12 +57,12 @@ class Draws:
         while done < count:
             high, low = divmod(self._first + done, 1 << 32)
             size = min(count - done, (1 << 32) - low)
-            _mix(values[done : done + size], low, key_of(self._key, stream, high))
+            mix(values[done : done + size], low, key_of(self._key, stream, high))
             done += size
         return values.view(self._shape)
 
 
-def _mix(out: Tensor, low: int, key: int) -> None:
+def mix(out: Tensor, low: int, key: int) -> None:
     """Fills ``out`` with the hash of the 32-bit counters ``low``, ``low + 1``, ... under ``key``."""
     halves = (key & 0xFFFFFFFF, key >> 32)
     torch.arange(out.numel(), out=out)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PIECE_ELEMENTS = 1 << 16
-
 
 def piece_sums(values: Tensor, piece: int) -> Tensor:
     """float64 sums of consecutive pieces of ``piece`` entries of a flat tensor; the last one may be shorter.
@@ -25,12 +23,17 @@ def piece_sums(values: Tensor, piece: int) -> Tensor:
 
 
 def _fold(rows: Tensor) -> Tensor:
-    work = rows.to(torch.float64, copy=True)
+    work = rows.to(torch.float64)
+    owned = work is not rows
     width = work.shape[1]
     while width > 1:
         half = (width + 1) // 2
-        work[:, : width - half].add_(work[:, half:width])
-        width = half
+        if owned or width % 2:
+            work = work if owned else work.clone()
+            work[:, : width - half].add_(work[:, half:width])
+        else:
+            work = work[:, :half] + work[:, half:width]
+        owned, width = True, half
     return work[:, 0].clone()
 
 

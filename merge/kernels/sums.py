@@ -1,7 +1,7 @@
 """Sums of a few tensors, first to last.
 
-Products are rounded before they are added: a fused multiply-add (``alpha=``, ``addcmul``) rounds once, but only on
-processors that have it, and so gives other bytes elsewhere.
+Products are rounded before they are added: a fused multiply-add (``alpha=``, ``addcmul``) rounds once, but
+only on processors that have it, and so gives other bytes elsewhere.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""An application on a database of the test's own, tiny models in an allowed folder, and callers of two tenants."""
+"""An application on a database of its own, tiny models in an allowed folder, callers of two tenants."""
 
 import threading
 import time

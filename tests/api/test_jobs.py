@@ -83,10 +83,15 @@ def test_what_cannot_work_is_refused_with_every_finding(api: TestClient) -> None
         ({"priority": 1000}, "/priority"),
         ({"output": {"repo": "no-slash"}}, "/output/repo"),
         ({"colour": "red"}, "/colour"),
-        ({"evaluate": {"sets": [{"name": "x", "kind": "guess", "data": {"path": "p"}}]}}, "/evaluate/sets/0/kind"),
+        (
+            {"evaluate": {"sets": [{"name": "x", "kind": "guess", "data": {"path": "p"}}]}},
+            "/evaluate/sets/0/kind",
+        ),
     ],
 )
-def test_a_wrong_field_is_named_by_its_pointer(api: TestClient, change: dict[str, object], pointer: str) -> None:
+def test_a_wrong_field_is_named_by_its_pointer(
+    api: TestClient, change: dict[str, object], pointer: str
+) -> None:
     answer = api.post("/v1/jobs", json=ORDER | change)
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"

@@ -76,7 +76,9 @@ def test_answers_say_how_much_is_left_and_the_last_is_429(limited: TestClient, a
 
 
 def test_the_service_answers_without_a_broker(settings: Settings, anna: Who) -> None:
-    changed = settings.model_copy(update={"broker_url": "redis://127.0.0.1:9/0", "secret_key": SecretStr("x")})
+    changed = settings.model_copy(
+        update={"broker_url": "redis://127.0.0.1:9/0", "secret_key": SecretStr("x")}
+    )
     with TestClient(create_app(changed)) as client:
         answer = client.get("/v1/jobs", headers=anna.headers)
         ready = client.get("/readyz")

@@ -55,24 +55,24 @@ def test_an_odd_request_id_is_replaced(client: TestClient) -> None:
     assert answer.headers["x-request-id"].startswith("req_")
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"{",
-        b"\xff\xfe",
-        b'{"recipe": NaN}',
-        b'{"a": 1, "a": 2}',
-        b"[" * 100_000,
-        b'{"metadata": {"a": "\\u0000"}}',
-        b'{"metadata": {"a": "\\ud800"}}',
-        b'{"priority": 1e999}',
-        b'{"priority": ' + b"9" * 5000 + b"}",
-    ],
+UNREADABLE = (
+    b"{",
+    b"\xff\xfe",
+    b'{"recipe": NaN}',
+    b'{"a": 1, "a": 2}',
+    b"[" * 100_000,
+    b'{"metadata": {"a": "\\u0000"}}',
+    b'{"metadata": {"a": "\\ud800"}}',
+    b'{"priority": 1e999}',
+    b'{"priority": ' + b"9" * 5000 + b"}",
 )
+
+
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans", "/v1/webhook-endpoints", "/v1/api-keys"])
-def test_what_cannot_be_read_is_malformed(api: TestClient, path: str, body: bytes) -> None:
-    answer = api.post(path, content=body, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()["code"]) == (400, "malformed"), answer.text
+def test_what_cannot_be_read_is_malformed(api: TestClient, path: str) -> None:
+    for body in UNREADABLE:
+        answer = api.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed"), (body[:50], answer.text)
 
 
 def test_a_body_too_large_is_refused_before_it_is_read_whole(api: TestClient, settings: Settings) -> None:
@@ -90,12 +90,12 @@ def test_a_body_too_large_is_refused_before_it_is_read_whole(api: TestClient, se
         assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans", "/v1/webhook-endpoints", "/v1/datasets"])
 @pytest.mark.parametrize("content_type", ["application/xml", "multipart/form-data; boundary=x", ""])
-def test_another_content_type_is_refused(api: TestClient, path: str, content_type: str) -> None:
-    answer = api.post(path, content=json.dumps(ORDER).encode(), headers={"Content-Type": content_type})
-    assert (answer.status_code, answer.json()["code"]) == (415, "media_type_unsupported")
-    assert answer.headers["accept"]
+def test_another_content_type_is_refused(api: TestClient, content_type: str) -> None:
+    for path in ("/v1/jobs", "/v1/plans", "/v1/webhook-endpoints", "/v1/datasets"):
+        answer = api.post(path, content=json.dumps(ORDER).encode(), headers={"Content-Type": content_type})
+        assert (answer.status_code, answer.json()["code"]) == (415, "media_type_unsupported"), path
+        assert answer.headers["accept"]
 
 
 def test_a_wrong_method_says_which_are_right(api: TestClient) -> None:

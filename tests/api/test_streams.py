@@ -124,9 +124,7 @@ def test_streams_have_a_limit(client: TestClient, anna: Who, job_id: str) -> Non
     assert answer.status_code == 429
 
 
-def test_a_request_can_wait_for_the_end(
-    served: str, anna: Who, sessions: sessionmaker[Session]
-) -> None:
+def test_a_request_can_wait_for_the_end(served: str, anna: Who, sessions: sessionmaker[Session]) -> None:
     def run_when_there() -> None:
         with httpx2.Client(base_url=served, headers=anna.headers) as client:
             while not (found := client.get("/v1/jobs").json()["data"]):

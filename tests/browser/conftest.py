@@ -3,7 +3,8 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from cli.embedded import Server
+from db.session import make_engine, make_sessions
 from hub.folder_server import FolderHub
+from jobs.keys import Caller
 from tests import services, tiny
 from tests.acceptance.stack import Stack
+from tests.factories import make_caller
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -37,6 +41,8 @@ class Desktop:
     browser: Browser
     stack: Stack
     hub: FolderHub
+    begin: Callable[[], Any]
+    caller: Caller
     complaints: list[str] = field(default_factory=list)
 
     @property
@@ -44,7 +50,7 @@ class Desktop:
         return f"http://127.0.0.1:{self.stack.api_port}"
 
     def context(self, *, signed_in: bool = True, **options: Any) -> BrowserContext:
-        """A fresh profile; what the pages complain of, or ask of other hosts, is collected in ``complaints``."""
+        """A fresh profile; what pages complain of, or ask of other hosts, is collected in ``complaints``."""
         context = self.browser.new_context(base_url=self.url, **options)
         context.set_default_timeout(MILLISECONDS)
         context.on("console", self._note)
@@ -92,9 +98,16 @@ def desktop(
     tiny.family(folder / "hub" / "acme", experts=2)
     tiny.llama(folder / "hub" / "acme" / "stranger", hidden=32)
     hub = FolderHub(folder / "hub", TOKENS)
-    with services.fresh_database(postgres) as url, hub.serve():
-        with Stack(folder / "stack", url, hub.url).run() as stack:
-            yield Desktop(chromium, stack, hub)
+    with ExitStack() as started:
+        url = started.enter_context(services.fresh_database(postgres))
+        started.enter_context(hub.serve())
+        stack = started.enter_context(Stack(folder / "stack", url, hub.url).run())
+        engine = make_engine(url)
+        started.callback(engine.dispose)
+        begin = make_sessions(engine).begin
+        with begin() as session:
+            caller = make_caller(session)
+        yield Desktop(chromium, stack, hub, begin, caller)
 
 
 @pytest.fixture

@@ -1,17 +1,11 @@
 """People drive the real service through a real browser."""
 
-from typing import Any
-
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import AXE, Desktop
+from tests.browser.conftest import Desktop
 
 pytestmark = pytest.mark.browser
-
-RUN_AXE = """async () => (await axe.run()).violations.map(
-    each => each.id + ": " + each.nodes.map(node => node.target.join(" ")).join(", "))"""
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 def fill_in(page: Page) -> None:
@@ -69,5 +63,5 @@ def test_the_plan_follows_the_form_and_refuses_what_cannot_work(page: Page) -> N
     page.get_by_label("Method", exact=True).select_option("ties")
     expect(page.get_by_label("Density")).to_be_visible()
     page.get_by_role("button", name="YAML").click()
-    expect(page.get_by_label("Recipe")).to_be_visible()
-    assert "method: ties" in page.get_by_label("Recipe").input_value()
+    expect(page.get_by_role("textbox", name="Recipe")).to_be_visible()
+    assert "method: ties" in page.get_by_role("textbox", name="Recipe").input_value()

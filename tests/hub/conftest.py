@@ -18,7 +18,9 @@ HEADER = json.dumps({"t": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]
 WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + bytes(range(16))
 
 
-def write_model(folder: Path, weights: bytes = WEIGHTS, card: str = "---\nlicense: mit\n---\n# A model\n") -> None:
+def write_model(
+    folder: Path, weights: bytes = WEIGHTS, card: str = "---\nlicense: mit\n---\n# A model\n"
+) -> None:
     """A repository of three files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text('{"model_type": "llama"}')

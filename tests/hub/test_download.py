@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from hub.download import WORK_FOLDER, download
-from hub.errors import DiskFull, FileMissing, HashMismatch, Interrupted, NameRefused, RepoNotFound, Unavailable
+from hub.errors import (
+    DiskFull,
+    FileMissing,
+    HashMismatch,
+    Interrupted,
+    NameRefused,
+    RepoNotFound,
+    Unavailable,
+)
 from hub.folder_faults import Fault
 from hub.folder_server import FolderHub
 from hub.snapshot import Hub, RepoFile, Snapshot
@@ -29,9 +37,7 @@ class Fetch:
 
     def __call__(self, snapshot: Snapshot, names: list[str] = NAMES) -> int:
         self.counted = 0
-        download(
-            self.hub, snapshot, self.folder, names, on_bytes=self._count, should_stop=self._should_stop
-        )
+        download(self.hub, snapshot, self.folder, names, on_bytes=self._count, should_stop=self._should_stop)
         return self.counted
 
     def _count(self, number: int) -> None:
@@ -90,7 +96,9 @@ def test_a_broken_connection_is_resumed_where_it_broke(
     assert len(waits) == 1
 
 
-def test_a_new_process_goes_on_from_what_is_there(fetch: Fetch, client: Clients, folder_hub: FolderHub) -> None:
+def test_a_new_process_goes_on_from_what_is_there(
+    fetch: Fetch, client: Clients, folder_hub: FolderHub
+) -> None:
     snapshot = fetch.hub.pin("team/model")
     fetch.stop_at = 2 << 20
     with pytest.raises(Interrupted):
@@ -156,7 +164,9 @@ def test_an_absent_file_is_named_before_anything_is_fetched(fetch: Fetch, folder
     assert folder_hub.stats.requests["get"] == 0
 
 
-def test_a_link_in_the_folder_does_not_lead_the_write_outside(fetch: Fetch, big: Path, tmp_path: Path) -> None:
+def test_a_link_in_the_folder_does_not_lead_the_write_outside(
+    fetch: Fetch, big: Path, tmp_path: Path
+) -> None:
     (big / "team/model/sub").mkdir()
     (big / "team/model/sub/x.txt").write_text("x")
     (tmp_path / "outside").mkdir()
@@ -174,7 +184,9 @@ def test_a_snapshot_with_an_unsafe_name_writes_nothing(fetch: Fetch, tmp_path: P
         fetch(snapshot, [name])
 
 
-def test_a_download_that_does_not_fit_is_refused_before_it_starts(fetch: Fetch, folder_hub: FolderHub) -> None:
+def test_a_download_that_does_not_fit_is_refused_before_it_starts(
+    fetch: Fetch, folder_hub: FolderHub
+) -> None:
     snapshot = replace(fetch.hub.pin("team/model"), files=(RepoFile("x.bin", 1 << 60, "0" * 40, "0" * 64),))
     with pytest.raises(DiskFull):
         fetch(snapshot, ["x.bin"])

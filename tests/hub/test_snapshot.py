@@ -29,7 +29,9 @@ from tests.hub.conftest import HEADER, WEIGHTS, write_model
 Clients = Callable[..., Hub]
 
 
-def test_a_branch_is_pinned_to_the_commit_it_has_now(client: Clients, folder_hub: FolderHub, root: Path) -> None:
+def test_a_branch_is_pinned_to_the_commit_it_has_now(
+    client: Clients, folder_hub: FolderHub, root: Path
+) -> None:
     first = client().pin("team/model", "main")
     (root / "team/model/config.json").write_text("{}")
     assert first.sha != client().pin("team/model").sha == folder_hub.head("team/model")
@@ -57,23 +59,23 @@ def test_datasets_are_pinned_and_read(client: Clients) -> None:
     assert client().read_file(snapshot, "test.jsonl", 1000) == b'{"text": "hello"}\n'
 
 
-def test_a_tree_of_twenty_thousand_files_is_read_whole(client: Clients, folder_hub: FolderHub, root: Path) -> None:
-    data = root / "team/model/data"
-    data.mkdir()
-    for number in range(20_000):
-        (data / f"{number:05}.txt").touch()
+def test_a_tree_of_twenty_thousand_files_is_read_whole(client: Clients, folder_hub: FolderHub) -> None:
+    folder_hub.faults.tree_extra += [
+        {"type": "file", "path": f"data/{number}.txt", "oid": "0" * 40, "size": 1} for number in range(20_000)
+    ]
     snapshot = client().pin("team/model")
-    assert len(snapshot.files) == 20_003
+    assert len({file.path for file in snapshot.files}) == 20_003
     assert folder_hub.stats.requests["tree"] == 21
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil", "/etc/passwd", "a/../../b", "a\\..\\b", "C:/x", "a\u0000b", ".git/hooks/x", "x" * 2000, "", 7]
-)
-def test_a_repository_with_an_unsafe_file_name_is_refused(client: Clients, folder_hub: FolderHub, name: object) -> None:
-    folder_hub.faults.tree_extra.append({"type": "file", "path": name, "oid": "0" * 40, "size": 1})
-    with pytest.raises(NameRefused, match="not safe"):
-        client().pin("team/model")
+UNSAFE = ["../evil", "/etc/passwd", "a/../../b", "a\\..\\b", "C:/x", "a\u0000b", ".git/x", "x" * 2000, "", 7]
+
+
+def test_a_repository_with_an_unsafe_file_name_is_refused(client: Clients, folder_hub: FolderHub) -> None:
+    for name in UNSAFE:
+        folder_hub.faults.tree_extra[:] = [{"type": "file", "path": name, "oid": "0" * 40, "size": 1}]
+        with pytest.raises(NameRefused, match="not safe"):
+            client().pin("team/model")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,9 @@ def test_a_repository_with_an_unsafe_file_name_is_refused(client: Clients, folde
         {"path": "x", "oid": "0" * 40, "size": 1, "lfs": {"oid": "short"}},
     ],
 )
-def test_a_tree_without_digests_is_refused(client: Clients, folder_hub: FolderHub, row: dict[str, object]) -> None:
+def test_a_tree_without_digests_is_refused(
+    client: Clients, folder_hub: FolderHub, row: dict[str, object]
+) -> None:
     folder_hub.faults.tree_extra.append({"type": "file", **row})
     with pytest.raises(Unavailable):
         client().pin("team/model")
@@ -115,7 +119,9 @@ def test_headers_never_move_a_byte_of_a_tensor(client: Clients, folder_hub: Fold
 
 
 @pytest.mark.parametrize("length", [0, 10_000, 1 << 40, (1 << 64) - 1])
-def test_a_length_prefix_that_cannot_be_true_comes_back_alone(client: Clients, root: Path, length: int) -> None:
+def test_a_length_prefix_that_cannot_be_true_comes_back_alone(
+    client: Clients, root: Path, length: int
+) -> None:
     prefix = length.to_bytes(8, "little")
     write_model(root / "team/model", prefix + b"x" * 100)
     hub = client()
@@ -128,7 +134,9 @@ def test_a_file_shorter_than_its_length_prefix_comes_back_as_it_is(client: Clien
     assert hub.headers(hub.pin("team/model"), ["model.safetensors"]) == {"model.safetensors": b"abc"}
 
 
-def test_planning_a_large_model_takes_under_two_seconds(client: Clients, folder_hub: FolderHub, root: Path) -> None:
+def test_planning_a_large_model_takes_under_two_seconds(
+    client: Clients, folder_hub: FolderHub, root: Path
+) -> None:
     names = [f"model-0000{number}-of-00006.safetensors" for number in range(1, 7)]
     for name in names:
         entry = {"dtype": "BF16", "shape": [1024, 1024], "data_offsets": [0, 2 << 20]}
@@ -176,8 +184,7 @@ def test_an_unknown_revision_is_named(client: Clients, revision: str) -> None:
         client().pin("team/model", revision)
 
 
-@pytest.mark.parametrize("route", ["info", "tree", "get"])
-@pytest.mark.parametrize("status", [500, 503, 408])
+@pytest.mark.parametrize(("route", "status"), [("info", 500), ("tree", 503), ("get", 408)])
 def test_passing_failures_are_tried_again(
     client: Clients, folder_hub: FolderHub, waits: list[float], route: str, status: int
 ) -> None:
@@ -188,7 +195,9 @@ def test_passing_failures_are_tried_again(
     assert waits == [0.5, 1.0]
 
 
-def test_a_failure_that_stays_becomes_unavailable(client: Clients, folder_hub: FolderHub, waits: list[float]) -> None:
+def test_a_failure_that_stays_becomes_unavailable(
+    client: Clients, folder_hub: FolderHub, waits: list[float]
+) -> None:
     folder_hub.faults.add("info", Fault(status=502), times=100)
     with pytest.raises(Unavailable) as caught:
         client().pin("team/model")
@@ -215,7 +224,9 @@ def test_a_rate_limit_beyond_the_callers_patience_is_told_at_once(
     assert caught.value.seconds == 300 and caught.value.retryable and not waits
 
 
-def test_a_text_that_breaks_off_is_fetched_again(client: Clients, folder_hub: FolderHub, waits: list[float]) -> None:
+def test_a_text_that_breaks_off_is_fetched_again(
+    client: Clients, folder_hub: FolderHub, waits: list[float]
+) -> None:
     hub = client()
     snapshot = hub.pin("team/model")
     folder_hub.faults.add("get", Fault(drop_after=5))

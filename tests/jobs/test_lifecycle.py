@@ -210,6 +210,15 @@ def test_a_released_job_that_was_being_cancelled_is_cancelled(session: Session) 
     assert lifecycle.release(session, fence).state == "cancelled"
 
 
+def test_a_job_that_comes_back_is_announced_at_once(session: Session) -> None:
+    job = make_job(session)
+    assert lifecycle.announce_due(session, 60) == [(job.id, "cpu")]
+    claimed = lifecycle.claim(session, job.id, "w", 60)
+    assert claimed is not None
+    lifecycle.release(session, lifecycle.fence_of(claimed))
+    assert lifecycle.announce_due(session, 60) == [(job.id, "cpu")]
+
+
 def test_a_lost_job_comes_back_and_its_old_worker_is_shut_out(session: Session) -> None:
     job, fence = make_running(session)
     assert lifecycle.recover_lost(session) == []

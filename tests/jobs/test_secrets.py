@@ -134,12 +134,13 @@ def test_unfit_tokens_are_refused_without_being_repeated(
 def test_no_secret_lies_in_any_row_in_clear(session: Session, keyring: Keyring) -> None:
     caller, key = make_key(session)
     row = credentials.store_token(session, keyring, caller.tenant_id, "mine", CANARY)
-    make_job(
+    job = make_job(
         session,
         caller,
         hub_credential=row.id,
         webhook={"url": "https://a.example", "secret": CANARY_SECRET},
     )
+    assert "secret" not in job.spec["webhook"]
     endpoint, _ = webhooks.create_endpoint(
         session, keyring, caller.tenant_id, "https://b.example", secret=CANARY_SECRET
     )

@@ -124,6 +124,17 @@ def test_a_dead_sender_s_delivery_goes_to_another_and_its_late_report_is_ignored
     assert failed(session, second, 204) == "delivered"
 
 
+def test_a_sender_that_claims_its_own_lost_delivery_again_counts_one_report_only(
+    session: Session, keyring: Keyring, endpoint: WebhookEndpoint
+) -> None:
+    webhooks.send_test(session, endpoint)
+    first = claim_one(session, keyring)
+    session.execute(text("UPDATE webhook_delivery SET lease_until = clock_timestamp() - interval '1 s'"))
+    second = claim_one(session, keyring)
+    assert failed(session, first, 500) == "stale"
+    assert failed(session, second, 200) == "delivered"
+
+
 def test_410_disables_the_endpoint_and_drops_what_waits(
     session: Session, keyring: Keyring, endpoint: WebhookEndpoint
 ) -> None:
@@ -139,6 +150,31 @@ def test_410_disables_the_endpoint_and_drops_what_waits(
     webhooks.update_endpoint(session, endpoint, enabled=True)
     webhooks.send_test(session, endpoint)
     assert len(webhooks.claim_due(session, keyring, "w")) == 1
+
+
+def test_senders_that_report_at_once_do_not_block_each_other(
+    sessions: sessionmaker[Session], keyring: Keyring
+) -> None:
+    with sessions.begin() as session:
+        caller = make_caller(session)
+        row, _ = webhooks.create_endpoint(session, keyring, caller.tenant_id, "https://example.org")
+        for _ in range(40):
+            webhooks.send_test(session, row)
+    with sessions.begin() as session:
+        due = webhooks.claim_due(session, keyring, "sender", limit=40)
+    outcomes: list[str] = []
+
+    def report(part: list[DueDelivery]) -> None:
+        for each in part:
+            with sessions.begin() as session:
+                outcomes.append(failed(session, each, 410))
+
+    threads = [threading.Thread(target=report, args=(due[start::4],)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(outcomes) == {"gone": 1, "stale": 39}
 
 
 def test_five_days_of_nothing_but_failure_disable_the_endpoint_and_one_success_clears_the_record(

@@ -1,4 +1,4 @@
-"""Models whose weights are exact fractions made of integers alone, so that the same bytes come on every machine."""
+"""Models whose weights are fractions made of integers alone, so that every machine makes the same bytes."""
 
 import json
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
     "lm_head.weight": (700, 128),
 }
 CONFIG: Mapping[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False, "dtype": "bfloat16",
-    "auto_map": {"AutoModel": "remote.Code"}, "_name_or_path": "/somewhere",
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False,
+    "dtype": "bfloat16", "auto_map": {"AutoModel": "remote.Code"}, "_name_or_path": "/somewhere",
 }  # fmt: skip
 TENSORS = len(SHAPES)
 

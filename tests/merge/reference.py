@@ -1,4 +1,4 @@
-"""Every method once more, in float64 numpy on whole tensors, written from the formulas and from nothing of the engine."""
+"""Every method once more, in float64 numpy on whole tensors, from the formulas and nothing of the engine."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def task_arithmetic(base: Array, sources: Sequence[Array], weights: Sequence[flo
 
 
 def slerp(a: Array, b: Array, t: float) -> Array:
-    """Along the arc in the plane of a and b, by rotating and stretching, not by the sine formula's coefficients."""
+    """Along the arc, in an orthonormal basis of the plane of a and b."""
     length_a, length_b = np.linalg.norm(a), np.linalg.norm(b)
     u = a / length_a
     rest = b / length_b - np.vdot(u, b / length_b) * u

@@ -57,7 +57,8 @@ def test_a_mergekit_file_runs_as_it_is(root: Path, method: str, extra: str) -> N
 
 
 def test_a_mergekit_slerp_runs_as_it_is(root: Path) -> None:
-    text = "merge_method: slerp\nbase_model: base\nmodels: [{model: base}, {model: a}]\nparameters: {t: [0.2, 0.8]}\n"
+    models = "base_model: base\nmodels: [{model: base}, {model: a}]\n"
+    text = f"merge_method: slerp\n{models}parameters: {{t: [0.2, 0.8]}}\n"
     (root / "mergekit.yaml").write_text(text)
     assert call("run", root / "mergekit.yaml", root / "out", "--threads", 1) == 0
 

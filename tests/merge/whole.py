@@ -1,4 +1,4 @@
-"""Runs a chain of methods on tensors in memory, in blocks of any size, as the engine would; for tests of methods."""
+"""Runs a chain of methods on tensors in memory, in blocks of any size, as the engine would; for tests."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,9 +27,9 @@ def merge_all(
     threads: int = 1,
     models: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Merges several tensors (name -> base, sources) by the same steps, with global stats measured over all of them."""
+    """Merges several tensors (name -> base, sources) by the same steps, global stats measured over all."""
     chains = {}
-    for name, (base, sources) in tensors.items():
+    for name, (_, sources) in tensors.items():
         ids = tuple(models or (f"m{place}" for place in range(len(sources))))
         site = Site(name, "linear", tuple(sources[0].shape), ids)
         chains[name] = Chain(site, _bound(steps, len(sources)), tuple(weights or [1.0] * len(sources)), seed)

@@ -54,7 +54,7 @@ class Floor:
         with self.sessions.begin() as session:
             caller = make_caller(session)
             credential = store_token(session, Keyring(TEST_SECRET), caller.tenant_id, "hub", TOKEN)
-            rules = make_rules(max_attempts=attempts)
+            rules = make_rules(max_attempts=attempts, model_roots=[self.hub.store.root / "team"])
             return make_job(
                 session,
                 caller,
@@ -120,13 +120,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def floor(tmp_path: Path, models: Path, sessions: sessionmaker[Session]) -> Iterator[Floor]:
-    """Everything, with a folder Hub that serves over plain HTTP."""
-    yield from _serve(tmp_path, models, sessions, xet=False)
-
-
-def _serve(folder: Path, models: Path, sessions: sessionmaker[Session], *, xet: bool) -> Iterator[Floor]:
-    shutil.copytree(models, folder / "hub")
-    hub = FolderHub(folder / "hub", TOKENS, xet=xet)
+    """Everything, with a folder Hub of this test's own."""
+    shutil.copytree(models, tmp_path / "hub")
+    hub = FolderHub(tmp_path / "hub", TOKENS)
     with hub.serve():
-        yield Floor(hub, folder, sessions)
+        yield Floor(hub, tmp_path, sessions)
     hub.close()

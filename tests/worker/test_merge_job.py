@@ -41,7 +41,7 @@ def undisturbed(floor: Floor, recipe: dict[str, Any]) -> dict[str, bytes]:
     """Weights, index and config that the engine alone makes of the same recipe."""
     read = recipe_from(recipe)
     root = floor.hub.store.root
-    folders = {"base": root / read.base if read.base else root}
+    folders = {"base": root / read.base} if read.base else {}
     folders |= {source.id: root / source.model for source in read.sources}
     plan = make_plan(read, {key: index_folder(path, key) for key, path in folders.items()}, budget=1 << 30)
     out = floor.folder / "undisturbed"
@@ -102,7 +102,7 @@ def test_an_adapter_is_fetched_and_applied(floor: Floor) -> None:
         name: info.shape
         for name, info in index_folder(floor.hub.store.root / "team/base", "b").tensors.items()
     }
-    chosen = {name: shape for name, shape in shapes.items() if "q_proj" in name}
+    chosen = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if "q_proj" in name}
     tiny.lora(floor.hub.store.root / "team/lora", chosen)
     recipe = family_recipe(
         base=None,
@@ -144,7 +144,7 @@ def start(floor: Floor, job_id: str) -> threading.Thread:
 
 
 def slow_uploads(floor: Floor, seconds: float = 0.25) -> None:
-    floor.hub.faults.add("put", Fault(delay=seconds), times=1000)
+    floor.hub.faults.add("preupload", Fault(delay=seconds), times=1000)
 
 
 def test_cancel_in_the_middle_of_the_merge_publishes_nothing(floor: Floor) -> None:
@@ -203,9 +203,7 @@ def test_a_stopping_worker_gives_the_job_back_without_using_up_an_attempt(floor:
 def test_a_hub_that_is_away_means_later_and_the_reason_is_told(floor: Floor) -> None:
     floor.hub.faults.add("info", Fault(status=503), times=1000)
     job_id = floor.order(attempts=2, **PUSHED)
-    patient = replace(floor.workshop, hub=None) if False else floor.workshop
-    run_job(patient, job_id, "worker-1")
-    job = floor.job(job_id)
+    job = floor.run(job_id)
     assert job.state == "queued" and job.not_before is not None
     told = [event.data for event in floor.events(job_id) if event.type == "merge.requeued"]
     assert told[0]["code"] == "hub_unavailable"
@@ -243,7 +241,7 @@ def test_a_short_disk_lets_the_shards_go_one_by_one(floor: Floor) -> None:
         for name in ("base", "expert1", "expert2")
         for path in (floor.hub.store.root / "team" / name).glob("*.safetensors")
     )
-    room = inputs + (64 << 20) + 60_000
+    room = inputs + (64 << 20) + 200_000
     job_id = floor.order(output={"repo": REPO, "publish": "always"})
     run_job(replace(floor.workshop, free_bytes=lambda _: room), job_id, "worker-1")
     job = floor.job(job_id)

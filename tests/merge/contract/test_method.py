@@ -68,7 +68,7 @@ def test_rows_are_handed_over_whole() -> None:
 
 def test_a_wrong_shape_is_refused_by_the_tensors_name() -> None:
     chain = chain_of(made(lambda group, p: group.sources[0][:1], Kind.COMBINE, Needs()), (4,))
-    with pytest.raises(ShapeBroken, match="^w: "):
+    with pytest.raises(ShapeBroken, match=r"^w: "):
         chain.compute(Block(0, (4,), None, [torch.ones(4)]))
 
 

@@ -65,6 +65,6 @@ def test_wrong_values_are_refused_by_name(wrong: dict[str, object]) -> None:
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(SettingInvalid, match="'shares'.*did you mean 'share'"):
+    with pytest.raises(SettingInvalid, match=r"'shares'.*did you mean 'share'"):
         build(Sample, {"shares": 0.5}, 1)
     assert problems(schema_of(NoParams), {"x": 1})

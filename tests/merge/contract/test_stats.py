@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 from merge.contract.params import knob, params
 from merge.contract.stats import Dot, Gram, Norm, Stat, Sum, Threshold
 from merge.kernels import radix
-from merge.kernels.keyed import Draws
-from merge.kernels.reduce import PIECE_ELEMENTS, piece_sums
+from merge.kernels.keyed import Draws, mix
+from merge.kernels.reduce import piece_sums
+from merge.sizing import PIECE_ELEMENTS
 
 
 @params
@@ -24,7 +26,7 @@ def measured(stat: Stat, values: list[torch.Tensor], p: Any, cuts: list[int] | N
     edges = [0, *(cut * PIECE_ELEMENTS for cut in cuts or []), total]
     for _ in range(stat.rounds):
         part = stat.part()
-        for begin, end in reversed(list(zip(edges, edges[1:], strict=False))):
+        for begin, end in reversed(list(pairwise(edges))):
             block = stat.measure([value[begin:end] for value in values], p, PIECE_ELEMENTS, so_far)
             part.add(begin // PIECE_ELEMENTS, block)
         so_far = stat.close(part, p, total, so_far)
@@ -98,6 +100,13 @@ def test_draws_go_on_past_four_billion_entries() -> None:
     across = Draws(7, edge - 5, (10,)).bits()
     assert torch.equal(across[5:], Draws(7, edge, (5,)).bits())
     assert not torch.equal(across[5:], Draws(7, 0, (5,)).bits())
+
+
+def test_one_keys_draws_are_not_anothers_shifted() -> None:
+    here, there = torch.empty(2, 100, dtype=torch.int32)
+    mix(here, 5, 1 << 32)
+    mix(there, 0, (2 << 32) | 5)
+    assert not bool((here == there).any())
 
 
 def test_draws_are_uniform_and_uncorrelated() -> None:

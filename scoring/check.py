@@ -1,0 +1,270 @@
+"""Does a model folder work at all? It is loaded, its tokenizer tried, and a few tokens are generated."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from scoring.errors import ModelUnusable, ScoringStopped
+from scoring.model import LoadedModel, load, names
+from scoring.template import render_chat
+
+SAMPLES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "def add(a, b):\n    return a + b\n",
+    "Numbers: 0 1 23 456; signs: (a) [b] {c} <d>, naïve café, 日本語.",
+)
+GENERATED = 16
+CHAT = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+    {"role": "user", "content": "And of Italy?"},
+]
+STEPS = ("load", "tokenizer", "chat_template", "forward", "generate")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFinding:
+    """One thing the check has to say: an error means the model does not work, a warning that it looks odd."""
+
+    severity: Literal["error", "warning"]
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What the check found out. ``ok`` is False as soon as one finding is an error.
+
+    ``round_trip`` and ``chat_template`` are None where there is nothing to try; ``generated`` is the greedy
+    continuation of ``prompt`` (None for a model without a causal head).
+    """
+
+    findings: tuple[CheckFinding, ...]
+    architecture: str | None = None
+    parameters: int | None = None
+    causal: bool | None = None
+    round_trip: bool | None = None
+    chat_template: bool | None = None
+    finite: bool | None = None
+    prompt: str | None = None
+    generated: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the model can be published."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def errors(self) -> tuple[CheckFinding, ...]:
+        """The findings that are errors."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def sentence(self) -> str:
+        """The first error and how many more there are; empty for a model that works."""
+        more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+        return self.errors[0].message + more if self.errors else ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form, with ``ok``."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+class _Notes:
+    def __init__(self) -> None:
+        self.findings: list[CheckFinding] = []
+
+    def error(self, code: str, message: str) -> None:
+        self.findings.append(CheckFinding("error", code, message))
+
+    def warn(self, code: str, message: str) -> None:
+        self.findings.append(CheckFinding("warning", code, message))
+
+
+def check_model(
+    folder: Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    on_progress: Callable[[str], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> CheckReport:
+    """Tries a model folder out, from local files and without any code of its own.
+
+    ``on_progress`` is called with each name of STEPS as that step begins; ``should_stop`` is asked at the
+    same moments and raises ScoringStopped. What is wrong with the model is in the report, never an exception.
+    """
+
+    def begin(step: str) -> None:
+        if should_stop():
+            raise ScoringStopped(f"the check of {folder.name} was asked to stop")
+        on_progress(step)
+
+    begin("load")
+    try:
+        loaded = load(folder, device=device, dtype=dtype)
+    except ModelUnusable as error:
+        return CheckReport((CheckFinding("error", error.reason, str(error)),))
+    notes = _Notes()
+    _check_tensors(loaded, notes)
+    begin("tokenizer")
+    round_trip = _check_tokenizer(loaded, notes)
+    begin("chat_template")
+    rendered = _check_template(loaded, notes)
+    begin("forward")
+    finite = _check_forward(loaded, notes)
+    begin("generate")
+    prompt, generated = _check_generation(loaded, notes) if finite else (None, None)
+    return CheckReport(
+        findings=tuple(notes.findings),
+        architecture=loaded.architecture,
+        parameters=loaded.parameters,
+        causal=loaded.causal,
+        round_trip=round_trip,
+        chat_template=rendered,
+        finite=finite,
+        prompt=prompt,
+        generated=generated,
+    )
+
+
+def _check_tensors(loaded: LoadedModel, notes: _Notes) -> None:
+    if loaded.missing:
+        message = f"the checkpoint lacks {names(loaded.missing)}, which would be filled with random numbers"
+        notes.error("missing_tensors", message)
+    if loaded.unexpected:
+        notes.warn("unexpected_tensors", f"{loaded.architecture} has no place for {names(loaded.unexpected)}")
+
+
+def _check_tokenizer(loaded: LoadedModel, notes: _Notes) -> bool | None:
+    """True: every sample came back as it was. A token beyond the embedding is an error, a changed text a
+    warning.
+    """
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        if loaded.causal:
+            notes.warn("no_tokenizer", f"{loaded.folder.name} has no tokenizer files, so it cannot read text")
+        return None
+    same = True
+    for sample in SAMPLES:
+        ids = tokenizer(sample, add_special_tokens=False)["input_ids"]
+        if not ids:
+            notes.error("tokenizer_empty", f"the tokenizer turns {sample!r} into no tokens at all")
+            return False
+        if loaded.vocabulary is not None and max(ids) >= loaded.vocabulary:
+            rows = f"the embedding has {loaded.vocabulary} rows"
+            message = f"the tokenizer gives token {max(ids)} for {sample!r}, but {rows}"
+            notes.error("token_out_of_range", message)
+            return False
+        back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if back.strip() != sample.strip():
+            same = False
+            notes.warn("round_trip_differs", f"{sample!r} comes back from the tokenizer as {back[:120]!r}")
+    if loaded.vocabulary is not None and len(tokenizer) > loaded.vocabulary:
+        message = (
+            f"the tokenizer knows {len(tokenizer)} tokens, but the embedding has {loaded.vocabulary} rows"
+        )
+        notes.warn("vocabulary_larger_than_embedding", message)
+    return same
+
+
+def _check_template(loaded: LoadedModel, notes: _Notes) -> bool | None:
+    tokenizer = loaded.tokenizer
+    templates = None if tokenizer is None else tokenizer.chat_template
+    if tokenizer is None or not templates:
+        return None
+    named = templates if isinstance(templates, dict) else {"default": templates}
+    template = named.get("default") or next(iter(named.values()))
+    tokens = {
+        key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
+    }
+    rendered = render_chat(template, CHAT, tokens)
+    if rendered.problem is not None:
+        notes.error("chat_template_fails", f"the chat template does not render: {rendered.problem}")
+        return False
+    if CHAT[-1]["content"] not in rendered.text:
+        notes.warn("chat_template_drops_text", "the chat template leaves out what the user said")
+        return False
+    return True
+
+
+def _check_forward(loaded: LoadedModel, notes: _Notes) -> bool | None:
+    """One forward pass; None where no input could be made up for this kind of model."""
+    inputs = _inputs(loaded)
+    if inputs is None:
+        kind = getattr(loaded.model, "main_input_name", "its input")
+        notes.warn(
+            "forward_not_tried", f"no trial input is known for {loaded.architecture}, which reads {kind}"
+        )
+        return None
+    try:
+        with torch.inference_mode():
+            output = loaded.model(**{key: value.to(loaded.device) for key, value in inputs.items()})
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        notes.error(
+            "forward_fails", f"a forward pass of {loaded.architecture} fails: {(reason or ['?'])[0][:300]}"
+        )
+        return False
+    floats = {
+        key: value for key, value in output.items() if torch.is_tensor(value) and value.is_floating_point()
+    }
+    bad = [key for key, value in floats.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        notes.error(
+            "not_finite", f"a forward pass gives NaN or infinity in {', '.join(bad)}; the weights are broken"
+        )
+    return not bad
+
+
+def _inputs(loaded: LoadedModel) -> dict[str, torch.Tensor] | None:
+    main = getattr(loaded.model, "main_input_name", "input_ids")
+    config = loaded.model.config
+    if main == "input_ids":
+        ids = torch.tensor([_prompt_ids(loaded)])
+        inputs = {"input_ids": ids}
+        if config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids[:, :4]
+        return inputs
+    if main == "pixel_values" and hasattr(config, "image_size"):
+        size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
+        ramp = torch.linspace(-1, 1, int(size[0]) * int(size[1])).reshape(1, 1, int(size[0]), int(size[1]))
+        pixels = ramp.expand(1, getattr(config, "num_channels", 3), -1, -1)
+        return {"pixel_values": pixels.to(loaded.model.dtype).contiguous()}
+    return None
+
+
+def _prompt_ids(loaded: LoadedModel) -> list[int]:
+    if loaded.tokenizer is not None:
+        ids = list(loaded.tokenizer(SAMPLES[0])["input_ids"])
+        if ids and (loaded.vocabulary is None or max(ids) < loaded.vocabulary):
+            return ids
+    return list(range(1, min(9, loaded.vocabulary or 9)))
+
+
+def _check_generation(loaded: LoadedModel, notes: _Notes) -> tuple[str | None, str | None]:
+    """Greedy continuation without sampling settings or caches of the model's own; odd ones are warned of."""
+    if not loaded.causal or loaded.tokenizer is None:
+        return None, None
+    ids, end = _prompt_ids(loaded), loaded.tokenizer.eos_token_id
+    new: list[int] = []
+    while len(new) < GENERATED and (not new or new[-1] != end):
+        new.append(int(loaded.logits(torch.tensor([ids + new]))[0, -1].argmax()))
+    text = loaded.tokenizer.decode(new, skip_special_tokens=True)
+    if is_degenerate(new):
+        notes.warn(
+            "degenerate_generation", f"after {SAMPLES[0]!r} the model only repeats itself: {text[:80]!r}"
+        )
+    return SAMPLES[0], text
+
+
+def is_degenerate(ids: list[int]) -> bool:
+    """Whether generated tokens are one or two tokens said over and over.
+
+    >>> is_degenerate([5, 7] * 8), is_degenerate([5]), is_degenerate(list(range(16)))
+    (True, False, False)
+    """
+    return len(ids) >= 8 and len(set(ids)) <= 2

@@ -1,0 +1,207 @@
+"""The pages serve everybody: light or dark, wide or narrow, by keyboard, read aloud, without JavaScript."""
+
+import re
+from typing import Literal
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from db.models.job import Job
+from jobs import lifecycle
+from jobs.lifecycle import Fence
+from tests.browser.conftest import AXE, Desktop
+from tests.factories import make_running
+
+pytestmark = pytest.mark.browser
+
+LOOKS: list[tuple[Literal["light", "dark"], int]] = [
+    ("light", 1280),
+    ("light", 360),
+    ("dark", 360),
+    ("dark", 1280),
+]
+RUN_AXE = """async () => (await axe.run()).violations.map(
+    each => each.id + ": " + each.nodes.map(node => node.target.join(" ")).join(", "))"""
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+SHARD = "model-00001-of-00002.safetensors"
+
+
+def begin_job(desktop: Desktop) -> tuple[Job, Fence]:
+    """A running job of nobody's worker, with some progress behind it."""
+    with desktop.begin() as session:
+        job, fence = make_running(
+            session,
+            "nobody",
+            3600.0,
+            caller=desktop.caller,
+            output={"repo": "acme/a-rather-long-name-of-a-model"},
+        )
+        lifecycle.enter_phase(session, fence, "merging")
+    tell(desktop, fence, 0)
+    return job, fence
+
+
+def tell(desktop: Desktop, fence: Fence, done: int) -> None:
+    """Progress, as an event too."""
+    with desktop.begin() as session:
+        session.get(Job, fence.job_id).progress_at = None
+    with desktop.begin() as session:
+        numbers = {"fraction": done / 100, "bytes_done": done * 10_000_000, "bytes_total": 1_000_000_000}
+        more = {"tensors_done": done, "tensors_total": 100, "eta_seconds": 100 - done}
+        lifecycle.report_progress(session, fence, numbers | more)
+
+
+def end_job(desktop: Desktop, fence: Fence) -> None:
+    """The job's success, with scores, checks and artifacts."""
+    with desktop.begin() as session:
+        lifecycle.record_artifact(session, fence, "shard", SHARD, "ab" * 32, 4_000_000_000)
+        for name, metric in (("held-out texts", "perplexity"), ("questions", "accuracy")):
+            scores = [
+                {"subject": subject, "metric": metric, "value": value, "stderr": 0.02}
+                for subject, value in (("result", 0.7), ("base", 0.4), ("math", 0.5), ("code", 0.6))
+            ]
+            kind = "perplexity" if metric == "perplexity" else "choice"
+            lifecycle.record_evaluation(session, fence, {"name": name, "kind": kind, "scores": scores})
+        check = {"name": "check", "kind": "check", "passed": True, "detail": {"loads": True}}
+        lifecycle.record_evaluation(session, fence, check)
+        lifecycle.succeed(session, fence, {"repo": "acme/merged", "url": "http://127.0.0.1:9/acme/merged"})
+
+
+@pytest.fixture(scope="module")
+def places(desktop: Desktop) -> list[str]:
+    """Every page, with jobs in every kind of state."""
+    moving, fence = begin_job(desktop)
+    tell(desktop, fence, 40)
+    done, fence = begin_job(desktop)
+    end_job(desktop, fence)
+    broken, fence = begin_job(desktop)
+    with desktop.begin() as session:
+        tensor = "model.layers.3.mlp.down_proj.weight"
+        finding = {
+            "severity": "error",
+            "code": "not_finite",
+            "message": f"{tensor} holds NaN",
+            "tensor": tensor,
+        }
+        lifecycle.fail(session, fence, "not_finite", f"{tensor} of math holds NaN.", [finding])
+    fixed = [
+        "/jobs",
+        "/jobs?state=expired",
+        "/jobs/new",
+        "/jobs/new?method=dare",
+        f"/jobs/new?from={done.id}",
+    ]
+    more = ["/methods", "/methods/ties", "/keys", "/webhooks", "/jobs/nowhere"]
+    return [*fixed, *more, *(f"/jobs/{job.id}" for job in (moving, done, broken))]
+
+
+def faults_of(page: Page) -> list[str]:
+    """What axe-core finds, and whether the page is wider than the window."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE.read_text())
+    found: list[str] = page.evaluate(RUN_AXE)
+    wide = page.evaluate(OVERFLOW)
+    return [*found, *([f"{wide} px too wide"] if wide > 0 else [])]
+
+
+def test_no_page_has_a_barrier_or_scrolls_sideways(desktop: Desktop, places: list[str]) -> None:
+    context = desktop.context()
+    desktop.complaints.clear()
+    page = context.new_page()
+    faults = {}
+    for path in places:
+        page.goto(path)
+        for scheme, width in LOOKS:
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 800})
+            faults[path, scheme, width] = faults_of(page)
+    context.close()
+    assert {look: each for look, each in faults.items() if each} == {}
+    assert [each for each in desktop.complaints if "status of 404" not in each] == []
+
+
+def test_the_sign_in_page_has_no_barrier(desktop: Desktop) -> None:
+    context = desktop.context(signed_in=False, viewport={"width": 360, "height": 700})
+    page = context.new_page()
+    page.goto("/login")
+    page.get_by_label("API key").fill("mk_live_wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("no API key of ours")
+    assert faults_of(page) == []
+    context.close()
+
+
+def test_a_running_job_is_followed_live_with_its_chart(page: Page, desktop: Desktop) -> None:
+    job, fence = begin_job(desktop)
+    page.goto(f"/jobs/{job.id}")
+    for done in (10, 20, 30):
+        tell(desktop, fence, done)
+        expect(page.locator("#live")).to_contain_text(f"{done} of 100")
+    expect(page.locator("#chart canvas")).to_be_visible()
+    expect(page.locator("#chart-said")).to_contain_text("/s, mean")
+    end_job(desktop, fence)
+    expect(page.locator("#live .state").first).to_have_text("Succeeded")
+    expect(page.locator("#chart canvas")).to_be_visible()
+    expect(page.get_by_role("heading", name="Scores")).to_be_visible()
+
+
+def test_the_list_follows_its_jobs(page: Page, desktop: Desktop) -> None:
+    job, fence = begin_job(desktop)
+    page.goto("/jobs")
+    row = page.locator(f"#row-{job.id}")
+    expect(row).to_contain_text("Running")
+    end_job(desktop, fence)
+    expect(row).to_contain_text("Succeeded")
+
+
+def test_a_job_is_started_by_keyboard_alone(desktop: Desktop) -> None:
+    context = desktop.context(signed_in=False)
+    page = context.new_page()
+    page.goto("/login")
+    page.keyboard.type(desktop.stack.key)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/jobs")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.goto("/jobs/new")
+    for name, text in (
+        ("base", "acme/base"),
+        ("sources-0-model", "acme/expert1"),
+        ("sources-1-model", "acme/expert2"),
+    ):
+        tab_to(page, name)
+        page.keyboard.type(text)
+    tab_to(page, "submit")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"/jobs/job_"))
+    context.close()
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Presses Tab until the control of that name (or value) has the focus, which must be visible."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.name || ''") == name or name == page.evaluate(
+            "document.activeElement.value || ''"
+        ):
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+            return
+    raise AssertionError(f"{name} cannot be reached with Tab")
+
+
+def test_a_job_is_started_and_seen_without_javascript(desktop: Desktop) -> None:
+    context = desktop.context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto("/jobs/new")
+    page.get_by_label("Method", exact=True).select_option("task_arithmetic")
+    page.get_by_role("button", name="Show its settings").click()
+    expect(page.get_by_label("Method", exact=True)).to_have_value("task_arithmetic")
+    page.get_by_label("Base").fill("acme/base")
+    page.get_by_role("textbox", name="Source 1").fill("acme/expert1")
+    page.get_by_role("button", name="Remove source 2").click()
+    page.get_by_role("button", name="Plan", exact=True).click()
+    expect(page.locator("#plan")).to_contain_text("This can work.")
+    page.get_by_role("button", name="Start the job").click()
+    page.wait_for_url(re.compile(r"/jobs/job_"))
+    expect(page.locator("#live .state").first).to_have_text(re.compile("Queued|Running|Succeeded"))
+    context.close()

@@ -1,0 +1,136 @@
+"""Model cards: what the Hub reads, what people read, and what strangers cannot do to either."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from hub.card import CardInput, merged_license, render_card
+
+SHA = "a" * 40
+INPUTS = [
+    CardInput("base", f"org/base@{SHA}", "org/base", SHA, "apache-2.0"),
+    CardInput("math", f"org/math@{SHA}", "org/math", SHA, "apache-2.0"),
+    CardInput("local", "models/code", None, None, "apache-2.0"),
+]
+MANIFEST: dict[str, Any] = {
+    "recipe": {"base": f"org/base@{SHA}", "steps": [{"method": "dare", "density": 0.7}, {"method": "ties"}]},
+    "recipe_sha256": "b" * 64,
+    "engine": "mergery 0.1.0",
+    "methods": {"dare": "1", "ties": "2"},
+    "files": {"model.safetensors": {"sha256": "c" * 64}, "config.json": "d" * 64},
+}
+SCORES = [
+    {"set": "wiki", "metric": "perplexity", "result": 11.24, "parents": {"base": 14.0, "math": 12.5}},
+    {"set": "arc", "metric": "accuracy", "result": 0.5, "parents": {"math": 0.4}, "higher_is_better": True},
+]
+
+
+def front(card: str) -> dict[str, Any]:
+    assert card.startswith("---\n")
+    document = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(document, dict)
+    return document
+
+
+def test_the_front_matter_says_what_was_merged() -> None:
+    card = render_card(MANIFEST, SCORES, title="Merged", inputs=INPUTS, pipeline_tag="text-generation")
+    assert front(card) == {
+        "base_model": ["org/base", "org/math"],
+        "base_model_relation": "merge",
+        "tags": ["mergery", "merge", "dare", "ties"],
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+    }
+
+
+def test_the_page_shows_inputs_scores_recipe_commands_and_digests() -> None:
+    card = render_card(MANIFEST, SCORES, title="Merged", inputs=INPUTS)
+    assert (
+        f"| math | [org/math](<https://huggingface.co/org/math/tree/{SHA}>) | `{SHA}` | apache\\-2\\.0 |"
+        in card
+    )
+    assert "| wiki | perplexity (lower is better) | 11.24 | 14 | 12.5 |" in card
+    assert "| arc | accuracy (higher is better) | 0.5 | – | 0.4 |" in card
+    assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == MANIFEST["recipe"]
+    assert f"hf download org/base --revision {SHA} --local-dir org/base@{SHA}" in card
+    for digest in ("b" * 64, "c" * 64, "d" * 64):
+        assert digest in card
+
+
+def test_without_scores_there_is_no_score_table() -> None:
+    assert "## Scores" not in render_card(MANIFEST, None, title="Merged", inputs=INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("licenses", "merged"),
+    [
+        (["mit", "mit"], "mit"),
+        (["mit", "apache-2.0"], "other"),
+        (["mit", None], "mit"),
+        ([None], None),
+        (["My Own Terms"], "other"),
+        ([], None),
+    ],
+)
+def test_licences_are_merged_with_care(licenses: list[str | None], merged: str | None) -> None:
+    assert merged_license(licenses) == merged
+
+
+def test_unknown_and_mixed_licences_are_pointed_out() -> None:
+    unknown = [INPUTS[0], CardInput("x", "y", None, None, None)]
+    assert "states no licence" in render_card({}, None, title="M", inputs=unknown)
+    mixed = [INPUTS[0], CardInput("x", "y", None, None, "gpl-3.0")]
+    card = render_card({}, None, title="M", inputs=mixed)
+    assert "different licences" in card and front(card)["license_name"] == "see-inputs"
+
+
+HOSTILE = [
+    "x\n---\nbase_model: evil/model\n---\n# Fake",
+    "<script>alert(1)</script>",
+    "a | b | c\n| d |",
+    "[click](javascript:alert(1))",
+    "```\n# Heading out of the fence\n```",
+    "![img](https://tracker.example/x.png)",
+    "`code` & <b>",
+    "# Title\r\n\u2028## Sub",
+    "!!python/object/apply:os.system [id]",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_names_change_neither_front_matter_nor_page(text: str) -> None:
+    manifest = {
+        "recipe": {"sources": [{"model": text}], "steps": [{"method": text}]},
+        "engine": text,
+        "methods": {text: text},
+        "files": {text: text},
+    }
+    inputs = [CardInput(text, text, text, text, text)]
+    scores = [{"set": text, "metric": text, "result": 1.0, "parents": {text: 2.0}}]
+    card = render_card(manifest, scores, title=text, inputs=inputs, library_name=text, pipeline_tag=text)
+    fields = front(card)
+    assert fields == {"tags": ["mergery", "merge"], "license": "other", "license_name": "see-inputs"}
+    page = card.split("---\n", 2)[2]
+    fence = next(line for line in page.splitlines() if line.endswith("yaml")).removesuffix("yaml")
+    before, recipe, after = page.split(f"\n{fence}yaml\n")[0], page.split(f"\n{fence}yaml\n")[1], ""
+    recipe, after = recipe.split(f"\n{fence}\n", 1)
+    assert yaml.safe_load(recipe)["steps"][0]["method"] == text
+    shown = before + after
+    assert "<script" not in shown and "](javascript" not in shown and "![img](" not in shown
+    headings = [line for line in shown.splitlines() if line.startswith("#")]
+    assert headings[1:] == ["## Inputs", "## Scores", "## Recipe", "## Make it again", "## Digests"]
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len(rows) == 3 + 3 + 2 + 3
+
+
+def test_commands_quote_what_a_shell_would_run() -> None:
+    inputs = [CardInput("base", "org/base@x; rm -rf $HOME", "org/base", SHA)]
+    assert "--local-dir 'org/base@x; rm -rf $HOME'" in render_card({}, None, title="M", inputs=inputs)
+
+
+def test_links_go_to_the_hub_the_models_came_from() -> None:
+    card = render_card({}, None, title="M", inputs=INPUTS, endpoint="http://127.0.0.1:8765")
+    assert f"(<http://127.0.0.1:8765/org/base/tree/{SHA}>)" in card
+    assert "export HF_ENDPOINT=http://127.0.0.1:8765" in card

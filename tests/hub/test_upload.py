@@ -1,0 +1,250 @@
+"""Pushing a result: shard by shard, visible at once, once, and only where it belongs."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from hub.errors import (
+    Conflict,
+    NameRefused,
+    PermissionDenied,
+    RateLimited,
+    RepoNotOurs,
+    RepoPublic,
+    TokenInvalid,
+    Unavailable,
+)
+from hub.folder_faults import Fault
+from hub.folder_server import FolderHub
+from hub.snapshot import Hub
+from hub.upload import Push
+
+Clients = Callable[..., Hub]
+SMALL = {
+    "README.md": b"---\nlicense: mit\n---\n# Merged\n",
+    "mergery.json": b'{"recipe": {}}',
+    "config.json": b"{}",
+}
+REPO = "team/result"
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    """Two output shards of three megabytes."""
+    paths = [tmp_path / f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for number, path in enumerate(paths):
+        path.write_bytes(hashlib.shake_128(bytes([number])).digest(3 << 20))
+    return paths
+
+
+def names(hub: Hub, repo: str = REPO) -> list[str]:
+    return sorted(file.path for file in hub.pin(repo).files)
+
+
+def manifest(hub: Hub, repo: str = REPO) -> dict[str, object]:
+    document = json.loads(hub.read_file(hub.pin(repo), "mergery.json", 1000))
+    assert isinstance(document, dict)
+    return document
+
+
+def push_all(hub: Hub, shards: list[Path], job_id: str = "job_1") -> Push:
+    push = Push(hub, REPO, job_id=job_id)
+    push.prepare()
+    for shard in shards:
+        push.add_file(shard.name, shard)
+    push.commit("Merge", SMALL)
+    return push
+
+
+def test_shards_leave_the_disk_as_they_go_and_show_all_at_once(
+    client: Clients, folder_hub: FolderHub, shards: list[Path], root: Path
+) -> None:
+    hub, push = client(), Push(client(), REPO, job_id="job_1")
+    assert push.prepare() is None
+    contents = {}
+    for shard in shards:
+        contents[shard.name] = shard.read_bytes()
+        push.add_file(shard.name, shard)
+        shard.unlink()
+        assert names(hub) == []
+    result = push.commit("Merge", SMALL)
+    assert result.sha == hub.pin(REPO).sha and result.url.endswith(f"/{REPO}/commit/{result.sha}")
+    assert names(hub) == sorted([*contents, *SMALL])
+    assert hub.pin(REPO).private
+    assert {name: (root / REPO / name).read_bytes() for name in contents} == contents
+    assert manifest(hub) == {"recipe": {}, "job_id": "job_1"}
+    assert folder_hub.stats.requests["commit"] == 1 and folder_hub.stats.requests["xet-token"] > 0
+
+
+def test_a_lost_reply_is_settled_without_a_second_commit(
+    client: Clients, folder_hub: FolderHub, shards: list[Path]
+) -> None:
+    folder_hub.faults.add("commit", Fault(status=500, after=True))
+    push = push_all(client(), shards)
+    assert folder_hub.stats.requests["commit"] == 1
+    assert push.commit("Merge", SMALL).sha == client().pin(REPO).sha
+    assert folder_hub.stats.requests["commit"] == 1
+
+
+def test_a_failed_commit_is_posted_again(
+    client: Clients, folder_hub: FolderHub, shards: list[Path], waits: list[float]
+) -> None:
+    folder_hub.faults.add("commit", Fault(status=503), times=2)
+    push_all(client(), shards)
+    assert folder_hub.stats.requests["commit"] == 3
+    assert len(names(client())) == 5 and waits
+
+
+def test_a_commit_that_keeps_failing_leaves_nothing_visible(
+    client: Clients, folder_hub: FolderHub, shards: list[Path]
+) -> None:
+    folder_hub.faults.add("commit", Fault(status=503), times=99)
+    with pytest.raises(Unavailable):
+        push_all(client(), shards)
+    assert names(client()) == []
+
+
+def test_a_second_attempt_of_the_job_finds_its_own_commit(
+    client: Clients, folder_hub: FolderHub, shards: list[Path]
+) -> None:
+    push_all(client(), shards)
+    again = Push(client(), REPO, job_id="job_1")
+    found = again.prepare()
+    assert found is not None and found.sha == client().pin(REPO).sha
+    again.add_file("x.safetensors", shards[0].with_name("absent"))
+    assert again.commit("Merge", SMALL) == found
+    assert folder_hub.stats.requests["commit"] == 1
+
+
+def test_a_new_process_commits_shards_that_an_earlier_one_uploaded(
+    client: Clients, shards: list[Path], root: Path
+) -> None:
+    contents = {shard.name: shard.read_bytes() for shard in shards}
+    first = Push(client(), REPO, job_id="job_1")
+    first.add_file(shards[0].name, shards[0])
+    second = Push(client(), REPO, job_id="job_1")
+    digest = hashlib.sha256(contents[shards[0].name]).hexdigest()
+    second.add_uploaded(shards[0].name, digest, len(contents[shards[0].name]))
+    second.add_file(shards[1].name, shards[1])
+    second.commit("Merge", SMALL)
+    assert {name: (root / REPO / name).read_bytes() for name in contents} == contents
+
+
+def test_a_shard_that_was_never_uploaded_cannot_be_committed(client: Clients, folder_hub: FolderHub) -> None:
+    push = Push(client(), REPO, job_id="job_1")
+    push.prepare()
+    push.add_uploaded("model.safetensors", "0" * 64, 10)
+    with pytest.raises(Exception, match=REPO) as caught:
+        push.commit("Merge", SMALL)
+    assert getattr(caught.value, "code", None) == "hub_refused"
+    assert names(client()) == []
+
+
+def test_a_repository_of_somebody_else_is_left_alone(client: Clients, folder_hub: FolderHub) -> None:
+    head = folder_hub.head("team/model")
+    with pytest.raises(RepoNotOurs, match="overwrite"):
+        Push(client(), "team/model", private=False, job_id="job_1").prepare()
+    assert folder_hub.head("team/model") == head
+
+
+def test_overwrite_takes_over_a_repository_and_its_old_weights_go(
+    client: Clients, shards: list[Path]
+) -> None:
+    push = Push(client(), "team/model", private=False, job_id="job_1", overwrite=True)
+    push.add_file(shards[0].name, shards[0])
+    push.commit("Merge", SMALL)
+    assert names(client(), "team/model") == sorted([shards[0].name, *SMALL])
+
+
+def test_a_later_job_replaces_the_result_of_an_earlier_one(client: Clients, shards: list[Path]) -> None:
+    push_all(client(), shards, "job_1")
+    push_all(client(), shards[:1], "job_2")
+    assert names(client()) == sorted([shards[0].name, *SMALL])
+    assert manifest(client())["job_id"] == "job_2"
+
+
+def test_a_private_result_never_goes_into_a_public_repository(client: Clients) -> None:
+    with pytest.raises(RepoPublic):
+        Push(client(), "team/model", job_id="job_1", overwrite=True).prepare()
+
+
+def test_a_change_by_somebody_else_is_a_conflict(
+    client: Clients, folder_hub: FolderHub, shards: list[Path]
+) -> None:
+    push = Push(client(), REPO, job_id="job_1")
+    push.add_file(shards[0].name, shards[0])
+    HfApi(endpoint=folder_hub.url, token="hf_alice").create_commit(
+        REPO, [CommitOperationAdd("notes.txt", b"mine")], commit_message="by hand"
+    )
+    with pytest.raises(Conflict) as caught:
+        push.commit("Merge", SMALL)
+    assert caught.value.retryable and names(client()) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("route", ["create", "info", "tree", "preupload", "xet-token"])
+def test_passing_failures_on_the_way_are_tried_again(
+    client: Clients, folder_hub: FolderHub, shards: list[Path], route: str
+) -> None:
+    folder_hub.faults.add(route, Fault(status=503))
+    push_all(client(), shards[:1])
+    assert len(names(client())) == 4
+
+
+def test_a_lost_reply_to_create_is_settled(client: Clients, folder_hub: FolderHub) -> None:
+    folder_hub.faults.add("create", Fault(status=500, after=True))
+    assert Push(client(), REPO, job_id="job_1").prepare() is None
+    assert client().pin(REPO).private
+
+
+@pytest.mark.parametrize(("token", "error"), [("hf_carol", PermissionDenied), ("hf_bob", PermissionDenied)])
+def test_a_token_that_may_not_write_is_named_as_the_reason(
+    client: Clients, token: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=REPO):
+        Push(client(token), REPO, job_id="job_1").prepare()
+
+
+def test_a_token_revoked_on_the_way_is_named(
+    client: Clients, folder_hub: FolderHub, shards: list[Path]
+) -> None:
+    push = Push(client(), REPO, job_id="job_1")
+    push.prepare()
+    folder_hub.tokens.revoke("hf_alice")
+    with pytest.raises(TokenInvalid):
+        push.add_file(shards[0].name, shards[0])
+    with pytest.raises(TokenInvalid):
+        push.commit("Merge", SMALL)
+
+
+def test_a_rate_limited_commit_says_so(client: Clients, folder_hub: FolderHub) -> None:
+    push = Push(client(patience=1), REPO, job_id="job_1")
+    push.prepare()
+    folder_hub.faults.add("commit", Fault(status=429, headers={"retry-after": "600"}), times=9)
+    with pytest.raises(RateLimited, match="600 s"):
+        push.commit("Merge", SMALL)
+
+
+def test_a_result_can_go_to_a_branch(client: Clients, folder_hub: FolderHub, root: Path) -> None:
+    push = Push(client(), REPO, revision="v2", job_id="job_1")
+    push.commit("Merge", SMALL)
+    assert names(client()) == [] and not list((root / REPO).iterdir())
+    assert len(client().pin(REPO, "v2").files) == 3
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "a\\b", ".git/config"])
+def test_unsafe_names_are_not_pushed(client: Clients, shards: list[Path], path: str) -> None:
+    push = Push(client(), REPO, job_id="job_1")
+    with pytest.raises(NameRefused):
+        push.add_file(path, shards[0])
+    with pytest.raises(NameRefused):
+        push.commit("Merge", {path: b"x"})
+
+
+@pytest.mark.parametrize("repo", ["result", "../x/y", "a/b/c"])
+def test_a_target_needs_an_owner_and_a_name(client: Clients, repo: str) -> None:
+    with pytest.raises(NameRefused):
+        Push(client(), repo, job_id="job_1")

@@ -1,0 +1,146 @@
+"""The check says what is wrong with a model folder, by a stable code, and passes what works."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scoring.check import STEPS, CheckReport, check_model, is_degenerate
+from scoring.errors import ScoringStopped
+from tests import tiny
+
+
+def codes(report: CheckReport, severity: str = "error") -> list[str]:
+    return [finding.code for finding in report.findings if finding.severity == severity]
+
+
+def set_config(folder: Path, file: str = "config.json", **values: Any) -> None:
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_sound_language_model_passes_every_step(model: Path) -> None:
+    steps: list[str] = []
+    report = check_model(model, on_progress=steps.append)
+    assert report.ok and report.round_trip and report.finite and report.causal
+    assert report.chat_template is None and report.generated is not None
+    assert (report.architecture, steps) == ("LlamaForCausalLM", list(STEPS))
+    assert json.loads(json.dumps(report.as_dict()))["ok"] is True
+
+
+@pytest.mark.parametrize("make", [tiny.gpt2, tiny.moe, tiny.vit])
+def test_other_architectures_pass_too(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    report = check_model(make(tmp_path / "m"))
+    assert report.errors == () and report.finite
+    assert (report.generated is None) == (make is tiny.vit)
+
+
+def test_tied_embeddings_are_not_a_missing_tensor(tmp_path: Path) -> None:
+    report = check_model(tiny.llama(tmp_path / "m", tied=True))
+    assert report.ok and codes(report, "warning") == codes(check_model(tmp_path / "m"), "warning")
+
+
+def test_a_missing_tensor_is_an_error_that_names_it(edit: Callable[..., Path]) -> None:
+    report = check_model(edit(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight")))
+    assert codes(report) == ["missing_tensors"]
+    assert "model.layers.1.mlp.up_proj.weight" in report.sentence
+
+
+def test_a_tensor_without_a_place_is_a_warning_that_names_it(edit: Callable[..., Path]) -> None:
+    def add(tensors: dict[str, Any]) -> None:
+        tensors["model.layers.9.stray.weight"] = tensors["model.norm.weight"].clone()
+
+    report = check_model(edit(add))
+    assert report.ok and "unexpected_tensors" in codes(report, "warning")
+
+
+def test_a_wrong_shape_is_an_error(model: Path) -> None:
+    set_config(model, intermediate_size=48)
+    report = check_model(model)
+    assert codes(report) == ["load_failed"] and not report.ok
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_an_error_and_nothing_is_generated(
+    value: float, edit: Callable[..., Path]
+) -> None:
+    report = check_model(edit(lambda tensors: tensors["model.layers.0.mlp.down_proj.weight"].fill_(value)))
+    assert codes(report) == ["not_finite"] and report.finite is False and report.generated is None
+
+
+def test_a_model_that_only_repeats_itself_is_a_warning(edit: Callable[..., Path]) -> None:
+    report = check_model(edit(lambda tensors: tensors["lm_head.weight"].zero_()))
+    assert report.ok and codes(report, "warning") == ["degenerate_generation"]
+
+
+def test_repetition_is_one_or_two_tokens_over_and_over() -> None:
+    assert is_degenerate([3] * 16) and is_degenerate([3, 4] * 8)
+    assert not is_degenerate([3, 4, 5] * 5) and not is_degenerate([3, 3])
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_an_error(tmp_path: Path) -> None:
+    report = check_model(tiny.llama(tmp_path / "m", vocab=120))
+    assert "token_out_of_range" in codes(report)
+
+
+def test_a_model_without_a_tokenizer_is_warned_of(tmp_path: Path) -> None:
+    report = check_model(tiny.llama(tmp_path / "m", tokenizer=False))
+    assert report.ok and codes(report, "warning") == ["no_tokenizer"] and report.round_trip is None
+
+
+def test_a_tokenizer_that_changes_texts_is_a_warning(model: Path) -> None:
+    set_config(model, "tokenizer.json", normalizer={"type": "Lowercase"})
+    report = check_model(model)
+    assert report.ok and report.round_trip is False and "round_trip_differs" in codes(report, "warning")
+
+
+def test_a_broken_tokenizer_file_is_an_error(model: Path) -> None:
+    (model / "tokenizer.json").write_text("{}")
+    assert codes(check_model(model)) == ["tokenizer_unusable"]
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        (None, "no_config"),
+        ("not json", "no_config"),
+        ("[]", "no_config"),
+        ('{"architectures": ["NoSuchModel"], "model_type": "llama"}', "unknown_architecture"),
+        ('{"architectures": ["AutoModel"], "model_type": "llama"}', "unknown_architecture"),
+        ('{"architectures": ["Own"], "auto_map": {"AutoModel": "own.Own"}}', "needs_remote_code"),
+    ],
+)
+def test_a_config_that_names_no_known_model_is_an_error(model: Path, config: str | None, code: str) -> None:
+    (model / "config.json").unlink()
+    if config is not None:
+        (model / "config.json").write_text(config)
+    assert codes(check_model(model)) == [code]
+
+
+def test_a_chat_template_is_rendered(model: Path) -> None:
+    template = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    set_config(model, "tokenizer_config.json", chat_template=template)
+    assert check_model(model).chat_template is True
+
+
+def test_a_chat_template_that_fails_is_an_error_with_its_reason(model: Path) -> None:
+    set_config(model, "tokenizer_config.json", chat_template="{{ raise_exception('no system role') }}")
+    report = check_model(model)
+    assert codes(report) == ["chat_template_fails"] and "no system role" in report.sentence
+
+
+def test_a_chat_template_that_leaves_the_user_out_is_a_warning(model: Path) -> None:
+    set_config(model, "tokenizer_config.json", chat_template="hello")
+    report = check_model(model)
+    assert report.chat_template is False and "chat_template_drops_text" in codes(report, "warning")
+
+
+@pytest.mark.parametrize("steps", range(1, len(STEPS)))
+def test_stop_is_asked_before_every_step(model: Path, steps: int) -> None:
+    seen: list[str] = []
+    with pytest.raises(ScoringStopped):
+        check_model(model, on_progress=seen.append, should_stop=lambda: len(seen) == steps)
+    assert seen == list(STEPS[:steps])
