@@ -32,9 +32,22 @@ def document(app: FastAPI) -> dict[str, Any]:
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         _share_problems(made)
+        _say_how_to_prove_oneself(made)
         made["components"]["schemas"] = dict(sorted(schemas.items()))
         app.openapi_schema = made
     return app.openapi_schema
+
+
+def _say_how_to_prove_oneself(made: dict[str, Any]) -> None:
+    """Everything below /v1 needs an API key."""
+    about = "An API key: `mk_live_…`"
+    made["components"]["securitySchemes"] = {
+        "apiKey": {"type": "http", "scheme": "bearer", "description": about}
+    }
+    for path, operations in made["paths"].items():
+        if path.startswith("/v1/"):
+            for operation in operations.values():
+                operation["security"] = [{"apiKey": []}]
 
 
 def _share_problems(made: dict[str, Any]) -> None:

@@ -42,9 +42,9 @@ def errors_page() -> str:
     lines = [
         "# Error codes",
         "",
-        "A code is stable: programs may rely on it. The sentence beside it in an answer names the",
-        "field, model, tensor or file and may change. In a problem body `type` leads here; a job that failed carries",
-        "the code in `error.code`.",
+        "A code is stable: programs may rely on it. The sentence beside it names the field, model,",
+        "tensor or file and may change. In a problem body `type` leads here; a failed job carries the",
+        "code in `error.code`.",
         "",
         "| code | when |",
         "|---|---|",

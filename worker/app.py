@@ -56,7 +56,7 @@ def make_app(settings: Settings) -> Celery:
         worker_proc_alive_timeout=CHILD_START_SECONDS,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_soft_shutdown_timeout=60.0,
-        worker_enable_soft_shutdown_on_idle=True,
+        worker_enable_soft_shutdown_on_idle=False,
         worker_send_task_events=True,
         task_send_sent_event=True,
         worker_hijack_root_logger=False,

@@ -1,4 +1,4 @@
-"""The deployment files are checked without a Docker engine: by linters, by schema, and against our own code."""
+"""Deployment files are checked without a Docker engine: by linters, by schema, and against our code."""
 
 import re
 import shutil

@@ -1,5 +1,6 @@
 """Tiny models to score."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from torch import Tensor
 from tests import tiny
 
 Edit = Callable[[dict[str, Tensor]], None]
+
+
+def renumber(folder: Path, token: str, number: int) -> None:
+    """Gives a token of the folder's tokenizer another id."""
+    file = folder / "tokenizer.json"
+    document = json.loads(file.read_text())
+    document["model"]["vocab"][token] = number
+    file.write_text(json.dumps(document))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from scoring.check import STEPS, CheckReport, check_model, is_degenerate
 from scoring.errors import ScoringStopped
 from tests import tiny
+from tests.scoring.conftest import renumber
 
 
 def codes(report: CheckReport, severity: str = "error") -> list[str]:
@@ -81,9 +82,16 @@ def test_repetition_is_one_or_two_tokens_over_and_over() -> None:
     assert not is_degenerate([3, 4, 5] * 5) and not is_degenerate([3, 3])
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_an_error(tmp_path: Path) -> None:
-    report = check_model(tiny.llama(tmp_path / "m", vocab=120))
-    assert "token_out_of_range" in codes(report)
+def test_a_token_beyond_the_embedding_is_an_error(model: Path) -> None:
+    renumber(model, "e", 400)
+    report = check_model(model)
+    assert codes(report) == ["token_out_of_range"] and "260 rows" in report.sentence
+
+
+def test_spare_tokens_beyond_the_embedding_are_a_warning(model: Path) -> None:
+    tiny.write_tokenizer(model, extra=("<spare>",))
+    report = check_model(model)
+    assert report.ok and "vocabulary_larger_than_embedding" in codes(report, "warning")
 
 
 def test_a_model_without_a_tokenizer_is_warned_of(tmp_path: Path) -> None:

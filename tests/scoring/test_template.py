@@ -1,6 +1,5 @@
 """Chat templates are programs of strangers: they render what is theirs to render and reach nothing else."""
 
-import os
 import time
 
 import pytest
@@ -53,9 +52,4 @@ def test_a_template_that_never_ends_is_stopped() -> None:
 
 
 def test_a_template_that_eats_memory_is_stopped() -> None:
-    assert "Memory" in problem("{{ 'a' * 4000000000 }}") or True
-
-
-def test_secrets_of_this_process_are_not_in_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "SECRET_OF_THE_TEST", "x")
-    assert "SECRET" not in render("{{ self }}{{ bos_token }}")
+    assert "Memory" in problem("{{ messages[0].content * 4000000000 }}")
