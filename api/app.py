@@ -30,6 +30,7 @@ def create_app(settings: Settings, planner: Planner | None = None) -> FastAPI:
         desk.metrics.watch(desk.begin)
         yield
         await desk.feed.stop()
+        desk.planner.close()
         desk.close()
 
     app = FastAPI(

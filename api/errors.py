@@ -1,6 +1,6 @@
 """Any error becomes one problem body (RFC 9457). A code is stable; its title and status are listed here."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from traceback import format_exception
@@ -104,9 +104,19 @@ def kind_of(code: str) -> Kind:
     return KINDS.get(code) or Kind(422, code.replace("_", " ").capitalize())
 
 
-def not_found(what: str, name: str) -> Problem:
-    """The same answer for what does not exist and for what belongs to another tenant."""
-    return Problem("not_found", f"there is no {what} {name!r}")
+def explanation(code: str) -> str | None:
+    """What a code means, in a few lines; nothing for one that this service never sends."""
+    about = [KINDS[code].title + "."] if code in KINDS else []
+    about += [
+        (each.__doc__ or "").strip() for each in _raised(JobError, HubError, MergeError) if each.code == code
+    ]
+    return f"{code} (HTTP {kind_of(code).status})\n\n" + "\n\n".join(about) + "\n" if about else None
+
+
+def _raised(*roots: Any) -> Iterator[Any]:
+    for each in roots:
+        yield each
+        yield from _raised(*each.__subclasses__())
 
 
 def problem_body(

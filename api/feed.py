@@ -40,9 +40,12 @@ class Waiter:
 class Feed:
     """Runs ``listen`` in a thread from the first waiter on, again whenever its connection breaks."""
 
-    def __init__(self, listen: Listen, most: int = STREAMS_MOST) -> None:
+    def __init__(
+        self, listen: Listen, most: int = STREAMS_MOST, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
         self.listen = listen
         self.most = most
+        self.retry_seconds = retry_seconds
         self.waiters: dict[str, set[Waiter]] = defaultdict(set)
         self.stopping = threading.Event()
         self.closed = asyncio.Event()
@@ -88,7 +91,7 @@ class Feed:
                     self._tell(job_id)
             except Exception as error:
                 log.warning("feed_lost", error=str(error))
-                self.stopping.wait(RETRY_SECONDS)
+                self.stopping.wait(self.retry_seconds)
 
     def _tell(self, job_id: str | None) -> None:
         if self.loop and not self.loop.is_closed() and not self.stopping.is_set():

@@ -17,6 +17,12 @@ from hub.names import COMMIT, is_repo_part
 PUBLIC_HUB = "https://huggingface.co"
 TAGS = ("mergery", "merge")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>])")
+FACTS = {
+    "engine": "version of the engine",
+    "device": "device",
+    "plan_sha256": "plan (sha256)",
+    "recipe_sha256": "recipe (sha256 of its canonical form)",
+}
 PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 CODE = re.compile(r"[\w./@:+=, -]{1,300}\Z", re.ASCII)
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}\Z")
@@ -47,9 +53,9 @@ def render_card(
 ) -> str:
     """README.md of a merged model.
 
-    ``manifest`` is ``mergery.json``; used are ``recipe`` (with pinned models), ``recipe_sha256``, ``engine``,
-    ``methods`` (name -> version) and ``files`` or ``outputs`` (path -> sha256, or to a mapping with
-    ``sha256``). Each of ``scores`` is ``{"set", "metric", "result": number, "parents": {role: number},
+    ``manifest`` is ``mergery.json``; used are ``recipe`` (with pinned models), ``recipe_sha256``,
+    ``plan_sha256``, ``mergery`` (``engine``, ``device``), ``methods`` (name -> version) and ``files`` (path
+    -> ``{"sha256"}``). Each of ``scores`` is ``{"set", "metric", "result": number, "parents": {role: number},
     "higher_is_better": bool}``.
     """
     methods = _methods(manifest)
@@ -173,15 +179,15 @@ def _reproduction(inputs: Sequence[CardInput], endpoint: str) -> str:
 
 
 def _digests(manifest: Mapping[str, Any]) -> str:
+    about = manifest.get("mergery")
+    known = {**manifest, **(about if isinstance(about, Mapping) else {})}
     facts = [
-        (label, _code(str(manifest[key])))
-        for label, key in (("recipe (sha256 of its canonical form)", "recipe_sha256"), ("engine", "engine"))
-        if isinstance(manifest.get(key), str)
+        (label, _code(str(known[key]))) for key, label in FACTS.items() if isinstance(known.get(key), str)
     ]
     versions = manifest.get("methods")
     if isinstance(versions, Mapping):
         facts += [(f"method {_plain(str(name))}", _code(str(version))) for name, version in versions.items()]
-    files = manifest.get("files") or manifest.get("outputs")
+    files = manifest.get("files")
     if isinstance(files, Mapping):
         for path, value in files.items():
             digest = value.get("sha256") if isinstance(value, Mapping) else value

@@ -2,10 +2,10 @@
 them.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -56,21 +56,18 @@ set_client_factory(_client)
 disable_progress_bars()
 
 
+@dataclass(frozen=True)
 class Patience:
-    """How long one caller is ready to wait between tries, all calls together."""
+    """The longest pause, in seconds, that a caller will make before another try, and how it is made."""
 
-    def __init__(self, seconds: float, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._left = seconds
-        self._sleep = sleep
-        self._lock = threading.Lock()
+    seconds: float
+    sleep: Callable[[float], None] = time.sleep
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, if that much is left; else return False at once."""
-        with self._lock:
-            if seconds > self._left:
-                return False
-            self._left -= seconds
-        self._sleep(seconds)
+        """Pause, unless that is too long; whether it did."""
+        if seconds > self.seconds:
+            return False
+        self.sleep(seconds)
         return True
 
 

@@ -69,8 +69,8 @@ class Hub:
     """A Hub as one tenant sees it with one token.
 
     ``cache`` is the tenant's own folder: nothing in it is ever shared, and nothing is read from it before
-    ``pin`` has asked the Hub with this token. ``patience`` bounds the seconds spent waiting between tries,
-    all calls together.
+    ``pin`` has asked the Hub with this token. ``patience`` is the longest pause in
+    seconds before another try, ``sleep`` makes it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Hub:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.cache = cache
-        self.session = Session(endpoint, token, Patience(patience, sleep=sleep))
+        self.session = Session(endpoint, token, Patience(patience, sleep))
         self.api = HfApi(endpoint=self.session.endpoint, token=self.session.token)
 
     def pin(self, repo: str, revision: str | None = None, repo_type: str = "model") -> Snapshot:

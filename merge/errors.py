@@ -327,3 +327,9 @@ class OutputExists(MergeError):
     """The output folder is already there."""
 
     code = "output_exists"
+
+
+class BudgetTooSmall(MergeError):
+    """A run was given less memory than the smallest blocks of its method take."""
+
+    code = "budget_too_small"

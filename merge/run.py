@@ -22,15 +22,16 @@ from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.writer import ShardWriter
 from merge.contract.groups import Site
 from merge.contract.method import Kind, get
-from merge.errors import FileMissing, InputChanged, OutputExists, Stopped
+from merge.errors import BudgetTooSmall, FileMissing, InputChanged, OutputExists, Stopped
 from merge.finish import (
+    MANIFEST_FILE,
     inputs_manifest,
     read_manifest,
     sync_folder,
     write_manifest,
     write_small_files,
 )
-from merge.journal import FILE, Finished, Journal, open_journal, partial_folder
+from merge.journal import FILE, Finished, Journal, open_journal, partial_folder, sha256_of
 from merge.methods import load as load_methods
 from merge.outputs import OutputTensor, inputs_of
 from merge.plan import Plan, compute_bytes, whole_entries
@@ -57,9 +58,9 @@ def run(
 
     ``folders`` holds the model of every key of ``plan.models`` that is read, and ``<key>+adapter`` for
     adapters. Until the end the work is in ``<out>.partial``; shards finished there by an earlier run of the
-    same plan on the same inputs are verified and kept. The callbacks are called from worker threads, one at a
-    time. Raises ``Stopped``, ``NotFinite``, ``TensorsDiffer``, ``InputChanged``, ``OutputExists``,
-    ``DiskFull`` and others of ``MergeError``.
+    same plan on the same inputs are verified and kept. ``on_progress`` and ``should_stop`` are called from
+    worker threads, one at a time. Raises ``Stopped``, ``NotFinite``, ``TensorsDiffer``, ``InputChanged``,
+    ``OutputExists``, ``DiskFull`` and others of ``MergeError``.
     """
     load_methods()
     _check_inputs(plan, folders)
@@ -71,7 +72,10 @@ def run(
     whole, _ = whole_entries(plan.granularity, plan.outputs)
     crew = 1 if plan.granularity == "tensor" else max(1, threads)
     fitted = sizes(len(plan.recipe.sources) + 1, compute_bytes(plan.recipe), whole, crew, budget_bytes)
-    assert fitted is not None  # the plan was made for this budget
+    if fitted is None:
+        raise BudgetTooSmall(
+            f"{budget_bytes} bytes of memory are too few for {plan.granularity} blocks; give more."
+        )
     within = max(1, threads) if plan.granularity == "tensor" else 1
     meter = _Meter(plan, on_progress, should_stop)
     with ExitStack() as stack:
@@ -122,8 +126,10 @@ def _already_there(plan: Plan, inputs: Mapping[str, Any], out: Path) -> Report:
             f"{out} is already there and is not this merge; choose another folder or remove it."
         )
     (out / FILE).unlink(missing_ok=True)
-    files = tuple(OutputFile(name, f["sha256"], f["size"], reused=True) for name, f in found["files"].items())
-    return Report(out, files, found, len(plan.outputs), 0)
+    files = [OutputFile(name, f["sha256"], f["size"], reused=True) for name, f in found["files"].items()]
+    own = out / MANIFEST_FILE
+    files.append(OutputFile(MANIFEST_FILE, sha256_of(own), own.stat().st_size, reused=True))
+    return Report(out, tuple(files), found, len(plan.outputs), 0)
 
 
 def _reader(plan: Plan, key: str, folders: Mapping[str, Path]) -> TensorReader:

@@ -78,7 +78,7 @@ class Evaluator:
         free = free_memory(self.device)
         if needed <= free:
             return True
-        detail = f"the result needs {needed:.0f} bytes of memory to be checked and {free} are free; it was not checked"
+        detail = f"the check needs {needed:.0f} bytes of memory and {free} are free, so it was left out"
         self.context.write(lifecycle.record_warning, "not_checked", detail)
         return False
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from celery.signals import heartbeat_sent, worker_shutting_down
+from celery.signals import heartbeat_sent, worker_ready, worker_shutting_down
 
 from db.session import make_engine, make_sessions
 from jobs import lifecycle
@@ -62,6 +62,7 @@ class Supervisor:
         )
         worker_shutting_down.connect(supervisor._on_shutdown, weak=False)
         heartbeat_sent.connect(supervisor._on_heartbeat, weak=False)
+        worker_ready.connect(supervisor._on_ready, weak=False)
         supervisor._thread = threading.Thread(target=supervisor._run, name="supervisor", daemon=True)
         supervisor._thread.start()
         return supervisor
@@ -122,6 +123,10 @@ class Supervisor:
 
     def _on_shutdown(self, **_: Any) -> None:
         self.board.ask_to_stop()
+
+    def _on_ready(self, **_: Any) -> None:
+        # Celery's own SIGQUIT waits before it says that it stops; like SIGTERM it then hands the jobs back at once.
+        signal.signal(signal.SIGQUIT, signal.getsignal(signal.SIGTERM))
 
     def _on_heartbeat(self, **_: Any) -> None:
         health_path(self.scratch).touch()

@@ -77,11 +77,10 @@ class Draft:
 
     @classmethod
     def from_order(cls, order: Mapping[str, Any]) -> "Draft":
-        """A draft to start from an earlier order: its recipe as YAML, what it asked for besides in the form."""
+        """A draft to start from an earlier order: its recipe as YAML, its other wishes in the form."""
         output, evaluate = order.get("output", {}), order.get("evaluate", {})
-        draft = cls(
-            tab="yaml", document=to_yaml(order["recipe"]), credential=order.get("hub_credential") or ""
-        )
+        draft = cls(tab="yaml", document=to_yaml(order["recipe"]))
+        draft.credential = order.get("hub_credential") or ""
         draft.repo, draft.publish = output.get("repo") or "", output.get("publish", "checked")
         draft.private, draft.overwrite = output.get("private", True), output.get("overwrite", False)
         draft.parents = evaluate.get("parents", True)

@@ -7,8 +7,8 @@ import structlog
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
-from api.deps import Id, InDesk
-from api.errors import KINDS, Problem
+from api.deps import Id, InDesk, found
+from api.errors import Problem, explanation
 from api.schemas.common import PROBLEM_CONTENT
 from api.schemas.usage import LiveOut, ReadyOut
 from migrations import run as migrations
@@ -57,7 +57,4 @@ def metrics(desk: InDesk) -> Response:
 @router.get("/problems/{code}", include_in_schema=False)
 def explain(code: Id) -> Response:
     """The page behind a problem's ``type``."""
-    kind = KINDS.get(code)
-    if kind is None:
-        raise Problem("not_found", f"there is no problem code {code!r}")
-    return PlainTextResponse(f"{code} (HTTP {kind.status})\n\n{kind.title}.\n")
+    return PlainTextResponse(found(explanation(code), "problem code", code))

@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import AwareDatetime
 
 from api.bodies import load_json
 from api.deps import Asked, Desk, Id, IdempotencyHeader, InDesk, Reader, Writer, content_type_of, found
 from api.errors import Problem
 from api.intake import Accepted, Key, Order, accept, job_now, read_json, read_yaml
 from api.paging import page, start
-from api.schemas.common import PageOut, problems
+from api.schemas.common import Instant, PageOut, problems
 from api.schemas.jobs import ORDER_SCHEMA, InputOut, InputsOut, JobOut, JobShortOut, job_out, job_short
 from db import jobs
 from jobs import idempotency, lifecycle, submit
@@ -100,7 +99,7 @@ Preference = Annotated[
     "",
     status_code=202,
     response_model=JobOut,
-    responses=problems(409, 413, 415),
+    responses=problems(404, 409, 413, 415),
     openapi_extra=order_body(with_options=True),
 )
 async def create_job(
@@ -148,7 +147,7 @@ def list_jobs(
     asked: Asked,
     state: Annotated[list[State] | None, Query(max_length=len(State), description="May be repeated")] = None,
     method: Annotated[str | None, Query(max_length=64)] = None,
-    created_after: AwareDatetime | None = None,
+    created_after: Annotated[Instant | None, Query()] = None,
 ) -> PageOut[JobShortOut]:
     """The tenant's jobs, newest first."""
     metadata = metadata_of(request.query_params)

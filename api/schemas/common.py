@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Item = TypeVar("Item")
 
@@ -24,6 +25,14 @@ def _utc(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
 
 
+def _sensible(moment: datetime) -> datetime:
+    if not 2000 <= moment.year < 3000:
+        raise PydanticCustomError("year", "must be a time in the years 2000 to 2999")
+    return moment
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_sensible)]
+"""A time that comes in: with its offset from UTC, and one that every database and calendar can tell."""
 Moment = Annotated[datetime, AfterValidator(_utc)]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 

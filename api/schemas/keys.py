@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, SecretStr
+from pydantic import Field, SecretStr
 
-from api.schemas.common import In, Moment, Name, Out
+from api.schemas.common import In, Instant, Moment, Name, Out
 
 Scope = Literal["merges:read", "merges:write", "webhooks", "keys", "admin"]
 
@@ -14,7 +14,7 @@ class ApiKeyCreate(In):
 
     name: Name
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=5)]
-    expires_at: AwareDatetime | None = None
+    expires_at: Instant | None = None
 
 
 class ApiKeyOut(Out):

@@ -93,7 +93,7 @@ class Process:
 
 
 class Inbox:
-    """A webhook receiver that keeps every request; ``refuse`` of them are answered with 503 first."""
+    """A webhook receiver that keeps every request; ``refuse`` of them are answered with 500 first."""
 
     def __init__(self, refuse: int = 0) -> None:
         self.received: list[tuple[dict[str, str], bytes]] = []
@@ -106,7 +106,7 @@ class Inbox:
                 inbox.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
                 refused = inbox.refuse > 0
                 inbox.refuse -= refused
-                self.send_response(503 if refused else 204)
+                self.send_response(500 if refused else 204)
                 self.send_header("content-length", "0")
                 self.end_headers()
 
@@ -126,6 +126,10 @@ class Inbox:
             self._server.shutdown()
             self._server.server_close()
             thread.join(5)
+
+    def ids(self) -> set[str]:
+        """The different messages among the requests."""
+        return {headers["webhook-id"] for headers, _ in list(self.received)}
 
     def of_type(self, type_: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
         """Headers and parsed bodies of the requests of one event type."""

@@ -126,6 +126,23 @@ def test_a_key_cannot_hand_on_what_it_does_not_have(client: TestClient, someone:
     assert (answer.status_code, answer.json()["code"]) == (403, "scope_missing")
 
 
+def test_a_key_cannot_be_made_for_another_tenant(client: TestClient, anna: Who, bert: Who) -> None:
+    body = {"name": "k", "scopes": ["admin"]}
+    for sneaked in ({"tenant_id": bert.caller.tenant_id}, {"id": "key_x"}, {"hash": "0"}, {"secret": "s"}):
+        answer = client.post("/v1/api-keys", json=body | sneaked, headers=anna.headers)
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "extra_forbidden")
+
+
+@pytest.mark.parametrize(
+    "moment", ["0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00", "2030-01-01T00:00:00"]
+)
+def test_an_odd_time_is_refused(client: TestClient, anna: Who, moment: str) -> None:
+    body = {"name": "k", "scopes": ["admin"], "expires_at": moment}
+    assert client.post("/v1/api-keys", json=body, headers=anna.headers).status_code == 422
+    query = {"created_after": moment}
+    assert client.get("/v1/jobs", params=query, headers=anna.headers).status_code == 422
+
+
 def test_a_revoked_key_is_refused_at_once_by_the_process_that_revoked_it(
     client: TestClient, anna: Who, someone: Callable[..., Who]
 ) -> None:

@@ -36,6 +36,8 @@ def test_every_code_has_a_page_of_its_own(api: TestClient) -> None:
         answer = api.get(f"/problems/{code}")
         assert answer.status_code == 200
         assert kind.title in answer.text
+    assert "LoRA" not in api.get("/problems/gated").text
+    assert "gated" in api.get("/problems/gated").text
     assert api.get("/problems/nonsense").status_code == 404
 
 

@@ -66,5 +66,7 @@ def test_every_operation_answers_as_documented(
     for operation in operations(app):
         strategy = operation.as_strategy(generation_mode=mode)
         with suppress(hypothesis.errors.Unsatisfiable):  # an operation with nothing that could be wrong
-            settings(hypothesis.given(strategy)(send))()
+            given: Any = hypothesis.given(strategy)
+            run: Any = settings(given(send))
+            run()
     assert len(tried) > 15, sorted(tried)

@@ -16,7 +16,8 @@ INPUTS = [
 MANIFEST: dict[str, Any] = {
     "recipe": {"base": f"org/base@{SHA}", "steps": [{"method": "dare", "density": 0.7}, {"method": "ties"}]},
     "recipe_sha256": "b" * 64,
-    "engine": "mergery 0.1.0",
+    "plan_sha256": "e" * 64,
+    "mergery": {"engine": "0.1.0", "device": "cpu"},
     "methods": {"dare": "1", "ties": "2"},
     "files": {"model.safetensors": {"sha256": "c" * 64}, "config.json": "d" * 64},
 }
@@ -55,7 +56,7 @@ def test_the_page_shows_inputs_scores_recipe_commands_and_digests() -> None:
     assert "| arc | accuracy (higher is better) | 0.5 | – | 0.4 |" in card
     assert yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]) == MANIFEST["recipe"]
     assert f"hf download org/base --revision {SHA} --local-dir org/base@{SHA}" in card
-    for digest in ("b" * 64, "c" * 64, "d" * 64):
+    for digest in ("b" * 64, "c" * 64, "d" * 64, "e" * 64, "`0.1.0`"):
         assert digest in card
 
 
@@ -103,7 +104,7 @@ HOSTILE = [
 def test_hostile_names_change_neither_front_matter_nor_page(text: str) -> None:
     manifest = {
         "recipe": {"sources": [{"model": text}], "steps": [{"method": text}]},
-        "engine": text,
+        "mergery": {"engine": text},
         "methods": {text: text},
         "files": {text: text},
     }

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from sqlalchemy import select, text
 
 from db import evaluations
@@ -326,7 +325,7 @@ def test_a_result_worse_than_the_margin_is_not_published(floor: Floor) -> None:
 def test_a_broken_result_is_published_only_on_the_callers_word(floor: Floor) -> None:
     for name in ("base", "expert1", "expert2"):
         path = floor.hub.store.root / "team" / name / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 5}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 8}))
     job = floor.run(floor.order(**PUSHED))
     assert (job.state, job.error_code) == ("failed", "check_failed"), job.error_detail
     assert commits(floor) == 0

@@ -107,3 +107,10 @@ def test_a_finding_points_at_an_input_of_the_form() -> None:
     assert {"steps-0-density", "sources-1-model", "repo", "evaluate-1-where"} <= Draft.from_form(
         FORM
     ).inputs()
+
+
+def test_an_earlier_order_fills_in_the_whole_form() -> None:
+    first = Draft.from_form(FORM)
+    again = Draft.from_order({"recipe": first.recipe(), **first.wishes()})
+    assert again.wishes() == first.wishes()
+    assert yaml.safe_load(again.document) == first.recipe()

@@ -105,3 +105,9 @@ def test_every_page_forbids_what_does_not_come_from_here(site: Site) -> None:
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert answer.headers["cache-control"] == "no-store"
     assert " style=" not in answer.text and "onclick" not in answer.text
+
+
+def test_htmx_does_not_start_before_its_extensions_are_there(site: Site) -> None:
+    scripts = [line for line in site.get("/login").text.splitlines() if "<script" in line]
+    assert "htmx" in scripts[0] and "defer" not in scripts[0]
+    assert all("defer" in line for line in scripts[1:])
