@@ -17,7 +17,7 @@ from api.errors import CHALLENGE, Problem
 from jobs.keys import Caller
 
 SESSION_SECONDS = 12 * 3600
-REMEMBER_SECONDS = 3.0
+REMEMBER_SECONDS = 10.0
 REMEMBER_MOST = 10_000
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"

@@ -161,18 +161,18 @@ def _blocks(total: int, place: int, number: int, noise: torch.Tensor) -> Iterato
 
 
 def best_of(folder: Path, method: str, options: argparse.Namespace) -> Row:
-    """The best of some runs of one method, each beside a floor measured just before it."""
+    """The best merge and the best floor of some runs, taken in turns so that both meet the same weather."""
     uses_base, experts, _ = RECIPES[method]
     inputs = [folder / name for name in (*(("base",) if uses_base else ()), *EXPERTS[:experts])]
-    rows = []
+    floors, merges, peaks = [], [], []
     for _ in range(options.repeat):
-        floor = floor_seconds(inputs, folder / "copy")
+        floors.append(floor_seconds(inputs, folder / "copy"))
         seconds, cpu, peak = merge_seconds(folder, method, options)
-        moved = sum(_bytes(path) for path in (*inputs, inputs[0]))
-        rows.append(
-            Row(method, seconds, cpu, floor, moved / seconds / 1e9, seconds / floor, peak / (1 << 20))
-        )
-    return min(rows, key=lambda row: row.ratio)
+        merges.append((seconds, cpu))
+        peaks.append(peak / (1 << 20))
+    moved = sum(_bytes(path) for path in (*inputs, inputs[0]))
+    (seconds, cpu), floor = min(merges), min(floors)
+    return Row(method, seconds, cpu, floor, moved / seconds / 1e9, seconds / floor, max(peaks))
 
 
 def floor_seconds(inputs: Sequence[Path], copy: Path) -> float:

@@ -1,4 +1,6 @@
-"""The families of models the demo can merge: where they are, what is asked for, and how results are compared."""
+"""The families of models the demo can merge: where they are, what is asked for, and how results are
+compared.
+"""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -78,6 +80,8 @@ def tiny(_cache: Path, _say: Callable[[str], None]) -> Family:
         sets=(
             EvaluationSet("python", "perplexity", texts / "python.jsonl"),
             EvaluationSet("dictionary", "perplexity", texts / "dictionary.jsonl"),
+            EvaluationSet("prose", "perplexity", texts / "prose.jsonl"),
+            EvaluationSet("sums", "perplexity", texts / "sums.jsonl"),
             EvaluationSet("kinds", "choice", texts / "kinds.jsonl", counts=False),
         ),
         metric="bits_per_byte",
@@ -87,7 +91,8 @@ def tiny(_cache: Path, _say: Callable[[str], None]) -> Family:
 
 def smollm2(cache: Path, say: Callable[[str], None]) -> Family:
     """SmolLM2-135M-Instruct and three experts trained on the spot (minutes; kept in ``cache``)."""
-    from demo.smollm2 import TASKS, prepare
+    from demo.smollm2 import prepare
+    from demo.smollm2_tasks import TASKS
 
     home = cache / "smollm2"
     texts = home / "texts/held-out"

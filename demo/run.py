@@ -2,8 +2,8 @@
 
 usage: python -m demo.run [--models tiny|smollm2] [--keep] [--data FOLDER] [--port N] [--hub-port N]
 
-The Hub is a folder of models served on this machine; the service is `mergery up` with its embedded servers. All
-of it lives in --data (default .mergery/demo), so a second run finds it ready.
+The Hub is a folder of models served on this machine; the service is `mergery up` with its embedded servers.
+All of it lives in --data (default .mergery/demo), so a second run finds it ready.
 """
 
 import argparse
@@ -28,7 +28,9 @@ TOKENS = {HUB_TOKEN: {"name": OWNER, "role": "write", "orgs": [OWNER]}}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the demo; 0 if the job succeeded and the result beats its parents, 1 if not, 2 if it could not run."""
+    """Runs the demo; 0 if the job succeeded and the result beats its parents, 1 if not, 2 if it could not
+    run.
+    """
     options = _parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     began = time.monotonic()
@@ -147,9 +149,10 @@ def verdict(scores: Standing) -> str:
     """One sentence: does the merge beat every model it was made of?"""
     parent, mean = scores.best_parent(), scores.means["result"]
     better = "higher" if scores.higher_is_better else "lower"
+    best = f"the best of its parents, {parent}, has {scores.means[parent]:.4f} ({better} is better)"
     if scores.result_wins():
-        return f"The merge's mean, {mean:.4f}, beats every parent: the best, {parent}, has {scores.means[parent]:.4f} ({better} is better)."
-    return f"The merge's mean, {mean:.4f}, does NOT beat its best parent, {parent}, with {scores.means[parent]:.4f}."
+        return f"The merge beats every model it was made of: its mean is {mean:.4f}; {best}."
+    return f"The merge does NOT beat every model it was made of: its mean is {mean:.4f}; {best}."
 
 
 def _keep(api: Api, data: Path, console: Console) -> None:

@@ -1,4 +1,6 @@
-"""What the demo prints: one bar a phase while the job runs, then the scores of the result beside its parents'."""
+"""What the demo prints: one bar a phase while the job runs, then the scores of the result beside its
+parents'.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +51,8 @@ class Phase:
 class Story:
     """Follows a job: feed it events and snapshots of the job, read ``phases``.
 
-    A quick phase may be over before anybody has seen progress of it, so what it moved is then told from the plan.
+    A quick phase may be over before anybody has seen progress of it, so what it moved is then told from the
+    plan.
     """
 
     totals: Mapping[str, str] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
+from celery.signals import setup_logging
 
 from settings import Settings
 from worker.board import BOARD_VARIABLE, Board, is_healthy
@@ -18,6 +19,11 @@ DEVICE_VARIABLE = "MERGERY_WORKER_DEVICE"
 VISIBILITY_SECONDS = 12 * 3600
 CHILD_START_SECONDS = 180.0
 JOBS_PER_CHILD = {"cpu": 16, "gpu": 1}
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def leave_logging_alone(**_: Any) -> None:
+    """Being connected is enough: Celery then sets up no logging of its own, in parent and children."""
 
 
 def make_app(settings: Settings) -> Celery:
@@ -59,7 +65,6 @@ def make_app(settings: Settings) -> Celery:
         worker_enable_soft_shutdown_on_idle=False,
         worker_send_task_events=True,
         task_send_sent_event=True,
-        worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
     )
     return app

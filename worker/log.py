@@ -67,5 +67,15 @@ def configure_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    logging.captureWarnings(True)
     for noisy in ("httpx2", "httpcore2", "urllib3", "kombu", "amqp"):
         logging.getLogger(noisy).setLevel(max(root.level, logging.WARNING))
+    adopt_libraries()
+
+
+def adopt_libraries() -> None:
+    """Makes libraries that print for themselves log like everybody; called again once they are loaded."""
+    for name in ("transformers", "huggingface_hub", "filelock"):
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True

@@ -13,6 +13,7 @@ from settings import Settings
 from worker import device as devices
 from worker.board import Board
 from worker.context import Rhythm, Transaction
+from worker.log import adopt_libraries
 from worker.scratch import free_bytes
 
 log = structlog.get_logger("worker.workshop")
@@ -55,5 +56,6 @@ class Workshop:
         from merge.methods import load
 
         load()
+        adopt_libraries()
         torch.set_num_threads(devices.count_threads(self.settings.threads))
         log.info("engine_loaded", device=self.device, usable=devices.is_usable(self.device))

@@ -141,7 +141,7 @@ def _form(visit: Visit, draft: Draft, plan: dict[str, Any] | None = None, status
             (each.id, each.name) for each in credentials.list_credentials(session, visit.caller.tenant_id)
         ]
     return page(
-        "new.html",
+        "_draft.html" if visit.partly else "new.html",
         status,
         here="/jobs/new",
         csrf=visit.csrf,

@@ -23,11 +23,15 @@ NO_CONTENT = 204
 
 @dataclass(frozen=True)
 class Visit:
-    """One request of somebody who has signed in; ``csrf`` goes into every form of the answer."""
+    """One request of somebody who has signed in; ``csrf`` goes into every form of the answer.
+
+    ``partly`` says that the page asks for a part of itself.
+    """
 
     desk: Desk
     caller: Caller
     csrf: str
+    partly: bool
 
 
 async def form_of(request: Request) -> FormData:
@@ -56,7 +60,12 @@ def _visit(request: Request, token: str | None) -> Visit:
     taken = desk.limiter.take(caller.key_id)
     if taken is not None and not taken.admitted:
         raise Problem("rate_limited", f"the key may send {taken.quota} requests a minute")
-    return Visit(desk, caller, desk.signer.csrf_token(session))
+    return Visit(desk, caller, desk.signer.csrf_token(session), asks_partly(request))
+
+
+def asks_partly(request: Request) -> bool:
+    """Whether htmx asks, to put the answer into the page that is there."""
+    return request.headers.get("hx-request") == "true"
 
 
 def same_site(request: Request) -> bool:
@@ -97,7 +106,7 @@ class PageRoute(APIRoute):
 
 def trouble(request: Request, problem: Problem) -> Response:
     """What a person sees of ``problem``: a page, a note in the plan, or (in the background) nothing new."""
-    partly = request.headers.get("hx-request") == "true"
+    partly = asks_partly(request)
     if problem.code == "unauthenticated":
         asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         sign_in = "/login?" + urlencode({"next": HOME if partly or request.method == "POST" else asked})

@@ -42,7 +42,7 @@ def free_port() -> int:
 
 @dataclass
 class Process:
-    """One process of the service; its output goes to ``log``, appended over restarts."""
+    """One process of the service. Its log goes to ``log`` and what it prints to ``.out``, over restarts."""
 
     command: list[str]
     environment: Mapping[str, str]
@@ -50,11 +50,11 @@ class Process:
     handle: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, self.log.with_suffix(".out").open("ab") as out:
             self.handle = subprocess.Popen(
                 self.command,
                 env=dict(self.environment),
-                stdout=log,
+                stdout=out,
                 stderr=log,
                 cwd=ROOT,
                 start_new_session=True,
@@ -298,4 +298,4 @@ class Stack:
 
     def log_texts(self) -> str:
         """Everything that every part has logged."""
-        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.*")))

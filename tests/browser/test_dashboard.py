@@ -62,6 +62,8 @@ def test_the_plan_follows_the_form_and_refuses_what_cannot_work(page: Page) -> N
     expect(plan).to_contain_text("This can work.")
     page.get_by_label("Method", exact=True).select_option("ties")
     expect(page.get_by_label("Density")).to_be_visible()
+    expect(page.get_by_role("banner")).to_have_count(1)
+    assert page.evaluate("document.querySelectorAll('#draft').length") == 1
     page.get_by_role("button", name="YAML").click()
     expect(page.get_by_role("textbox", name="Recipe")).to_be_visible()
     assert "method: ties" in page.get_by_role("textbox", name="Recipe").input_value()

@@ -14,12 +14,7 @@ from tests.factories import make_running
 
 pytestmark = pytest.mark.browser
 
-LOOKS: list[tuple[Literal["light", "dark"], int]] = [
-    ("light", 1280),
-    ("light", 360),
-    ("dark", 360),
-    ("dark", 1280),
-]
+LOOKS: list[tuple[Literal["light", "dark"], int]] = [("light", 1280), ("dark", 360)]
 RUN_AXE = """async () => (await axe.run()).violations.map(
     each => each.id + ": " + each.nodes.map(node => node.target.join(" ")).join(", "))"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"

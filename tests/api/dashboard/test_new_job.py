@@ -72,6 +72,12 @@ def test_what_was_typed_stays_when_a_row_is_added(site: Site) -> None:
     assert 'value="acme/x"' in text and "expert2" in text
 
 
+def test_a_page_with_javascript_gets_the_form_alone(site: Site) -> None:
+    site.sign_in()
+    text = site.post("/jobs/new", {"HX-Request": "true"}, action="add:source", **site.draft()).text
+    assert text.lstrip().startswith('<form id="draft"') and "<html" not in text
+
+
 def test_a_recipe_or_a_mergekit_configuration_can_be_pasted(site: Site) -> None:
     site.sign_in()
     config = {
