@@ -89,6 +89,7 @@ def start_postgres(data_dir: Path, settings: Mapping[str, str] | None = None) ->
     data is under /var/lib/mergery. ``settings`` are further server settings. Raises ``EmbeddedServerError``.
     """
     account = _account()
+    data_dir = data_dir.absolute()
     data_dir.mkdir(parents=True, exist_ok=True)
     home = reachable_home(account, data_dir / "postgres")
     _make_private(home, account)
@@ -112,7 +113,7 @@ def start_valkey(data_dir: Path) -> Server:
 
     Raises ``EmbeddedServerError``.
     """
-    home = data_dir / "valkey"
+    home = data_dir.absolute() / "valkey"
     _make_private(home, None)
     with _locked(home):
         password = _remember(home / "password", lambda: secrets.token_urlsafe(24))

@@ -13,6 +13,12 @@ class NotRunning(CliError):
     code = "not_running"
 
 
+class AlreadyRunning(CliError):
+    """A second `mergery up` on one data folder."""
+
+    code = "already_running"
+
+
 def is_ours(error: BaseException) -> bool:
     """Whether ``error`` belongs to one of our rooms, whose errors are written for people."""
     room = type(error).__module__.partition(".")[0]

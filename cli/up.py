@@ -1,6 +1,7 @@
 """`mergery up`: the whole service on one machine. Embedded servers stand in for URLs that are not set."""
 
 import argparse
+import fcntl
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from cli.embedded import Server, start_postgres, start_valkey
-from cli.errors import NotRunning
+from cli.errors import AlreadyRunning, NotRunning
 from cli.supervisor import Part, Supervisor, mergery
 from db import tokens
 from db.session import make_engine, make_sessions
@@ -26,9 +27,15 @@ Starter = Callable[[Path], Server]
 
 def up(settings: Settings, options: argparse.Namespace) -> int:
     """Starts everything, prints the first admin key once, and stays until it is told to stop."""
-    given = {"data_dir": options.data_dir, "host": options.host, "port": options.port}
+    data_dir = options.data_dir.absolute() if options.data_dir else None
+    given = {"data_dir": data_dir, "host": options.host, "port": options.port}
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with _only_one(settings.data_dir):
+        return _run(settings, options)
+
+
+def _run(settings: Settings, options: argparse.Namespace) -> int:
     servers, starters = _start_servers(settings)
     urls = {server.name: server.url for server in servers}
     database = settings.database_url or urls["postgres"]
@@ -46,6 +53,19 @@ def up(settings: Settings, options: argparse.Namespace) -> int:
             server.stop()
         (settings.data_dir / URL_FILE).unlink(missing_ok=True)
     return 0
+
+
+@contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Two services on one folder would stop each other's servers. Raises ``AlreadyRunning``."""
+    with (data_dir / "up.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(
+                f"`mergery up` already runs on {data_dir}; stop it first, or choose another --data-dir"
+            ) from None
+        yield
 
 
 def create_key(database_url: str, tenant: str, name: str, scopes: list[str]) -> str:

@@ -91,7 +91,7 @@ def _show(family: Family, options: argparse.Namespace, console: Console, began: 
                 "OMP_NUM_THREADS": _threads(),
             }
             with running(options.data, free_port(options.port), environment) as api:
-                code = _order(family, api, console, began)
+                code = _order(family, api, models, console, began)
                 if options.keep:
                     _keep(api, options.data, console)
                 return code
@@ -103,9 +103,9 @@ def _threads() -> str:
     return os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)
 
 
-def _order(family: Family, api: Api, console: Console, began: float) -> int:
+def _order(family: Family, api: Api, hub: Path, console: Console, began: float) -> int:
     """Uploads the sets, orders the merge, shows it, and prints how it came out."""
-    credential = api.post("/v1/hub-credentials", {"name": "demo", "token": HUB_TOKEN})["id"]
+    credential = _credential(api)
     order = order_of(family, credential, lambda each: api.upload(each.name, each.read_bytes()))
     methods = " -> ".join(
         f"{step['method']}({', '.join(f'{k}={v}' for k, v in step.items() if k != 'method')})"
@@ -120,12 +120,23 @@ def _order(family: Family, api: Api, console: Console, began: float) -> int:
         raise DemoFailed(f"job {job['id']} {job['state']}: {(job.get('error') or {}).get('detail')}")
     took = time.monotonic() - ordered
     scores = standing(api.get(f"/v1/jobs/{job['id']}/evaluations")["data"], family)
-    console.print(f"[bold]4.[/] Pushed to {job['result']['url']} (commit {job['result']['commit'][:12]})")
+    repo = family.repo("merged")
+    console.print(
+        f"[bold]4.[/] Pushed to {repo}, commit {job['result']['commit'][:12]} (files: {hub / repo})"
+    )
     console.print(score_table(scores, family))
     console.print(verdict(scores))
     console.print(f"Job: {took:.1f} s. All of it: {time.monotonic() - began:.1f} s.")
     console.print(f"Dashboard: {api.url}/ (while the service runs; `--keep` leaves it running)")
     return 0 if scores.result_wins() else 1
+
+
+def _credential(api: Api) -> str:
+    """Id of the Hub token that the service keeps for the demo; stored on the first run."""
+    kept = [str(each["id"]) for each in api.get("/v1/hub-credentials")["data"] if each["name"] == OWNER]
+    return (
+        kept[0] if kept else str(api.post("/v1/hub-credentials", {"name": OWNER, "token": HUB_TOKEN})["id"])
+    )
 
 
 def order_of(family: Family, credential: str, upload: Callable[[Path], str]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Api:
 
     def __init__(self, url: str, key: str = "") -> None:
         self.url = url
-        self._http = httpx.Client(base_url=url, timeout=60, headers={"Authorization": f"Bearer {key}"})
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, timeout=60, headers=headers)
 
     def get(self, path: str) -> Any:
         """A resource."""
@@ -60,7 +61,7 @@ class Api:
         """Whether the service takes orders."""
         try:
             return self._http.get("/readyz", timeout=5).status_code == httpx.codes.OK
-        except httpx.TransportError:
+        except (httpx.NetworkError, httpx.TimeoutException):
             return False
 
     def close(self) -> None:

@@ -214,14 +214,15 @@ def standing(evaluations: Sequence[Mapping[str, Any]], family: Family) -> Standi
 
 def score_table(scores: Standing, family: Family) -> Table:
     """The result beside its parents; the best of each column is bold."""
-    counted = [each.name for each in family.sets if each.counts]
-    table = Table(title=None)
-    table.add_column("model")
+    units = {"choice": "accuracy", "perplexity": "bits/byte"}
     better = {each.name: max if each.kind == "choice" else min for each in family.sets}
+    counted = sum(each.counts for each in family.sets)
+    table = Table()
+    table.add_column("", no_wrap=True)
     for each in family.sets:
-        unit = "accuracy" if each.kind == "choice" else "bits per byte"
-        table.add_column(f"{each.name}\n{unit}", justify="right")
-    table.add_column(f"mean\n{' + '.join(counted)}", justify="right")
+        table.add_column(f"{each.name}\n{units[each.kind]}", justify="right", no_wrap=True)
+    whole = "" if counted == len(family.sets) else f" of {counted}"
+    table.add_column(f"mean{whole}\n{units[family.sets[0].kind]}", justify="right", no_wrap=True)
     best_mean = (max if family.higher_is_better else min)(scores.means.values())
     for name, row in scores.rows.items():
         cells = [

@@ -161,7 +161,7 @@ def write_tasks(work: Path) -> Mapping[str, list[Labelled]]:
     """
     sources = {
         "debian": (debian_descriptions(), list(SECTIONS.values())),
-        "wordnet": (noun_kinds(work), list(KINDS.values())),
+        "wordnet": (noun_kinds(work / "sources"), list(KINDS.values())),
     }
     for split, count in QUESTIONS.items():
         folder = work / "texts" / split

@@ -14,7 +14,6 @@ import random
 import shutil
 import sysconfig
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ from demo.texts import DOMAINS, KINDS, Entry, Part, collect, wordnet_folder
 VOCABULARY, SEQUENCE, BATCH = 1024, 128, 16
 END = "<eos>"
 BASE_MIX = {"python": 0.12, "dictionary": 0.12, "prose": 0.6, "sums": 0.16}
-EXPERTS = ("python", "dictionary")
+EXPERTS = {"python": "Python source code", "dictionary": "dictionary entries"}
 REPLAY = 0.25  # share of the base's own mix in an expert's diet: it keeps the expert near the base
 BASE_RATE, EXPERT_RATE = 3e-3, 5e-4
 
@@ -162,8 +161,28 @@ def train_or_load(
     partial = folder.with_name(folder.name + ".partial")
     model.bfloat16().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    write_card(partial, folder.name, mix, steps)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def write_card(folder: Path, name: str, mix: dict[str, float], steps: int) -> None:
+    """The model card: what it is, what it read, under which licences."""
+    about = f"the expert for {EXPERTS[name]}" if name in EXPERTS else "the base"
+    shares = ", ".join(f"{share:.0%} {domain}" for domain, share in mix.items())
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        f"# Mergery's demo family: {about}",
+        "",
+        f"A Llama of 0.86 million parameters, trained for {steps} steps of {BATCH} x {SEQUENCE} tokens",
+        f"on {shares}. It shows that merging works and is good for nothing else. The texts and their",
+        "licences (PSF, WordNet) are listed in `LICENSES.md` beside the family in Mergery's repository.",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
 
 
 def expert_mix(domain: str) -> dict[str, float]:
@@ -210,8 +229,9 @@ def copy_licences(out: Path, work: Path) -> None:
     folder = out / "licenses"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(sysconfig.get_paths()["stdlib"]) / "LICENSE.txt", folder / "PYTHON.txt")
-    notice = wordnet_folder(work).parents[1] / "share/doc/wordnet-base/copyright"
-    shutil.copyfile(notice, folder / "WORDNET.txt")
+    notice = (wordnet_folder(work).parents[1] / "share/doc/wordnet-base/copyright").read_text()
+    # What follows is about Debian's packaging, of which nothing is used.
+    (folder / "WORDNET.txt").write_text(notice.partition("\nFiles: debian/")[0] + "\n")
 
 
 def train(out: Path, work: Path, base_steps: int, expert_steps: int) -> None:
@@ -228,7 +248,6 @@ def train(out: Path, work: Path, base_steps: int, expert_steps: int) -> None:
     for domain in EXPERTS:
         mix = expert_mix(domain)
         train_or_load(out / domain, out / "base", rows, mix, expert_steps, EXPERT_RATE, tokenizer)
-    (work / "entries.json").write_text(json.dumps([asdict(e) for e in parts["validation"].entries][:5]))
 
 
 def main() -> None:

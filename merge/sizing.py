@@ -5,7 +5,7 @@ run.
 from dataclasses import dataclass
 
 PIECE_ELEMENTS = 1 << 16
-MOST_BLOCK_ELEMENTS = 1 << 17
+MOST_BLOCK_ELEMENTS = 1 << 18
 COUNTERS_BYTES = 1 << 19
 FIXED_BYTES = 24 << 20
 READ_BYTES_PER_SECOND = 2.0e9

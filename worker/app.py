@@ -106,6 +106,9 @@ def run_worker(
         without_mingle=True,
         quiet=True,
     )
+    # Celery asks children by these variables to log in its own form before their program runs.
+    for name in [name for name in os.environ if name.startswith("_MP_FORK_LOG")]:
+        del os.environ[name]
     try:
         worker.start()
     finally:

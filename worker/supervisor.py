@@ -125,7 +125,7 @@ class Supervisor:
         self.board.ask_to_stop()
 
     def _on_ready(self, **_: Any) -> None:
-        # Celery's own SIGQUIT first waits for the tasks; as SIGTERM does, it is to hand the jobs back at once.
+        # Celery's own SIGQUIT first waits for the tasks; like SIGTERM it is to hand them back at once.
         signal.signal(signal.SIGQUIT, signal.getsignal(signal.SIGTERM))
 
     def _on_heartbeat(self, **_: Any) -> None:

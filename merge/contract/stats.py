@@ -124,14 +124,16 @@ class _Counts(Part):
 
 
 class _Pieces(Part):
-    """Partial sums by index of the piece, added up in that order at the end; tensors in theirs."""
+    """Partial sums by index of the piece, added up in that order at the end; tensors in theirs. Kept as plain
+    numbers: small tensors that live on would pin the large blocks of memory they were cut from.
+    """
 
     def __init__(self) -> None:
-        self.blocks: dict[int, list[Tensor]] = {}
+        self.blocks: dict[int, list[list[float]]] = {}
         self.tensors: list[list[float]] = []
 
     def add(self, first_piece: int, block: list[Tensor]) -> None:
-        self.blocks[first_piece] = block
+        self.blocks[first_piece] = [sums.tolist() for sums in block]
 
     def absorb(self, other: "_Pieces") -> None:
         self.tensors.append(other.totals())
@@ -141,7 +143,9 @@ class _Pieces(Part):
         if self.tensors:
             return [in_order(list(column)) for column in zip(*self.tensors, strict=True)]
         ordered = [self.blocks[key] for key in sorted(self.blocks)]
-        return [in_order(torch.cat(column).tolist()) for column in zip(*ordered, strict=True)]
+        return [
+            in_order([value for sums in column for value in sums]) for column in zip(*ordered, strict=True)
+        ]
 
 
 class Threshold(Stat):

@@ -55,7 +55,7 @@ class Script:
     seconds: float = 240.0
 
     def victims(self) -> Iterator[tuple[str, float]]:
-        """Every kind of process once in each round of five, each with the seconds to wait before it is killed."""
+        """Every kind of process once in each round of five, with the seconds to wait before each."""
         rng = random.Random(self.seed)
         deck: list[str] = []
         for _ in range(self.kills):

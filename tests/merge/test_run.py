@@ -19,12 +19,12 @@ from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
 from merge.report import Progress, Report, ShardDone
 from merge.run import run
+from merge.sizing import PIECE_ELEMENTS, entry_bytes, needed_budget, sizes
 from tests import tiny
 from tests.merge import exact
 
 GIB = 1 << 30
 SMALL = 96 << 20
-"""Bytes of memory with which blocks are as small as they get."""
 SHARD = 150_000
 DARE_L1 = {"method": "dare", "density": 0.5, "rescale": "l1"}
 CHAINS: dict[str, tuple[str, list[dict[str, Any]]]] = {
@@ -79,9 +79,15 @@ def test_bytes_are_the_committed_ones_for_any_threads_and_blocks(
     folders: Mapping[str, Path], tmp_path: Path, chain: str
 ) -> None:
     plan = planned(folders, chain)
-    for number, (threads, budget) in enumerate([(1, SMALL), (2, SMALL), (4, GIB)]):
-        merged(plan, folders, tmp_path / str(number), threads, budget)
-        assert weights_digest(tmp_path / str(number)) == DIGESTS[chain], (threads, budget)
+    models = len(plan.recipe.sources) + 1
+    least, one_block = needed_budget(models, 4, 1), entry_bytes(models, 4) * PIECE_ELEMENTS
+    cuts = {(1, least): PIECE_ELEMENTS, (2, least + one_block): PIECE_ELEMENTS, (4, GIB): 1 << 18}
+    for (threads, budget), block in cuts.items():
+        fitted = sizes(models, 4, 1, threads, budget)
+        assert fitted is not None
+        assert (fitted.threads, fitted.block) == (threads, block)
+        merged(plan, folders, tmp_path / str(threads), threads, budget)
+        assert weights_digest(tmp_path / str(threads)) == DIGESTS[chain], (threads, block)
 
 
 def test_bytes_are_the_same_without_vector_instructions(folders: Mapping[str, Path], tmp_path: Path) -> None:
