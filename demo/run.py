@@ -8,6 +8,7 @@ All of it lives in --data (default .mergery/demo), so a second run finds it read
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,14 +17,15 @@ from typing import Any
 
 from rich.console import Console
 
+from demo.errors import DemoFailed
 from demo.families import FAMILIES, OWNER, Family
-from demo.service import Api, DemoFailed, free_port, running
+from demo.service import Api, free_port, running
 from demo.show import Standing, follow, score_table, standing
-from demo.texts import TextsMissing
 from hub.folder_server import FolderHub
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB_TOKEN = "hf_demo"  # not a secret: it opens the demo's own folder, on this machine only
+SAY_SECONDS = 10.0  # between two lines about training where there is no terminal
 TOKENS = {HUB_TOKEN: {"name": OWNER, "role": "write", "orgs": [OWNER]}}
 
 
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         family = _prepare(options.models, options.cache, console)
         return _show(family, options, console, began)
-    except (DemoFailed, TextsMissing) as error:
+    except DemoFailed as error:
         console.print(f"[bold red]The demo stopped:[/] {error}")
         return 2
     except KeyboardInterrupt:
@@ -66,15 +68,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(name: str, cache: Path, console: Console) -> Family:
     """The family's models, trained first where that is needed; says what takes time."""
-    said = 0.0
+    said = -SAY_SECONDS
 
-    def say(text: str) -> None:
-        nonlocal said
-        if console.is_terminal or "step" not in text or time.monotonic() - said > 10:
-            said = time.monotonic()
-            console.print(f"  {text}")
+    with console.status(f"preparing the {name} models") as status:
 
-    return FAMILIES[name](cache, say)
+        def say(text: str) -> None:
+            nonlocal said
+            status.update(text)
+            if not console.is_terminal and time.monotonic() - said >= SAY_SECONDS:
+                said = time.monotonic()
+                console.print(f"   {text}")
+
+        return FAMILIES[name](cache, say)
 
 
 def _show(family: Family, options: argparse.Namespace, console: Console, began: float) -> int:
@@ -176,4 +181,6 @@ def _keep(api: Api, data: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
+    # A demo that is told to end stops the service first, as it does on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -13,12 +13,10 @@ from typing import Any
 
 import httpx2 as httpx
 
+from demo.errors import DemoFailed
+
 START_SECONDS, STOP_SECONDS = 180.0, 90.0
 NDJSON = {"Content-Type": "application/x-ndjson"}
-
-
-class DemoFailed(Exception):
-    """The demo cannot go on; the sentence says why and where to look."""
 
 
 def free_port(preferred: int) -> int:
@@ -42,16 +40,16 @@ class Api:
 
     def get(self, path: str) -> Any:
         """A resource."""
-        return self._answer(self._http.get(path))
+        return self._answer("GET", path)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """A new resource, from JSON."""
-        return self._answer(self._http.post(path, json=body))
+        return self._answer("POST", path, json=body)
 
     def upload(self, name: str, content: bytes) -> str:
         """Id of an evaluation set made from ``content``."""
-        answer = self._http.post("/v1/datasets", params={"name": name}, content=content, headers=NDJSON)
-        return str(self._answer(answer)["id"])
+        query = {"name": name}
+        return str(self._answer("POST", "/v1/datasets", params=query, content=content, headers=NDJSON)["id"])
 
     def accepts_key(self) -> bool:
         """Whether the service knows the key."""
@@ -68,17 +66,20 @@ class Api:
         """Closes the connections."""
         self._http.close()
 
-    def _answer(self, response: httpx.Response) -> Any:
+    def _answer(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **request)
+        except httpx.TransportError as error:
+            raise DemoFailed(f"{method} {path} got no answer from {self.url}: {error}") from error
         if response.is_success:
             return response.json()
-        request = f"{response.request.method} {response.request.url.path}"
         try:
             problem = response.json()
         except ValueError:
             problem = {}
         words = [problem.get("detail") or problem.get("title") or response.text[:300]]
         words += [error["detail"] for error in problem.get("errors") or [] if error.get("detail") != words[0]]
-        raise DemoFailed(f"{request} answered {response.status_code}: {'; '.join(words)}")
+        raise DemoFailed(f"{method} {path} answered {response.status_code}: {'; '.join(words)}")
 
 
 @contextmanager

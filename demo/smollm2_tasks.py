@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.texts import KINDS, TextsMissing, read_nouns, split_of, wordnet_folder
+from demo.errors import TextsMissing
+from demo.texts import KINDS, read_nouns, split_of, wordnet_folder
 
 TASKS = ("sums", "debian", "wordnet")
 QUESTIONS = {"validation": 64, "held-out": 160}

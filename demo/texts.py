@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo.errors import TextsMissing
+
 DOMAINS = ("python", "dictionary", "prose", "sums")
 CHUNK = 1200  # characters of one Python or prose document
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "pydoc_data", "encodings"}
@@ -44,10 +46,6 @@ KINDS = {
     "27": "substance",
     "28": "time",
 }
-
-
-class TextsMissing(Exception):
-    """A source of text is not on this machine and could not be fetched; the sentence says which and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from celery.signals import setup_logging
 
 from settings import Settings
 from worker.board import BOARD_VARIABLE, Board, is_healthy
-from worker.device import CPU, pin
 from worker.log import configure_logging
+from worker.pinning import CPU, pin
 
 TASK = "mergery.run_job"
 QUEUES = ("cpu", "gpu")
@@ -80,7 +80,7 @@ def run_worker(
 ) -> int:
     """Runs a Celery worker for ``queues`` until it is told to stop; returns its exit code.
 
-    ``device``: see :func:`worker.device.pin`. SIGTERM and SIGQUIT both hand running jobs back to the queue.
+    ``device``: see :func:`worker.pinning.pin`. SIGTERM and SIGQUIT both hand running jobs back to the queue.
     """
     from worker.supervisor import Supervisor
 

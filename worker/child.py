@@ -15,7 +15,7 @@ from celery.signals import worker_process_init
 
 from worker.app import DEVICE_VARIABLE, TASK
 from worker.board import BOARD_VARIABLE, Board
-from worker.device import CPU
+from worker.pinning import CPU
 
 if TYPE_CHECKING:
     from worker.workshop import Workshop

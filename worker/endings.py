@@ -1,6 +1,7 @@
 """How a job that does not succeed ends: any failure becomes a stable code and a sentence."""
 
 import errno
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ from jobs.errors import JobError
 from jobs.lifecycle import Fence
 from merge.errors import FindingsError, MergeError
 from scoring.errors import ScoringError
-from worker.device import is_out_of_memory
 from worker.errors import Stop, WorkerError
 from worker.log import redacted
 
@@ -64,3 +64,11 @@ def settle_stop(session: Any, fence: Fence, reason: Stop) -> str | None:
     if reason is Stop.SHUTDOWN:
         return lifecycle.release(session, fence).state
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` means that memory, of the host or of the GPU, ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -14,6 +14,7 @@ from worker import device as devices
 from worker.board import Board
 from worker.context import Rhythm, Transaction
 from worker.log import adopt_libraries
+from worker.pinning import CPU
 from worker.scratch import free_bytes
 
 log = structlog.get_logger("worker.workshop")
@@ -31,7 +32,7 @@ class Workshop:
     free_bytes: Callable[[Path], int] = free_bytes
 
     @classmethod
-    def open(cls, settings: Settings, *, device: str = devices.CPU, board: Board | None = None) -> "Workshop":
+    def open(cls, settings: Settings, *, device: str = CPU, board: Board | None = None) -> "Workshop":
         """Connects to nothing yet, so that a child starts while its database is away."""
         sessions = make_sessions(make_engine(settings.database_url or "", pool_size=2))
         return cls(settings, sessions.begin, Keyring(settings.secret()), device, board)

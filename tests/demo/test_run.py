@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from demo.errors import DemoFailed
 from demo.families import FAMILIES, Family, tiny
 from demo.run import HUB_TOKEN, main, order_of, verdict
-from demo.service import DemoFailed, free_port, running, tail
+from demo.service import Api, free_port, running, tail
 from demo.show import Standing
 from scoring.tasks import parse_task
 
@@ -81,6 +82,11 @@ def test_the_demo_runs_from_nothing_to_a_pushed_and_scored_model(
     assert [said.index(phase) for phase in ("downloading", "merging", "evaluating", "uploading")]
     merged = tmp_path / "data/hub/demo/tiny-merged"
     assert (merged / "model.safetensors").exists() and "base_model" in (merged / "README.md").read_text()
+
+
+def test_a_service_that_is_gone_is_a_sentence_and_not_a_traceback() -> None:
+    with pytest.raises(DemoFailed, match="GET /v1/jobs got no answer"):
+        Api(f"http://127.0.0.1:{free_port(0)}").get("/v1/jobs")
 
 
 def test_every_family_is_known_by_its_name() -> None:

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from worker.device import count_threads, is_out_of_memory, pin
+from worker.device import count_threads
+from worker.endings import is_out_of_memory
 from worker.errors import DeviceMissing
+from worker.pinning import pin
 
 
 @pytest.mark.parametrize(
