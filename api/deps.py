@@ -40,6 +40,8 @@ class Desk:
         self.engine = make_engine(url or "postgresql+psycopg://", pool_size=pool, max_overflow=0)
         self.begin = make_sessions(self.engine).begin
         """One transaction: committed at the end of the ``with`` block, rolled back by any exception."""
+        self.read = make_sessions(self.engine.execution_options(isolation_level="AUTOCOMMIT"))
+        """A session for looking only, each statement on its own: half the ways to the database and back."""
         secret = settings.secret()
         self.https = settings.url.startswith("https://")
         self.signer = Signer(derive(secret.encode(), "session"), self.https)

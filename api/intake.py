@@ -147,7 +147,7 @@ def _plan_if_possible(desk: Desk, caller: Caller, order: Order) -> Planned | Non
 
 def job_now(desk: Desk, caller: Caller, job_id: str) -> JobOut | None:
     """The job as it is now, if it is the caller's."""
-    with desk.begin() as session:
+    with desk.read() as session:
         job = jobs.of_tenant(session, caller.tenant_id, job_id)
         return job_out(job) if job else None
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import structlog
@@ -66,7 +67,8 @@ def _attempt(workshop: Workshop, job: Job, context: JobContext, work: WorkFolder
     try:
         devices.confirm(workshop.device)
         token = _open_token(workshop, job)
-        result = _merge_job(workshop, job, context, work, token).run()
+        with closing(_planner(workshop)) as planner:
+            result = _merge_job(workshop, job, context, work, planner, token).run()
         return _end(context, lambda session: lifecycle.succeed(session, context.fence, result).state)
     except Exception as error:
         reason = error.reason if isinstance(error, Interrupted) else context.reason
@@ -79,18 +81,21 @@ def _attempt(workshop: Workshop, job: Job, context: JobContext, work: WorkFolder
         return _end(context, lambda session: _fail(session, context.fence, failure))
 
 
+def _planner(workshop: Workshop) -> Planner:
+    settings = workshop.settings
+    return Planner(
+        lambda tenant, token: workshop.hub(token, tenant),
+        settings.model_roots,
+        settings.memory_budget_bytes,
+    )
+
+
 def _merge_job(
-    workshop: Workshop, job: Job, context: JobContext, work: WorkFolder, token: str | None
+    workshop: Workshop, job: Job, context: JobContext, work: WorkFolder, planner: Planner, token: str | None
 ) -> MergeJob:
     with workshop.transaction() as session:
         pinned = rows.inputs(session, job.id)
     commits = {row.role: f"{row.repo}@{row.sha}" for row in pinned if row.sha is not None}
-    settings = workshop.settings
-    planner = Planner(
-        lambda tenant, secret: workshop.hub(secret, tenant),
-        settings.model_roots,
-        settings.memory_budget_bytes,
-    )
     return MergeJob(
         workshop,
         job,

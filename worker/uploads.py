@@ -1,10 +1,12 @@
 """Sends finished shards to the Hub while the next ones are merged."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 
 LOOK_SECONDS = 0.2
@@ -16,28 +18,33 @@ class Uploads:
     """One upload at a time, in the order of the shards; merging waits when it is two shards ahead.
 
     ``send`` uploads one file under a name; ``checkpoint`` raises when the job is to stop. Used as a context
-    manager: leaving it drops the uploads that have not begun.
+    manager: leaving it drops the uploads that have not begun. One that hangs then is left to a daemon thread,
+    since the Hub's library cannot be interrupted.
     """
 
     send: Callable[[str, Path], None]
     checkpoint: Callable[[], None]
     _waiting: deque[Future[None]] = field(default_factory=deque, init=False)
-    _pool: ThreadPoolExecutor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
+    _queue: "SimpleQueue[tuple[Future[None], str, Path] | None]" = field(
+        default_factory=SimpleQueue, init=False
+    )
 
     def __enter__(self) -> "Uploads":
+        threading.Thread(target=self._run, name="upload", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for future in self._waiting:
+            future.cancel()
+        self._queue.put(None)
 
     def add(self, name: str, path: Path) -> None:
         """Hands one finished file over; raises what an earlier upload failed with."""
-        self._waiting.append(self._pool.submit(self.send, name, path))
+        future: Future[None] = Future()
+        self._waiting.append(future)
+        self._queue.put((future, name, path))
         while self._waiting and (len(self._waiting) > MOST_WAITING or self._waiting[0].done()):
             self._settle_first()
 
@@ -53,3 +60,15 @@ class Uploads:
             wait([first], timeout=LOOK_SECONDS)
         self._waiting.popleft()
         first.result()
+
+    def _run(self) -> None:
+        while (order := self._queue.get()) is not None:
+            future, name, path = order
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                self.send(name, path)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)

@@ -59,7 +59,7 @@ def upload_dataset(
 @router.get("")
 def list_datasets(desk: InDesk, caller: Reader) -> PageOut[DatasetOut]:
     """The tenant's data sets, newest first."""
-    with desk.begin() as session:
+    with desk.read() as session:
         rows = artifacts.datasets(session, caller.tenant_id)
         return PageOut(data=[DatasetOut.model_validate(row) for row in rows])
 
@@ -67,7 +67,7 @@ def list_datasets(desk: InDesk, caller: Reader) -> PageOut[DatasetOut]:
 @router.get("/{dataset_id}", responses=problems(404))
 def get_dataset(desk: InDesk, caller: Reader, dataset_id: Id) -> DatasetOut:
     """One data set, without its bytes."""
-    with desk.begin() as session:
+    with desk.read() as session:
         row = artifacts.dataset(session, caller.tenant_id, dataset_id)
         return DatasetOut.model_validate(found(row, "data set", dataset_id))
 

@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"], responses
 
 def look(desk: Desk, caller: Caller, job_id: str, after: int, limit: int) -> tuple[list[EventOut], bool]:
     """Events above ``after``, and whether the job had ended before they were read and none is left."""
-    with desk.begin() as session:
+    with desk.read() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         rows = events.after(session, job_id, after, limit)
         last = rows[-1].seq if rows else after

@@ -152,7 +152,7 @@ def list_jobs(
     """The tenant's jobs, newest first."""
     metadata = metadata_of(request.query_params)
     filters = {"state": state, "method": method, "created_after": created_after, "metadata": metadata}
-    with desk.begin() as session:
+    with desk.read() as session:
         rows = jobs.page(
             session,
             caller.tenant_id,
@@ -174,7 +174,7 @@ def get_job(
     include: Annotated[Literal["queue_position"] | None, Query()] = None,
 ) -> Response:
     """One job in full."""
-    with desk.begin() as session:
+    with desk.read() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         position = jobs.queue_position(session, job) if include else None
         body = job_out(job, queue_position=position).model_dump_json()
@@ -185,7 +185,7 @@ def get_job(
 @router.get("/{job_id}/inputs", responses=problems(404))
 def list_inputs(desk: InDesk, caller: Reader, job_id: Id) -> InputsOut:
     """The models that the job reads, each with the commit it was pinned to."""
-    with desk.begin() as session:
+    with desk.read() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         return InputsOut(data=[InputOut.model_validate(row) for row in jobs.inputs(session, job.id)])
 

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=problems(), 
 @router.get("/api-keys", tags=["api-keys"])
 def list_api_keys(desk: InDesk, caller: KeyKeeper) -> PageOut[ApiKeyOut]:
     """The tenant's keys, newest first, without secrets."""
-    with desk.begin() as session:
+    with desk.read() as session:
         return PageOut(data=[ApiKeyOut.model_validate(row) for row in keys.list_keys(session, caller)])
 
 
@@ -49,7 +49,7 @@ def revoke_api_key(desk: InDesk, caller: KeyKeeper, key_id: Id) -> ApiKeyOut:
 @router.get("/hub-credentials", tags=["hub-credentials"])
 def list_hub_credentials(desk: InDesk, caller: KeyKeeper) -> PageOut[HubCredentialOut]:
     """The tenant's Hub tokens, newest first, without the tokens."""
-    with desk.begin() as session:
+    with desk.read() as session:
         rows = credentials.list_credentials(session, caller.tenant_id)
         return PageOut(data=[HubCredentialOut.model_validate(row) for row in rows])
 

@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", responses=problems(404))
 @router.get("/artifacts", tags=["artifacts"])
 def list_artifacts(desk: InDesk, caller: Reader, job_id: Id) -> ArtifactsOut:
     """The outputs of a job, with digests."""
-    with desk.begin() as session:
+    with desk.read() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         return ArtifactsOut(
             data=[ArtifactOut.model_validate(row) for row in artifacts.of_job(session, job.id)]
@@ -24,7 +24,7 @@ def list_artifacts(desk: InDesk, caller: Reader, job_id: Id) -> ArtifactsOut:
 @router.get("/evaluations", tags=["evaluations"])
 def list_evaluations(desk: InDesk, caller: Reader, job_id: Id) -> EvaluationsOut:
     """The scores of the result beside those of its parents."""
-    with desk.begin() as session:
+    with desk.read() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         return EvaluationsOut(data=[_evaluation(*each) for each in evaluations.of_job(session, job.id)])
 

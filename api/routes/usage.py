@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1", tags=["usage"], responses=problems())
 def get_usage(desk: InDesk, caller: Reader) -> UsageOut:
     """Jobs of the tenant by state."""
     by_state: dict[str, int] = {}
-    with desk.begin() as session:
+    with desk.read() as session:
         for (_, state), count in jobs.count_states(session, caller.tenant_id).items():
             by_state[state] = by_state.get(state, 0) + count
     return UsageOut(jobs=by_state, queued=by_state.get("queued", 0))
@@ -25,7 +25,7 @@ def get_usage(desk: InDesk, caller: Reader) -> UsageOut:
 def get_limits(desk: InDesk, caller: Reader) -> LimitsOut:
     """The limits that hold for the caller."""
     settings = desk.settings
-    with desk.begin() as session:
+    with desk.read() as session:
         tenant = tokens.tenant(session, caller.tenant_id)
     own = tenant.max_queued_jobs if tenant else None
     return LimitsOut(

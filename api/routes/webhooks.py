@@ -31,7 +31,7 @@ router = APIRouter(
 @router.get("")
 def list_endpoints(desk: InDesk, caller: WebhookKeeper) -> PageOut[EndpointOut]:
     """The tenant's endpoints, newest first."""
-    with desk.begin() as session:
+    with desk.read() as session:
         rows = webhooks.list_endpoints(session, caller.tenant_id)
         return PageOut(data=[EndpointOut.model_validate(row) for row in rows])
 
@@ -60,7 +60,7 @@ def create_endpoint(
 @router.get("/{endpoint_id}", responses=problems(404))
 def get_endpoint(desk: InDesk, caller: WebhookKeeper, endpoint_id: Id) -> EndpointOut:
     """One endpoint."""
-    with desk.begin() as session:
+    with desk.read() as session:
         return EndpointOut.model_validate(webhooks.get_endpoint(session, caller.tenant_id, endpoint_id))
 
 
@@ -115,7 +115,7 @@ def list_deliveries(
 ) -> PageOut[DeliveryOut]:
     """What was sent to an endpoint, newest first."""
     filters = {"of": endpoint_id, "state": state}
-    with desk.begin() as session:
+    with desk.read() as session:
         row = webhooks.get_endpoint(session, caller.tenant_id, endpoint_id)
         after = start(desk, asked, filters)
         rows = webhooks.deliveries(session, row, limit=asked.limit + 1, after=after, state=state)
