@@ -186,8 +186,10 @@ async def client(
     headers = {"Authorization": f"Bearer {key}"}
     kinds, weights = list(MIX), list(MIX.values())
     while time.monotonic() < end and tally.left > 0:
-        tally.left -= 1
         await asyncio.sleep(rng.expovariate(1 / think) if think else 0)
+        if time.monotonic() >= end:
+            break
+        tally.left -= 1
         kind = rng.choices(kinds, weights)[0]
         body = order(rng.randrange(10**9)) if kind == "submit" else None
         path = {"get": f"/v1/jobs/{job}", "list": "/v1/jobs?limit=20", "events": f"/v1/jobs/{job}/events"}
@@ -209,7 +211,8 @@ async def client(
 async def run(url: str, pid: int, keys: list[str], options: argparse.Namespace) -> Tally:
     """A job for each client, a few at a time; then all clients at once."""
     tally = Tally(left=options.requests)
-    limits = httpx2.Limits(max_connections=len(keys), max_keepalive_connections=len(keys))
+    many = len(keys)
+    limits = httpx2.Limits(max_connections=many, max_keepalive_connections=many, keepalive_expiry=3)
     few = asyncio.Semaphore(WARMERS)
 
     async def first_job(key: str) -> str:
@@ -226,7 +229,8 @@ async def run(url: str, pid: int, keys: list[str], options: argparse.Namespace) 
             for number, (key, job) in enumerate(zip(keys, jobs, strict=True))
         ]
         await asyncio.gather(*clients)
-    tally.seconds_taken, tally.cpu_seconds = time.monotonic() - started, cpu_seconds(pid) - used
+    tally.seconds_taken = min(options.seconds, time.monotonic() - started)
+    tally.cpu_seconds = cpu_seconds(pid) - used
     return tally
 
 

@@ -94,6 +94,7 @@ def _show(family: Family, options: argparse.Namespace, console: Console, began: 
                 "HF_ENDPOINT": served.url,
                 "MERGERY_HUB_ENDPOINT": served.url,
                 "OMP_NUM_THREADS": _threads(),
+                "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow a busy machine down
             }
             with running(options.data, free_port(options.port), environment) as api:
                 code = _order(family, api, models, console, began)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from scoring.errors import ModelUnusable, ScoringStopped
-from scoring.model import LoadedModel, load, names
+from scoring.model import LoadedModel, fitting_threads, load, names
 from scoring.template import render_chat
 
 SAMPLES = (
@@ -108,6 +108,11 @@ def check_model(
         loaded = load(folder, device=device, dtype=dtype)
     except ModelUnusable as error:
         return CheckReport((CheckFinding("error", error.reason, str(error)),))
+    with fitting_threads(loaded):
+        return _try_out(loaded, begin)
+
+
+def _try_out(loaded: LoadedModel, begin: Callable[[str], None]) -> CheckReport:
     notes = _Notes()
     _check_tensors(loaded, notes)
     begin("tokenizer")
@@ -252,7 +257,9 @@ def _check_generation(loaded: LoadedModel, notes: _Notes) -> tuple[str | None, s
     ids, end = _prompt_ids(loaded), loaded.tokenizer.eos_token_id
     new: list[int] = []
     while len(new) < GENERATED and (not new or new[-1] != end):
-        new.append(int(loaded.logits(torch.tensor([ids + new]))[0, -1].argmax()))
+        row = torch.tensor([ids + new])
+        logits = loaded.logits(row, torch.ones_like(row), [row.shape[1] - 1])
+        new.append(int(logits[0, 0].argmax()))
     text = loaded.tokenizer.decode(new, skip_special_tokens=True)
     if is_degenerate(new):
         notes.warn(

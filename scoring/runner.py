@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from scoring.errors import ModelUnusable, NotCausal, ScoreNotFinite, ScoringStopped
-from scoring.model import LoadedModel, load
+from scoring.model import LoadedModel, fitting_threads, load, names
 from scoring.score import Measured, Score, choice_score, elected, text_scores
 from scoring.tasks import ChoiceTask, PerplexityTask, Task
-from scoring.windows import Row, batches, choice_rows, text_rows
+from scoring.windows import Pass, Row, batches, choice_rows, passes, text_rows
 
 LOGIT_ENTRIES = 32 << 20  # float32 logits held at a time: 128 MiB
 LONGEST_WINDOW = 1024
@@ -82,17 +82,18 @@ def score_loaded(
     """As score_model, for a model that is already loaded."""
     require_scorable(loaded)
     length = _window(loaded, window)
-    rows = {index: list(_rows(loaded, task, length)) for index, task in enumerate(tasks)}
-    total, done = sum(map(len, rows.values())), 0
+    rows = [_rows(loaded, task, length) for task in tasks]
+    total, done = sum(row.scored > 0 for each in rows for row in each), 0
     scores: list[Score] = []
-    for index, task in enumerate(tasks):
-        likelihoods = [0.0] * len(rows[index])
-        for values in _measure(loaded, rows[index], batch_tokens, should_stop):
-            for position, value in values:
-                likelihoods[position] = value
-            done += len(values)
-            on_progress(ScoreProgress(task.name, done, total))
-        scores += _scores(task, rows[index], likelihoods, per_example, loaded)
+    with fitting_threads(loaded):
+        for index, task in enumerate(tasks):
+            likelihoods = [0.0] * len(rows[index])
+            for values in _measure(loaded, rows[index], batch_tokens, should_stop):
+                for position, value in values.items():
+                    likelihoods[position] = value
+                done += len(values)
+                on_progress(ScoreProgress(task.name, done, total))
+            scores += _scores(task, rows[index], likelihoods, per_example, loaded)
     return scores
 
 
@@ -109,8 +110,6 @@ def require_scorable(loaded: LoadedModel) -> None:
     if loaded.tokenizer is None:
         raise ModelUnusable("no_tokenizer", f"{name} has no tokenizer files, so texts cannot be scored on it")
     if loaded.missing:
-        from scoring.model import names
-
         raise ModelUnusable(
             "missing_tensors", f"{name} lacks {names(loaded.missing)}; its scores would be chance"
         )
@@ -126,35 +125,52 @@ def _window(loaded: LoadedModel, window: int) -> int:
     return max(8, min(window, int(own), LONGEST_WINDOW))
 
 
-def _rows(loaded: LoadedModel, task: Task, length: int) -> Iterator[Row]:
+def _rows(loaded: LoadedModel, task: Task, length: int) -> list[Row]:
     if isinstance(task, PerplexityTask):
-        return text_rows(loaded.tokenizer, task.texts, length)
-    return choice_rows(loaded.tokenizer, task.questions, length)
+        return list(text_rows(loaded.tokenizer, task.texts, length))
+    rows = list(choice_rows(loaded.tokenizer, task.questions, length))
+    if any(row.scored == 0 for row in rows):
+        message = (
+            f"the tokenizer of {loaded.folder.name} has no start token, so set {task.name!r} cannot have"
+        )
+        raise ModelUnusable("no_start_token", f"{message} questions without a context")
+    return rows
 
 
 def _measure(
     loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, should_stop: Callable[[], bool]
-) -> Iterator[list[tuple[int, float]]]:
+) -> Iterator[dict[int, float]]:
     vocabulary = loaded.vocabulary or 1
     budget = max(1, min(batch_tokens, LOGIT_ENTRIES // vocabulary))
-    for group in batches(rows, budget):
+    for group in batches(passes(rows), budget):
         if should_stop():
             raise ScoringStopped(f"scoring of {loaded.folder.name} was asked to stop")
-        yield list(zip(group, log_likelihoods(loaded, [rows[i] for i in group]), strict=True))
+        yield log_likelihoods(loaded, rows, group)
 
 
-def log_likelihoods(loaded: LoadedModel, rows: Sequence[Row]) -> list[float]:
-    """Summed log-likelihood, in nats, of the scored part of each row. One forward pass."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for index, row in enumerate(rows):
-        _within_vocabulary(loaded, row)
-        ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        mask[index, : len(row.ids)] = 1
-    logits = loaded.logits(ids, mask)
-    values = [_row_likelihood(logits[index], row) for index, row in enumerate(rows)]
-    if not all(map(math.isfinite, values)):
+def log_likelihoods(loaded: LoadedModel, rows: Sequence[Row], group: Sequence[Pass]) -> dict[int, float]:
+    """Summed log-likelihood, in nats, of the scored part of each row of a group of passes; one forward
+    pass.
+    """
+    width = max(len(each.ids) for each in group)
+    ids = torch.zeros(len(group), width, dtype=torch.long)
+    mask = torch.zeros(len(group), width, dtype=torch.long)
+    wanted: set[int] = set()
+    for line, each in enumerate(group):
+        ids[line, : len(each.ids)] = torch.tensor(each.ids)
+        mask[line, : len(each.ids)] = 1
+        for index in each.rows:
+            _within_vocabulary(loaded, rows[index])
+            wanted.update(range(rows[index].first - 1, len(rows[index].ids) - 1))
+    positions = sorted(wanted)
+    logits = loaded.logits(ids, mask, positions)
+    place = {position: k for k, position in enumerate(positions)}
+    values = {
+        index: _row_likelihood(logits[line], place[rows[index].first - 1], rows[index])
+        for line, each in enumerate(group)
+        for index in each.rows
+    }
+    if not all(map(math.isfinite, values.values())):
         raise ScoreNotFinite(f"{loaded.folder.name} answers with NaN or infinity; its weights are broken")
     return values
 
@@ -168,8 +184,8 @@ def _within_vocabulary(loaded: LoadedModel, row: Row) -> None:
         raise ModelUnusable("token_out_of_range", message)
 
 
-def _row_likelihood(logits_TV: Tensor, row: Row) -> float:  # noqa: N803
-    predicted = logits_TV[row.first - 1 : len(row.ids) - 1]
+def _row_likelihood(logits_TV: Tensor, begin: int, row: Row) -> float:  # noqa: N803
+    predicted = logits_TV[begin : begin + row.scored]
     wanted = torch.tensor(row.ids[row.first :], device=predicted.device)
     chosen = predicted.gather(1, wanted[:, None])[:, 0]
     return float((chosen - predicted.logsumexp(dim=1)).double().sum())

@@ -93,17 +93,42 @@ def _shared(left: Sequence[int], right: Sequence[int]) -> int:
     return count
 
 
-def batches(rows: Sequence[Row], tokens: int) -> list[list[int]]:
-    """Indices of rows grouped by length, longest first, at most ``tokens`` padded tokens a group.
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Token ids to feed once, and the rows (by index) whose scored part can be read off the logits."""
+
+    ids: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+def passes(rows: Sequence[Row]) -> list[Pass]:
+    """What must be fed to score every row that has something to score.
+
+    The last token of a row is never fed, and a row that is the beginning of another is read off the other's
+    logits, since a causal model does not look ahead. So the answers of one token to a question share one
+    pass.
+    """
+    order = sorted((i for i in range(len(rows)) if rows[i].scored > 0), key=lambda i: rows[i].ids[:-1])
+    found: list[Pass] = []
+    for index in reversed(order):
+        ids = rows[index].ids[:-1]
+        # Sorted, whatever begins with these ids follows them directly: it is the last one found.
+        if found and found[-1].ids[: len(ids)] == ids:
+            found[-1] = Pass(found[-1].ids, (*found[-1].rows, index))
+        else:
+            found.append(Pass(ids, (index,)))
+    return found
+
+
+def batches(whole: Sequence[Pass], tokens: int) -> list[list[Pass]]:
+    """Passes grouped by length, longest first, at most ``tokens`` padded tokens a group.
 
     The order depends on the rows alone, so the same set is always batched the same way.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
-    groups: list[list[int]] = []
-    for index in order:
-        longest = len(rows[groups[-1][0]].ids) if groups else 0
-        if groups and longest * (len(groups[-1]) + 1) <= tokens:
-            groups[-1].append(index)
+    groups: list[list[Pass]] = []
+    for each in sorted(whole, key=lambda each: (-len(each.ids), each.ids)):
+        if groups and len(groups[-1][0].ids) * (len(groups[-1]) + 1) <= tokens:
+            groups[-1].append(each)
         else:
-            groups.append([index])
+            groups.append([each])
     return groups

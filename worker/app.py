@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from celery import Celery
@@ -10,6 +10,7 @@ from celery.signals import setup_logging
 
 from settings import Settings
 from worker.board import BOARD_VARIABLE, Board, is_healthy
+from worker.errors import SettingMissing
 from worker.log import configure_logging
 from worker.pinning import CPU, pin
 
@@ -27,11 +28,13 @@ def leave_logging_alone(**_: Any) -> None:
 
 
 def make_app(settings: Settings) -> Celery:
-    """The app which dispatcher and workers share; ``settings.broker_url`` must be set.
+    """The app which dispatcher and workers share. Raises ``SettingMissing`` without a broker.
 
     Messages are hints and the database decides, so nothing here has to be quick to redeliver: the visibility
     timeout is longer than any job, and there is no result backend.
     """
+    if settings.broker_url is None:
+        raise SettingMissing("no broker: set BROKER_URL, or start `mergery up`, which brings its own")
     app = Celery("mergery", broker=settings.broker_url, include=["worker.child"], set_as_current=False)
     hard_limit = settings.job_timeout_seconds + 600
     app.conf.update(
@@ -70,6 +73,13 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
+def database_of(settings: Settings) -> str:
+    """The database's URL. Raises ``SettingMissing``."""
+    if settings.database_url is None:
+        raise SettingMissing("no database: set DATABASE_URL, or start `mergery up`, which brings its own")
+    return settings.database_url
+
+
 def announce(app: Celery, job_id: str, queue: str, connection: Any = None) -> None:
     """Rings the doorbell: tells the workers of ``queue`` that ``job_id`` is ready; sends only the id."""
     app.send_task(TASK, args=[job_id], queue=queue, ignore_result=True, retry=False, connection=connection)
@@ -85,16 +95,16 @@ def run_worker(
     from worker.supervisor import Supervisor
 
     configure_logging(settings.log_level)
+    app = make_app(settings)
     chosen = pin(queues, device)
     settings.scratch.mkdir(parents=True, exist_ok=True)
     board = Board.create(settings.scratch)
-    export(settings)
+    export(settings, os.environ)
     os.environ[BOARD_VARIABLE] = str(board.folder)
     os.environ[DEVICE_VARIABLE] = chosen
     # A child's idle OpenMP threads sleep. By default they spin, and on a machine that does anything else
     # beside the worker that made scoring four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app = make_app(settings)
     supervisor = Supervisor.start(settings, board)
     kind = "cpu" if chosen == CPU else "gpu"
     worker = app.Worker(
@@ -124,8 +134,8 @@ def check_health(settings: Settings) -> int:
     return 0 if is_healthy(settings.scratch) else 1
 
 
-def export(settings: Settings) -> None:
-    """Puts the settings that were given into the environment, from which spawned children read them."""
+def export(settings: Settings, environment: MutableMapping[str, str]) -> None:
+    """Puts the settings that were given into ``environment``, from which children read them."""
     for name in settings.model_fields_set:
         value = getattr(settings, name)
         if value is None:
@@ -136,4 +146,4 @@ def export(settings: Settings) -> None:
             text = (":" if name == "model_roots" else ",").join(str(part) for part in value)
         else:
             text = str(value)
-        os.environ[f"MERGERY_{name.upper()}"] = text
+        environment[f"MERGERY_{name.upper()}"] = text

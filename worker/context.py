@@ -27,6 +27,20 @@ Transaction = Callable[[], AbstractContextManager[Any]]
 """Opens a session which commits when left without an error."""
 
 
+def storable(value: Any) -> Any:
+    """``value`` with what PostgreSQL cannot store in texts, NUL and halves of surrogate pairs, replaced by U+FFFD.
+
+    A broken model generates such texts, and a hostile one has them in its files.
+    """
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {storable(key): storable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(storable(each) for each in value)
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Rhythm:
     """How often a worker shows that it is alive, in seconds."""
@@ -97,7 +111,7 @@ class JobContext:
         """
         try:
             with self.transaction() as session:
-                return change(session, self.fence, *arguments, **options)
+                return change(session, self.fence, *storable(arguments), **storable(options))
         except LeaseLost:
             self._stop(Stop.LOST)
             raise Interrupted(Stop.LOST) from None

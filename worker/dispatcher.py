@@ -20,7 +20,7 @@ from db.session import make_engine, make_sessions
 from jobs.keyring import Keyring
 from settings import Settings
 from worker.address import parse_networks
-from worker.app import announce, make_app
+from worker.app import announce, database_of, make_app
 from worker.context import Transaction
 from worker.courier import Courier
 from worker.deliver import Sender
@@ -127,7 +127,7 @@ def run_dispatcher(settings: Settings) -> None:
 
 def open_dispatcher(settings: Settings) -> Dispatcher:
     """A dispatcher over the database and the broker which the settings name."""
-    sessions = make_sessions(make_engine(settings.database_url or "", pool_size=4, max_overflow=16))
+    sessions = make_sessions(make_engine(database_of(settings), pool_size=4, max_overflow=16))
     app = make_app(settings)
     sender = Sender(
         allow_http=settings.webhook_allow_http, allowed=parse_networks(settings.webhook_allow_networks)
@@ -147,7 +147,7 @@ def open_dispatcher(settings: Settings) -> Dispatcher:
             settings.announce_after_seconds,
         ),
         courier,
-        partial(listen, settings.database_url or ""),
+        partial(listen, database_of(settings)),
         settings.dispatch_poll_seconds,
         min(SWEEP_SECONDS, settings.lease_seconds / 4),
     )

@@ -11,7 +11,7 @@ from jobs.errors import JobError
 from jobs.lifecycle import Fence
 from merge.errors import FindingsError, MergeError
 from scoring.errors import ScoringError
-from worker.errors import Stop, WorkerError
+from worker.errors import DiskFull, OutOfMemory, Stop, TimedOut, Unexpected, WorkerError
 from worker.log import redacted
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -47,11 +47,11 @@ def _classify(error: BaseException) -> Failure:
         detail = (
             "memory ran out; lower MERGERY_MEMORY_BUDGET_BYTES or give the worker more memory, then retry"
         )
-        return Failure("out_of_memory", detail)
+        return Failure(OutOfMemory.code, detail)
     if isinstance(error, OSError) and error.errno in FULL:
-        return Failure("disk_full", "the work disk is full; free some space, then retry the job")
+        return Failure(DiskFull.code, "the work disk is full; free some space, then retry the job")
     detail = f"an unexpected {type(error).__name__} stopped the job; the worker's log has the details"
-    return Failure("internal_error", detail, retryable=True)
+    return Failure(Unexpected.code, detail, retryable=True)
 
 
 def settle_stop(session: Any, fence: Fence, reason: Stop) -> str | None:
@@ -60,7 +60,7 @@ def settle_stop(session: Any, fence: Fence, reason: Stop) -> str | None:
         return lifecycle.finish_cancel(session, fence).state
     if reason is Stop.TIMEOUT:
         detail = "the job took longer than its time limit; order it again with a longer timeout"
-        return lifecycle.fail(session, fence, "timeout", detail).state
+        return lifecycle.fail(session, fence, TimedOut.code, detail).state
     if reason is Stop.SHUTDOWN:
         return lifecycle.release(session, fence).state
     return None

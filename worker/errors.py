@@ -1,12 +1,16 @@
-"""Failures of the workshop floor, and how any failure of a job becomes a stable code.
+"""Failures of the workshop floor.
 
 WorkerError
-├── DiskFull          the work folder cannot hold what the job needs
+├── DiskFull          the work disk cannot hold what the job needs
+├── OutOfMemory       memory of the machine or of the GPU ran out
+├── TimedOut          the job took longer than its limit
+├── OutputUnsafe      the result failed its check or its scores, so it is not published
+├── DeviceMissing     the GPU asked for is not there
 ├── WorkFolderBusy    another live process works in the same folder
 ├── AddressRefused    a webhook points where the service must not connect
-├── DeviceMissing     the GPU asked for is not there
-├── OutputUnsafe      the merged model failed its check, so it is not published
-└── Interrupted       the job was told to stop; carries why
+├── SettingMissing    a setting without which the process cannot run
+├── Unexpected        a mistake of ours
+└── Interrupted       the job was told to stop; carries why, never seen by callers
 """
 
 from enum import StrEnum
@@ -21,25 +25,60 @@ class WorkerError(Exception):
 
 
 class DiskFull(WorkerError):
+    """The work disk cannot hold what the job needs; told before the download where it can be."""
+
     code = "disk_full"
 
 
+class OutOfMemory(WorkerError):
+    """Memory of the machine or of the GPU ran out while the job ran."""
+
+    code = "out_of_memory"
+
+
+class TimedOut(WorkerError):
+    """One attempt of the job took longer than its time limit."""
+
+    code = "timeout"
+
+
+class OutputUnsafe(WorkerError):
+    """The result does not work, or is worse than its parents by more than the margin: not published."""
+
+    code = "check_failed"
+
+
+class DeviceMissing(WorkerError):
+    """The GPU which the worker is to use is not there."""
+
+    code = "device_missing"
+    retryable = True
+
+
 class WorkFolderBusy(WorkerError):
+    """Another live process still works in the job's folder; the job is tried again later."""
+
     code = "work_folder_busy"
     retryable = True
 
 
 class AddressRefused(WorkerError):
+    """A webhook points where the service must not connect; shown with the delivery."""
+
     code = "address_refused"
 
 
-class DeviceMissing(WorkerError):
-    code = "device_missing"
+class SettingMissing(WorkerError):
+    """A setting without which this process cannot run."""
+
+    code = "setting_missing"
+
+
+class Unexpected(WorkerError):
+    """A mistake of ours stopped the job; the worker's log has the details, and the job is tried again."""
+
+    code = "internal_error"
     retryable = True
-
-
-class OutputUnsafe(WorkerError):
-    code = "check_failed"
 
 
 class Stop(StrEnum):
@@ -52,6 +91,8 @@ class Stop(StrEnum):
 
 
 class Interrupted(WorkerError):
+    """The job was told to stop; what becomes of it depends on the reason."""
+
     code = "interrupted"
 
     def __init__(self, reason: Stop) -> None:

@@ -16,9 +16,9 @@ from jobs.planning import Planner
 from jobs.request import JobRequest
 from jobs.states import State
 from worker import device as devices
-from worker.context import JobContext
+from worker.context import JobContext, storable
 from worker.endings import Failure, describe, settle_stop
-from worker.errors import Interrupted
+from worker.errors import Interrupted, Unexpected
 from worker.merge_job import MergeJob, recipe_of
 from worker.scratch import WorkFolder
 from worker.workshop import Workshop
@@ -76,7 +76,7 @@ def _attempt(workshop: Workshop, job: Job, context: JobContext, work: WorkFolder
             log.info("job_stopped", reason=reason.value)
             return _end(context, lambda session: settle_stop(session, context.fence, reason))
         failure = describe(error, secret=token)
-        known = failure.code != "internal_error"
+        known = failure.code != Unexpected.code
         log.warning("job_failed", code=failure.code, detail=failure.detail, exc_info=None if known else error)
         return _end(context, lambda session: _fail(session, context.fence, failure))
 
@@ -117,9 +117,8 @@ def _open_token(workshop: Workshop, job: Job) -> str | None:
 
 
 def _fail(session: Any, fence: Fence, failure: Failure) -> str:
-    job = lifecycle.fail(
-        session, fence, failure.code, failure.detail, failure.findings, retryable=failure.retryable
-    )
+    detail, findings = storable(failure.detail), storable(failure.findings)
+    job = lifecycle.fail(session, fence, failure.code, detail, findings, retryable=failure.retryable)
     return job.state
 
 

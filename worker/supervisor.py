@@ -18,10 +18,11 @@ from jobs.errors import LeaseLost
 from jobs.lifecycle import Fence
 from settings import Settings
 from worker import scratch
+from worker.app import database_of
 from worker.board import Board, Note, health_path
 from worker.context import Transaction
 from worker.endings import settle_stop
-from worker.errors import Stop
+from worker.errors import OutOfMemory, Stop
 
 log = structlog.get_logger("worker.supervisor")
 
@@ -51,7 +52,7 @@ class Supervisor:
     @classmethod
     def start(cls, settings: Settings, board: Board) -> "Supervisor":
         """Starts the thread and connects it to the signals of the Celery worker in this process."""
-        sessions = make_sessions(make_engine(settings.database_url or "", pool_size=1))
+        sessions = make_sessions(make_engine(database_of(settings), pool_size=1))
         supervisor = cls(
             board,
             sessions.begin,
@@ -139,9 +140,11 @@ def _settle(session: Any, fence: Fence, reason: str | None, *, starved: bool) ->
         detail = (
             "the system killed the job's process because memory ran out; give the worker more or the job less"
         )
-        lifecycle.fail(session, fence, "out_of_memory", detail, retryable=True)
+        lifecycle.fail(session, fence, OutOfMemory.code, detail, retryable=True)
     else:
-        lifecycle.fail(session, fence, "worker_lost", "the process that ran the job died", retryable=True)
+        lifecycle.fail(
+            session, fence, lifecycle.WORKER_LOST, "the process that ran the job died", retryable=True
+        )
 
 
 def is_alive(pid: int) -> bool:

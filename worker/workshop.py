@@ -11,6 +11,7 @@ from hub.snapshot import Hub, tenant_cache
 from jobs.keyring import Keyring
 from settings import Settings
 from worker import device as devices
+from worker.app import database_of
 from worker.board import Board
 from worker.context import Rhythm, Transaction
 from worker.log import adopt_libraries
@@ -34,7 +35,7 @@ class Workshop:
     @classmethod
     def open(cls, settings: Settings, *, device: str = CPU, board: Board | None = None) -> "Workshop":
         """Connects to nothing yet, so that a child starts while its database is away."""
-        sessions = make_sessions(make_engine(settings.database_url or "", pool_size=2))
+        sessions = make_sessions(make_engine(database_of(settings), pool_size=2))
         return cls(settings, sessions.begin, Keyring(settings.secret()), device, board)
 
     @property

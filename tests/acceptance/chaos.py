@@ -72,7 +72,7 @@ class Outcome:
     events: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: float = 0.0
     requeued: int = 0
-    reused: int = 0
+    resumed: int = 0
 
 
 def recipe_of(number: int) -> dict[str, Any]:
@@ -197,7 +197,9 @@ def check(outcome: Outcome, inbox: Inbox, secret: str) -> None:
             if event["type"] == "merge.artifact" and event["data"]["kind"] == "shard"
         )
         assert shards and max(shards.values()) == 1, f"a shard was written again: {shards}"
-        outcome.requeued += sum(event["type"] == "merge.requeued" for event in events)
+        types = [event["type"] for event in events]
+        outcome.requeued += types.count("merge.requeued")
+        outcome.resumed += "merge.requeued" in types[types.index("merge.artifact") :]
         for event in events:
             if event["type"] in TOLD:
                 assert (job["id"], event["seq"]) in ids, f"never told: {event}"
@@ -243,7 +245,8 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = run(script, Path(folder), url, say=lambda text: print(text, flush=True))
     print(
         f"{len(outcome.jobs)} jobs, {sum(outcome.kills.values())} kills ({dict(outcome.kills)}), "
-        f"{outcome.requeued} times queued again, {outcome.seconds:.0f} s, seed {script.seed}: "
+        f"{outcome.requeued} times queued again, {outcome.resumed} jobs went on from shards, "
+        f"{outcome.seconds:.0f} s, seed {script.seed}: "
         "every job ended once with the bytes of an undisturbed run"
     )
     return 0

@@ -1,5 +1,6 @@
 """Scores of real (tiny) models: right, repeatable, stoppable, and refused by name where they cannot exist."""
 
+import json
 import math
 import shutil
 import subprocess
@@ -11,10 +12,10 @@ import pytest
 import torch
 
 from scoring.errors import ModelUnusable, NotCausal, ScoreNotFinite, ScoringStopped
-from scoring.model import load
+from scoring.model import LoadedModel, load
 from scoring.runner import ScoreProgress, log_likelihoods, score_loaded, score_model
 from scoring.tasks import ChoiceTask, PerplexityTask, Question
-from scoring.windows import Row
+from scoring.windows import Row, passes
 from tests import tiny
 from tests.scoring.conftest import renumber
 
@@ -27,14 +28,20 @@ QUESTIONS = ChoiceTask(
 )
 
 
+def likelihoods(loaded: LoadedModel, rows: list[Row]) -> list[float]:
+    found = log_likelihoods(loaded, rows, passes(rows))
+    return [found[index] for index in range(len(rows))]
+
+
 def test_a_likelihood_is_the_sum_of_the_log_probabilities_of_its_tokens(model: Path) -> None:
     loaded = load(model)
-    rows = [Row(0, (256, 65, 66, 67), 1), Row(1, (10, 20, 30, 40, 50, 60), 4)]
+    rows = [Row(0, (256, 65, 66, 67), 1), Row(1, (10, 20, 30, 40, 50, 60), 4), Row(2, (10, 20, 30, 7), 3)]
     expected = []
     for row in rows:
-        logits = loaded.logits(torch.tensor([row.ids]))[0].double().log_softmax(dim=-1)
+        with torch.no_grad():
+            logits = loaded.model(torch.tensor([row.ids])).logits[0].double().log_softmax(dim=-1)
         expected.append(sum(float(logits[i - 1, row.ids[i]]) for i in range(row.first, len(row.ids))))
-    assert log_likelihoods(loaded, rows) == pytest.approx(expected, rel=1e-5)
+    assert likelihoods(loaded, rows) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_right_choice_is_the_likeliest_per_byte(model: Path) -> None:
@@ -46,7 +53,7 @@ def test_the_right_choice_is_the_likeliest_per_byte(model: Path) -> None:
         for choice in question.choices:
             context = loaded.tokenizer(question.context)["input_ids"]  # type: ignore[misc]
             ids = loaded.tokenizer(question.context + choice)["input_ids"]  # type: ignore[misc]
-            (value,) = log_likelihoods(loaded, [Row(0, tuple(ids), len(context))])
+            (value,) = likelihoods(loaded, [Row(0, tuple(ids), len(context))])
             rates.append(value / len(choice.encode()))
         right.append(float(rates.index(max(rates)) == question.answer))
     assert score.per_example == tuple(right)
@@ -95,6 +102,34 @@ def test_stop_is_asked_before_every_batch(model: Path) -> None:
 def test_a_model_without_a_language_head_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(NotCausal, match="a-vit is a ViTForImageClassification"):
         score_model(tiny.vit(tmp_path / "a-vit"), [TEXTS])
+
+
+def test_a_model_that_gives_logits_everywhere_is_scored_alike(tmp_path: Path) -> None:
+    loaded = load(tiny.gpt2(tmp_path / "m"))
+    kept = score_loaded(loaded, [TEXTS, QUESTIONS])
+    loaded.__dict__["_picks_positions"] = False
+    assert [s.value for s in score_loaded(loaded, [TEXTS, QUESTIONS])] == pytest.approx(
+        [s.value for s in kept]
+    )
+
+
+def test_a_question_without_context_needs_a_start_token(model: Path) -> None:
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["bos_token"] = config["eos_token"] = None
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelUnusable, match="no start token"):
+        score_model(model, [ChoiceTask("q", (Question("", ("a", "b"), 0),))])
+
+
+def test_threads_are_as_before_after_scoring(model: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seen: list[int] = []
+        score_model(model, [TEXTS], on_progress=lambda _: seen.append(torch.get_num_threads()))
+        assert set(seen) == {1} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

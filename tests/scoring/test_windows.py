@@ -1,11 +1,12 @@
 """Every token of a text is scored once, with enough before it; choices are scored after their context."""
 
+import random
 from typing import Any
 
 import pytest
 
 from scoring.tasks import Question
-from scoring.windows import Row, batches, choice_rows, text_rows
+from scoring.windows import Pass, Row, batches, choice_rows, passes, text_rows
 
 
 class Letters:
@@ -71,8 +72,30 @@ def test_a_context_that_is_too_long_loses_its_beginning() -> None:
     assert "".join(map(chr, row.ids)) == "efghyz" and row.first == 4
 
 
-def test_batches_hold_rows_of_like_length_within_the_budget() -> None:
-    rows = [Row(i, tuple(range(size)), 1) for i, size in enumerate([3, 9, 4, 9, 2, 30])]
-    groups = batches(rows, 18)
-    assert groups == [[5], [1, 3], [2, 0, 4]]
-    assert sorted(i for group in groups for i in group) == list(range(6))
+def test_rows_that_begin_alike_share_one_pass() -> None:
+    rows = [
+        Row(0, (1, 2, 3), 2),
+        Row(1, (1, 2, 4), 2),
+        Row(2, (1, 2, 5, 6), 2),
+        Row(3, (1, 3, 9), 2),
+        Row(4, (7,), 1),
+    ]
+    found = {each.ids: sorted(each.rows) for each in passes(rows)}
+    assert found == {(1, 2, 5): [0, 1, 2], (1, 3): [3]}
+
+
+def test_every_row_is_in_one_pass_that_begins_with_what_it_needs() -> None:
+    rng = random.Random(0)
+    rows = [Row(i, tuple(rng.choices([0, 1], k=rng.randint(2, 7))), 1) for i in range(300)]
+    found = passes(rows)
+    assert sorted(index for each in found for index in each.rows) == list(range(300))
+    for each in found:
+        for index in each.rows:
+            assert each.ids[: len(rows[index].ids) - 1] == rows[index].ids[:-1]
+    assert len({each.ids for each in found}) == len(found) < 100
+
+
+def test_batches_hold_passes_of_like_length_within_the_budget() -> None:
+    whole = [Pass((i,) * size, (i,)) for i, size in enumerate([3, 9, 4, 9, 2, 30])]
+    groups = batches(whole, 18)
+    assert [[each.rows[0] for each in group] for group in groups] == [[5], [1, 3], [2, 0, 4]]

@@ -1,5 +1,6 @@
 """A running job's heartbeat, stop flag and fence."""
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs as rows
@@ -150,3 +152,18 @@ def test_progress_is_recorded_at_most_once_a_period(sessions: sessionmaker[Sessi
     with sessions() as session:
         job = rows.get(session, running.job_id)
         assert job is not None and job.progress["bytes_done"] == 1
+
+
+def test_texts_that_the_database_cannot_hold_are_made_storable(
+    sessions: sessionmaker[Session], running: Fence
+) -> None:
+    broken = "a\0b\ud800c"
+    with context_of(sessions, running) as context:
+        context.write(
+            lifecycle.record_evaluation,
+            {"name": "check", "kind": "check", "passed": False, "detail": {"generated": [(broken,)]}},
+        )
+        context.write(lifecycle.record_warning, "odd", detail=broken)
+    with sessions() as session:
+        rows_ = session.scalars(text("SELECT detail::text FROM evaluation")).all()
+    assert json.loads(rows_[0]) == {"generated": [["a\ufffdb?c"]]}
