@@ -18,7 +18,7 @@ from demo.errors import TextsMissing
 from demo.texts import KINDS, read_nouns, split_of, wordnet_folder
 
 TASKS = ("sums", "debian", "wordnet")
-QUESTIONS = {"validation": 64, "held-out": 160}
+QUESTIONS = {"validation": 64, "held-out": 96}
 APT_HELPER = Path("/usr/lib/apt/apt-helper")
 SECTIONS = {
     "admin": "system administration",

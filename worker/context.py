@@ -28,7 +28,7 @@ Transaction = Callable[[], AbstractContextManager[Any]]
 
 
 def storable(value: Any) -> Any:
-    """``value`` with what PostgreSQL cannot store in texts, NUL and halves of surrogate pairs, replaced by U+FFFD.
+    """``value`` with what PostgreSQL cannot store in texts, NUL and halves of surrogate pairs, replaced.
 
     A broken model generates such texts, and a hostile one has them in its files.
     """

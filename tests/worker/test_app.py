@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import redis
 from celery import Celery
 
 from settings import Settings
-from worker.app import announce, check_health, database_of, export, make_app
+from worker.app import announce, check_health, database_of, export, library_environment, make_app
 from worker.board import Board, health_path
 from worker.errors import SettingMissing
 
@@ -71,6 +74,24 @@ def test_children_read_the_settings_of_their_parent(tmp_path: Path, monkeypatch:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert Settings().model_dump() == given.model_dump()
+
+
+def test_the_hubs_client_keeps_to_the_work_disk_and_to_the_jobs_token(tmp_path: Path) -> None:
+    code = (
+        "from huggingface_hub import constants as c, get_token; from huggingface_hub.utils import build_hf_headers\n"
+        "print(c.HF_HOME, c.HF_HUB_CACHE, c.HF_XET_CACHE, 'authorization' in build_hf_headers(), sep='|')"
+    )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HF_TOKEN": "hf_operatorsowntoken",
+        **library_environment(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    *folders, authorized = done.stdout.strip().split("|")
+    assert all(Path(folder).is_relative_to(tmp_path) for folder in folders)
+    assert authorized == "False"
 
 
 def test_health_is_an_exit_code(tmp_path: Path) -> None:
