@@ -62,7 +62,7 @@ chaos: $(READY)  ## the long crash test: 20 jobs, every process killed at random
 bench: $(READY)  ## speed and memory of every method, against copying the same bytes
 	$(BIN)/python -m bench.engine
 
-load: $(READY)  ## 200 concurrent clients against a running API
+load: $(READY)  ## 200 concurrent clients against an API of its own
 	$(BIN)/python -m bench.load
 
 clean:  ## remove what the demo and the tests left

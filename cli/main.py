@@ -85,9 +85,18 @@ def run_api(_options: argparse.Namespace, settings: Settings) -> int:
     import uvicorn
 
     from api.app import create_app
+    from worker.log import configure_logging
 
+    configure_logging(settings.log_level)
     uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, log_config=None, access_log=False
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=75,
+        # Event streams stay open for ever: do not wait for them.
+        timeout_graceful_shutdown=10,
     )
     return 0
 

@@ -132,8 +132,9 @@ def run_worker(
 def library_environment(scratch: Path) -> dict[str, str]:
     """What libraries read once, when a child loads them.
 
-    The Hub's client uses no token but the job's own, reports nothing home, and keeps its files on the work disk.
-    Idle OpenMP threads sleep: by default they spin, and beside anything else that made scoring four times slower.
+    The Hub's client uses no token but the job's own, reports nothing home, and keeps its files on the work
+    disk. Idle OpenMP threads sleep: by default they spin, which made scoring four times slower on a machine
+    that does anything else beside.
     """
     home = scratch / "hub"
     return {

@@ -78,7 +78,7 @@ def test_children_read_the_settings_of_their_parent(tmp_path: Path, monkeypatch:
 
 def test_the_hubs_client_keeps_to_the_work_disk_and_to_the_jobs_token(tmp_path: Path) -> None:
     code = (
-        "from huggingface_hub import constants as c, get_token; from huggingface_hub.utils import build_hf_headers\n"
+        "from huggingface_hub import constants as c\nfrom huggingface_hub.utils import build_hf_headers\n"
         "print(c.HF_HOME, c.HF_HUB_CACHE, c.HF_XET_CACHE, 'authorization' in build_hf_headers(), sep='|')"
     )
     environment = {
