@@ -25,6 +25,7 @@ from hub.folder_server import FolderHub
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB_TOKEN = "hf_demo"  # not a secret: it opens the demo's own folder, on this machine only
+PIPE_WIDTH = 120
 SAY_SECONDS = 10.0  # between two lines about training where there is no terminal
 TOKENS = {HUB_TOKEN: {"name": OWNER, "role": "write", "orgs": [OWNER]}}
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.
     """
     options = _parser().parse_args(arguments)
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     began = time.monotonic()
     try:
         family = _prepare(options.models, options.cache, console)

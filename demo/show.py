@@ -9,6 +9,7 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -217,7 +218,7 @@ def score_table(scores: Standing, family: Family) -> Table:
     units = {"choice": "accuracy", "perplexity": "bits/byte"}
     better = {each.name: max if each.kind == "choice" else min for each in family.sets}
     counted = sum(each.counts for each in family.sets)
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for each in family.sets:
         table.add_column(f"{each.name}\n{units[each.kind]}", justify="right", no_wrap=True)
@@ -230,7 +231,7 @@ def score_table(scores: Standing, family: Family) -> Table:
             for set_ in scores.sets
         ]
         label = "[bold]merged[/bold]" if name == "result" else name
-        table.add_row(label, *cells, _cell(scores.means[name], best_mean), end_section=name == "result")
+        table.add_row(label, *cells, _cell(scores.means[name], best_mean))
     return table
 
 

@@ -11,7 +11,7 @@ from db import webhooks
 from db.models.base import new_id
 from db.models.webhook import WebhookDelivery, WebhookEndpoint
 from jobs import announcements, signing
-from jobs.errors import EndpointUrlInvalid, IllegalState, NotFound, RequestInvalid
+from jobs.errors import CredentialUnreadable, EndpointUrlInvalid, IllegalState, NotFound, RequestInvalid
 from jobs.keyring import Keyring, Sealed
 
 ROTATION_SECONDS = 24 * 3600.0
@@ -176,13 +176,17 @@ def redeliver(session: Session, tenant_id: str, delivery_id: str) -> WebhookDeli
 def claim_due(
     session: Session, keyring: Keyring, owner: str, *, limit: int = 20, lease_seconds: float = 60.0
 ) -> list[DueDelivery]:
-    """Tries to be made now, each given to one owner only; commit before sending."""
+    """Tries to be made now, each given to one owner only; commit before sending.
+
+    An endpoint whose secret cannot be opened is disabled with the reason, and holds up nobody else's tries.
+    """
     due = []
     for row, endpoint, old_holds in webhooks.claim_due(session, owner, limit, lease_seconds):
-        about = (endpoint.tenant_id, endpoint.id)
-        secrets = [keyring.open(Sealed(endpoint.key_id, endpoint.secret), *about)]
-        if old_holds and endpoint.old_secret and endpoint.old_key_id:
-            secrets.append(keyring.open(Sealed(endpoint.old_key_id, endpoint.old_secret), *about))
+        try:
+            secrets = _open_secrets(keyring, endpoint, old_holds)
+        except CredentialUnreadable as error:
+            webhooks.disable(session, endpoint.id, str(error))
+            continue
         due.append(
             DueDelivery(
                 row.id,
@@ -197,6 +201,14 @@ def claim_due(
             )
         )
     return due
+
+
+def _open_secrets(keyring: Keyring, endpoint: WebhookEndpoint, old_holds: bool) -> list[str]:
+    about = (endpoint.tenant_id, endpoint.id)
+    secrets = [keyring.open(Sealed(endpoint.key_id, endpoint.secret), *about)]
+    if old_holds and endpoint.old_secret and endpoint.old_key_id:
+        secrets.append(keyring.open(Sealed(endpoint.old_key_id, endpoint.old_secret), *about))
+    return secrets
 
 
 def record_result(

@@ -288,3 +288,16 @@ def test_pages_of_deliveries_follow_each_other(session: Session, endpoint: Webho
     rest = webhooks.deliveries(session, endpoint, limit=3, after=(first[-1].created_at, first[-1].id))
     assert [each.id for each in (*first, *rest)] == ids[::-1]
     assert rows.deliveries(session, endpoint.id, limit=9, state="delivered") == []
+
+
+def test_an_endpoint_whose_secret_is_lost_holds_up_nobody_else(session: Session, keyring: Keyring) -> None:
+    caller = make_caller(session)
+    stranger = Keyring("a secret that this service does not have")
+    lost, _ = webhooks.create_endpoint(session, stranger, caller.tenant_id, "https://example.org/lost")
+    good, _ = webhooks.create_endpoint(session, keyring, caller.tenant_id, "https://example.org/good")
+    webhooks.send_test(session, lost)
+    webhooks.send_test(session, good)
+    assert [due.endpoint_id for due in webhooks.claim_due(session, keyring, "sender")] == [good.id]
+    session.refresh(lost)
+    assert lost.disabled_at is not None
+    assert "key" in (lost.disabled_reason or "")
