@@ -25,7 +25,7 @@ from hub.folder_server import FolderHub
 
 ROOT = Path(__file__).resolve().parents[1]
 HUB_TOKEN = "hf_demo"  # not a secret: it opens the demo's own folder, on this machine only
-PIPE_WIDTH = 120
+PIPE_WIDTH = 160
 SAY_SECONDS = 10.0  # between two lines about training where there is no terminal
 TOKENS = {HUB_TOKEN: {"name": OWNER, "role": "write", "orgs": [OWNER]}}
 

@@ -1,19 +1,14 @@
 """The committed family: small, sound, honestly split, and worth merging."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
+from demo.compare import CANDIDATES, bits_per_byte, merge_family, read_sets
 from demo.families import HERE, Family, tiny
-from merge.checkpoint.index import index_folder
-from merge.plan import make_plan
-from merge.recipe import recipe_from
-from merge.run import run
 from scoring.check import check_model
-from scoring.runner import score_model
 from scoring.tasks import ChoiceTask, parse_task
 
 HOME = HERE / "family"
@@ -64,46 +59,15 @@ def test_guessing_the_kind_is_right_once_in_four() -> None:
     assert max(map(kinds.count, kinds)) <= 2 * len(kinds) / len(set(kinds))
 
 
-@pytest.fixture(scope="module")
-def merged(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    out = tmp_path_factory.mktemp("merged") / "out"
-    names = {"base": "base", "python": "python", "dictionary": "dictionary"}
-    recipe = recipe_from(
-        {
-            "base": "base",
-            "sources": [{"id": name, "model": name} for name in ("python", "dictionary")],
-            "steps": [dict(step) for step in family.steps],
-        }
-    )
-    folders = {key: HOME / name for key, name in names.items()}
-    plan = make_plan(recipe, {key: index_folder(path, key) for key, path in folders.items()}, budget=1 << 30)
-    run(
-        plan,
-        folders,
-        out,
-        budget_bytes=1 << 28,
-        threads=1,
-        on_progress=lambda _: None,
-        should_stop=lambda: False,
-        on_shard=lambda _: None,
-    )
-    yield out
-
-
-def test_the_demo_s_merge_beats_every_model_it_is_made_of(family: Family, merged: Path) -> None:
-    counted = [each for each in family.sets if each.counts]
-    tasks = [
-        parse_task(each.name, each.kind, each.file.read_bytes(), file=each.file.name, limit=60)
-        for each in counted
-    ]
-
-    def mean(folder: Path) -> float:
-        scores = score_model(folder, tasks)
-        return fmean(score.value for score in scores if score.metric == family.metric)
-
-    result = mean(merged)
-    parents = {name: mean(folder) for name, folder in family.folders.items()}
+def test_the_demo_s_merge_beats_every_model_it_is_made_of(family: Family, tmp_path: Path) -> None:
+    sets = read_sets(HOME / "texts", limit=60)
+    result = fmean(bits_per_byte(merge_family(family.steps, tmp_path / "out"), sets))
+    parents = {name: fmean(bits_per_byte(folder, sets)) for name, folder in family.folders.items()}
     assert result < min(parents.values()) - 0.003, (result, parents)
+
+
+def test_the_recipe_of_the_demo_is_one_of_those_compared(family: Family) -> None:
+    assert family.steps in CANDIDATES
 
 
 def test_the_recipe_was_chosen_on_other_texts_than_it_is_shown_on(family: Family) -> None:
