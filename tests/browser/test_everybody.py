@@ -153,6 +153,8 @@ def test_a_job_is_started_by_keyboard_alone(desktop: Desktop) -> None:
     context = desktop.context(signed_in=False)
     page = context.new_page()
     page.goto("/login")
+    # The browser gives the focus when it first draws the page, which may come after its load.
+    expect(page.locator("input[autofocus]")).to_be_focused()
     page.keyboard.type(desktop.stack.key)
     page.keyboard.press("Enter")
     page.wait_for_url("**/jobs")
