@@ -6,7 +6,7 @@ of sums (bits per byte), the usual linearised estimate over the scored windows (
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +37,13 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
         return {**asdict(self), "higher_is_better": self.higher_is_better}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Score":
+        """What ``as_dict`` gave, also after a journey through JSON."""
+        each = told["per_example"]
+        facts = {name: told[name] for name in ("task", "metric", "value", "stderr", "n")}
+        return cls(**facts, per_example=None if each is None else tuple(each))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """Is the result sound, and how good is it beside its parents? Checked, scored, recorded, and one verdict."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from db import artifacts
+from db import scores as known_scores
 from db.models.job import Job
 from hub.snapshot import Hub
 from jobs import lifecycle
@@ -13,6 +14,7 @@ from jobs.errors import NotFound, RequestInvalid
 from jobs.places import HUB_NAME, find_inside
 from jobs.request import EvalSet, EvaluateRequest
 from scoring.check import check_model
+from scoring.digest import model_digest, score_key
 from scoring.runner import ScoreProgress, score_model
 from scoring.score import Score
 from scoring.tasks import Limits, Task, parse_task
@@ -34,13 +36,22 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A model folder to be scored; ``sha256s`` are those of its files (hex, by name) that are known."""
+
+    folder: Path
+    sha256s: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Holds the evaluation sets of one job, read and checked before anything expensive."""
 
+    workshop: Workshop
+    tenant_id: str
     context: JobContext
     tasks: tuple[Task, ...]
     order: EvaluateRequest
-    device: str
 
     @classmethod
     def prepare(
@@ -52,13 +63,14 @@ class Evaluator:
         for each in order.sets:
             file, body = _read(workshop, job, each, hub)
             tasks.append(parse_task(each.name, each.kind, body, file=file, limit=each.limit, limits=limits))
-        return cls(context, tuple(tasks), order, workshop.device)
+        return cls(workshop, job.tenant_id, context, tuple(tasks), order)
 
-    def judge(self, result: Path, parents: Mapping[str, Path]) -> Verdict:
+    def judge(self, result: Subject, parents: Mapping[str, Subject]) -> Verdict:
         """Checks the result, scores it (and its parents where asked for), and records all of it."""
-        if not self._fits(result):
+        if not self._fits(result.folder):
             return unchecked()
-        check = check_model(result, device=self.device, should_stop=self.context.should_stop)
+        device = self.workshop.device
+        check = check_model(result.folder, device=device, should_stop=self.context.should_stop)
         self.context.write(
             lifecycle.record_evaluation,
             {"name": "check", "kind": "check", "passed": check.ok, "detail": check.as_dict()},
@@ -75,30 +87,59 @@ class Evaluator:
         """Checking needs the whole model in memory, scoring needs it as float32; merging needed neither."""
         widest = 4 / 2 if self.tasks else 1
         needed = widest * sum(path.stat().st_size for path in result.glob("*.safetensors"))
-        free = free_memory(self.device)
+        free = free_memory(self.workshop.device)
         if needed <= free:
             return True
         detail = f"the check needs {needed:.0f} bytes of memory and {free} are free, so it was left out"
         self.context.write(lifecycle.record_warning, "not_checked", detail)
         return False
 
-    def _score(self, folders: Mapping[str, Path]) -> Scores:
-        scores: dict[str, Sequence[Score]] = {}
-        for place, (subject, folder) in enumerate(folders.items()):
+    def _score(self, subjects: Mapping[str, Subject]) -> Scores:
+        """The scores of every subject; what was measured before is taken from there, the rest is kept."""
+        keys = {name: self._keys(subject) for name, subject in subjects.items()}
+        known = self._recall([key for each in keys.values() for key in each.values()])
+        unknown = {name: own for name, own in keys.items() if not known.keys() >= set(own.values())}
+        for place, (name, own) in enumerate(unknown.items()):
 
             def on_progress(progress: ScoreProgress, place: int = place) -> None:
-                done = place * progress.total + progress.done
-                self.context.advance(done, len(folders) * progress.total)
+                self.context.advance(place * progress.total + progress.done, len(unknown) * progress.total)
 
-            scores[subject] = score_model(
-                folder,
-                self.tasks,
-                device=self.device,
+            found = score_model(
+                subjects[name].folder,
+                [task for task in self.tasks if own[task.name] not in known],
+                device=self.workshop.device,
+                per_example=True,
                 on_progress=on_progress,
                 should_stop=self.context.should_stop,
             )
+            known |= self._remember(own, found)
             self.context.checkpoint()
-        return scores
+        return {
+            name: [replace(score, task=task) for task, key in own.items() for score in known[key]]
+            for name, own in keys.items()
+        }
+
+    def _keys(self, subject: Subject) -> dict[str, str]:
+        """What the scores of a subject are known by, for each set."""
+        digest = model_digest(subject.folder, subject.sha256s)
+        return {task.name: score_key(digest, task, self.workshop.device) for task in self.tasks}
+
+    def _recall(self, keys: Sequence[str]) -> dict[str, list[Score]]:
+        with self.workshop.transaction() as session:
+            found = known_scores.of_keys(session, self.tenant_id, keys)
+        return {key: [Score.from_dict(score) for score in scores] for key, scores in found.items()}
+
+    def _remember(self, keys: Mapping[str, str], scores: Sequence[Score]) -> dict[str, list[Score]]:
+        measured = {score.task for score in scores}
+        by_key = {
+            key: [score for score in scores if score.task == task]
+            for task, key in keys.items()
+            if task in measured
+        }
+        with self.workshop.transaction() as session:
+            for key, found in by_key.items():
+                known_scores.put(session, self.tenant_id, key, [score.as_dict() for score in found])
+        return by_key
 
     def _record(self, scores: Scores) -> None:
         for task in self.tasks:

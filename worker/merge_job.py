@@ -27,7 +27,7 @@ from worker import device as devices
 from worker.artifacts import artifact_folder, keep
 from worker.context import JobContext
 from worker.errors import DiskFull, OutputUnsafe
-from worker.evaluation import Evaluator, Verdict, unchecked
+from worker.evaluation import Evaluator, Subject, Verdict, unchecked
 from worker.inputs import Wanted, fetch, wanted_names, weights_of
 from worker.scratch import WorkFolder, ensure_room
 from worker.uploads import Uploads
@@ -182,7 +182,8 @@ class MergeJob:
         if self.is_lean:
             return unchecked()
         self.context.enter("evaluating")
-        verdict = evaluator.judge(report.out, parents_of(planned.plan, folders))
+        result = Subject(report.out, {file.file: file.sha256 for file in report.files})
+        verdict = evaluator.judge(result, parents_of(planned, folders))
         if verdict.problem is not None and self.request.output.publish == "checked":
             raise OutputUnsafe(
                 f"the result was not published: {verdict.problem}; "
@@ -261,11 +262,16 @@ def wanted_files(role: str, snapshot: Snapshot, plan: Plan) -> Wanted:
     return Wanted(role, snapshot, wanted_names((file.path for file in snapshot.files), weights))
 
 
-def parents_of(plan: Plan, folders: Mapping[str, Path]) -> dict[str, Path]:
+def parents_of(planned: Planned, folders: Mapping[str, Path]) -> dict[str, Subject]:
     """The models that the result is compared with: every input that is a whole model by itself."""
-    return {
-        key: folders[key] for key, index in plan.models.items() if index.adapter is None and key in folders
-    }
+    found = {}
+    for each in planned.inputs:
+        index = planned.plan.models.get(each.role)
+        if index is not None and index.adapter is None and each.role in folders:
+            files = each.snapshot.files if each.snapshot is not None else ()
+            known = {file.path: file.sha256 for file in files if file.sha256 is not None}
+            found[each.role] = Subject(folders[each.role], known)
+    return found
 
 
 def write_card(report: Report, planned: Planned, verdict: Verdict, title: str) -> None:
