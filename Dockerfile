@@ -48,6 +48,9 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 
 FROM base AS cpu
+# The engine builds its loops on the spot; without a compiler it works, only slower.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --from=build-cpu /opt/mergery /opt/mergery
 USER 10001
 # SIGQUIT asks Celery for its soft shutdown: the running job is handed back instead of being waited for.
@@ -57,6 +60,8 @@ CMD ["mergery", "worker", "--queues", "cpu"]
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["mergery", "worker", "--health"]
 
 FROM base AS cuda
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --from=build-cuda /opt/mergery /opt/mergery
 USER 10001
 STOPSIGNAL SIGQUIT

@@ -7,15 +7,12 @@ MODELS ?= tiny
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types catalog openapi docs up chaos bench load clean
+.PHONY: help setup demo test check lint format types catalog references openapi docs up chaos bench bench-mergekit bench-overlap load clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setdocs: $(READY)  ## write the pages that are made from code anew
-	$(BIN)/python docs/generate.py
-
-up: $(READY)  ## a virtual environment with the pinned dependencies
+setup: $(READY)  ## a virtual environment with the pinned dependencies
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Mergery needs Python 3.11 or newer"'
@@ -47,6 +44,9 @@ format: $(READY)  ## put the code into its form
 catalog: $(READY)  ## write the catalogue of methods anew
 	$(BIN)/python -m merge catalog
 
+references: $(READY)  ## write the digests of every method's reference output anew
+	$(BIN)/python -m tests.merge.references
+
 openapi: $(READY)  ## write docs/openapi.json anew
 	$(BIN)/python -m api.openapi
 
@@ -62,7 +62,16 @@ chaos: $(READY)  ## the long crash test: 20 jobs, every process killed at random
 bench: $(READY)  ## speed and memory of every method, against copying the same bytes
 	$(BIN)/python -m bench.engine
 
-load: $(READY)  ## 200 concurrent clients against an API of its own
+bench-mergekit: bench/.mergekit/bin/mergekit-yaml  ## mergekit in an environment of its own, to compare with
+
+bench/.mergekit/bin/mergekit-yaml:
+	$(PYTHON) -m venv bench/.mergekit
+	PIP_DISABLE_PIP_VERSION_CHECK=1 bench/.mergekit/bin/python -m pip install --quiet torch==2.13.0 mergekit==0.1.5
+
+bench-overlap: $(READY)  ## a whole job over a slow line, beside its slowest stage
+	$(BIN)/python -m bench.overlap
+
+load: $(READY)  ## 200 concurrent clients, thinking a second each, against an API of its own
 	$(BIN)/python -m bench.load
 
 clean:  ## remove what the demo and the tests left

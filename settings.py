@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = 8000
+    api_processes: int = Field(0, ge=0, description="0: one a core, at most four")
     public_url: str | None = Field(None, description="How callers reach the API; default http://host:port")
 
     hub_endpoint: str = Field(
@@ -75,9 +76,19 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = 1 << 20
     max_dataset_bytes: int = 16 << 20
+    max_calibration_bytes: int = Field(64 << 20, ge=1, description="Of one file that models are measured on")
+    max_statistics_bytes: int = Field(
+        20 * GIB, ge=0, description="Statistics kept in data_dir; the longest unused go first"
+    )
+    gpu_measuring_seconds: float = Field(
+        0.0, ge=0, description="Jobs that measure longer than this on a CPU go to the gpu queue; 0: none"
+    )
     max_queued_jobs: int = Field(100, description="Per tenant")
     requests_per_minute: int = Field(6000, description="Per API key; 0: unlimited")
     metrics_enabled: bool = True
+    metrics_host: str = "127.0.0.1"
+    dispatcher_metrics_port: int = Field(0, ge=0, le=65535, description="0: the dispatcher serves no metrics")
+    worker_metrics_port: int = Field(0, ge=0, le=65535, description="0: the worker serves no metrics")
     docs_enabled: bool = True
     log_level: str = "INFO"
 

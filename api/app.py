@@ -11,13 +11,25 @@ from api.dashboard import pages
 from api.deps import THREADS, Desk
 from api.middleware import BodyLimit, Front
 from api.openapi import document
-from api.routes import datasets, events, health, jobs, keys, methods, plans, results, usage, webhooks
+from api.routes import (
+    datasets,
+    events,
+    health,
+    jobs,
+    keys,
+    methods,
+    plans,
+    results,
+    statistics,
+    usage,
+    webhooks,
+)
 from hub.snapshot import Hub
 from jobs.planning import Planner
 from settings import Settings
 
 VERSION = "1.0.0"
-ROUTES = (jobs, plans, events, results, methods, webhooks, keys, datasets, usage, health)
+ROUTES = (jobs, plans, events, results, methods, webhooks, keys, datasets, statistics, usage, health)
 
 
 def create_app(settings: Settings, planner: Planner | None = None) -> FastAPI:
@@ -68,4 +80,10 @@ def make_planner(settings: Settings) -> Planner:
     def hub(tenant: str, token: str | None) -> Hub:
         return Hub(settings.hub_endpoint, token, settings.data_dir / "plans" / tenant)
 
-    return Planner(hub, settings.model_roots, settings.memory_budget_bytes)
+    return Planner(
+        hub,
+        settings.model_roots,
+        settings.memory_budget_bytes,
+        data_bytes=settings.max_calibration_bytes,
+        gpu_from_seconds=settings.gpu_measuring_seconds,
+    )

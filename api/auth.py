@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import hashlib
 import hmac
 import json
 import secrets
@@ -17,7 +16,8 @@ from api.errors import CHALLENGE, Problem
 from jobs.keys import Caller
 
 SESSION_SECONDS = 12 * 3600
-REMEMBER_SECONDS = 10.0
+REMEMBER_SECONDS = 60.0
+DEAF_SECONDS = 1.0
 REMEMBER_MOST = 10_000
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
@@ -96,36 +96,47 @@ class Signer:
 
 
 class Remembered:
-    """Callers seen in the last seconds, so that a busy client costs no query a request.
+    """Callers seen lately, so that a busy client costs no query a request.
 
-    A revoked key therefore works for ``REMEMBER_SECONDS`` more in processes other than the one that
-    revoked it.
+    A revocation is heard from the database within milliseconds (``api/feed.py``) and forgets them all. While
+    nobody listens, a caller is remembered for a second only.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, seconds: float = REMEMBER_SECONDS
+        self, hearing: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.time
     ) -> None:
+        self.hearing = hearing
         self.clock = clock
-        self.seconds = seconds
-        self.seen: dict[bytes, tuple[float, Caller]] = {}
+        self.seen: dict[str, tuple[float, Caller]] = {}
         self.lock = threading.Lock()
+        self.forgotten = 0
+
+    def held(self, credential: str) -> Caller | None:
+        """The caller behind ``credential`` if it was seen lately."""
+        held = self.seen.get(credential)
+        return held[1] if held and held[0] > self.clock() else None
 
     def get(self, credential: str, find: Callable[[], Caller]) -> Caller:
         """The caller behind ``credential``; ``find`` is asked for one not seen lately. No refusal is kept."""
-        name = hashlib.sha256(credential.encode()).digest()
-        held = self.seen.get(name)
-        if held and held[0] > self.clock():
-            return held[1]
+        held = self.held(credential)
+        if held is not None:
+            return held
+        forgotten = self.forgotten
         caller = find()
+        until = self.clock() + (REMEMBER_SECONDS if self.hearing() else DEAF_SECONDS)
+        if caller.expires_at is not None:
+            until = min(until, caller.expires_at.timestamp())
         with self.lock:
-            if len(self.seen) >= REMEMBER_MOST:
-                self.seen.clear()
-            self.seen[name] = (self.clock() + self.seconds, caller)
+            if self.forgotten == forgotten:  # else it may have been revoked since it was found
+                if len(self.seen) >= REMEMBER_MOST:
+                    self.seen.clear()
+                self.seen[credential] = (until, caller)
         return caller
 
     def forget(self) -> None:
-        """After a key was revoked: everybody is looked up again."""
+        """After a key was revoked, or may have been: everybody is looked up again."""
         with self.lock:
+            self.forgotten += 1
             self.seen.clear()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import anyio
+from anyio.to_thread import run_sync as in_thread
 from fastapi import Depends, Header, Path, Query, Request
 
 from api.auth import Remembered, Signer, bearer_of, check_csrf, derive, session_of, unauthenticated
@@ -15,16 +16,20 @@ from api.limits import Limiter
 from api.metrics import Metrics
 from db.listen import listen
 from db.session import make_engine, make_sessions
-from jobs import keys
+from jobs import keys, tally
 from jobs.keyring import Keyring
 from jobs.keys import Caller
+from jobs.metrics import watch_hub
 from jobs.planning import Planner
+from jobs.statistics import Shelf
 from jobs.submit import Rules
 from settings import Settings
 
-THREADS = 16
+THREADS = 8
 PLANNING_THREADS = 8
-POOL_SPARE = 4
+POOL = 12
+"""Connections of one process: threads that plan hold none meanwhile, so not every thread needs one."""
+SESSION = "session "
 
 Row = TypeVar("Row")
 
@@ -36,19 +41,20 @@ class Desk:
         self.settings = settings
         self.planner = planner
         url = settings.database_url or ""
-        pool = THREADS + PLANNING_THREADS + POOL_SPARE
-        self.engine = make_engine(url or "postgresql+psycopg://", pool_size=pool, max_overflow=0)
-        self.begin = make_sessions(self.engine).begin
+        self.engine = make_engine(url or "postgresql+psycopg://", pool_size=POOL, max_overflow=0)
+        sessions = make_sessions(self.engine)
+        self.begin = sessions.begin
         """One transaction: committed at the end of the ``with`` block, rolled back by any exception."""
         self.read = make_sessions(self.engine.execution_options(isolation_level="AUTOCOMMIT"))
         """A session for looking only, each statement on its own: half the ways to the database and back."""
+        planner.shelf = planner.shelf or Shelf(self.read)
         secret = settings.secret()
         self.https = settings.url.startswith("https://")
         self.signer = Signer(derive(secret.encode(), "session"), self.https)
         self.cursors = Cursors(derive(secret.encode(), "cursor"))
         self.keyring = Keyring(secret)
         self.limiter = Limiter(settings.broker_url, settings.requests_per_minute)
-        self.callers = Remembered()
+        self.callers = Remembered(lambda: self.feed.hearing)
         self.rules = Rules(
             keyring=self.keyring,
             max_queued_jobs=settings.max_queued_jobs,
@@ -57,16 +63,18 @@ class Desk:
             model_roots=settings.model_roots,
             allow_http=settings.webhook_allow_http,
         )
-        self.feed = Feed(lambda should_stop: listen(url, should_stop))
+        self.feed = Feed(lambda should_stop: listen(url, should_stop), on_key=self.callers.forget)
         self.poll_seconds = POLL_SECONDS
         self.planning_threads = anyio.CapacityLimiter(PLANNING_THREADS)
         self.metrics = Metrics()
+        tally.listen(sessions, self.metrics.counts.hear)
+        self._end_watch = watch_hub(self.metrics.counts.hear)
 
     def caller_of_key(self, secret: str) -> Caller:
         """The caller behind an API key; raises ``Unauthenticated``."""
 
         def find() -> Caller:
-            with self.begin() as session:
+            with self.read() as session:
                 return keys.authenticate(session, secret)
 
         return self.callers.get(secret, find)
@@ -75,13 +83,14 @@ class Desk:
         """The caller behind the key that a session cookie names; raises ``Unauthenticated``."""
 
         def find() -> Caller:
-            with self.begin() as session:
+            with self.read() as session:
                 return keys.caller_of(session, key_id)
 
-        return self.callers.get(f"session {key_id}", find)
+        return self.callers.get(SESSION + key_id, find)
 
     def close(self) -> None:
         """Gives all connections back."""
+        self._end_watch()
         self.limiter.close()
         self.engine.dispose()
 
@@ -97,11 +106,17 @@ async def desk_here(request: Request) -> Desk:
     return desk_of(request)
 
 
-def admit(request: Request) -> Caller:
-    """The caller of a /v1 request, from its API key or its session, after taking a token from its bucket."""
+async def admit(request: Request) -> Caller:
+    """The caller of a /v1 request, from its API key or its session, after taking a token from its bucket.
+
+    Goes to a thread only when the database or the broker has to be asked.
+    """
     desk = desk_of(request)
-    caller = current_caller(request)
-    taken = desk.limiter.take(caller.key_id)
+    desk.feed.start()
+    caller = await current_caller(request)
+    taken = desk.limiter.take_held(caller.key_id)
+    if taken is None and desk.limiter.counts:
+        taken = await in_thread(desk.limiter.take, caller.key_id)
     if taken is not None:
         request.scope["answer_headers"].update(taken.headers())
         if not taken.admitted:
@@ -109,16 +124,21 @@ def admit(request: Request) -> Caller:
     return caller
 
 
-def current_caller(request: Request) -> Caller:
+async def current_caller(request: Request) -> Caller:
     """Who sent this request; a cookie counts only with its CSRF token when something is to be changed."""
     desk = desk_of(request)
     if secret := bearer_of(request):
-        return desk.caller_of_key(secret)
+        return await _remembered(desk, secret, desk.caller_of_key, secret)
     session = session_of(request, desk.signer)
     if session is None:
         raise unauthenticated()
     check_csrf(request, desk.signer, session)
-    return desk.caller_of_session(session.key_id)
+    return await _remembered(desk, SESSION + session.key_id, desk.caller_of_session, session.key_id)
+
+
+async def _remembered(desk: Desk, name: str, find: Callable[[str], Caller], given: str) -> Caller:
+    held = desk.callers.held(name)
+    return held if held is not None else await in_thread(find, given)
 
 
 def may(scope: str) -> Callable[..., Awaitable[Caller]]:

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from db.session import is_away
 from hub.errors import HubError
 from jobs.errors import JobError, RequestInvalid, Unauthenticated
 from merge.errors import FindingsError, MergeError
@@ -239,6 +240,9 @@ def to_problem(error: Exception) -> Problem:
             return from_http(error)
         case JobError() | HubError() | MergeError():
             return from_room(error)
+    if is_away(error):
+        log.warning("database_away", error=str(error))
+        return Problem("not_ready", "the database does not answer; try again in a moment")
     log.error("request_failed", error=type(error).__name__, trace="".join(format_exception(error)))
     return Problem(
         "internal_error", "something went wrong on our side; quote the request id when you report it"

@@ -1,4 +1,4 @@
-"""Wakes whoever waits for a job: one database listener a process, fanned out to streams and waiting requests.
+"""What the database says has changed: one listener a process, fanned out to streams and waiting requests.
 
 A wake-up carries nothing but "look again": what happened is read from the rows, so a lost one costs at most
 the poll interval of the waiter.
@@ -17,9 +17,11 @@ log = structlog.get_logger("api.feed")
 POLL_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 STREAMS_MOST = 1000
+KEY = "key_"
 
 Listen = Callable[[Callable[[], bool]], Iterator[str | None]]
-"""Given ``should_stop``, yields job ids as they change, and ``None`` whenever it may have missed some."""
+"""Given ``should_stop``, yields ids (of jobs that change and of keys that are revoked) as it happens, and
+``None`` whenever it may have missed some."""
 
 
 class Waiter:
@@ -38,12 +40,21 @@ class Waiter:
 
 
 class Feed:
-    """Runs ``listen`` in a thread from the first waiter on, again whenever its connection breaks."""
+    """Runs ``listen`` in a thread from the first need on, again whenever its connection breaks.
+
+    ``on_key`` is called when a key was revoked, or may have been while nobody listened.
+    """
 
     def __init__(
-        self, listen: Listen, most: int = STREAMS_MOST, retry_seconds: float = RETRY_SECONDS
+        self,
+        listen: Listen,
+        most: int = STREAMS_MOST,
+        retry_seconds: float = RETRY_SECONDS,
+        on_key: Callable[[], None] = lambda: None,
     ) -> None:
         self.listen = listen
+        self.on_key = on_key
+        self.hearing = False
         self.most = most
         self.retry_seconds = retry_seconds
         self.waiters: dict[str, set[Waiter]] = defaultdict(set)
@@ -57,10 +68,12 @@ class Feed:
         """Whether one more may wait in this process."""
         return sum(len(each) for each in self.waiters.values()) < self.most
 
-    def _start(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.thread = threading.Thread(target=self._run, name="feed", daemon=True)
-        self.thread.start()
+    def start(self) -> None:
+        """Begins to listen, if it does not yet; from the event loop only."""
+        if self.thread is None:
+            self.loop = asyncio.get_running_loop()
+            self.thread = threading.Thread(target=self._run, name="feed", daemon=True)
+            self.thread.start()
 
     async def stop(self) -> None:
         """Ends the thread and every stream."""
@@ -73,8 +86,7 @@ class Feed:
     @asynccontextmanager
     async def waiting(self, job_id: str) -> AsyncIterator[Waiter]:
         """A waiter for ``job_id``; ask ``has_room`` first."""
-        if self.thread is None:
-            self._start()
+        self.start()
         waiter = Waiter()
         self.waiters[job_id].add(waiter)
         try:
@@ -87,15 +99,22 @@ class Feed:
     def _run(self) -> None:
         while not self.stopping.is_set():
             try:
-                for job_id in self.listen(self.stopping.is_set):
-                    self._tell(job_id)
+                for each in self.listen(self.stopping.is_set):
+                    self._hear(each)
             except Exception as error:
-                log.warning("feed_lost", error=str(error))
-                self.stopping.wait(self.retry_seconds)
+                if not self.stopping.is_set():
+                    log.warning("feed_lost", error=str(error))
+            finally:
+                self.hearing = False
+                self.on_key()
+            self.stopping.wait(self.retry_seconds)
 
-    def _tell(self, job_id: str | None) -> None:
+    def _hear(self, row_id: str | None) -> None:
+        if row_id is None or row_id.startswith(KEY):
+            self.on_key()
+            self.hearing = True
         if self.loop and not self.loop.is_closed() and not self.stopping.is_set():
-            self.loop.call_soon_threadsafe(self._wake, job_id)
+            self.loop.call_soon_threadsafe(self._wake, row_id)
 
     def _wake(self, job_id: str | None) -> None:
         chosen = list(self.waiters) if job_id is None else [job_id]

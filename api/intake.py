@@ -2,26 +2,28 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from api.bodies import check_tree, load_json
-from api.deps import Desk
+from api.deps import Desk, found
 from api.errors import Problem, from_room, from_validation
-from api.schemas.jobs import JobOut, job_out
+from api.schemas.jobs import job_out
 from db import jobs
 from hub.errors import HubError
 from jobs import credentials, idempotency, submit
 from jobs.errors import PlanTimeout
+from jobs.idempotency import Replay, Reservation
 from jobs.keys import Caller
 from jobs.planning import Planned
 from jobs.request import JobRequest
 from merge.errors import FindingsError, MergeError
-from merge.mergekit import Translation, is_mergekit, read_recipe, translate
-from merge.recipe import recipe_from
+from merge.mergekit import Translation, read_documents, read_recipe
 
 RECIPE = "/recipe"
 OUTPUT_OPTIONS = ("repo", "private", "revision", "overwrite", "publish", "confirm_public")
@@ -42,7 +44,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The answer to a submit: the job as JSON, made now or by an earlier request with the same key."""
+    """The answer to a submit: the job as plain data, made now or by an earlier request with the same key."""
 
     body: dict[str, Any]
     status: int
@@ -52,6 +54,11 @@ class Accepted:
     def job_id(self) -> str:
         """Which job."""
         return str(self.body["id"])
+
+    def headers(self) -> dict[str, str]:
+        """Where the job is, and whether it was there already."""
+        said = {"Location": f"/v1/jobs/{self.job_id}"}
+        return said | {"Idempotent-Replayed": "true"} if self.replayed else said
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,16 @@ def read_json(raw: bytes) -> Order:
 
 
 def order_of(document: Any) -> Order:
-    """The order that plain data describes. Raises a 422 problem with a pointer for every mistake."""
-    if not isinstance(document, dict) or not isinstance(document.get("recipe"), dict):
+    """The order that plain data describes; the recipe may be a list of mergekit's documents. Raises a 422
+    problem with a pointer for every mistake.
+    """
+    recipe = document.get("recipe") if isinstance(document, dict) else None
+    documents: list[Any] = recipe if isinstance(recipe, list) else [recipe]
+    if not isinstance(document, dict) or not documents or not all(isinstance(d, dict) for d in documents):
         detail = "the field recipe must hold an object" if isinstance(document, dict) else "send an object"
         errors = [{"in": "body", "pointer": RECIPE, "code": "recipe_missing", "detail": detail}]
         raise Problem("validation_failed", detail, errors=errors)
-    translation = _translation(document["recipe"], RECIPE)
+    translation = _translation(documents, RECIPE)
     return Order(_request({**document, "recipe": translation.recipe}), translation.notes)
 
 
@@ -104,6 +115,7 @@ def plan(desk: Desk, caller: Caller, order: Order) -> Planned:
             settings.plan_timeout_seconds,
             notes=order.notes,
             scratch_free=room,
+            whole=request.evaluate.scores_parents,
         )
     except FindingsError as error:
         raise from_room(error, order.prefix) from None
@@ -112,26 +124,62 @@ def plan(desk: Desk, caller: Caller, order: Order) -> Planned:
 
 
 def accept(desk: Desk, caller: Caller, order: Order, key: Key | None = None) -> Accepted:
-    """Plans and records a job, all in one transaction with the idempotency key's answer.
+    """Plans a job, then records it in one transaction with the idempotency key's answer.
 
-    The key is held while the models are looked at, so a second request with it meanwhile gets 409. When the
-    Hub is slow or away the job is accepted unplanned, in phase ``resolving``, and a worker plans it.
+    The key is reserved while the models are looked at, so a second request with it meanwhile gets 409; no
+    transaction is open then. When the Hub is slow or away the job is accepted unplanned, in phase
+    ``resolving``, and a worker plans it.
     """
-    with desk.begin() as session:
-        if key is not None:
-            replay = idempotency.begin(session, caller.tenant_id, key.key, key.hashed)
-            if replay is not None:
-                return Accepted(replay.body, replay.status, True)
+    with reserved(desk, caller, key) as held:
+        if isinstance(held, Replay):
+            return Accepted(held.body, held.status, True)
         planned = _plan_if_possible(desk, caller, order)
-        try:
-            job = submit.submit(session, caller, order.request, planned, desk.rules)
-        except FindingsError as error:
-            raise from_room(error, order.prefix) from None
-        body = job_out(job, notes=order.notes).model_dump(mode="json")
-        if key is not None:
-            idempotency.finish(session, caller.tenant_id, key.key, key.hashed, 202, body)
+        with desk.begin() as session:
+            try:
+                job = submit.submit(session, caller, order.request, planned, desk.rules)
+            except FindingsError as error:
+                raise from_room(error, order.prefix) from None
+            body = keep_answer(session, held, job_out(job, notes=order.notes))
     desk.metrics.accepted.labels(job.method or "none").inc()
     return Accepted(body, 202, False)
+
+
+def again(desk: Desk, caller: Caller, job_id: str, key: Key | None = None) -> Accepted:
+    """Retries a job. Raises a 404 problem, or ``IllegalState`` unless it ended badly."""
+    with reserved(desk, caller, key) as held:
+        if isinstance(held, Replay):
+            return Accepted(held.body, held.status, True)
+        with desk.begin() as session:
+            job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+            made = submit.retry(session, caller, job, desk.rules)
+            return Accepted(keep_answer(session, held, job_out(made)), 202, False)
+
+
+@contextmanager
+def reserved(desk: Desk, caller: Caller, key: Key | None) -> Iterator[Reservation | Replay | None]:
+    """Holds the idempotency key of a request, if it has one; a request that fails frees it."""
+    if key is None:
+        yield None
+        return
+    lease = desk.settings.plan_timeout_seconds + idempotency.LEASE_SECONDS
+    with desk.begin() as session:
+        held = idempotency.reserve(session, caller.tenant_id, key.key, key.hashed, lease)
+    try:
+        yield held
+    except BaseException:
+        if isinstance(held, Reservation):
+            with desk.begin() as session:
+                idempotency.release(session, held)
+        raise
+
+
+def keep_answer(session: Any, held: Reservation | None, body: dict[str, Any]) -> dict[str, Any]:
+    """Keeps the answer of a request that has an idempotency key; gives it as it would be replayed."""
+    if held is None:
+        return body
+    plain: dict[str, Any] = to_jsonable_python(body)
+    idempotency.finish(session, held, 202, plain)
+    return plain
 
 
 def _plan_if_possible(desk: Desk, caller: Caller, order: Order) -> Planned | None:
@@ -145,18 +193,16 @@ def _plan_if_possible(desk: Desk, caller: Caller, order: Order) -> Planned | Non
         return None
 
 
-def job_now(desk: Desk, caller: Caller, job_id: str) -> JobOut | None:
+def job_now(desk: Desk, caller: Caller, job_id: str) -> dict[str, Any] | None:
     """The job as it is now, if it is the caller's."""
     with desk.read() as session:
         job = jobs.of_tenant(session, caller.tenant_id, job_id)
         return job_out(job) if job else None
 
 
-def _translation(document: dict[str, Any], prefix: str) -> Translation:
+def _translation(documents: Sequence[dict[str, Any]], prefix: str) -> Translation:
     try:
-        if is_mergekit(document):
-            return translate(document)
-        return Translation(recipe_from(document), ())
+        return read_documents(documents)
     except MergeError as error:
         raise from_room(error, prefix) from None
 

@@ -2,10 +2,10 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ulid import ULID
@@ -27,6 +27,23 @@ SECURITY_HEADERS = {
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+NO_STORE = (b"cache-control", b"no-store")
+
+
+def raw_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Headers as servers send them."""
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+
+def request_id_of(scope: Scope) -> str:
+    """The caller's own id of the request if it is plain, or a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            return given if _REQUEST_ID.fullmatch(given) else f"req_{ULID()}"
+    return f"req_{ULID()}"
+
+
 class Front:
     """Outermost layer: gives the request an id, turns what nobody caught into a problem, measures."""
 
@@ -34,17 +51,17 @@ class Front:
         self, app: ASGIApp, *, https: bool, measure: Callable[[str, str, int, float], None] | None = None
     ) -> None:
         self.app = app
-        self.headers = dict(SECURITY_HEADERS)
+        headers = dict(SECURITY_HEADERS)
         if https:
-            self.headers["Strict-Transport-Security"] = "max-age=31536000"
+            headers["Strict-Transport-Security"] = "max-age=31536000"
+        self.headers = raw_headers(headers)
         self.measure = measure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{ULID()}"
+        request_id = request_id_of(scope)
         scope["request_id"] = request_id
         scope["answer_headers"] = {}
         status = 0
@@ -53,12 +70,13 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                for name, value in (self.headers | scope["answer_headers"]).items():
-                    headers.setdefault(name, value)
+                added = {"X-Request-Id": request_id, **scope["answer_headers"]}
+                more = [*self.headers, *raw_headers(added)]
                 if scope["path"].startswith("/v1"):
-                    headers.setdefault("Cache-Control", "no-store")
+                    more.append(NO_STORE)
+                headers = message["headers"]
+                there = {name for name, _ in headers}
+                headers.extend(each for each in more if each[0] not in there)
             await send(message)
 
         started = time.perf_counter()

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
-from fastapi import Request, Response
+from fastapi import Request
 
+from api.answers import Answer
 from api.cursors import Position
 from api.deps import Desk, PageAsked
-from api.schemas.common import PageOut
 
 After = tuple[datetime, str] | None
 
@@ -26,7 +26,6 @@ class Listed(Protocol):
 
 
 Row = TypeVar("Row", bound=Listed)
-Body = TypeVar("Body")
 
 
 def start(desk: Desk, asked: PageAsked, filters: Mapping[str, Any]) -> After:
@@ -40,18 +39,18 @@ def start(desk: Desk, asked: PageAsked, filters: Mapping[str, Any]) -> After:
 def page(
     desk: Desk,
     request: Request,
-    response: Response,
     asked: PageAsked,
     filters: Mapping[str, Any],
     rows: Sequence[Row],
-    shape: Callable[[Row], Body],
-) -> PageOut[Body]:
+    shape: Callable[[Row], Any],
+) -> Answer:
     """The page made of ``rows`` (one more than ``asked.limit`` when there are more), with its Link header."""
     shown = rows[: asked.limit]
-    if len(rows) <= asked.limit:
-        return PageOut(data=[shape(row) for row in shown])
-    last = shown[-1]
-    cursor = desk.cursors.write(Position(last.created_at, last.id), filters)
-    following = request.url.include_query_params(cursor=cursor)
-    response.headers["Link"] = f'<{desk.settings.url}{following.path}?{following.query}>; rel="next"'
-    return PageOut(data=[shape(row) for row in shown], has_more=True, next_cursor=cursor)
+    body: dict[str, Any] = {"data": [shape(row) for row in shown], "has_more": len(rows) > asked.limit}
+    headers = {}
+    if body["has_more"]:
+        last = shown[-1]
+        cursor = body["next_cursor"] = desk.cursors.write(Position(last.created_at, last.id), filters)
+        following = request.url.include_query_params(cursor=cursor)
+        headers["Link"] = f'<{desk.settings.url}{following.path}?{following.query}>; rel="next"'
+    return Answer(body | {"next_cursor": body.get("next_cursor")}, headers=headers)

@@ -1,8 +1,10 @@
-"""How fast the engine merges, beside ``cat`` of the same inputs plus ``cp`` of one output on the same disk.
+"""How fast the engine merges, beside ``cat`` of the inputs plus ``cp`` of one output, and beside mergekit.
 
-``python -m bench.engine`` makes a Llama-shaped base and experts in a temporary folder (streamed, about 1.1
-billion parameters each unless told otherwise), merges them with each method in a fresh process, and prints a
-table. Start-up is not counted; memory is the peak of RssAnon beyond what the process held before the merge.
+``python -m bench.engine`` makes a Llama-shaped base and experts (1.1 billion parameters each unless told
+otherwise), then takes turns: floor, our merge, mergekit's, so that all meet the same weather; every merge in
+a fresh process. It prints the median of the runs and of the paired ratios. Start-up (interpreter, imports) is
+measured apart and counted on neither side. Our time includes sha256 of every output file and the final fsync
+(``fsync`` tells how long that took alone); neither the floor nor mergekit does either.
 """
 
 import argparse
@@ -14,165 +16,149 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import torch
+import yaml
 
-from merge.__main__ import index_models, model_folders
-from merge.checkpoint.layout import INDEX_FILE, index_json, plan_shards
-from merge.checkpoint.writer import ShardWriter
-from merge.plan import make_plan
-from merge.recipe import recipe_from
-from merge.run import run
+from bench.family import EXPERTS, make_family
+from bench.recipes import RECIPES, Timed
 
-EXPERTS = ("a", "b", "c")
-NOISE = (1 << 22) + 17
-RECIPES: dict[str, tuple[bool, int, list[dict[str, Any]]]] = {
-    "passthrough": (False, 1, [{"method": "passthrough"}]),
-    "linear": (False, 3, [{"method": "linear"}]),
-    "slerp": (False, 2, [{"method": "slerp", "t": 0.4}]),
-    "task_arithmetic": (True, 3, [{"method": "task_arithmetic", "scale": 0.4}]),
-    "ties": (True, 3, [{"method": "ties", "density": 0.3}]),
-    "ties_global": (True, 3, [{"method": "ties", "density": 0.3, "scope": "global"}]),
-    "dare": (True, 3, [{"method": "dare", "density": 0.5}, {"method": "task_arithmetic", "scale": 0.4}]),
-    "dare_ties": (True, 3, [{"method": "dare", "density": 0.5}, {"method": "ties", "density": 1.0}]),
-}
+OURS = "engine"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ``cpu_seconds`` are of all threads, ``floor_seconds`` of ``cat`` and ``cp``."""
+    """Medians. ``ratio`` is to the floor, ``faster`` how many times mergekit's time is ours (0: not run).
+
+    ``cpu_seconds`` are of all threads, ``sync_seconds`` the part of ``seconds`` that was the final fsync.
+    """
 
     method: str
+    threads: int
     seconds: float
     cpu_seconds: float
+    sync_seconds: float
     floor_seconds: float
-    gigabytes_per_second: float
     ratio: float
+    gigabytes_per_second: float
     peak_mebibytes: float
+    faster: float
+    bar: float
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One run of ours."""
+
+    seconds: float
+    cpu: float
+    sync: float
+    peak: float
 
 
 def main() -> None:
     """Parses arguments, makes the family, runs every method and prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--params", type=float, default=1.1e9, help="parameters of each model")
-    parser.add_argument(
-        "--methods", default="linear,slerp,task_arithmetic,dare,ties", help=", ".join(RECIPES)
-    )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--budget", type=int, default=1 << 30, help="bytes of memory")
-    parser.add_argument("--repeat", type=int, default=2, help="runs of each; the best is shown")
-    parser.add_argument("--dir", type=Path, help="where the temporary folder is made")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = _parser().parse_args()
     if options.child:
         _child(options)
         return
     with tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir) as name:
-        folder = Path(name)
-        made = make_family(folder, int(options.params))
-        print(f"{made:,} parameters a model, {options.threads} threads, budget {options.budget >> 20} MiB")
+        folder = options.family or Path(name)
+        if not (folder / "base").exists():
+            folder.mkdir(exist_ok=True)
+            print(f"{make_family(folder, int(options.params)):,} parameters a model", flush=True)
+        cache = "cold" if options.cold else "warm"
+        print(f"budget {options.budget >> 20} MiB, {options.repeat} runs, {cache} cache")
+        start = startup_seconds(options.mergekit) if options.mergekit else 0.0
+        print("  ".join(f"{title:>9}" for title in ("method", *_TITLES)))
         rows = []
-        print(
-            f"{'method':16} {'seconds':>8} {'cpu s':>7} {'floor':>7} {'GB/s':>6} {'ratio':>6} {'peak MiB':>9}"
-        )
         for method in options.methods.split(","):
-            row = best_of(folder, method, options)
-            rows.append(row)
-            print(
-                f"{row.method:16} {row.seconds:8.2f} {row.cpu_seconds:7.2f} {row.floor_seconds:7.2f} "
-                f"{row.gigabytes_per_second:6.2f} {row.ratio:6.2f} {row.peak_mebibytes:9.0f}",
-                flush=True,
-            )
+            for threads in map(int, options.threads.split(",")):
+                rows.append(measured(folder, method, threads, start, options))
+                print(_line(rows[-1]), flush=True)
+        print(f"sequential durable writing: {write_rate(folder):.2f} GB/s")
     if options.json:
-        options.json.write_text(json.dumps([row.__dict__ for row in rows], indent=2))
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
 
 
-def make_family(folder: Path, parameters: int) -> int:
-    """Writes ``base`` and the experts (base plus noise of 1e-3); gives the parameters of each."""
-    shapes = llama_shapes(parameters)
-    noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0))
-    for number, name in enumerate(("base", *EXPERTS)):
-        write_model(folder / name, shapes, number, noise)
-    return sum(rows * columns for rows, columns in shapes.values())
+_TITLES = (
+    "threads",
+    "seconds",
+    "cpu s",
+    "fsync s",
+    "floor s",
+    "ratio",
+    "bar",
+    "GB/s",
+    "peak MiB",
+    "x mergekit",
+)
 
 
-def llama_shapes(parameters: int) -> dict[str, tuple[int, int]]:
-    """Matrices of a Llama of about so many parameters: 22 layers, vocabulary 32000 where that fits."""
-    layers, vocabulary = 22, 32000 if parameters > 3e8 else 8000
-    width = 64
-    while _count(width + 64, layers, vocabulary) <= parameters:
-        width += 64
-    inner, keys = width * 11 // 4, width // 8
-    shapes = {"model.embed_tokens.weight": (vocabulary, width)}
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        shapes |= {
-            f"{prefix}input_layernorm.weight": (1, width),
-            f"{prefix}mlp.down_proj.weight": (width, inner),
-            f"{prefix}mlp.gate_proj.weight": (inner, width),
-            f"{prefix}mlp.up_proj.weight": (inner, width),
-            f"{prefix}post_attention_layernorm.weight": (1, width),
-            f"{prefix}self_attn.k_proj.weight": (keys, width),
-            f"{prefix}self_attn.o_proj.weight": (width, width),
-            f"{prefix}self_attn.q_proj.weight": (width, width),
-            f"{prefix}self_attn.v_proj.weight": (keys, width),
-        }
-    return shapes | {"model.norm.weight": (1, width), "lm_head.weight": (vocabulary, width)}
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=float, default=1.1e9, help="parameters of each model")
+    quick = ",".join(name for name, timed in RECIPES.items() if not timed.slow)
+    parser.add_argument("--methods", default=quick, help=f"comma separated; {', '.join(RECIPES)}")
+    parser.add_argument("--threads", default=str(os.cpu_count() or 1), help="one number or several: 1,2,4")
+    parser.add_argument("--budget", type=int, default=1 << 30, help="bytes of memory")
+    parser.add_argument("--repeat", type=int, default=5, help="runs of each")
+    parser.add_argument(
+        "--mergekit", type=Path, help="path of mergekit-yaml (make bench-mergekit installs it)"
+    )
+    parser.add_argument(
+        "--cold", action="store_true", help="drop the inputs from the page cache before each merge"
+    )
+    parser.add_argument("--report", default="sampled", choices=("sampled", "full", "none"))
+    parser.add_argument("--dir", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--family", type=Path, help="a folder for the models, kept for the next time")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser
 
 
-def _count(width: int, layers: int, vocabulary: int) -> int:
-    each = 3 * width * (width * 11 // 4) + 2 * width * width + 2 * width * (width // 8) + 2 * width
-    return layers * each + 2 * vocabulary * width + width
-
-
-def write_model(folder: Path, shapes: dict[str, tuple[int, int]], number: int, noise: torch.Tensor) -> None:
-    """One bf16 model in shards of 500 MB, block by block from repeated noise."""
-    folder.mkdir()
-    shards = plan_shards([(n, "BF16", s[1:] if s[0] == 1 else s) for n, s in shapes.items()], 500_000_000)
-    place = 0
-    for shard in shards:
-        with ShardWriter(folder / shard.file, shard) as writer:
-            for name, info in shard.entries.items():
-                for first, block in _blocks(info.numel, place, number, noise):
-                    writer.write_at(name, first, block)
-                place += info.numel
-            writer.finish()
-    if len(shards) > 1:
-        (folder / INDEX_FILE).write_bytes(index_json(shards))
-    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-
-
-def _blocks(total: int, place: int, number: int, noise: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    size = 1 << 20
-    for first in range(0, total, size):
-        count = min(size, total - first)
-        values = noise[(at := (place + first) % (NOISE - size)) : at + count] * 0.02
-        if number:
-            shift = (at * 7 + number * 1_234_567) % (NOISE - size)
-            values = values + noise[shift : shift + count] * 1e-3
-        yield first, values.to(torch.bfloat16)
-
-
-def best_of(folder: Path, method: str, options: argparse.Namespace) -> Row:
-    """The best merge and the best floor of some runs, taken in turns so that both meet the same weather."""
-    uses_base, experts, _ = RECIPES[method]
-    inputs = [folder / name for name in (*(("base",) if uses_base else ()), *EXPERTS[:experts])]
-    floors, merges, peaks = [], [], []
+def measured(folder: Path, method: str, threads: int, start: float, options: argparse.Namespace) -> Row:
+    """The medians of some rounds of floor, ours and theirs."""
+    timed = RECIPES[method]
+    inputs = [folder / name for name in (*(("base",) if timed.based else ()), *EXPERTS[: timed.experts])]
+    floors, merges, theirs = [], [], []
     for _ in range(options.repeat):
         floors.append(floor_seconds(inputs, folder / "copy"))
-        seconds, cpu, peak = merge_seconds(folder, method, options)
-        merges.append((seconds, cpu))
-        peaks.append(peak / (1 << 20))
-    moved = sum(_bytes(path) for path in (*inputs, inputs[0]))
-    (seconds, cpu), floor = min(merges), min(floors)
-    return Row(method, seconds, cpu, floor, moved / seconds / 1e9, seconds / floor, max(peaks))
+        if options.cold:
+            _drop(inputs)
+        merges.append(merge_seconds(folder, method, threads, options))
+        if options.mergekit and timed.theirs:
+            theirs.append(mergekit_seconds(folder, timed, inputs, options.mergekit) - start)
+    seconds = median(merge.seconds for merge in merges)
+    ratio = median(merge.seconds / floor for merge, floor in zip(merges, floors, strict=True))
+    return Row(
+        method,
+        threads,
+        seconds,
+        median(merge.cpu for merge in merges),
+        median(merge.sync for merge in merges),
+        median(floors),
+        ratio,
+        sum(_bytes(path) for path in (*inputs, inputs[0])) / seconds / 1e9,
+        max(merge.peak for merge in merges) / (1 << 20),
+        median(theirs) / seconds if theirs else 0.0,
+        timed.floor,
+    )
+
+
+def _line(row: Row) -> str:
+    numbers = (
+        f"{row.seconds:.2f}", f"{row.cpu_seconds:.2f}", f"{row.sync_seconds:.2f}", f"{row.floor_seconds:.2f}",
+        f"{row.ratio:.2f}", f"{row.bar:.1f}", f"{row.gigabytes_per_second:.2f}", f"{row.peak_mebibytes:.0f}",
+        f"{row.faster:.1f}",
+    )  # fmt: skip
+    return "  ".join(f"{text:>9}" for text in (row.method, str(row.threads), *numbers))
 
 
 def floor_seconds(inputs: Sequence[Path], copy: Path) -> float:
@@ -185,10 +171,10 @@ def floor_seconds(inputs: Sequence[Path], copy: Path) -> float:
     return seconds
 
 
-def merge_seconds(folder: Path, method: str, options: argparse.Namespace) -> tuple[float, float, float]:
-    """One merge in a fresh process: seconds by the wall and of all threads, peak RssAnon beyond idle."""
+def merge_seconds(folder: Path, method: str, threads: int, options: argparse.Namespace) -> Merge:
+    """One merge in a fresh process, memory watched from outside."""
     command = [sys.executable, "-m", "bench.engine", "--child", method, "--dir", str(folder)]
-    command += ["--threads", str(options.threads), "--budget", str(options.budget)]
+    command += ["--threads", str(threads), "--budget", str(options.budget), "--report", options.report]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -203,10 +189,10 @@ def merge_seconds(folder: Path, method: str, options: argparse.Namespace) -> tup
         line = child.stdout.readline()
         done.set()
         watch.join()
-    shutil.rmtree(folder / "out")
+    shutil.rmtree(folder / OURS)
     os.sync()
     told = json.loads(line)
-    return told["seconds"], told["cpu"], float(max(peaks) - idle)
+    return Merge(told["seconds"], told["cpu"], told["sync"], float(max(peaks) - idle))
 
 
 def rss_anon(pid: int) -> int:
@@ -218,17 +204,77 @@ def rss_anon(pid: int) -> int:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
 
 
+def mergekit_seconds(folder: Path, timed: Timed, inputs: Sequence[Path], program: Path) -> float:
+    """One merge of mergekit's, whole process."""
+    models = [{"model": str(path), "parameters": timed.each} for path in inputs if path.name != "base"]
+    recipe: dict[str, Any] = {"merge_method": timed.theirs, "dtype": "bfloat16", "models": models}
+    if timed.based or timed.theirs == "slerp":
+        recipe["base_model"] = str(inputs[0])
+    if timed.overall:
+        recipe["parameters"] = timed.overall
+    config, out = folder / "theirs.yml", folder / "theirs"
+    config.write_text(yaml.safe_dump(recipe))
+    command = [str(program), str(config), str(out), "--lazy-unpickle", "--no-copy-tokenizer"]
+    seconds = _timed(lambda: subprocess.run(command, check=True, capture_output=True))
+    shutil.rmtree(out)
+    os.sync()
+    return seconds
+
+
+def startup_seconds(program: Path) -> float:
+    """What mergekit takes to do nothing."""
+    return median(
+        _timed(lambda: subprocess.run([str(program), "--help"], check=True, capture_output=True))
+        for _ in range(3)
+    )
+
+
+def write_rate(folder: Path, size: int = 1 << 30) -> float:
+    """GB/s of the best of some ways to write a file durably, block after block."""
+    block = os.urandom(8 << 20)
+    rates = []
+    for early in (False, True, False, True):
+        path = folder / "durable"
+        begin = time.perf_counter()
+        with path.open("wb", buffering=0) as file:
+            for done in range(0, size, len(block)):
+                file.write(block)
+                if early and done % (64 << 20) == 0:
+                    os.posix_fadvise(file.fileno(), 0, done, os.POSIX_FADV_DONTNEED)
+            os.fsync(file.fileno())
+        rates.append(size / (time.perf_counter() - begin) / 1e9)
+        path.unlink()
+    return max(rates)
+
+
 def _watch(pid: int, peaks: list[int], done: threading.Event) -> None:
-    while not done.wait(0.02):
+    while not done.wait(0.01):
         peaks.append(rss_anon(pid))
 
 
 def _child(options: argparse.Namespace) -> None:
     """One merge in this process: says when it is ready, waits for a word, and tells the seconds."""
-    uses_base, experts, steps = RECIPES[options.child]
-    document: dict[str, Any] = {"sources": [{"id": n, "model": n} for n in EXPERTS[:experts]], "steps": steps}
-    recipe = recipe_from(document | ({"base": "base"} if uses_base else {}))
+    from merge.__main__ import index_models, model_folders
+    from merge.plan import make_plan
+    from merge.recipe import recipe_from
+    from merge.run import run
+
+    timed = RECIPES[options.child]
+    document: dict[str, Any] = {
+        "sources": [{"id": n, "model": n} for n in EXPERTS[: timed.experts]],
+        "steps": timed.steps,
+    }
+    recipe = recipe_from(document | ({"base": "base"} if timed.based else {}))
     folder: Path = options.dir
+    waited = [0.0]
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        begin = time.perf_counter()
+        sync(fd)
+        waited[0] += time.perf_counter() - begin
+
+    os.fsync = fsync  # type: ignore[assignment]
     print("ready", flush=True)
     sys.stdin.readline()
     begin, busy = time.perf_counter(), time.process_time()
@@ -236,12 +282,22 @@ def _child(options: argparse.Namespace) -> None:
     run(
         plan,
         model_folders(recipe, folder),
-        folder / "out",
+        folder / OURS,
         budget_bytes=options.budget,
-        threads=options.threads,
+        threads=int(options.threads),
+        survey=options.report,
     )
-    told = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - busy}
+    told = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - busy, "sync": waited[0]}
     print(json.dumps(told), flush=True)
+
+
+def _drop(inputs: Sequence[Path]) -> None:
+    """Lets go of the page cache of these files."""
+    for path in inputs:
+        for file in path.glob("*.safetensors"):
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -38,7 +38,8 @@ def _add_service_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     up.add_argument("--port", type=int)
     up.add_argument("--workers", type=int, default=1, help="jobs at a time (default 1)")
     up.add_argument("--gpus", type=int, default=0, help="GPU workers to start, one a device (default 0)")
-    _add(commands, "api", run_api, "serve REST, event streams and the dashboard")
+    api = _add(commands, "api", run_api, "serve REST, event streams and the dashboard")
+    api.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)
     _add(commands, "dispatcher", run_dispatcher, "announce jobs, find lost ones, deliver webhooks")
     worker = _add(commands, "worker", run_worker, "run jobs")
     worker.add_argument("--queues", default="cpu", help="cpu or gpu, or both with a comma")
@@ -69,8 +70,12 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     )
     methods = _add(commands, "methods", run_methods, "list the merge methods, or show one")
     methods.add_argument("name", nargs="?")
+    convert = _add(commands, "convert", run_convert, "make safetensors of a folder's pickles, behind a guard")
+    convert.add_argument("folder", type=Path)
+    convert.add_argument("out", type=Path)
     translate = _add(commands, "translate", run_translate, "show a mergekit configuration in our form")
     translate.add_argument("config", type=Path)
+    translate.add_argument("--json", action="store_true", help="as JSON, with every default")
 
 
 def run_up(options: argparse.Namespace, settings: Settings) -> int:
@@ -80,25 +85,11 @@ def run_up(options: argparse.Namespace, settings: Settings) -> int:
     return up(settings, options)
 
 
-def run_api(_options: argparse.Namespace, settings: Settings) -> int:
+def run_api(options: argparse.Namespace, settings: Settings) -> int:
     """`mergery api`"""
-    import uvicorn
+    from cli.serve import serve, serve_alone
 
-    from api.app import create_app
-    from worker.log import configure_logging
-
-    configure_logging(settings.log_level)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=75,
-        # Event streams stay open for ever: do not wait for them.
-        timeout_graceful_shutdown=10,
-    )
-    return 0
+    return serve_alone(settings, shared=True) if options.shared else serve(settings)
 
 
 def run_dispatcher(_options: argparse.Namespace, settings: Settings) -> int:
@@ -144,29 +135,41 @@ def run_hub_serve(options: argparse.Namespace, _settings: Settings) -> int:
 
 def run_methods(options: argparse.Namespace, _settings: Settings) -> int:
     """`mergery methods`"""
-    from merge.catalog import catalogue, entry
+    from merge.presets import entry, listing
 
     if options.name is None:
-        for name, method in sorted(catalogue().items()):
+        for name, method in listing().items():
             print(f"{name:18} {method.kind:9} {method.title}")
     else:
         print(json.dumps(entry(options.name).as_dict(), indent=2))
     return 0
 
 
+def run_convert(options: argparse.Namespace, _settings: Settings) -> int:
+    """`mergery convert`"""
+    from merge.convert import convert
+    from merge.errors import MergeError
+
+    try:
+        print(convert(options.folder, options.out))
+    except (MergeError, OSError) as error:
+        print(f"mergery: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def run_translate(options: argparse.Namespace, _settings: Settings) -> int:
     """`mergery translate`"""
-    import yaml
+    from merge.errors import FindingsError
+    from merge.mergekit import read_file
 
-    from merge.mergekit import translate
-
-    translation = translate(yaml.safe_load(options.config.read_text()))
-    for note in translation.notes:
-        print(f"# {note}")
-    print(
-        yaml.safe_dump(translation.recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False),
-        end="",
-    )
+    try:
+        read = read_file(options.config)
+    except FindingsError as error:
+        for finding in error.findings:
+            print(f"mergery: {finding.message} ({finding.pointer})", file=sys.stderr)
+        return 2
+    print(json.dumps(read.as_json(), indent=2) if options.json else read.as_yaml().rstrip())
     return 0
 
 

@@ -21,6 +21,8 @@ from migrations.run import upgrade
 from settings import Settings
 
 URL_FILE = "database.url"
+GPU_MEASURING_SECONDS = "60"
+"""From how long on a CPU models are run on texts by a GPU worker, where one is started."""
 
 Starter = Callable[[Path], Server]
 
@@ -43,6 +45,8 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     upgrade(database)
     _print_first_key(database)
     environment = _environment(settings, database, settings.broker_url or urls["valkey"])
+    if options.gpus:
+        environment.setdefault("MERGERY_GPU_MEASURING_SECONDS", GPU_MEASURING_SECONDS)
     _say(f"Mergery is starting at {settings.url} (data in {settings.data_dir}); stop it with Ctrl-C")
     try:
         Supervisor(

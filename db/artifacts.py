@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, undefer
 
@@ -50,6 +50,12 @@ def dataset(session: Session, tenant_id: str, dataset_id: str, *, with_body: boo
     if with_body:
         rows = rows.options(undefer(Dataset.body))
     return session.scalars(rows).one_or_none()
+
+
+def start_of(session: Session, dataset_id: str, count: int) -> bytes:
+    """The first bytes of an uploaded file."""
+    rows = select(func.substring(Dataset.body, 1, count)).where(Dataset.id == dataset_id)
+    return bytes(session.scalar(rows) or b"")
 
 
 def datasets(session: Session, tenant_id: str) -> Sequence[Dataset]:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, insert, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -12,19 +13,24 @@ from db.models.job import Job, JobEvent
 
 
 def append(session: Session, job: Job, type_: str, data: Mapping[str, Any]) -> JobEvent:
-    """Takes the next number of the job, which holds its row, and writes the event under it."""
+    """Takes the next number of the job, which holds its row, and writes the event under it: one statement."""
     session.flush()
-    seq = session.scalars(
+    taken = (
         update(Job)
         .where(Job.id == job.id)
         .values(event_seq=Job.event_seq + 1)
-        .returning(Job.event_seq)
+        .returning(Job.id, Job.event_seq)
+        .cte("taken")
+    )
+    named = literal(type_), literal(dict(data), JSONB)
+    made = (
+        insert(JobEvent)
+        .from_select(["job_id", "seq", "type", "data"], select(taken.c.id, taken.c.event_seq, *named))
+        .returning(JobEvent)
         .execution_options(synchronize_session=False)
-    ).one()
-    set_committed_value(job, "event_seq", seq)
-    event = JobEvent(job_id=job.id, seq=seq, type=type_, data=dict(data))
-    session.add(event)
-    session.flush()
+    )
+    event = session.scalars(made).one()
+    set_committed_value(job, "event_seq", event.seq)
     return event
 
 
@@ -32,6 +38,32 @@ def after(session: Session, job_id: str, seq: int, limit: int) -> Sequence[JobEv
     """Events with a number above ``seq``, in order."""
     rows = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > seq)
     return session.scalars(rows.order_by(JobEvent.seq).limit(limit)).all()
+
+
+def newest(session: Session, job_id: str, before: int, limit: int) -> Sequence[JobEvent]:
+    """Events with a number below ``before``, newest first, without progress."""
+    rows = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq < before, ~_is_progress())
+    return session.scalars(rows.order_by(JobEvent.seq.desc()).limit(limit)).all()
+
+
+def marks(session: Session, job_id: str, before: int) -> Sequence[JobEvent]:
+    """Where attempts and phases began and what was measured, below ``before``, in order."""
+    mark = or_(*(JobEvent.type.like(f"%.{end}") for end in ("started", "phase", "measured")))
+    rows = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq < before, mark)
+    return session.scalars(rows.order_by(JobEvent.seq)).all()
+
+
+def progress(session: Session, job_id: str, before: int, most: int) -> Sequence[JobEvent]:
+    """Progress below ``before``, in order; of very many, about ``most`` evenly spread ones."""
+    step = max(1, before // most)
+    rows = select(JobEvent).where(
+        JobEvent.job_id == job_id, JobEvent.seq < before, JobEvent.seq % step == 0, _is_progress()
+    )
+    return session.scalars(rows.order_by(JobEvent.seq)).all()
+
+
+def _is_progress() -> ColumnElement[bool]:
+    return JobEvent.type.like("%.progress")
 
 
 def latest(session: Session, job_id: str, types: Sequence[str]) -> datetime | None:

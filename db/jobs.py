@@ -2,17 +2,33 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol, TypedDict, Unpack, cast
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, or_, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.orm import Session, defer
 
 from db.clock import now, seconds
+from db.models.base import Json
 from db.models.job import Job, JobInput
+from db.models.tenant import Tenant
 
 ACTIVE = ("running", "cancelling")
 SWEEP = 500
+INPUT_DEFAULTS: Json = {"size_bytes": 0, "private": False, "gated": False, "params": {}}
+
+# Any number of rows is one statement with one parameter: nothing is compiled anew for another number.
+_PUT_INPUTS = text(
+    "INSERT INTO job_input SELECT * FROM jsonb_populate_recordset(CAST(NULL AS job_input), :rows)"
+).bindparams(bindparam("rows", type_=JSONB))
+
+
+def add(session: Session, facts: Mapping[str, Any], inputs: Iterable[Mapping[str, Any]]) -> Job:
+    """A new job of these columns with its inputs, as the database made it."""
+    made = insert(Job).values(dict(facts)).returning(Job)
+    job = session.scalars(made).one()
+    _add_inputs(session, job.id, inputs)
+    return job
 
 
 def get(session: Session, job_id: str) -> Job | None:
@@ -24,6 +40,13 @@ def of_tenant(session: Session, tenant_id: str, job_id: str) -> Job | None:
     """The job if it belongs to this tenant."""
     found = select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
     return session.scalars(found, execution_options={"populate_existing": True}).one_or_none()
+
+
+def standing(session: Session, tenant_id: str, job_id: str) -> tuple[str, int] | None:
+    """State and last event number of a job, if it belongs to this tenant: all that following it needs."""
+    rows = select(Job.state, Job.event_seq).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    found = session.execute(rows).one_or_none()
+    return None if found is None else (found[0], found[1])
 
 
 def lock(session: Session, job_id: str) -> Job | None:
@@ -38,11 +61,68 @@ def lock_owned(session: Session, job_id: str, attempt: int, owner: str) -> Job |
     return session.scalars(found, execution_options={"populate_existing": True}).one_or_none()
 
 
-def page(
-    session: Session,
+class Filters(TypedDict, total=False):
+    """Which jobs of a tenant. ``after`` is (created_at, id) of the last row of the page before."""
+
+    after: tuple[datetime, str] | None
+    state: str | Sequence[str] | None
+    method: str | None
+    kind: str | None
+    metadata: Mapping[str, str] | None
+    created_after: datetime | None
+    created_before: datetime | None
+
+
+class JobBrief(Protocol):
+    """What lists show of a job: everything small."""
+
+    id: str
+    kind: str
+    state: str
+    phase: str | None
+    progress: Json
+    method: str | None
+    queue: str
+    priority: int
+    output: Json | None
+    metadata_: Json
+    attempt: int
+    max_attempts: int
+    retry_of: str | None
+    recipe_sha256: str
+    error_code: str | None
+    error_detail: str | None
+    error_findings: list[Json] | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    cancel_requested_at: datetime | None
+
+
+_BRIEF = tuple(
+    Job.spec["output"].label("output") if name == "output" else getattr(Job, name).label(name)
+    for name in JobBrief.__annotations__
+)
+
+
+def page(session: Session, tenant_id: str, *, limit: int, **filters: Unpack[Filters]) -> Sequence[Job]:
+    """Newest first. Ask for one more than you show to know of more. The plan is left out."""
+    rows = select(Job).options(defer(Job.plan, raiseload=True))
+    return session.scalars(_filtered(rows, tenant_id, limit, **filters)).all()
+
+
+def briefs(session: Session, tenant_id: str, *, limit: int, **filters: Unpack[Filters]) -> Sequence[JobBrief]:
+    """As ``page``, with what lists show only: neither recipe, order nor plan leaves the database."""
+    rows = _filtered(select(*_BRIEF), tenant_id, limit, **filters)
+    return cast("Sequence[JobBrief]", session.execute(rows).all())
+
+
+def _filtered(
+    rows: Select[Any],
     tenant_id: str,
-    *,
     limit: int,
+    *,
     after: tuple[datetime, str] | None = None,
     state: str | Sequence[str] | None = None,
     method: str | None = None,
@@ -50,11 +130,8 @@ def page(
     metadata: Mapping[str, str] | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
-) -> Sequence[Job]:
-    """Newest first, after the row ``after`` = (created_at, id). Ask for one more than you show to know of
-    more.
-    """
-    rows = select(Job).where(Job.tenant_id == tenant_id)
+) -> Select[Any]:
+    rows = rows.where(Job.tenant_id == tenant_id)
     if after is not None:
         rows = rows.where(tuple_(Job.created_at, Job.id) < after)
     if state is not None:
@@ -69,7 +146,7 @@ def page(
         rows = rows.where(Job.created_at > created_after)
     if created_before is not None:
         rows = rows.where(Job.created_at < created_before)
-    return session.scalars(rows.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)).all()
+    return rows.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
 
 
 def count_states(session: Session, tenant_id: str | None = None) -> dict[tuple[str, str], int]:
@@ -80,10 +157,12 @@ def count_states(session: Session, tenant_id: str | None = None) -> dict[tuple[s
     return {(queue, state): count for queue, state, count in session.execute(rows)}
 
 
-def count_queued(session: Session, tenant_id: str) -> int:
-    """How many jobs of the tenant wait."""
-    rows = select(func.count()).where(Job.tenant_id == tenant_id, Job.state == "queued")
-    return session.scalar(rows) or 0
+def quota(session: Session, tenant_id: str) -> tuple[int | None, int] | None:
+    """The tenant's own limit of queued jobs, and how many it has; nothing if there is no such tenant."""
+    queued = select(func.count()).where(Job.tenant_id == tenant_id, Job.state == "queued")
+    rows = select(Tenant.max_queued_jobs, queued.scalar_subquery()).where(Tenant.id == tenant_id)
+    found = session.execute(rows).one_or_none()
+    return None if found is None else (found[0], found[1])
 
 
 def oldest_queued_seconds(session: Session) -> dict[str, float]:
@@ -91,6 +170,13 @@ def oldest_queued_seconds(session: Session) -> dict[str, float]:
     age = func.extract("epoch", now() - func.min(Job.created_at))
     rows = select(Job.queue, age).where(Job.state == "queued", _ready()).group_by(Job.queue)
     return {queue: float(waited) for queue, waited in session.execute(rows)}
+
+
+def longest_silence_seconds(session: Session) -> dict[str, float]:
+    """For each queue, how long the quietest worker of a running job has not been heard of."""
+    silence = func.extract("epoch", now() - func.min(Job.heartbeat_at))
+    rows = select(Job.queue, silence).where(Job.state.in_(ACTIVE)).group_by(Job.queue)
+    return {queue: float(seconds) for queue, seconds in session.execute(rows) if seconds is not None}
 
 
 def queue_position(session: Session, job: Job) -> int | None:
@@ -197,9 +283,13 @@ def announce(session: Session, after_seconds: float) -> list[tuple[str, str]]:
 def put_inputs(session: Session, job_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replaces the inputs of a job."""
     session.execute(delete(JobInput).where(JobInput.job_id == job_id))
-    values = [{"job_id": job_id, **row} for row in rows]
+    _add_inputs(session, job_id, rows)
+
+
+def _add_inputs(session: Session, job_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    values = [INPUT_DEFAULTS | {"job_id": job_id} | dict(row) for row in rows]
     if values:
-        session.execute(insert(JobInput), values)
+        session.execute(_PUT_INPUTS, {"rows": values})
 
 
 def inputs(session: Session, job_id: str) -> Sequence[JobInput]:

@@ -1,14 +1,20 @@
 """The one engine and the one session factory."""
 
 import json
+import select
+import time
 from typing import Any
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.orm import Session, sessionmaker
 
 import db.schema  # noqa: F401  (registers every model, so that foreign keys resolve)
 
 CONNECT_SECONDS = 10
+NUL_WRITTEN = r"\u0000"
+IDLE_SECONDS = 30.0
+"""A connection unused for so long is asked whether it still leads anywhere."""
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -21,17 +27,56 @@ def sqlalchemy_url(url: str) -> str:
 
 def make_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> Engine:
     """One engine a process. Times come back in UTC; a dead connection is noticed before use."""
-    return create_engine(
+    engine = create_engine(
         sqlalchemy_url(url),
         pool_size=pool_size,
         max_overflow=max_overflow,
-        pool_pre_ping=True,
         json_serializer=to_json,
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
             "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=600000",
             "application_name": "mergery",
         },
+    )
+    event.listen(engine, "checkout", _check)
+    event.listen(engine, "checkin", _note_use)
+    return engine
+
+
+def _check(connection: Any, record: Any, _fairy: Any) -> None:
+    """Looks whether the server has hung up, without a word to it.
+
+    A server that ends a connection says so on the socket, so bytes that nobody asked for mean that it is
+    over (and so are its neighbours, as after a restart: the whole pool is made anew). Only a connection
+    that has been idle for long is asked with a query, since a network may drop one in silence. To ask each
+    time would double the number of round trips.
+    """
+    idle = time.monotonic() - record.info.get("used_at", float("inf"))
+    try:
+        over = connection.closed or _has_news(connection.fileno())
+        if not over and IDLE_SECONDS < idle < float("inf"):
+            connection.execute("SELECT 1")
+            connection.rollback()
+    except Exception:
+        over = True
+    if over:
+        raise InvalidatePoolError
+
+
+def _has_news(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether ``error`` says that the database went away, rather than that it refused something."""
+    return isinstance(error, DBAPIError) and (
+        error.connection_invalidated or type(error).__name__ == "OperationalError"
     )
 
 
@@ -42,7 +87,8 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
 
 def to_json(value: Any) -> str:
     """JSON that PostgreSQL can hold: it has no NUL in texts, and a broken model may well generate one."""
-    return json.dumps(_without_nul(value))
+    written = json.dumps(value)
+    return json.dumps(_without_nul(value)) if NUL_WRITTEN in written else written
 
 
 def _without_nul(value: Any) -> Any:

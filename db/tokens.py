@@ -1,12 +1,14 @@
 """Queries on tenants, API keys and Hub credentials."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from db.clock import now, seconds
+from db.listen import CHANNEL
 from db.models.base import new_id
 from db.models.tenant import ApiKey, HubCredential, Tenant
 
@@ -31,16 +33,35 @@ def tenant_named(session: Session, name: str) -> Tenant:
     return session.scalars(select(Tenant).where(Tenant.name == name)).one()
 
 
-def key_by_prefix(session: Session, prefix: str) -> ApiKey | None:
+class KnownKey(NamedTuple):
+    """A key as one look finds it: whether it is neither revoked nor expired, and when its use is to be
+    noted.
+    """
+
+    row: ApiKey
+    usable: bool
+    unnoted: bool
+
+
+def key_by_prefix(session: Session, prefix: str, note_seconds: float) -> KnownKey | None:
     """The key whose secret starts with this public part, revoked and expired ones too."""
-    return session.scalars(select(ApiKey).where(ApiKey.prefix == prefix)).one_or_none()
+    return _known(session, ApiKey.prefix == prefix, note_seconds)
 
 
-def usable_key(session: Session, key_id: str) -> ApiKey | None:
-    """The key with this id unless it is revoked or expired."""
+def key_by_id(session: Session, key_id: str, note_seconds: float) -> KnownKey | None:
+    """The key with this id, revoked and expired ones too."""
+    return _known(session, ApiKey.id == key_id, note_seconds)
+
+
+def _known(session: Session, which: ColumnElement[bool], note_seconds: float) -> KnownKey | None:
     unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now())
-    found = select(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None), unexpired)
-    return session.scalars(found).one_or_none()
+    usable = ApiKey.revoked_at.is_(None) & unexpired
+    found = session.execute(select(ApiKey, usable, _unnoted(note_seconds)).where(which)).one_or_none()
+    return None if found is None else KnownKey(*found)
+
+
+def _unnoted(note_seconds: float) -> ColumnElement[bool]:
+    return or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now() - seconds(note_seconds))
 
 
 def tenant_key(session: Session, tenant_id: str, key_id: str) -> ApiKey | None:
@@ -64,20 +85,20 @@ def count_keys(session: Session) -> int:
 
 def touch_key(session: Session, key_id: str, every_seconds: float) -> None:
     """Notes that the key was used, at most once in ``every_seconds``."""
-    stale = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < now() - seconds(every_seconds))
     session.execute(
         update(ApiKey)
-        .where(ApiKey.id == key_id, stale)
+        .where(ApiKey.id == key_id, _unnoted(every_seconds))
         .values(last_used_at=now())
         .execution_options(synchronize_session=False)
     )
 
 
 def revoke_key(session: Session, key: ApiKey) -> None:
-    """Makes the key useless from now on."""
+    """Makes the key useless from now on; whoever remembers it hears so when the transaction commits."""
     session.execute(
         update(ApiKey).where(ApiKey.id == key.id, ApiKey.revoked_at.is_(None)).values(revoked_at=now())
     )
+    session.execute(select(func.pg_notify(CHANNEL, key.id)))
     session.refresh(key)
 
 

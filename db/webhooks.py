@@ -131,6 +131,16 @@ def deliveries(
     return session.scalars(rows.order_by(*order).limit(limit)).all()
 
 
+def waiting(session: Session) -> tuple[int, float]:
+    """How many deliveries are due, and for how many seconds the oldest has been."""
+    late = func.extract("epoch", now() - func.min(WebhookDelivery.next_attempt_at))
+    rows = select(func.count(), late).where(
+        WebhookDelivery.state == "pending", WebhookDelivery.next_attempt_at <= now()
+    )
+    count, age = session.execute(rows).one()
+    return count, float(age or 0.0)
+
+
 def claim_due(
     session: Session, owner: str, limit: int, lease_seconds: float
 ) -> list[tuple[WebhookDelivery, WebhookEndpoint, bool]]:

@@ -17,7 +17,6 @@ from rich.table import Table
 from demo.families import Family
 
 ENDS = ("succeeded", "failed", "cancelled", "expired")
-MOVES_BYTES = ("downloading", "merging", "uploading")
 POLL_SECONDS = 0.2
 
 Call = Callable[[str], Any]
@@ -81,7 +80,7 @@ class Story:
         if now is not None and now.seconds is None and job["phase"] == now.name:
             progress = job["progress"]
             now.fraction = max(now.fraction, progress.get("fraction") or 0.0)
-            now.amounts = amounts_of(now.name, progress) or now.amounts
+            now.amounts = amounts_of(progress) or now.amounts
 
     def _close(self, at: datetime) -> None:
         if self.phases and self.phases[-1].seconds is None:
@@ -100,13 +99,15 @@ def totals_of(plan: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def amounts_of(phase: str, progress: Mapping[str, Any]) -> str:
-    """Tensors and bytes done, as far as the phase counts them."""
+def amounts_of(progress: Mapping[str, Any]) -> str:
+    """Tensors, bytes and texts done, as far as the phase counts them."""
     parts = []
     if progress.get("tensors_total"):
         parts.append(f"{progress['tensors_done']}/{progress['tensors_total']} tensors")
-    if phase in MOVES_BYTES and progress.get("bytes_total"):
+    if progress.get("bytes_total"):
         parts.append(f"{size(progress['bytes_done'])} of {size(progress['bytes_total'])}")
+    if progress.get("rows_total"):
+        parts.append(f"{progress['rows_done']}/{progress['rows_total']} texts")
     return ", ".join(parts)
 
 

@@ -69,6 +69,8 @@ def setting_row(name: str, schema: dict[str, Any]) -> str:
 
 def method_section(name: str, method: dict[str, Any]) -> list[str]:
     """One method: what it is, what it needs, its settings."""
+    from merge.limits import Caution, Limit
+
     needs = method["needs"]
     least, most = needs["sources"]
     count = f"{least}" if most == least else f"{least} to {most}" if most else f"{least} or more"
@@ -88,10 +90,22 @@ def method_section(name: str, method: dict[str, Any]) -> list[str]:
         method["about"],
         "",
     ]
+    if method.get("steps"):
+        lines += ["Stands for:", "", "```yaml", "steps:"]
+        lines += [f"  - {json.dumps(step).replace(chr(34), '')}" for step in method["steps"]]
+        lines += ["```", ""]
     if method["schema"]["properties"]:
         lines += ["| setting | values | default | may vary | meaning |", "|---|---|---|---|---|"]
         lines += [setting_row(key, value) for key, value in method["schema"]["properties"].items()]
         lines.append("")
+    if needs.get("statistics"):
+        asked = dict.fromkeys((s["kind"], s["of"].replace("base", "the base")) for s in needs["statistics"])
+        told = ", ".join(f"`{kind}` of {of}" for kind, of in asked)
+        lines += [f"[Measured on data](informed.md): {told.replace('of sources', 'of every source')}.", ""]
+    for limit in needs.get("limits", []):
+        lines += [f"{Limit(**limit).rule()}.", ""]
+    for caution in (Caution(**each) for each in needs.get("cautions", [])):
+        lines += [f"The plan warns{' ' if caution.rule() else ''}{caution.rule()}: {caution.about}.", ""]
     for law, why in method.get("breaks", {}).items():
         lines += [f"Breaks the law of *{law}*: {why}", ""]
     return lines
@@ -99,18 +113,28 @@ def method_section(name: str, method: dict[str, Any]) -> list[str]:
 
 def methods_page() -> str:
     """`docs/methods.md`."""
-    from merge.catalog import catalogue
+    from merge.presets import PRESETS, listing
 
     lines = [
         "# Methods",
         "",
         "Made from the catalogue (`make docs`). *May vary*: a setting may be a list interpolated over",
         "the layers (by depth), or differ between sources (by source). [The recipe](recipe.md) says how",
-        "methods chain.",
+        "methods chain; [which method?](which-method.md) helps to choose.",
         "",
     ]
-    for name, entry in sorted(catalogue().items()):
-        lines += method_section(name, entry.as_dict())
+    for name, entry in listing().items():
+        if name not in PRESETS:
+            lines += method_section(name, entry.as_dict())
+    lines += [
+        "# Presets",
+        "",
+        "Chains with a name: `steps: [dare_ties]`. A setting beside a preset goes to the first method of the",
+        "chain that has it, `method.setting` to that method.",
+        "",
+    ]
+    for name in sorted(PRESETS):
+        lines += method_section(name, listing()[name].as_dict())
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -48,6 +48,7 @@ def render_card(
     title: str,
     inputs: Sequence[CardInput],
     library_name: str | None = "transformers",
+    is_adapter: bool = False,
     pipeline_tag: str | None = None,
     endpoint: str = PUBLIC_HUB,
 ) -> str:
@@ -55,12 +56,12 @@ def render_card(
 
     ``manifest`` is ``mergery.json``; used are ``recipe`` (with pinned models), ``recipe_sha256``,
     ``plan_sha256``, ``mergery`` (``engine``, ``device``), ``methods`` (name -> version) and ``files`` (path
-    -> ``{"sha256"}``). Each of ``scores`` is ``{"set", "metric", "result": number, "parents": {role: number},
-    "higher_is_better": bool}``.
+    -> ``{"sha256"}``). An adapter has only its base as base model. Each of ``scores`` is ``{"set", "metric",
+    "result": number, "parents": {role: number}, "higher_is_better": bool}``.
     """
     methods = _methods(manifest)
     parts = [
-        _front_matter(inputs, methods, library_name, pipeline_tag),
+        _front_matter(inputs, methods, library_name, pipeline_tag, is_adapter),
         f"# {_plain(title)}\n",
         _summary(inputs, methods, endpoint),
         _license_note(inputs),
@@ -85,12 +86,17 @@ def merged_license(licenses: Iterable[str | None]) -> str | None:
 
 
 def _front_matter(
-    inputs: Sequence[CardInput], methods: Sequence[str], library: str | None, pipeline: str | None
+    inputs: Sequence[CardInput],
+    methods: Sequence[str],
+    library: str | None,
+    pipeline: str | None,
+    is_adapter: bool,
 ) -> str:
-    repos = list(dict.fromkeys(item.repo for item in inputs if item.repo and is_hub_repo(item.repo)))
+    parents = [item.repo for item in inputs if not is_adapter or item.role == "base"]
+    repos = list(dict.fromkeys(repo for repo in parents if repo and is_hub_repo(repo)))
     fields: dict[str, Any] = {}
     if repos:
-        fields |= {"base_model": repos, "base_model_relation": "merge"}
+        fields |= {"base_model": repos, "base_model_relation": "adapter" if is_adapter else "merge"}
     fields["tags"] = list(dict.fromkeys([*TAGS, *(name for name in methods if PLAIN_ID.match(name))]))
     license = merged_license(item.license for item in inputs)
     if license:

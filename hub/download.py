@@ -53,10 +53,10 @@ def download(
     def stop() -> bool:
         return failed.is_set() or should_stop()
 
-    targets = [_Target(folder, file, f"{file.path} of {snapshot.label}") for file in files]
+    targets = [Target(folder, file, f"{file.path} of {snapshot.label}") for file in files]
     _check_room(folder, targets)
     with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="hub-download") as pool:
-        tasks = [pool.submit(_one, hub, snapshot, target, count, stop) for target in targets]
+        tasks = [pool.submit(fetch_checked, hub, snapshot, target, count, stop) for target in targets]
         try:
             done, waiting = wait(tasks, return_when=FIRST_EXCEPTION)
         finally:
@@ -68,7 +68,7 @@ def download(
         raise error
 
 
-class _Target:
+class Target:
     """One file on its way: where it will be, where it grows, and the marker that says it has been checked."""
 
     def __init__(self, folder: Path, file: RepoFile, label: str) -> None:
@@ -105,13 +105,17 @@ class _Target:
         with self.part.open("rb") as file:
             os.fsync(file.fileno())
         self.part.replace(self.path)
+        self.mark()
+
+    def mark(self) -> None:
+        """Leave the marker for the file in place, which has been checked."""
         status = self.path.stat()
         temporary = self._marker.with_suffix(".tmp")
         temporary.write_text(json.dumps([status.st_size, status.st_mtime_ns]), encoding="ascii")
         temporary.replace(self._marker)
 
 
-def _check_room(folder: Path, targets: list[_Target]) -> None:
+def _check_room(folder: Path, targets: list[Target]) -> None:
     needed = sum(target.file.size - target.here() for target in targets if not target.is_done())
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -120,9 +124,10 @@ def _check_room(folder: Path, targets: list[_Target]) -> None:
         )
 
 
-def _one(
-    hub: Hub, snapshot: Snapshot, target: _Target, count: Callable[[int], None], stop: Callable[[], bool]
+def fetch_checked(
+    hub: Hub, snapshot: Snapshot, target: Target, count: Callable[[int], None], stop: Callable[[], bool]
 ) -> None:
+    """One whole file, in its place once it has been checked."""
     if target.is_done():
         count(target.file.size)
         return
@@ -138,7 +143,7 @@ def _one(
 
 
 def _fetch(
-    hub: Hub, snapshot: Snapshot, target: _Target, count: Callable[[int], None], stop: Callable[[], bool]
+    hub: Hub, snapshot: Snapshot, target: Target, count: Callable[[int], None], stop: Callable[[], bool]
 ) -> None:
     if xet.offers_xet(target.file) and target.here() == 0:
         counted = _Counted(count)
@@ -168,7 +173,7 @@ class _Counted:
 
 
 def _fetch_http(
-    hub: Hub, snapshot: Snapshot, target: _Target, count: Callable[[int], None], stop: Callable[[], bool]
+    hub: Hub, snapshot: Snapshot, target: Target, count: Callable[[int], None], stop: Callable[[], bool]
 ) -> None:
     """Grow the part until it is whole; tries that bring bytes do not count against the number of tries."""
     if target.here() > target.file.size:
@@ -185,7 +190,7 @@ def _fetch_http(
 
 
 def _grow(
-    hub: Hub, snapshot: Snapshot, target: _Target, count: Callable[[int], None], stop: Callable[[], bool]
+    hub: Hub, snapshot: Snapshot, target: Target, count: Callable[[int], None], stop: Callable[[], bool]
 ) -> None:
     begin, size = target.here(), target.file.size
     if size == 0:
@@ -209,20 +214,21 @@ def _grow(
         raise Unavailable(f"{target.label} ended early")
 
 
-def _digest(target: _Target, stop: Callable[[], bool]) -> str:
+def _digest(target: Target, stop: Callable[[], bool]) -> str:
     """sha256 of a large file, git blob id of any other."""
     if target.file.sha256:
         digest = hashlib.sha256()
     else:
         digest = hashlib.sha1(b"blob %d\0" % target.here(), usedforsecurity=False)
-    for piece in _pieces(target.part):
+    for piece in pieces_of(target.part):
         if stop():
             raise Interrupted(f"stopped while {target.label} was being checked")
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """The content of a file, a few MiB at a time."""
     with path.open("rb") as file:
         while piece := file.read(4 * PIECE):
             yield piece

@@ -3,7 +3,7 @@
 HubError
 ├── RepoNotFound, Gated, TokenInvalid, PermissionDenied      who may see or write what
 ├── RevisionNotFound, FileMissing, NameRefused, TooLarge     what is there
-├── RateLimited, Unavailable, HashMismatch                   worth another try
+├── RateLimited, Unavailable, HashMismatch, Tainted          worth another try
 ├── Conflict, RepoNotOurs, RepoPublic, RequestRefused        pushing
 └── Interrupted, DiskFull                                    on this side
 """
@@ -90,6 +90,13 @@ class HashMismatch(HubError):
     """What arrived is not what the commit lists, twice."""
 
     code = "hash_mismatch"
+    retryable = True
+
+
+class Tainted(HubError):
+    """Weights turned out wrong after some of them were used: what was made of them is thrown away."""
+
+    code = "download_tainted"
     retryable = True
 
 

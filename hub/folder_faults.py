@@ -3,10 +3,13 @@ both.
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from anyio import sleep
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,32 @@ class _Armed:
     path: str | None
 
 
+@dataclass
+class Line:
+    """How fast the line to the Hub is, in bytes a second each way, all connections together; ``None``: no
+    limit.
+    """
+
+    down: float | None = None
+    up: float | None = None
+    _free_at: dict[str, float] = field(default_factory=dict, init=False)
+
+    async def send(self, number: int) -> None:
+        """Returns when so many more bytes have left the Hub."""
+        await self._pass("down", self.down, number)
+
+    async def receive(self, number: int) -> None:
+        """Returns when so many more bytes have come to the Hub."""
+        await self._pass("up", self.up, number)
+
+    async def _pass(self, way: str, rate: float | None, number: int) -> None:
+        if rate is None:
+            return
+        now = time.monotonic()
+        self._free_at[way] = max(now, self._free_at.get(way, 0.0)) + number / rate
+        await sleep(self._free_at[way] - now)
+
+
 class FaultPlan:
     """Faults waiting to happen; each is used up after ``times`` matching requests.
 
@@ -49,6 +78,7 @@ class FaultPlan:
         self._lock = threading.Lock()
         self._armed: list[_Armed] = []
         self.tree_extra: list[dict[str, Any]] = []
+        self.line = Line()
 
     def add(self, route: str, fault: Fault, *, times: int = 1, path: str | None = None) -> None:
         """Arm ``fault`` for the next ``times`` requests on ``route`` (of the file ``path``, if given)."""

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from hub.folder_errors import AccessDenied, EntryMissing, FolderError, RangeInvalid
-from hub.folder_faults import Fault, Stats
+from hub.folder_faults import Fault, Line, Stats
 from hub.folder_store import header_end
 
 CHUNK = 1 << 20
@@ -75,6 +75,7 @@ class FileResponse:
         self._status = 206 if span else 200
         self._path, self._name, self._headers, self._stats = path, name, dict(headers), stats
         self.fault: Fault | None = None
+        self.line = Line()
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         headers = {
@@ -95,6 +96,7 @@ class FileResponse:
             for begin, end in _pieces(self._begin, stop):
                 body = await to_thread.run_sync(os.pread, file.fileno(), end - begin, begin)
                 self._count(begin, end, first_weight)
+                await self.line.send(end - begin)
                 if self.fault and self.fault.corrupt:
                     body = bytes(len(body))
                 await send({"type": "http.response.body", "body": body, "more_body": end < self._end})

@@ -69,7 +69,10 @@ class FolderApp:
             await sleep(fault.delay)
             if fault.status is not None and not fault.after:
                 return fault_response(fault)
-        return _marred(await match.work(), fault)
+        reply = await match.work()
+        if isinstance(reply, FileResponse):
+            reply.line = self._faults.line
+        return _marred(reply, fault)
 
     def _match(self, request: Request, segments: list[str]) -> Match:
         routes = self._routes

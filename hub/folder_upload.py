@@ -12,7 +12,7 @@ from anyio import to_thread
 from starlette.requests import Request
 
 from hub.folder_errors import RequestInvalid
-from hub.folder_faults import Stats
+from hub.folder_faults import Line, Stats
 from hub.folder_store import Change, FolderStore
 from hub.names import COMMIT, SHA256
 
@@ -40,7 +40,7 @@ async def small_body(request: Request) -> bytes:
 
 
 async def receive_file(
-    request: Request, store: FolderStore, repo: str, sha256: str, size: int, stats: Stats
+    request: Request, store: FolderStore, repo: str, sha256: str, size: int, stats: Stats, line: Line
 ) -> None:
     """Stream one large file to the disk; it is kept only if its size and sha256 are those of the link."""
     temporary, digest, received = store.temporary(), hashlib.sha256(), 0
@@ -50,6 +50,7 @@ async def receive_file(
             async for piece in request.stream():
                 buffer += piece
                 received += len(piece)
+                await line.receive(len(piece))
                 if received > size:
                     raise RequestInvalid(f"more than the {size} bytes that were announced")
                 if len(buffer) >= BUFFER:

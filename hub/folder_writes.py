@@ -126,7 +126,7 @@ class Writes(Reads):
 
     async def put(self, request: Request, sha256: str) -> Reply:
         repo, size = self._links.check(sha256, request.query_params)
-        await receive_file(request, self._store, repo, sha256, size, self._stats)
+        await receive_file(request, self._store, repo, sha256, size, self._stats, self._faults.line)
         return Response(status_code=200)
 
     def commit(self, request: Request, name: Name, body: bytes, branch: str) -> Reply:

@@ -45,11 +45,48 @@ READ_SECONDS = 60.0
 TRIES = 5
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 8.0
+ROUTES = ("tree", "preupload", "commit", "batch", "xet-read-token", "xet-write-token", "create", "whoami-v2")
 TRANSPORT = (httpx2.TransportError, ConnectionError, TimeoutError)
 
 
+Heard = Callable[[str, int], None]
+_heard: list[Heard] = []
+
+
+def count_answers(heard: Heard) -> Callable[[], None]:
+    """Calls ``heard`` with the route and the status of every answer that this process gets from a Hub.
+
+    Gives a function that ends it, also when it is called again.
+    """
+    _heard.append(heard)
+
+    def end() -> None:
+        if heard in _heard:
+            _heard.remove(heard)
+
+    return end
+
+
+def route_of(path: str) -> str:
+    """What kind of request a path is; never a name of a repository or a file."""
+    parts = path.strip("/").split("/")
+    if "resolve" in parts:
+        return "resolve"
+    named = [part for part in parts if part in ROUTES]
+    return named[-1] if named else "info" if parts[:1] == ["api"] else "other"
+
+
+def _tell(response: httpx2.Response) -> None:
+    for heard in _heard:
+        heard(route_of(response.url.path), response.status_code)
+
+
 def _client() -> httpx2.Client:
-    return httpx2.Client(follow_redirects=True, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS))
+    return httpx2.Client(
+        follow_redirects=True,
+        timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        event_hooks={"response": [_tell]},
+    )
 
 
 set_client_factory(_client)

@@ -20,7 +20,10 @@ KINDS = ("model", "dataset")
 MAX_FILES = 100_000
 MAX_TEXT = 128 << 20
 MAX_HEADER = 25_000_000
+MAX_GROWN = 128_000_000
 LENGTH_BYTES = 8
+FIRST_BYTES = 1 << 18
+"""How much of a file is fetched first where its header does not say how long it is; then twice as much."""
 THREADS = 8
 DEFAULT_PATIENCE = 60.0
 
@@ -153,13 +156,39 @@ class Hub:
                 return data
         raise HashMismatch(f"{label} arrives with other content than the commit lists")
 
-    def headers(self, snapshot: Snapshot, names: Iterable[str]) -> dict[str, bytes]:
+    def start(self, snapshot: Snapshot, name: str, count: int) -> bytes:
+        """The first ``count`` bytes of one file; where that is all of it, checked against the commit."""
+        file = snapshot.file(name)
+        if count >= file.size:
+            return self.read_file(snapshot, name, MAX_TEXT)
+        return self._bytes(snapshot, name, 0, min(count, MAX_TEXT), f"{name} of {snapshot.label}")
+
+    def headers(
+        self,
+        snapshot: Snapshot,
+        names: Iterable[str],
+        ends: Callable[[str, bytes], int | None] | None = None,
+    ) -> dict[str, bytes]:
         """The first 8+n bytes of safetensors files, by byte ranges: never a byte of a tensor.
 
         A length prefix that cannot be true comes back as those 8 bytes alone, for the reader of headers to
-        refuse.
+        refuse. Headers of other files do not say how long they are: as much is fetched as ``ends`` needs to
+        find, from a file's name and first bytes, where its header ends.
         """
-        return self._parallel(names, lambda name: self._header(snapshot, name))
+
+        def fetch(name: str) -> bytes:
+            if ends is None or name.endswith(".safetensors"):
+                return self._header(snapshot, name)
+            return self._until(snapshot, name, ends)
+
+        return self._parallel(names, fetch)
+
+    def _until(self, snapshot: Snapshot, name: str, ends: Callable[[str, bytes], int | None]) -> bytes:
+        file, label = snapshot.file(name), f"{name} of {snapshot.label}"
+        raw = self._bytes(snapshot, name, 0, min(FIRST_BYTES, file.size), label)
+        while (end := ends(name, raw)) is None and len(raw) < min(file.size, MAX_GROWN):
+            raw += self._bytes(snapshot, name, len(raw), min(2 * len(raw), file.size, MAX_GROWN), label)
+        return raw[:end]
 
     def _header(self, snapshot: Snapshot, name: str) -> bytes:
         file, label = snapshot.file(name), f"{name} of {snapshot.label}"

@@ -15,8 +15,8 @@ def record(session: Session, job: Job, type_: str, data: Mapping[str, Any] | Non
     number.
 
     ``type_`` is one of ``jobs.announcements.TYPES``, which reach webhooks, or a type for event lists only,
-    such as ``merge.phase``, ``merge.planned``, ``merge.requeued``, ``merge.cancelling``, ``merge.artifact``
-    and ``merge.warning``.
+    such as ``merge.phase``, ``merge.planned``, ``merge.requeued``, ``merge.cancelling``, ``merge.artifact``,
+    ``merge.measured`` and ``merge.warning``.
     """
     event = events.append(session, job, type_, data or {})
     announcements.queue(session, job, event)

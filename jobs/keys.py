@@ -5,7 +5,7 @@ import hmac
 import secrets
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -32,6 +32,7 @@ class Caller:
     tenant_id: str
     key_id: str
     scopes: frozenset[str]
+    expires_at: datetime | None = field(default=None, compare=False)
 
     def may(self, scope: str) -> bool:
         """Whether the key has ``scope``, or ``admin``."""
@@ -75,21 +76,26 @@ def authenticate(session: Session, secret: str) -> Caller:
     """The caller behind ``secret``. Raises ``Unauthenticated``; a mistyped secret costs no query."""
     if not is_well_formed(secret):
         raise Unauthenticated("This is no API key of ours; a key looks like mk_live_… and has 55 characters.")
-    key = tokens.key_by_prefix(session, secret[len(MARK) : len(MARK) + PREFIX_LENGTH])
-    if key is None or not hmac.compare_digest(key.hash, _hash(secret)):
+    known = tokens.key_by_prefix(session, secret[len(MARK) : len(MARK) + PREFIX_LENGTH], TOUCH_SECONDS)
+    if known is None or not hmac.compare_digest(known.row.hash, _hash(secret)):
         raise Unauthenticated("There is no such API key.")
-    return caller_of(session, key.id)
+    return _let_in(session, known)
 
 
 def caller_of(session: Session, key_id: str) -> Caller:
     """The caller behind a key's id, as a signed session names it. Raises ``Unauthenticated`` if it is
     over.
     """
-    key = tokens.usable_key(session, key_id)
-    if key is None:
+    return _let_in(session, tokens.key_by_id(session, key_id, TOUCH_SECONDS))
+
+
+def _let_in(session: Session, known: tokens.KnownKey | None) -> Caller:
+    if known is None or not known.usable:
         raise Unauthenticated("The API key was revoked or has expired; create a new one.")
-    tokens.touch_key(session, key.id, TOUCH_SECONDS)
-    return Caller(key.tenant_id, key.id, frozenset(key.scopes))
+    key = known.row
+    if known.unnoted:
+        tokens.touch_key(session, key.id, TOUCH_SECONDS)
+    return Caller(key.tenant_id, key.id, frozenset(key.scopes), key.expires_at)
 
 
 def list_keys(session: Session, caller: Caller) -> Sequence[ApiKey]:

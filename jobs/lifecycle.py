@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import artifacts, evaluations, jobs
+from db import artifacts, evaluations, jobs, reports
 from db.clock import now, seconds
 from db.models.job import Job
-from jobs import events
+from jobs import events, tally
 from jobs.errors import IllegalState, LeaseLost, NotFound
 from jobs.states import PHASES, State, is_terminal, may_move
 
@@ -146,6 +146,17 @@ def record_evaluation(session: Session, fence: Fence, evaluation: Mapping[str, A
     return evaluation_id
 
 
+def record_report(session: Session, fence: Fence, survey: Mapping[str, Any]) -> None:
+    """Stores what the merge did to the weights."""
+    reports.put(session, _owned(session, fence).id, survey)
+
+
+def record_measured(session: Session, fence: Fence, facts: Mapping[str, Any]) -> None:
+    """Adds to the job's events that the statistics of a model are there: measured, or found again."""
+    job = _owned(session, fence)
+    events.record(session, job, f"{job.kind}.measured", facts)
+
+
 def record_warning(session: Session, fence: Fence, code: str, detail: str) -> None:
     """Adds a remark to the job's events that does not stop it."""
     job = _owned(session, fence)
@@ -218,6 +229,7 @@ def recover_lost(session: Session) -> list[str]:
     """Takes jobs whose lease is over: back to the queue, or ended when cancelled or out of attempts."""
     changed = []
     for job in jobs.lost(session):
+        tally.note(session, "lease_lost_total")
         if job.state == State.CANCELLING:
             _end(session, job, State.CANCELLED, {"worker": job.lease_owner})
         elif job.attempt < job.max_attempts:
@@ -279,6 +291,8 @@ def _end(session: Session, job: Job, state: State, data: Mapping[str, Any]) -> N
     session.flush()
     session.refresh(job)
     events.record(session, job, f"{job.kind}.{state}", data)
+    tally.note(session, "merge_jobs_total", job.method or "none", str(state))
+    tally.note(session, "job_attempts", value=job.attempt)
 
 
 def _fail(

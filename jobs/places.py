@@ -1,9 +1,9 @@
 """Where a name in a recipe leads: to a Hub repository, or to a folder inside the operator's allowed roots."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from jobs.errors import ModelNameInvalid
 
@@ -11,34 +11,56 @@ HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95})"
     r"(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{0,254}))?"
 )
+INSIDE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,254}){0,8}")
+MODEL_NAME = re.compile(rf"{HUB_NAME.pattern}(?::(?P<inside>{INSIDE.pattern}))?")
+WEIGHTS = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True)
 class HubPlace:
-    """A repository; without a revision its default branch."""
+    """A repository; without a revision its default branch. ``inside`` is a folder of it, or a weight file,
+    which then is the whole model.
+    """
 
     repo: str
     revision: str | None
+    inside: str = ""
 
 
 @dataclass(frozen=True)
 class FolderPlace:
-    """A folder on this service's disk, links resolved, inside an allowed root."""
+    """A folder (or a weight file) on this service's disk, links resolved, inside an allowed root."""
 
     path: Path
 
 
 def find_model(name: str, roots: Sequence[Path]) -> HubPlace | FolderPlace:
-    """``org/name[@revision]`` is the Hub's; ``/absolute``, ``./relative`` and any other form is a folder in
-    a root.
+    """``org/name[@revision][:folder or file]`` is the Hub's; ``/absolute``, ``./relative`` and any other
+    form is a folder, or a weight file, in a root.
 
     One name never means two things: what has the Hub's form is never looked for on disk. Raises
     ``ModelNameInvalid``.
     """
-    found = HUB_NAME.fullmatch(name)
+    found = MODEL_NAME.fullmatch(name)
     if found is not None:
-        return HubPlace(found["repo"], found["revision"])
-    return FolderPlace(find_inside(name, roots, folder=True))
+        return HubPlace(found["repo"], found["revision"], found["inside"] or "")
+    return FolderPlace(find_inside(name, roots, folder=not name.endswith(WEIGHTS)))
+
+
+def prefix_of(inside: str) -> str:
+    """What stands before the names of a model's files in its repository: empty, or a folder and a slash."""
+    folder = str(PurePosixPath(inside).parent) if inside.endswith(WEIGHTS) else inside
+    return "" if folder in ("", ".") else f"{folder}/"
+
+
+def files_inside(files: Mapping[str, int], inside: str) -> dict[str, int]:
+    """The files of the model, without the prefix: all of a repository's, a folder's, or one weight file."""
+    prefix = prefix_of(inside)
+    return {
+        name.removeprefix(prefix): size
+        for name, size in files.items()
+        if (name == inside if inside.endswith(WEIGHTS) else name.startswith(prefix))
+    }
 
 
 def find_inside(name: str, roots: Sequence[Path], *, folder: bool) -> Path:

@@ -4,37 +4,43 @@ planned.
 
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from hub.errors import HubError
 from hub.snapshot import Hub, Snapshot
+from jobs import calibration
+from jobs import statistics as known
+from jobs.calibration import DataSeen
 from jobs.errors import ModelNameInvalid, PlanTimeout
+from jobs.fetching import spared_bytes
+from jobs.informing import DATA_BYTES, DataLooks, NotRemembered
+from jobs.kept import Kept, Value
+from jobs.looking import Seen, see_folder, see_snapshot, stamp_of
 from jobs.places import FolderPlace, find_model
+from jobs.remarks import remarks
+from jobs.statistics import Shelf
+from jobs.wishes import Wish, wishes_of
 from merge.checkpoint import index as indexing
-from merge.checkpoint.adapter import CONFIG_FILE as ADAPTER_CONFIG
-from merge.checkpoint.adapter import WEIGHT_FILE as ADAPTER_WEIGHTS
-from merge.checkpoint.adapter import AdapterIndex
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding, MergeError, PlanRefused
 from merge.plan import Plan, check_recipe, make_plan
 from merge.recipe import Recipe
 
-ADAPTER = "+adapter"
 THREADS = 16
 INDEX_CACHE = 64
+PLAN_CACHE = 64
+LARGEST_KEPT = 2000
+"""Tensors of the largest plan that is remembered, so that the memory for plans is bounded."""
 PIN_CACHE = 1024
 PIN_SECONDS = 2.0
 PINNED_SECONDS = 60.0
 COMMIT_LENGTH = 40
 
-Value = TypeVar("Value")
 HubFactory = Callable[[str, str | None], Hub]
 
 
@@ -42,7 +48,8 @@ HubFactory = Callable[[str, str | None], Hub]
 class PinnedInput:
     """One model that the job reads. ``role`` is ``base``, a source id, or ``<source id>+adapter``.
 
-    A Hub model has a ``snapshot``, a folder model a ``folder``; ``size_bytes`` counts what is read of it.
+    A Hub model has a ``snapshot``, and may lie ``inside`` it; a folder model has a ``folder``.
+    ``size_bytes`` counts what is read of it.
     """
 
     role: str
@@ -50,11 +57,18 @@ class PinnedInput:
     snapshot: Snapshot | None
     folder: Path | None
     size_bytes: int
+    inside: str = ""
+    stamp: str | None = None
+    """Of a folder: differs when somebody has touched it."""
+    listed_bytes: int = 0
+    """Bytes of all its files that are looked at, read or not."""
 
     @property
     def pinned_name(self) -> str:
         """The name with the commit it was pinned to."""
-        return f"{self.snapshot.repo}@{self.snapshot.sha}" if self.snapshot else self.name
+        if self.snapshot is None:
+            return self.name
+        return f"{self.snapshot.repo}@{self.snapshot.sha}" + (f":{self.inside}" if self.inside else "")
 
     @property
     def is_restricted(self) -> bool:
@@ -74,7 +88,7 @@ class PinnedInput:
             "license": pinned.license if pinned else None,
             "private": bool(pinned and pinned.private),
             "gated": bool(pinned and pinned.gated),
-            "params": {},
+            "params": {"inside": self.inside} if self.inside else {},
         }
 
 
@@ -90,55 +104,11 @@ class Planned:
     recipe: Recipe
     queue: str
     findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A model or an adapter as its small files describe it, and where it was found."""
-
-    index: ModelIndex | AdapterIndex
-    snapshot: Snapshot | None
-    folder: Path | None
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """One name in the recipe. ``pointer`` is its JSON pointer."""
-
-    role: str
-    name: str
-    pointer: str
-
-    @property
-    def is_adapter(self) -> bool:
-        return self.role.endswith(ADAPTER)
-
-    @property
-    def model(self) -> str:
-        return self.role.removesuffix(ADAPTER)
-
-
-class _Kept(Generic[Value]):
-    """A small cache, oldest out first; a value may be too old."""
-
-    def __init__(self, most: int, clock: Callable[[], float]) -> None:
-        self._most, self._clock = most, clock
-        self._held: OrderedDict[Hashable, tuple[float, Value]] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: Hashable, make: Callable[[], Value], seconds: float = float("inf")) -> Value:
-        with self._lock:
-            held = self._held.get(key)
-        if held is not None and self._clock() - held[0] < seconds:
-            return held[1]
-        value = make()
-        with self._lock:
-            self._held[key] = (self._clock(), value)
-            self._held.move_to_end(key)
-            while len(self._held) > self._most:
-                self._held.popitem(last=False)
-        return value
+    models: Mapping[str, ModelIndex] = field(default_factory=dict, repr=False)
+    data: Mapping[str, DataSeen] = field(default_factory=dict, repr=False)
+    """Calibration data by JSON pointer."""
+    whole: bool = False
+    """Whether weight files are fetched whole although the merge reads a part of them."""
 
 
 @dataclass
@@ -146,21 +116,29 @@ class Planner:
     """One a process. ``hub_factory`` gives the Hub as (tenant id, token) sees it; ``budget`` is bytes of
     memory.
 
-    What a commit contains is remembered per tenant; what a branch points to only for two seconds.
+    What a commit contains is remembered per tenant; what a branch points to only for two seconds. A recipe
+    that was planned before on the same commits, or on folders nobody touched, is not planned again.
     """
 
     hub_factory: HubFactory
     model_roots: Sequence[Path]
     budget: int
     clock: Callable[[], float] = time.monotonic
+    shelf: Shelf | None = None
+    data_bytes: int = DATA_BYTES
+    gpu_from_seconds: float = 0.0
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
-    _pins: _Kept[Snapshot] = field(init=False, repr=False)
-    _indices: _Kept[_Seen] = field(init=False, repr=False)
+    _pins: Kept[Snapshot] = field(init=False, repr=False)
+    _indices: Kept[Seen] = field(init=False, repr=False)
+    _plans: Kept[Planned] = field(init=False, repr=False)
+    _data: DataLooks = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="plan")
-        self._pins = _Kept(PIN_CACHE, self.clock)
-        self._indices = _Kept(INDEX_CACHE, self.clock)
+        self._pins = Kept(PIN_CACHE, self.clock)
+        self._indices = Kept(INDEX_CACHE, self.clock)
+        self._plans = Kept(PLAN_CACHE, self.clock)
+        self._data = DataLooks(self.model_roots, self.data_bytes, self.clock)
 
     def close(self) -> None:
         """Ends the threads; fetches under way are not waited for."""
@@ -175,34 +153,112 @@ class Planner:
         *,
         notes: Sequence[str] = (),
         scratch_free: int | None = None,
+        whole: bool = False,
     ) -> Planned:
         """Pins and looks at all models at once, then plans; not one byte of weights is fetched.
 
         Raises ``PlanRefused`` with every finding, a retryable ``HubError`` when the Hub does not answer
         well enough to say, and ``PlanTimeout`` after ``deadline_seconds``. ``notes`` tell how a foreign
-        configuration was translated.
+        configuration was translated. ``whole`` files are fetched even where the merge reads a part of them.
         """
+        wishes = tuple(wishes_of(recipe))
+        who = (tenant, hashlib.sha256((token or "").encode()).digest())
+        named = (*notes, "whole") if whole else notes
+        before = self._recall(recipe, wishes, who, named)
+        if before and (scratch_free is None or before.plan.estimate.disk_bytes <= scratch_free):
+            return self._informed(before, tenant, scratch_free)
         _refuse(check_recipe(recipe))
-        wishes = tuple(_wishes(recipe))
-        seen = self._look(wishes, token, tenant, deadline_seconds)
+        hub = self.hub_factory(tenant, token)
+        seen = self._look(wishes, hub, who, deadline_seconds)
+        data = self._look_at_data(recipe, tenant, who, hub, deadline_seconds)
         inputs = tuple(_input(wish, seen[wish.role]) for wish in wishes)
-        pinned = _pin_recipe(recipe, {each.role: each.pinned_name for each in inputs})
+        pinned = recipe.renamed({each.role: each.pinned_name for each in inputs})
+        pinned = calibration.pin(pinned, data)
         models = _attach(wishes, seen)
         plan = make_plan(pinned, models, budget=self.budget, scratch_free=scratch_free, notes=notes)
-        remarks = tuple(_remarks(inputs))
-        findings = (*plan.findings, *remarks)
-        summary = plan.summary()
+        planned = self._said(plan, inputs, models, data, whole)
+        if sum(len(part.outputs) for part in plan.parts()) <= LARGEST_KEPT:
+            self._plans.put(_plan_key(recipe, who, named, wishes, seen, data), planned)
+        return self._informed(planned, tenant, scratch_free)
+
+    def _said(
+        self,
+        plan: Plan,
+        inputs: tuple[PinnedInput, ...],
+        models: Mapping[str, ModelIndex],
+        data: Mapping[str, DataSeen],
+        whole: bool,
+    ) -> Planned:
+        inputs = tuple(_as_read(each, plan, whole) for each in inputs)
+        findings = (*plan.findings, *remarks(_named(inputs)), *(() if whole else _in_part(inputs, plan)))
+        queue = known.queue_of(plan, self.gpu_from_seconds)
+        summary = known.told(plan.summary(), plan)
+        summary["queue"] = queue
         summary["findings"] = [each.as_dict() for each in findings]
         summary["inputs"] = [each.row() for each in inputs]
         summary["estimate"] = {**summary["estimate"], "download_bytes": _download_bytes(inputs)}
-        return Planned(summary, plan, inputs, pinned, plan.queue, findings)
+        return Planned(summary, plan, inputs, plan.recipe, queue, findings, models, data, whole)
+
+    def _informed(self, planned: Planned, tenant: str, scratch_free: int | None) -> Planned:
+        """The plan without the passes over data whose statistics are there by now."""
+        plan = planned.plan
+        if self.shelf is None or not plan.statistics.needed:
+            return planned
+        measured = self.shelf.held(tenant, self.digests(planned, tenant))
+        if measured == frozenset(plan.statistics.needed) - frozenset(plan.statistics.missing):
+            return planned
+        again = make_plan(
+            plan.recipe,
+            planned.models,
+            budget=self.budget,
+            scratch_free=scratch_free,
+            notes=plan.notes,
+            measured=measured,
+        )
+        return self._said(again, planned.inputs, planned.models, planned.data, planned.whole)
+
+    def digests(self, planned: Planned, tenant: str) -> dict[str, str]:
+        """What the statistics of each model are found by, as far as that is known without reading models."""
+        if self.shelf is None:
+            return {}
+        inputs = {each.role: each for each in planned.inputs}
+        return known.digests_of(planned.plan, inputs, planned.data, tenant, self.shelf)
+
+    def _look_at_data(
+        self,
+        recipe: Recipe,
+        tenant: str,
+        who: tuple[str, bytes],
+        hub: Hub,
+        deadline_seconds: float | None,
+    ) -> Mapping[str, DataSeen]:
+        if not recipe.informed:
+            return {}
+        looking = self._pool.submit(self._data.look, recipe, tenant, who, hub, self.shelf)
+        if wait_for([looking], timeout=deadline_seconds).not_done:
+            looking.cancel()
+            raise PlanTimeout(deadline_seconds or 0.0)
+        return looking.result()
+
+    def _recall(
+        self, recipe: Recipe, wishes: Sequence[Wish], who: tuple[str, bytes], notes: Sequence[str]
+    ) -> Planned | None:
+        """The plan made before of this recipe on these models, if all of them are remembered."""
+        try:
+            seen = {wish.role: self._see(None, who, wish.name, wish.is_adapter) for wish in wishes}
+            data = self._data.look(recipe, who[0], who, None, self.shelf)
+        except (NotRemembered, ModelNameInvalid, MergeError, OSError):
+            return None
+        return self._plans.held(_plan_key(recipe, who, notes, wishes, seen, data))
 
     def _look(
-        self, wishes: Sequence[_Wish], token: str | None, tenant: str, deadline_seconds: float | None
-    ) -> dict[str, _Seen]:
-        hub = self.hub_factory(tenant, token)
-        who = (tenant, hashlib.sha256((token or "").encode()).digest())
-        asked: dict[tuple[str, bool], Future[_Seen]] = {}
+        self,
+        wishes: Sequence[Wish],
+        hub: Hub,
+        who: tuple[str, bytes],
+        deadline_seconds: float | None,
+    ) -> dict[str, Seen]:
+        asked: dict[tuple[str, bool], Future[Seen]] = {}
         for wish in wishes:
             key = (wish.name, wish.is_adapter)
             if key not in asked:
@@ -212,7 +268,7 @@ class Planner:
             for future in late:
                 future.cancel()
             raise PlanTimeout(deadline_seconds or 0.0)
-        seen: dict[str, _Seen] = {}
+        seen: dict[str, Seen] = {}
         findings: list[Finding] = []
         unclear: HubError | None = None
         for wish in wishes:
@@ -228,64 +284,54 @@ class Planner:
             raise unclear
         return seen
 
-    def _see(self, hub: Hub, who: tuple[str, bytes], name: str, adapter: bool) -> _Seen:
+    def _see(self, hub: Hub | None, who: tuple[str, bytes], name: str, adapter: bool) -> Seen:
+        """Looks at one model, under the name that it has in this recipe.
+
+        Without ``hub`` only what is remembered counts; raises ``NotRemembered`` where that is not enough.
+        """
         place = find_model(name, self.model_roots)
         if isinstance(place, FolderPlace):
-            return _see_folder(place.path, name, adapter)
+            stamp = (str(place.path), adapter, stamp_of(place.path))
+            known = self._indices.get(
+                stamp, _or_unknown(hub, lambda _: see_folder(place.path, name, adapter))
+            )
+            return replace(known, index=replace(known.index, label=name), stamp=stamp)
         is_commit = place.revision is not None and len(place.revision) == COMMIT_LENGTH
         snapshot = self._pins.get(
             (who, place.repo, place.revision),
-            lambda: hub.pin(place.repo, place.revision),
+            _or_unknown(hub, lambda hub: hub.pin(place.repo, place.revision)),
             PINNED_SECONDS if is_commit else PIN_SECONDS,
         )
-        key = (who[0], snapshot.repo, snapshot.sha, adapter)
-        known = self._indices.get(key, lambda: _see_snapshot(hub, snapshot, name, adapter))
-        return replace(known, snapshot=snapshot, index=replace(known.index, label=name))
-
-
-def _see_folder(path: Path, name: str, adapter: bool) -> _Seen:
-    if adapter:
-        files, texts, headers = indexing.read_folder(path, name, adapter=True)
-        found: ModelIndex | AdapterIndex = indexing.index_adapter(name, files, texts, headers)
-    else:
-        names = {item.name for item in path.iterdir() if item.is_file()}
-        _refuse_bare_adapter(names, name)
-        files, texts, headers = indexing.read_folder(path, name)
-        found = indexing.index_model(name, files, texts, headers)
-    return _Seen(found, None, path, sum(files[each] for each in (*texts, *headers)))
-
-
-def _see_snapshot(hub: Hub, snapshot: Snapshot, name: str, adapter: bool) -> _Seen:
-    files = {file.path: file.size for file in snapshot.files}
-    if not adapter:
-        _refuse_bare_adapter(files, name)
-    texts = hub.texts(snapshot, indexing.wanted_texts(files))
-    if adapter:
-        headers = hub.headers(snapshot, [each for each in (ADAPTER_WEIGHTS,) if each in files])
-        found: ModelIndex | AdapterIndex = indexing.index_adapter(name, files, texts, headers)
-    else:
-        headers = hub.headers(snapshot, indexing.weight_files(files, texts))
-        found = indexing.index_model(name, files, texts, headers)
-    return _Seen(found, snapshot, None, sum(files[each] for each in (*texts, *headers)))
-
-
-def _refuse_bare_adapter(names: "Mapping[str, int] | set[str]", name: str) -> None:
-    if ADAPTER_CONFIG in names and "config.json" not in names:
-        raise ModelNameInvalid(
-            f"{name} is a LoRA adapter, not a whole model; give its base as `model`, it as `adapter`."
+        key = (who[0], snapshot.repo, snapshot.sha, place.inside, adapter)
+        known = self._indices.get(
+            key, _or_unknown(hub, lambda hub: see_snapshot(hub, snapshot, name, place.inside, adapter))
         )
+        facts = (key, snapshot.private, snapshot.gated, snapshot.license)
+        return replace(known, snapshot=snapshot, index=replace(known.index, label=name), stamp=facts)
 
 
-def _wishes(recipe: Recipe) -> Iterator[_Wish]:
-    if recipe.base is not None:
-        yield _Wish("base", recipe.base, "/base")
-    for position, source in enumerate(recipe.sources):
-        yield _Wish(source.id, source.model, f"/sources/{position}/model")
-        if source.adapter is not None:
-            yield _Wish(source.id + ADAPTER, source.adapter, f"/sources/{position}/adapter")
+def _or_unknown(hub: Hub | None, make: Callable[[Hub], Value]) -> Callable[[], Value]:
+    def made() -> Value:
+        if hub is None:
+            raise NotRemembered
+        return make(hub)
+
+    return made
 
 
-def _attach(wishes: Sequence[_Wish], seen: Mapping[str, _Seen]) -> dict[str, ModelIndex]:
+def _plan_key(
+    recipe: Recipe,
+    who: tuple[str, bytes],
+    notes: Sequence[str],
+    wishes: Sequence[Wish],
+    seen: Mapping[str, Seen],
+    data: Mapping[str, DataSeen],
+) -> Hashable:
+    stamps = (*(seen[wish.role].stamp for wish in wishes), *(each.stamp for each in data.values()))
+    return (who, recipe.model_dump_json(), tuple(notes), stamps)
+
+
+def _attach(wishes: Sequence[Wish], seen: Mapping[str, Seen]) -> dict[str, ModelIndex]:
     models: dict[str, ModelIndex] = {}
     findings = []
     for wish in wishes:
@@ -301,45 +347,49 @@ def _attach(wishes: Sequence[_Wish], seen: Mapping[str, _Seen]) -> dict[str, Mod
     return models
 
 
-def _input(wish: _Wish, seen: _Seen) -> PinnedInput:
-    return PinnedInput(wish.role, wish.name, seen.snapshot, seen.folder, seen.size_bytes)
+def _input(wish: Wish, seen: Seen) -> PinnedInput:
+    stamp = known.stamp_text(seen.stamp) if seen.snapshot is None else None
+    size = seen.size_bytes
+    return PinnedInput(wish.role, wish.name, seen.snapshot, seen.folder, size, seen.inside, stamp, size)
 
 
-def _pin_recipe(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
-    sources = tuple(
-        source.model_copy(update={"model": names[source.id], "adapter": names.get(source.id + ADAPTER)})
-        for source in recipe.sources
-    )
-    return recipe.model_copy(update={"base": names.get("base"), "sources": sources})
+def _named(inputs: Sequence[PinnedInput]) -> Iterator[tuple[str, str, Snapshot]]:
+    return ((each.name, each.role, each.snapshot) for each in inputs if each.snapshot is not None)
 
 
-def _remarks(inputs: Sequence[PinnedInput]) -> Iterator[Finding]:
-    pinned = {(each.name): each for each in inputs if each.snapshot is not None}
-    for each in pinned.values():
-        snapshot = each.snapshot
-        if snapshot is None:
+def _in_part(inputs: Sequence[PinnedInput], plan: Plan) -> Iterator[Finding]:
+    """Says which inputs are fetched in part, since parts cannot be checked as a whole file can."""
+    for each in inputs:
+        if each.snapshot is None or not (spared := spared_bytes(plan, each.role)):
             continue
-        if snapshot.gated or snapshot.private:
-            word = "gated" if snapshot.gated else "private"
-            message = f"{each.name} is {word}; its terms bind the result; a public output must be confirmed."
-            yield Finding("warning", f"input_{word}", message, None, each.role)
-        if snapshot.license is None:
-            yield Finding("warning", "license_missing", f"{each.name} states no licence.", None, each.role)
-        elif "-nd" in snapshot.license.lower():
-            message = f"The licence of {each.name} ({snapshot.license}) allows no derived works."
-            yield Finding("warning", "license_no_derivatives", message, None, each.role)
-    licenses = sorted({each.snapshot.license for each in inputs if each.snapshot and each.snapshot.license})
-    if len(licenses) > 1:
-        message = f"The inputs have different licences ({', '.join(licenses)}); respect all of them."
-        yield Finding("warning", "licenses_differ", message)
+        message = (
+            f"Of {each.name} the {each.size_bytes} bytes that are read are fetched, and {spared} are not; "
+            "parts are pinned to the commit but cannot be compared with a file's sha256."
+        )
+        yield Finding("warning", "fetched_in_part", message, None, each.role)
+
+
+def _as_read(each: PinnedInput, plan: Plan, whole: bool) -> PinnedInput:
+    """The input with the size of what is fetched for the plan."""
+    spared = 0 if whole or each.snapshot is None else spared_bytes(plan, each.role)
+    each = replace(each, size_bytes=each.listed_bytes - spared)
+    index = plan.models.get(each.role)
+    if index is None:
+        return each
+    unread = set(index.shards) - set(plan.weight_files(each.role))
+    return replace(each, size_bytes=each.size_bytes - sum(index.files[file] for file in unread))
 
 
 def _download_bytes(inputs: Sequence[PinnedInput]) -> int:
-    sizes = {each.pinned_name: each.size_bytes for each in inputs if each.snapshot is not None}
+    """What comes from the Hub; a model that is named twice comes once."""
+    sizes: dict[str, int] = {}
+    for each in inputs:
+        if each.snapshot is not None:
+            sizes[each.pinned_name] = max(each.size_bytes, sizes.get(each.pinned_name, 0))
     return sum(sizes.values())
 
 
-def _finding(wish: _Wish, code: str, message: str) -> Finding:
+def _finding(wish: Wish, code: str, message: str) -> Finding:
     return Finding("error", code, message, wish.pointer, wish.model)
 
 

@@ -67,6 +67,11 @@ class EvaluateRequest(_Part):
             raise ValueError("two evaluation sets have the same name")
         return self
 
+    @property
+    def scores_parents(self) -> bool:
+        """Whether the models that are merged are loaded as a whole, beside the result."""
+        return self.parents and bool(self.sets)
+
 
 class OutputRequest(_Part):
     """Where the result goes. Without ``repo`` it stays with the service as an artifact."""

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from db import webhooks
 from db.models.base import new_id
 from db.models.webhook import WebhookDelivery, WebhookEndpoint
-from jobs import announcements, signing
+from jobs import announcements, signing, tally
 from jobs.errors import CredentialUnreadable, EndpointUrlInvalid, IllegalState, NotFound, RequestInvalid
 from jobs.keyring import Keyring, Sealed
 
@@ -27,7 +27,10 @@ LONGEST_ERROR = 500
 
 @dataclass(frozen=True)
 class DueDelivery:
-    """One try to be made now by its owner. ``secrets`` are the live ones, newest first."""
+    """One try to be made now by its owner. ``secrets`` are the live ones, newest first.
+
+    ``lag_seconds`` is how long the message had waited when the try was taken.
+    """
 
     id: str
     attempt: int
@@ -38,6 +41,7 @@ class DueDelivery:
     type: str
     body: bytes
     secrets: tuple[str, ...] = field(repr=False)
+    lag_seconds: float = 0.0
 
 
 def create_endpoint(
@@ -198,6 +202,7 @@ def claim_due(
                 row.type,
                 row.body.encode(),
                 tuple(secrets),
+                max(0.0, (row.attempted_at - row.created_at).total_seconds()) if row.attempted_at else 0.0,
             )
         )
     return due
@@ -227,6 +232,22 @@ def record_result(
     ``status_code`` is nothing when no answer came. ``schedule`` holds the delay before each try, the first
     one's too; ``chance`` in [0, 1) spreads delays by ±10 %.
     """
+    outcome = _record(session, due, status_code, error, retry_after, schedule, chance)
+    tally.note(session, "webhook_deliveries_total", outcome)
+    if outcome == "delivered":
+        tally.note(session, "webhook_lag_seconds", value=due.lag_seconds)
+    return outcome
+
+
+def _record(
+    session: Session,
+    due: DueDelivery,
+    status_code: int | None,
+    error: str | None,
+    retry_after: float | None,
+    schedule: Sequence[float],
+    chance: float,
+) -> str:
     webhooks.lock_endpoint(session, due.endpoint_id)
     if status_code is not None and 200 <= status_code < 300:
         kept = webhooks.mark_delivered(session, due.id, due.attempt, due.owner, status_code)

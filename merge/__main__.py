@@ -5,20 +5,27 @@ why.
 import argparse
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merge.catalog import FOLDER, catalogue, entry
+from rich.console import Console
+
+from merge.catalog import FOLDER
 from merge.checkpoint.index import ModelIndex, attach, index_adapter_folder, index_folder
-from merge.document import load_document
 from merge.errors import FindingsError, MergeError
-from merge.mergekit import is_mergekit, translate
-from merge.plan import Plan, make_plan
-from merge.recipe import Recipe, recipe_from
+from merge.learn.command import add_measure
+from merge.mergekit import read_file
+from merge.plan import Plan, collector_at_rest, make_plan
+from merge.presets import entry, listing
+from merge.recipe import Recipe
+from merge.recipe_stages import ADAPTER, leaves
+from merge.show import model_tables, plan_tables, progress_bar
 
 GIB = 1 << 30
+EXTENTS = ("sampled", "full", "none")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,16 +53,24 @@ def _parser() -> argparse.ArgumentParser:
         ("plan", _plan, "show what a run would do, from headers alone", ("recipe",)),
         ("translate", _translate, "show a mergekit config as a recipe", ("recipe",)),
         ("inspect", _inspect, "show what a model folder holds", ("model",)),
+        ("convert", _convert, "make safetensors of pickles (.bin), behind a guard", ("model", "out")),
     ):
         sub = commands.add_parser(name, help=about)
         for argument in takes:
             sub.add_argument(argument, type=Path)
         sub.set_defaults(command=command)
         if name in ("run", "plan"):
-            sub.add_argument("--budget", type=int, default=GIB, help="bytes of memory (default 1 GiB)")
+            about = "memory beyond the interpreter's own, such as 512MiB (default 1GiB)"
+            sub.add_argument("--memory", type=bytes_of, default=GIB, help=about)
+        if name in ("plan", "inspect", "translate"):
+            sub.add_argument("--json", action="store_true", help="as JSON, with everything")
+        if name == "inspect":
+            sub.add_argument("--tensors", action="store_true", help="list every tensor")
         if name == "run":
             sub.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-            sub.add_argument("--device", default="cpu")
+            sub.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
+            sub.add_argument("--report", choices=EXTENTS, default="sampled", help="what the report measures")
+    add_measure(commands, bytes_of)
     methods = commands.add_parser("methods", help="list methods, or describe one")
     methods.add_argument("name", nargs="?")
     methods.set_defaults(command=_methods)
@@ -65,39 +80,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_recipe(path: Path) -> tuple[Recipe, tuple[str, ...]]:
-    """A recipe file of either form, with the notes of its translation."""
-    document = load_document(path.read_bytes(), "json" if path.suffix == ".json" else "yaml")
-    if is_mergekit(document):
-        translation = translate(document)
-        return translation.recipe, tuple(translation.notes)
-    return recipe_from(document), ()
+def bytes_of(text: str) -> int:
+    """A number of bytes from ``1073741824``, ``512MiB``, ``2GB``; raises ``ArgumentTypeError``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 512MiB, 2GB or a number of bytes")
+    power = " KMGT".index(found[2].upper() or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def model_folders(recipe: Recipe, root: Path) -> dict[str, Path]:
     """Where each model of a recipe lies; names are relative to ``root``, the recipe's own folder."""
-    folders = {source.id: root / source.model for source in recipe.sources}
-    folders |= {f"{s.id}+adapter": root / s.adapter for s in recipe.sources if s.adapter is not None}
-    return ({"base": root / recipe.base} if recipe.base is not None else {}) | folders
+    paths = {each.role: root / each.name for each in leaves(recipe)}
+    return {key: path.parent if path.is_file() else path for key, path in paths.items()}
 
 
+@collector_at_rest()
 def index_models(recipe: Recipe, root: Path) -> dict[str, ModelIndex]:
     """Every model of a recipe as its headers describe it, adapters attached."""
     found: dict[str, ModelIndex] = {}
-    if recipe.base is not None:
-        found["base"] = index_folder(root / recipe.base, recipe.base)
-    for source in recipe.sources:
-        index = index_folder(root / source.model, source.model)
-        if source.adapter is not None:
-            index = attach(index, index_adapter_folder(root / source.adapter, source.adapter))
-        found[source.id] = index
+    for each in leaves(recipe):
+        if each.is_adapter:
+            model = each.role.removesuffix(ADAPTER)
+            found[model] = attach(found[model], index_adapter_folder(root / each.name, each.name))
+        else:
+            found[each.role] = index_folder(root / each.name, each.name)
     return found
 
 
 def _planned(options: argparse.Namespace) -> tuple[Plan, Path]:
-    recipe, notes = read_recipe(options.recipe)
-    root = options.recipe.parent
-    return make_plan(recipe, index_models(recipe, root), budget=options.budget, notes=notes), root
+    read, root = read_file(options.recipe), options.recipe.parent
+    models = index_models(read.recipe, root)
+    return make_plan(read.recipe, models, budget=options.memory, notes=read.notes), root
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -106,29 +120,63 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{finding.severity}: {finding.message}", file=sys.stderr)
     from merge.run import run  # loads torch, which the other commands do without
 
-    report = run(
-        plan,
-        model_folders(plan.recipe, root),
-        options.out,
-        budget_bytes=options.budget,
-        threads=options.threads,
-        device=options.device,
-    )
+    folders = model_folders(plan.recipe, root)
+    statistics = _statistics(plan, folders, root, options)
+    with progress_bar(Console(stderr=True)) as tell:
+        report = run(
+            plan,
+            folders,
+            options.out,
+            budget_bytes=options.memory,
+            threads=options.threads,
+            device=options.device,
+            on_progress=tell,
+            survey=options.report,
+            statistics=statistics,
+        )
     for file in report.files:
         print(f"{file.sha256}  {file.file}")
 
 
+def _statistics(
+    plan: Plan, folders: Mapping[str, Path], root: Path, options: argparse.Namespace
+) -> dict[str, Path]:
+    """Where what is measured on data lies, measured now where it is not there yet."""
+    if not plan.statistics.needed:
+        return {}
+    from merge.gather import gather  # loads transformers, which merges without data do without
+
+    def tell(key: str, is_new: bool) -> None:
+        verb = "measuring" if is_new else "using"
+        print(f"{verb} {', '.join(plan.statistics.needed[key])} of {key}", file=sys.stderr)
+
+    beside = options.out.absolute().parent
+    return gather(
+        plan, folders, root, beside, device=options.device, memory_bytes=options.memory, on_model=tell
+    )
+
+
 def _plan(options: argparse.Namespace) -> None:
-    _print(_planned(options)[0].summary())
+    plan, _ = _planned(options)
+    if options.json:
+        _print(plan.summary())
+    else:
+        Console().print(plan_tables(plan))
 
 
 def _translate(options: argparse.Namespace) -> None:
-    recipe, notes = read_recipe(options.recipe)
-    _print({"recipe": recipe.model_dump(mode="json"), "notes": list(notes)})
+    read = read_file(options.recipe)
+    if options.json:
+        _print(read.as_json())
+    else:
+        print(read.as_yaml(), end="")
 
 
 def _inspect(options: argparse.Namespace) -> None:
     index = index_folder(options.model)
+    if not options.json:
+        Console().print(model_tables(index, every_tensor=options.tensors))
+        return
     tensors = {name: {"dtype": info.dtype, "shape": list(info.shape)} for name, info in index.tensors.items()}
     _print(
         {
@@ -141,11 +189,17 @@ def _inspect(options: argparse.Namespace) -> None:
     )
 
 
+def _convert(options: argparse.Namespace) -> None:
+    from merge.convert import convert  # needs what only this command needs
+
+    print(convert(options.model, options.out))
+
+
 def _methods(options: argparse.Namespace) -> None:
     if options.name is not None:
         _print(entry(options.name).as_dict())
         return
-    for name, known in catalogue().items():
+    for name, known in listing().items():
         print(f"{name:20} {known.kind:8} {known.title}")
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isfinite
 from types import TracebackType
 from typing import TypeVar
@@ -16,7 +17,8 @@ from torch import Tensor
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.reader import TensorReader
 from merge.errors import NotFinite, TensorsDiffer
-from merge.outputs import INTEGERS, OutputTensor
+from merge.outputs import INTEGERS, Input, OutputTensor
+from merge.tokenizer.rows import TableReader
 
 J = TypeVar("J")
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
@@ -58,9 +60,9 @@ def torch_threads(count: int) -> Iterator[None]:
 class Crew:
     """A few threads that take jobs from one queue, in its order."""
 
-    def __init__(self, threads: int, within: int = 1) -> None:
+    def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "merge", torch.set_num_threads, (within,))
+        self._pool = ThreadPoolExecutor(threads, "merge", torch.set_num_threads, (1,))
 
     def each(self, jobs: Iterable[J], work: Callable[[J], None]) -> None:
         """Does ``work`` on every job and returns when all are done; the first failure stops the rest and is
@@ -111,49 +113,97 @@ class Buffers:
         return found[:elements]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where entries lie one after another: in the open file ``fd`` from byte ``offset`` on, or, with ``fd``
+    below zero, in memory at ``address``, which ``held`` keeps.
+    """
+
+    fd: int
+    offset: int
+    address: int
+    held: Tensor | None = None
+
+
 class Inputs:
     """Blocks of the models' tensors in compute dtype, checked to be finite."""
 
-    def __init__(self, readers: Mapping[str, TensorReader], buffers: Buffers, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        readers: Mapping[str, TensorReader],
+        buffers: Buffers,
+        dtype: torch.dtype,
+        tables: TableReader | None = None,
+    ) -> None:
         self.readers = readers
         self.dtype = dtype
         self._buffers = buffers
+        self._tables = tables
+        self.made: Mapping[str, Tensor] = {}
+        """Tensors that no input holds, by the name of the output."""
 
-    def load(self, name: str, keys: Sequence[str], first: int, count: int) -> list[Tensor]:
-        """The same entries of each model in ``keys``, flat; raises ``NotFinite`` naming tensor and model."""
-        found = []
-        for place, key in enumerate(keys):
-            buffer = self._buffers.get(("input", place), count, self.dtype)
-            self.readers[key].read_float(name, first, count, buffer)
-            if not isfinite(float(buffer.sum())) and not bool(torch.isfinite(buffer).all()):
-                label = self.readers[key].index.label
-                raise NotFinite(
-                    f"{name} of {label} holds NaN or infinity; the file is damaged or badly trained."
-                )
-            found.append(buffer)
-        return found
+    def load(self, inputs: Sequence[Input], first: int, count: int) -> list[Tensor]:
+        """The same entries of each input, flat; raises ``NotFinite`` naming tensor and model."""
+        return [self._load(source, number, first, count) for number, source in enumerate(inputs)]
 
-    def equal(self, output: OutputTensor, keys: Sequence[str], first: int, count: int) -> Tensor:
+    def _load(self, source: Input, number: int, first: int, count: int) -> Tensor:
+        buffer = self._buffers.get(("input", number), count, self.dtype)
+        reader = self.readers[source.model]
+        if source.rows is None:
+            reader.read_float(source.tensor, first, count, buffer)
+        else:
+            assert self._tables is not None  # a plan with tables is run with their reader
+            self._tables.read(source.rows, source.tensor, first, count, buffer)
+        if not isfinite(float(buffer.sum())) and not bool(torch.isfinite(buffer).all()):
+            raise NotFinite(
+                f"{source.tensor} of {reader.index.label} holds NaN or infinity; "
+                "the file is damaged or badly trained."
+            )
+        return buffer
+
+    def stored(self, source: Input) -> str | None:
+        """The dtype of an input whose entries can be taken from its file as they lie there, else ``None``."""
+        info = self.readers[source.model].plain(source.tensor)
+        return None if info is None or source.rows is not None else info.dtype
+
+    @contextmanager
+    def place(self, source: Input, number: int, first: int, count: int) -> Iterator[Place]:
+        """Where these entries lie as long as the context lasts: in the file, else in a buffer of this thread
+        (the ``number``-th), in compute dtype.
+        """
+        reader = self.readers[source.model]
+        if self.stored(source) is not None:
+            with reader.lying(source.tensor, first, count) as (fd, offset):
+                yield Place(fd, offset, 0)
+        else:
+            entries = self._load(source, number, first, count)
+            yield Place(-1, 0, entries.data_ptr(), entries)
+
+    def equal(self, output: OutputTensor, first: int, count: int) -> Tensor:
         """These entries of the first model, after checking that every model has the same; raises
         ``TensorsDiffer``.
         """
+        made = self.made.get(output.name)
+        if made is not None:
+            return made.view(-1)[first : first + count]
         if output.dtype in INTEGERS:
-            blocks = [self._raw(output, key, place, first, count) for place, key in enumerate(keys)]
+            blocks = [self._raw(each, place, first, count) for place, each in enumerate(output.inputs)]
         else:
-            blocks = self.load(output.name, keys, first, count)
-        for key, block in zip(keys[1:], blocks[1:], strict=True):
+            blocks = self.load(output.inputs, first, count)
+        for other, block in zip(output.inputs[1:], blocks[1:], strict=True):
             if not torch.equal(blocks[0], block):
-                ours, theirs = (self.readers[k].index.label for k in (keys[0], key))
+                ours, theirs = (self.readers[each.model].index.label for each in (output.inputs[0], other))
                 raise TensorsDiffer(
                     f"{output.name} must be the same in all models, but differs between {ours} and {theirs}; "
                     "an override with policy base or source:<id> would choose one."
                 )
         return blocks[0]
 
-    def _raw(self, output: OutputTensor, key: str, place: int, first: int, count: int) -> Tensor:
-        info = self.readers[key].index.tensors[output.name]
+    def _raw(self, source: Input, place: int, first: int, count: int) -> Tensor:
+        reader = self.readers[source.model]
+        info = reader.index.tensors[source.tensor]
         buffer = self._buffers.get(("raw", place), count, torch_dtype(info.dtype, info.name))
-        self.readers[key].read_into(info, first, count, buffer)
+        reader.read_into(info, first, count, buffer)
         return buffer
 
 

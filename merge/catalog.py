@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from merge.errors import UnknownMethod
-
 FOLDER = Path(__file__).with_name("catalogue_data")
 
 
@@ -20,10 +18,13 @@ FOLDER = Path(__file__).with_name("catalogue_data")
 class MethodEntry:
     """What is known of a method without its code; one JSON file each, written by ``python -m merge catalog``.
 
-    ``needs`` holds ``base`` (bool), ``sources`` ([least, most or null]), ``stats`` (list of what is measured
-    first) and ``weight_sum`` (knob that, when true, divides by the sum of weights, or null). ``schema`` is
+    ``needs`` holds ``base`` (bool or "optional"), ``sources`` ([least, most or null]), ``stats`` (list of
+    what is measured first) and ``weight_sum`` (knob that, when true, divides by the sum of weights; true
+    where the method always does; or null), ``limits`` (what settings demand of each other) and, where it has
+    any, ``statistics`` (what is measured on data). ``schema`` is
     the JSON schema of one value of each setting; ``x-by-depth`` settings also take a list, ``x-by-source``
-    ones may be set by every source.
+    ones may be set by every source. ``workspace`` is what a method on whole tensors says it holds (see
+    ``merge.contract.method.Workspace``).
     """
 
     name: str
@@ -38,6 +39,8 @@ class MethodEntry:
     schema: dict[str, Any]
     classes: dict[str, str] = field(default_factory=dict)
     breaks: dict[str, str] = field(default_factory=dict)
+    linear: bool = False
+    workspace: list[float] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form, keys in declaration order."""
@@ -49,13 +52,33 @@ class MethodEntry:
         properties: dict[str, dict[str, Any]] = self.schema["properties"]
         return properties
 
+    @property
+    def statistics(self) -> list[dict[str, Any]]:
+        """What it needs measured on data, each the fields of a ``Statistic``."""
+        statistics: list[dict[str, Any]] = self.needs.get("statistics", [])
+        return statistics
+
+    @property
+    def limits(self) -> list[dict[str, Any]]:
+        """What settings demand of each other, each the fields of a ``Limit``."""
+        limits: list[dict[str, Any]] = self.needs.get("limits", [])
+        return limits
+
+    @property
+    def cautions(self) -> list[dict[str, Any]]:
+        """What the plan warns of, each the fields of a ``Caution``."""
+        cautions: list[dict[str, Any]] = self.needs.get("cautions", [])
+        return cautions
+
     def problems(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """(setting, sentence) for everything wrong with settings as a recipe writes them (lists are depth
-        curves).
+        """(setting, sentence) for everything wrong with settings as a recipe writes them: lists are depth
+        curves, and of a list of true and false one is picked.
         """
         found = []
         for name, value in values.items():
-            if isinstance(value, list) and self.settings.get(name, {}).get("x-by-depth"):
+            known = self.settings.get(name, {})
+            listed = known.get("x-by-depth") or known.get("type") == "boolean"
+            if isinstance(value, list) and listed:
                 wrong = [p for entry in value for p in problems(self.schema, {name: entry})][:1]
                 found += wrong if value else [(name, f"{name}: a curve over depth needs at least one value")]
             else:
@@ -68,14 +91,6 @@ def catalogue() -> dict[str, MethodEntry]:
     """Every method by name, in alphabetical order."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.json"))]
     return {entry.name: entry for entry in (MethodEntry(**json.loads(text)) for text in texts)}
-
-
-def entry(name: str) -> MethodEntry:
-    """The entry of one method; raises ``UnknownMethod`` with the nearest names."""
-    try:
-        return catalogue()[name]
-    except KeyError:
-        raise UnknownMethod(f"there is no method {name!r}{nearest(name, catalogue())}") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

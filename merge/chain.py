@@ -1,6 +1,6 @@
 """The steps of a recipe bound to one tensor: what must be measured first, and how a block is computed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.contract.groups import DeltaGroup, Site, Stats, TensorGroup
+from merge.contract.groups import DeltaGroup, Site, Statistics, Stats, TensorGroup
 from merge.contract.method import Granularity, Kind, Method, coarsest
-from merge.contract.stats import Part, Stat, deltas_of, own_delta
+from merge.contract.stats import Part, Stat, Term, deltas_of, own_delta
 from merge.errors import ShapeBroken
 from merge.kernels.keyed import Draws, key_of
 from merge.sizing import PIECE_ELEMENTS
@@ -80,6 +80,8 @@ class Block:
     shape: tuple[int, ...]
     base: Tensor | None
     sources: Sequence[Tensor]
+    draws: Callable[..., Any] = Draws
+    statistics: Statistics = field(default_factory=dict)
 
 
 @dataclass
@@ -95,7 +97,8 @@ class Chain:
     levels: int = 0
 
     def __post_init__(self) -> None:
-        self._add_tasks()
+        if prod(self.site.shape):
+            self._add_tasks()
 
     @property
     def granularity(self) -> Granularity:
@@ -107,24 +110,32 @@ class Chain:
         """Entries of one piece of a deterministic sum: fixed by shape and granularity, never by the block."""
         if self.granularity != "row":
             return PIECE_ELEMENTS
-        return max(1, PIECE_ELEMENTS // self._columns) * self._columns
+        return max(1, PIECE_ELEMENTS // self.columns) * self.columns
 
     @property
-    def _columns(self) -> int:
+    def columns(self) -> int:
+        """Entries of one row."""
         return max(1, prod(self.site.shape[1:]) if len(self.site.shape) > 1 else prod(self.site.shape))
 
-    def spans(self, size: int) -> Iterator[tuple[int, int]]:
-        """(first, count) of blocks of about ``size`` entries, each of whole pieces."""
-        total = prod(self.site.shape)
-        step = total if self.granularity == "tensor" else max(1, size // self.piece) * self.piece
-        for first in range(0, total, max(step, 1)):
-            yield first, min(step, total - first)
+    @property
+    def entries(self) -> int:
+        """Entries of the whole tensor."""
+        return prod(self.site.shape)
+
+    def spans(self, size: int, begin: int = 0, count: int | None = None) -> Iterator[tuple[int, int]]:
+        """(first, count) of blocks of about ``size`` entries, each of whole pieces; of all entries, or of
+        ``count`` from ``begin`` on.
+        """
+        end = self.entries if count is None else begin + count
+        step = self.entries if self.granularity == "tensor" else max(1, size // self.piece) * self.piece
+        for first in range(begin, end, max(step, 1)):
+            yield first, min(step, end - first)
 
     def block_shape(self, count: int) -> tuple[int, ...]:
         """The shape in which a method sees ``count`` entries."""
         if self.granularity == "element":
             return (count,)
-        return (count // self._columns, self._columns) if self.granularity == "row" else self.site.shape
+        return (count // self.columns, self.columns) if self.granularity == "row" else self.site.shape
 
     def compute(self, block: Block) -> Tensor:
         """The merged entries; raises ``ShapeBroken`` where a method gives back another shape."""
@@ -137,18 +148,51 @@ class Chain:
             raise ShapeBroken(f"{self.site.name}: the method gave back shape {given} instead of {wanted}.")
         return flow.combined
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether any step comes after the combining one."""
+        return any(bound.method.kind is Kind.ADJUST for bound in self.steps)
+
+    def combined(self, block: Block) -> Tensor:
+        """The merged entries before the adjusting steps."""
+        flow = _Flow(self, block)
+        for stage, bound in enumerate(self.steps):
+            if bound.method.kind is not Kind.ADJUST:
+                flow.advance(stage)
+        assert flow.combined is not None  # a plan has exactly one combine
+        return flow.combined
+
+    def prepared(self, block: Block) -> Sequence[Tensor]:
+        """The task vectors as the combining step gets them; the block must have a base."""
+        flow = _Flow(self, block)
+        for stage, bound in enumerate(self.steps):
+            if bound.method.kind is Kind.PREPARE:
+                flow.advance(stage)
+        return flow.current_deltas()
+
     def measure(self, block: Block, tasks: Sequence[Task]) -> list[list[Tensor]]:
         """What this block adds to each of the tasks; ``tasks`` come in the order of their stages."""
-        flow = _Flow(self, block)
         found = []
+        for task, values in self.quantities(block, tasks):
+            added = task.stat.measure(values, task.params, self.piece, task.value)
+            found.append([tensor.cpu() for tensor in added])
+        return found
+
+    def terms(self, block: Block, tasks: Sequence[Task]) -> list[list[Term]]:
+        """The same in terms of what is added up, for stats that are."""
+        return [
+            task.stat.terms(values, task.params, task.value) for task, values in self.quantities(block, tasks)
+        ]
+
+    def quantities(self, block: Block, tasks: Sequence[Task]) -> Iterator[tuple[Task, Sequence[Tensor]]]:
+        """What each task is measured on; ``tasks`` come in the order of their stages."""
+        flow = _Flow(self, block)
         stage = 0
         for task in tasks:
             while stage < task.stage:
                 flow.advance(stage)
                 stage += 1
-            added = task.stat.measure(flow.quantities(task), task.params, self.piece, task.value)
-            found.append([tensor.cpu() for tensor in added])
-        return found
+            yield task, flow.quantities(task)
 
     def stats(self, stage: int, position: int | None) -> Stats:
         """Measured values of one stage, by the keys the method reads them with."""
@@ -198,7 +242,7 @@ class _Flow:
         bound = self._chain.steps[stage]
         function = bound.method.function
         if bound.method.kind is Kind.PREPARE:
-            deltas = self._current_deltas()
+            deltas = self.current_deltas()
             self._deltas = [
                 function(delta, self._own(stage, position), bound.params[position])
                 for position, delta in enumerate(deltas)
@@ -216,14 +260,15 @@ class _Flow:
             if self.combined is not None and task.stat.of is not None:
                 return task.stat.of(self.combined, group, task.params)
             return of(group, task.params)
-        delta = self._current_deltas()[task.position]
+        delta = self.current_deltas()[task.position]
         return (task.stat.of or own_delta)(delta, self._own(task.stage, task.position), task.params)
 
     def _base(self) -> Tensor:
         assert self._block.base is not None  # the plan refuses prepares without a base
         return self._block.base
 
-    def _current_deltas(self) -> Sequence[Tensor]:
+    def current_deltas(self) -> Sequence[Tensor]:
+        """The task vectors after the steps that were applied."""
         if self._deltas is None:
             self._deltas = [source - self._base() for source in self._block.sources]
         return self._deltas
@@ -232,13 +277,22 @@ class _Flow:
         chain = self._chain
         model = chain.site.models[position]
         key = key_of(chain.seed, model, chain.site.name, chain.steps[stage].label)
-        draws = Draws(key, self._block.first, self._block.shape, self._base().device)
+        draws = self._block.draws(key, self._block.first, self._block.shape, self._base().device)
         stats = chain.stats(stage, position)
-        return DeltaGroup(chain.site, model, self._base(), chain.weights[position], draws, stats)
+        return DeltaGroup(
+            chain.site,
+            model,
+            self._base(),
+            chain.weights[position],
+            draws,
+            stats,
+            self._block.statistics,
+        )
 
     def _group(self, stage: int) -> TensorGroup:
         chain = self._chain
         stats = chain.stats(stage, None)
+        block = self._block
         return TensorGroup(
-            chain.site, self._block.sources, self._block.base, chain.weights, self._deltas, stats
+            chain.site, block.sources, block.base, chain.weights, self._deltas, stats, block.statistics
         )

@@ -18,10 +18,24 @@ MAX_NODES = 50_000
 
 
 def load_document(text: str | bytes, content: Content) -> dict[str, Any]:
-    """Reads one JSON or YAML mapping with string keys.
+    """Reads one JSON or YAML mapping with string keys; refuses, besides what ``load_documents`` does, several
+    YAML documents.
+    """
+    documents = load_documents(text, content)
+    if len(documents) > 1:
+        refuse(
+            "several_documents",
+            "The YAML holds several documents, which only configurations of mergekit may be: write one "
+            "recipe with stages.",
+        )
+    return documents[0]
+
+
+def load_documents(text: str | bytes, content: Content) -> list[dict[str, Any]]:
+    """Reads one JSON mapping, or the YAML mappings of a text, with string keys; at least one.
 
     Refused with ``RecipeInvalid``: more than 1 MiB, duplicate keys, nesting over 24 levels, aliases that
-    expand to more than 50,000 values, several YAML documents, tags that build objects, NaN and infinity.
+    expand to more than 50,000 values, tags that build objects, NaN and infinity.
     """
     if len(text) > MAX_BYTES:
         refuse("document_too_large", f"The recipe is larger than {MAX_BYTES} bytes.")
@@ -31,13 +45,14 @@ def load_document(text: str | bytes, content: Content) -> dict[str, Any]:
         except UnicodeDecodeError:
             refuse("document_malformed", "The recipe is not UTF-8 text.")
     try:
-        document = _load_json(text) if content == "json" else _load_yaml(text)
+        documents = [_load_json(text)] if content == "json" else _load_yaml(text)
     except RecursionError:
         refuse("document_too_deep", f"The recipe is nested deeper than {MAX_DEPTH} levels.")
-    if not isinstance(document, dict):
-        refuse("document_malformed", "The recipe must be a mapping of fields to values.")
-    _check_tree(document, "", 0)
-    return document
+    for document in documents:
+        if not isinstance(document, dict):
+            refuse("document_malformed", "The recipe must be a mapping of fields to values.")
+        _check_tree(document, "", 0)
+    return documents
 
 
 def refuse(code: str, message: str, pointer: str | None = None) -> NoReturn:
@@ -143,18 +158,16 @@ def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def _load_yaml(text: str) -> Any:
+def _load_yaml(text: str) -> list[Any]:
+    """Every document that is not empty, or one empty one."""
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _expanded_size(node, {}, set())
-        return loader.construct_document(node)
-    except yaml.composer.ComposerError as error:
-        if "but found another document" in str(error):
-            refuse("several_documents", "The YAML holds several documents; send one recipe at a time.")
-        refuse("document_malformed", f"Not valid YAML: {_where(error)}.")
+        loader, found, left = _Loader(text), list[Any](), MAX_NODES
+        while loader.check_node() and (node := loader.get_node()) is not None:
+            left -= _expanded_size(node, {}, set())
+            if left < 0:
+                refuse("document_too_large", f"The YAML expands to more than {MAX_NODES} values.")
+            found.append(loader.construct_document(node))
+        return [document for document in found if document is not None] or [None]
     except yaml.YAMLError as error:
         refuse("document_malformed", f"Not valid YAML: {_where(error)}.")
     except (ValueError, TypeError):

@@ -137,6 +137,24 @@ class DtypeUnsupported(FileRefused):
     code = "dtype_unsupported"
 
 
+class GgufMalformed(FileRefused):
+    """A GGUF file whose frame (mark, version, texts, lists, alignment) is not what the format allows."""
+
+    code = "gguf_malformed"
+
+
+class GgufUnsupported(FileRefused):
+    """A GGUF file of an architecture, or with tensors, that have no counterpart in transformers here."""
+
+    code = "gguf_unsupported"
+
+
+class QuantizationMalformed(FileRefused):
+    """The parts of a quantised tensor (codes, scales, zero points) do not fit together."""
+
+    code = "quantization_malformed"
+
+
 class RankTooHigh(FileRefused):
     """A tensor with more dimensions than the engine accepts."""
 
@@ -207,6 +225,12 @@ class TextInvalid(FileRefused):
     """A JSON file beside the weights cannot be understood."""
 
     code = "text_invalid"
+
+
+class VocabularyInvalid(FileRefused):
+    """A tokenizer whose tokens cannot be told apart or lined up; the sentence names the token."""
+
+    code = "vocabulary_invalid"
 
 
 class WeightMapInvalid(FileRefused):
@@ -317,6 +341,32 @@ class ShapeBroken(MergeError):
     code = "shape_broken"
 
 
+class GateUnsupported(MergeError):
+    """The routers of a mixture cannot be made from prompts: the guide's tokenizer or layers are of a kind
+    that is not known.
+    """
+
+    code = "gate_unsupported"
+
+
+class NothingChanged(MergeError):
+    """The merge equals the base in everything an adapter could hold."""
+
+    code = "nothing_changed"
+
+
+class StatisticsMissing(MergeError):
+    """A method needs something measured on data that was not measured, or whose folder is not complete."""
+
+    code = "statistics_missing"
+
+
+class StatisticsUnfit(MergeError):
+    """Statistics were given that belong to another model: their shapes do not fit its tensors."""
+
+    code = "statistics_unfit"
+
+
 class InputChanged(MergeError):
     """The files on disk are not the ones the plan was made from."""
 
@@ -333,3 +383,69 @@ class BudgetTooSmall(MergeError):
     """A run was given less memory than the smallest blocks of its method take."""
 
     code = "budget_too_small"
+
+
+class StatisticUnknown(MergeError):
+    """A statistic of a name that does not exist, or none at all, was asked for."""
+
+    code = "statistic_unknown"
+
+
+class StatisticsInvalid(MergeError):
+    """A folder that should hold statistics does not, or holds those of another version."""
+
+    code = "statistics_invalid"
+
+
+class CalibrationInvalid(MergeError):
+    """Base of what is wrong with the data that statistics are to be measured on."""
+
+    code = "calibration_invalid"
+
+
+class CalibrationMissing(CalibrationInvalid):
+    """There is no file or folder of that name."""
+
+    code = "calibration_missing"
+
+
+class CalibrationFormat(CalibrationInvalid):
+    """A file of calibration data that is of no known kind, or whose lines are not what its kind says."""
+
+    code = "calibration_format"
+
+
+class CalibrationEncoding(CalibrationInvalid):
+    """A text that is not UTF-8."""
+
+    code = "calibration_encoding"
+
+
+class CalibrationEmpty(CalibrationInvalid):
+    """Calibration data with nothing in it but white space."""
+
+    code = "calibration_empty"
+
+
+class CalibrationTooShort(CalibrationInvalid):
+    """Calibration data of fewer tokens than a model can be run on."""
+
+    code = "calibration_too_short"
+
+
+class CalibrationTooLarge(CalibrationInvalid):
+    """More calibration data than is read."""
+
+    code = "calibration_too_large"
+
+
+class TokenizerUnfit(CalibrationInvalid):
+    """The model's tokenizer is missing, cannot be used, or gives tokens that the embedding does not have."""
+
+    code = "tokenizer_unfit"
+
+
+class ModelNotRun(MergeError):
+    """A model that cannot be run on data here: its class is not known, or its weights do not fill it."""
+
+    code = "model_not_run"

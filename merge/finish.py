@@ -5,22 +5,29 @@ from.
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from math import prod
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoint.header import DTYPE_NAMES
 from merge.checkpoint.index import safe_path
-from merge.checkpoint.layout import INDEX_FILE, index_json
+from merge.checkpoint.layout import index_file, index_json
 from merge.checkpoint.tokenizer import TOKENIZER_FILES
-from merge.journal import sample_of, sha256_of
+from merge.journal import Journal, sample_of, sha256_of
 from merge.plan import ENGINE_VERSION, Plan
 from merge.recipe import canonical, recipe_digest
+from merge.recipe_stages import stage_of
 from merge.report import OutputFile
+from merge.result_config import in_vocabulary, main_dtype, output_config, takes_ends
+from merge.survey.page import render_page
+from merge.survey.summary import Measured, summarise
+from merge.tokenizer.files import with_new_tokens
+from merge.tokenizer.planned import VocabularyPlan
+from merge.tokenizer.special import ends_of
+from merge.tokenizer.templates import chosen_template
 
 MANIFEST_FILE = "mergery.json"
+SURVEY_FILE = "merge_report.json"
+SURVEY_PAGE = "merge_report.html"
 MODEL_FILES = ("generation_config.json",)
 READER_FILES = (
     *TOKENIZER_FILES, "chat_template.json", "image_processor_config.json", "preprocessor_config.json",
@@ -28,60 +35,93 @@ READER_FILES = (
     "video_preprocessor_config.json",
 )  # fmt: skip
 """What turns text and images into tokens; taken together from the model the recipe names."""
-_LEFT_OUT = ("auto_map", "_name_or_path")
-_WORDS = {short: word for word, short in DTYPE_NAMES.items()}
 
 
-def inputs_manifest(plan: Plan, folders: Mapping[str, Path]) -> dict[str, Any]:
-    """What identifies each input: the user's name for it, the digest of its structure, samples of its
-    weights.
+def inputs_manifest(
+    plan: Plan, folders: Mapping[str, Path], pinned: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    """What identifies each input: the user's name for it, the digest of its structure, and of its weight
+    files what they are ``pinned`` to, by folder and file, or samples.
     """
+
+    def identified(folder: str, files: Iterable[str]) -> tuple[str, dict[str, str]]:
+        known = pinned.get(folder)
+        if known is not None:
+            return "files_sha256", {file: known[file] for file in files}
+        return "samples_sha256", {file: sample_of(safe_path(folders[folder], file)) for file in files}
+
     told: dict[str, Any] = {}
     for key, index in plan.models.items():
-        if key not in folders:
+        if key not in folders or stage_of(index.label) is not None:
             continue
         told[key] = {"model": index.label, "structure_sha256": index.digest}
-        told[key]["samples_sha256"] = {
-            file: sample_of(safe_path(folders[key], file)) for file in index.shards
-        }
+        what, files = identified(key, plan.weight_files(key))
+        told[key][what] = files
         if index.adapter is not None:
-            folder = folders[f"{key}+adapter"]
             weights = sorted(name for name in index.adapter.files if name.endswith(".safetensors"))
-            told[key]["adapter"] = index.adapter.label
-            told[key]["adapter_samples_sha256"] = {
-                file: sample_of(safe_path(folder, file)) for file in weights
-            }
+            what, files = identified(f"{key}+adapter", weights)
+            told[key] |= {"adapter": index.adapter.label, f"adapter_{what}": files}
     return told
 
 
 def write_small_files(plan: Plan, folders: Mapping[str, Path], out: Path) -> list[str]:
     """Writes config, generation config, tokenizer files, chat template and shard index; gives their names."""
     files: dict[str, bytes] = {}
-    config = plan.models[plan.reference].config
+    config = plan.result_config()
     if config:
-        files["config.json"] = _json(output_config(config, _main_dtype(plan)))
-    files |= _copies(folders[plan.reference], MODEL_FILES)
+        files["config.json"] = _json(output_config(config, main_dtype(plan.outputs)))
+    files |= _copies(plan, folders, plan.reference, MODEL_FILES)
     chosen = plan.recipe.tokenizer.source
-    reader = chosen if chosen in folders else plan.reference
-    files |= _copies(folders[reader], READER_FILES)
-    if plan.recipe.chat_template is not None:
-        files = _with_template(files, plan.recipe.chat_template)
+    reader = chosen if chosen is not None and chosen in folders else plan.reference
+    if plan.vocabulary is not None:
+        reader = plan.vocabulary.alignment.ground
+    files |= _copies(plan, folders, reader, READER_FILES)
+    if plan.vocabulary is not None:
+        files = _with_vocabulary(files, plan, plan.vocabulary, folders)
+    template = chosen_template(plan.recipe, plan.models)
+    if template is not None:
+        files = _with_template(files, template)
     if len(plan.shards) > 1:
-        files[INDEX_FILE] = index_json(plan.shards)
+        files[index_file(plan.shards)] = index_json(plan.shards)
     for name, content in files.items():
         _write(out / name, content)
     return sorted(files)
 
 
-def output_config(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
-    """The config of the result: without remote code and local paths, and with the dtype that is stored."""
-    made = {key: value for key, value in config.items() if key not in _LEFT_OUT}
-    if dtype is None:
-        return made
-    made = _with_dtype(made, dtype)
-    if "dtype" not in made and "torch_dtype" not in made:
-        made["dtype"] = made["torch_dtype"] = dtype
+def _with_vocabulary(
+    files: Mapping[str, bytes], plan: Plan, vocabulary: VocabularyPlan, folders: Mapping[str, Path]
+) -> dict[str, bytes]:
+    """The files with the new tokens in the tokenizer and the configs' sizes and token ids adjusted."""
+    found, made = vocabulary.alignment, dict(files)
+    if found.new:
+        lenders = dict.fromkeys(token.origin for token in found.new if token.flags is None)
+        origins = {
+            key: safe_path(folders[key], "tokenizer.json").read_bytes() for key in lenders if key is not None
+        }
+        made = with_new_tokens(made, found.new, origins)
+    lent: dict[str, Mapping[str, Any]] = {}
+    if takes_ends(plan.recipe, vocabulary, plan.reference):
+        told = _copies(plan, folders, found.ground, MODEL_FILES)
+        lent = {name: ends_of(json.loads(content)) for name, content in told.items()}
+        lent["config.json"] = ends_of(plan.models[found.ground].config)
+    for name in ("config.json", *MODEL_FILES):
+        if name in made:
+            config, ends = json.loads(made[name]), lent.get(name, {})
+            made[name] = _json(in_vocabulary(config, vocabulary, plan.reference, ends))
     return made
+
+
+def write_survey(plan: Plan, extent: str, journal: Journal, out: Path) -> list[str]:
+    """Writes the merge report as JSON and as a page; gives their names."""
+    told = {name: numbers for done in journal.shards.values() for name, numbers in done.measured.items()}
+    found = {name: Measured.from_list(numbers) for name, numbers in told.items()}
+    from_base = any(output.base is not None for output in plan.outputs)
+    survey = summarise(plan.outputs, found, extent=extent, from_base=from_base)
+    names = " + ".join(plan.recipe.source_ids())
+    title = f"{', '.join(step.name for step in plan.steps)}: {names}"
+    _write(out / SURVEY_FILE, _json(survey))
+    _write(out / SURVEY_PAGE, render_page(survey, title=title).encode())
+    return [SURVEY_FILE, SURVEY_PAGE]
 
 
 def write_manifest(
@@ -91,9 +131,10 @@ def write_manifest(
     small: Sequence[str],
     out: Path,
     device: str,
+    told: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[OutputFile]]:
     """Writes mergery.json; gives its content and all files of the result. Nothing in it depends on time or
-    place.
+    place. ``told`` are further facts about the result.
     """
     files = [
         *weights,
@@ -104,14 +145,20 @@ def write_manifest(
         "plan_sha256": plan.digest,
         "recipe_sha256": recipe_digest(plan.recipe),
         "recipe": json.loads(canonical(plan.recipe)),
-        "methods": {step.name: step.version for step in plan.steps},
+        "methods": {step.name: step.version for part in plan.parts() for step in part.steps},
         "inputs": dict(inputs),
+        **(told or {}),
         "files": {file.file: {"sha256": file.sha256, "size": file.size} for file in files},
     }
     content = _json(manifest)
     _write(out / MANIFEST_FILE, content)
     own = OutputFile(MANIFEST_FILE, hashlib.sha256(content).hexdigest(), len(content))
     return manifest, [*files, own]
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes a JSON file, durably."""
+    _write(path, _json(document))
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
@@ -132,28 +179,11 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _main_dtype(plan: Plan) -> str | None:
-    counts: Counter[str] = Counter()
-    for output in plan.outputs:
-        if output.dtype in _WORDS:
-            counts[output.dtype] += prod(output.shape)
-    return _WORDS[counts.most_common(1)[0][0]] if counts else None
-
-
-def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in ("dtype", "torch_dtype"):
-            made[key] = dtype
-        elif isinstance(value, dict):
-            made[key] = _with_dtype({k: v for k, v in value.items() if k not in _LEFT_OUT}, dtype)
-        else:
-            made[key] = value
-    return made
-
-
-def _copies(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    found = {name: safe_path(folder, name).read_bytes() for name in names if (folder / name).is_file()}
+def _copies(plan: Plan, folders: Mapping[str, Path], key: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Files of one model; what lies beside a model that is a single file is not its own."""
+    folder, own = folders[key], plan.models[key].files
+    there = [name for name in names if name in own and (folder / name).is_file()]
+    found = {name: safe_path(folder, name).read_bytes() for name in there}
     if "tokenizer_config.json" in found:
         found["tokenizer_config.json"] = _without(found["tokenizer_config.json"], "auto_map")
     return found

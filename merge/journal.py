@@ -17,12 +17,15 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Finished:
-    """A shard that is done; ``released`` once its file was uploaded and deleted."""
+    """A shard that is done; ``released`` once its file was uploaded and deleted, ``measured`` is what the
+    survey found in its tensors.
+    """
 
     file: str
     size: int
     sha256: str
     released: bool = False
+    measured: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass

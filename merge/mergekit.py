@@ -1,60 +1,36 @@
 """mergekit's YAML, translated into our recipe with every one of its conventions written out.
 
 What it leaves unsaid (per-tensor trimming, weights before the election, L1 rescaling, gradients that start
-at zero outside the layers) becomes an explicit setting; what Mergery cannot do yet is refused by the name
-of its key.
+at zero outside the layers) becomes an explicit setting; what has no counterpart is refused by the name of
+its key.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from merge.document import Content, load_document
-from merge.mergekit_values import (
-    all_numbers,
-    first_matches,
-    number_from_text,
-    parse_reference,
-    refuse,
-    unknown,
-)
+import yaml
+
+from merge.document import Content, load_documents, pointer_of
+from merge.errors import Finding, RecipeInvalid
+from merge.mergekit_methods import METHODS, NUSLERP_FLAGS, RESCALED_TIES, Method, along
+from merge.mergekit_moe import is_moe, translate_moe
+from merge.mergekit_rules import Ledger, flags_of, mentions, scopes_of, written_pieces
+from merge.mergekit_shape import Reference, Region, Scope, Shaper, globs_of, scope_of
+from merge.mergekit_stages import translate_documents
+from merge.mergekit_tokenizer import read_chat_template, read_tokenizer
+from merge.mergekit_values import parse_reference, refuse, unknown
 from merge.recipe import Recipe, recipe_from
 
-_KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
-_LATER = {
-    "slices": "layer slices",
-    "modules": "several modules",
-    "tokenizer": "per-token tokenizer rules (tokenizer_source: base or a model is understood)",
-    "chat_template": "chat templates",
-    "name": "several documents",
-}
-_OUTPUTS = ("bfloat16", "float16", "float32")
-_NUMBERS = ("weight", "density", "lambda", "t", "scale")
-_COMMON = ("weight", "density", "normalize", "rescale", "lambda", "int8_mask")
-
-
-@dataclass(frozen=True)
-class _Method:
-    """How one of mergekit's methods is spelt here: our steps, its parameters, which each model may set."""
-
-    steps: tuple[str, ...]
-    parameters: tuple[str, ...]
-    by_model: tuple[str, ...]
-    task_vectors: bool = False
-    normalize: bool = False
-    rescale: bool = False
-
-
-_METHODS = {
-    "linear": _Method(("linear",), ("weight", "normalize"), ("weight",), normalize=True),
-    "slerp": _Method(("slerp",), ("t",), ()),
-    "passthrough": _Method(("passthrough",), ("scale",), ("scale",)),
-    "task_arithmetic": _Method(("task_arithmetic",), _COMMON, ("weight", "density"), task_vectors=True),
-    "ties": _Method(("ties",), _COMMON, ("weight", "density"), task_vectors=True, normalize=True),
-    "dare_linear": _Method(
-        ("dare", "task_arithmetic"), _COMMON, ("weight", "density"), task_vectors=True, rescale=True
-    ),
-    "dare_ties": _Method(("dare", "ties"), _COMMON, ("weight", "density"), task_vectors=True, rescale=True),
+_KEYS = (
+    "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype",
+    "tokenizer_source", "tokenizer", "chat_template",
+)  # fmt: skip
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+_IDLE = {
+    "int8_mask": "int8_mask only changes how much memory mergekit uses; it was left out.",
+    "eps": "eps only keeps mergekit from dividing by zero; it is not needed here and was left out.",
 }
 
 
@@ -65,293 +41,209 @@ class Translation:
     recipe: Recipe
     notes: tuple[str, ...]
 
+    def as_yaml(self) -> str:
+        """What one would write in our form, with the notes as comments; reads back as the same recipe."""
+        said = self.recipe.model_dump(mode="json", exclude_defaults=True)
+        comments = "".join(f"# {note}\n" for note in self.notes)
+        return comments + yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
 
-def read_recipe(text: str | bytes, content: Content) -> Translation:
-    """Reads either form; ours has no notes. Raises ``RecipeInvalid`` or ``MergekitUnsupported``."""
-    document = load_document(text, content)
-    return translate(document) if is_mergekit(document) else Translation(recipe_from(document), ())
+    def as_json(self) -> dict[str, Any]:
+        """The recipe with every default, and the notes."""
+        return {"recipe": self.recipe.model_dump(mode="json"), "notes": list(self.notes)}
 
 
 def is_mergekit(document: Mapping[str, Any]) -> bool:
     """Whether a document is one of mergekit's, by its top-level keys."""
-    return "merge_method" in document or (
-        "steps" not in document and bool(document.keys() & {"models", "slices"})
+    return (
+        is_moe(document)
+        or "merge_method" in document
+        or ("steps" not in document and bool(document.keys() & {"models", "slices", "modules"}))
     )
 
 
+def read_recipe(text: str | bytes, content: Content) -> Translation:
+    """Reads either form; ours has no notes. Raises ``RecipeInvalid`` or ``MergekitUnsupported``."""
+    return read_documents(load_documents(text, content))
+
+
+def read_documents(documents: Sequence[Mapping[str, Any]]) -> Translation:
+    """Reads a document of either form, or several of mergekit's that use each other by their names."""
+    first = dict(documents[0])
+    if len(documents) == 1:
+        return translate(first) if is_mergekit(first) else Translation(recipe_from(first), ())
+    for place, document in enumerate(documents):
+        if not is_mergekit(document):
+            message = (
+                f"Document {place + 1} is not one of mergekit's, and only those may be several: write one "
+                "recipe with stages."
+            )
+            raise RecipeInvalid((Finding("error", "several_documents", message, pointer_of(place)),))
+    recipe, notes = translate_documents(documents, _one)
+    return Translation(recipe, notes)
+
+
+def read_file(path: Path) -> Translation:
+    """Reads a file of either form: JSON where it is called so, else YAML."""
+    return read_recipe(path.read_bytes(), "json" if path.suffix == ".json" else "yaml")
+
+
 def translate(document: Mapping[str, Any]) -> Translation:
-    """The recipe a mergekit configuration means (the ``models`` form of seven methods).
+    """The recipe a mergekit configuration means.
 
     Raises ``MergekitUnsupported`` with a pointer into ``document`` for whatever has no exact counterpart.
     """
+    if is_moe(document):
+        recipe, notes = translate_moe(document)
+        return Translation(recipe_from(recipe), tuple(notes))
     return _Translator(document).run()
+
+
+def _one(document: Mapping[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
+    made = translate(document)
+    return made.recipe, made.notes
 
 
 class _Translator:
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document = document
         self.notes: list[str] = []
-        self.overrides: list[dict[str, Any]] = []
-        self.curves = False
-        self.sources: list[dict[str, Any]] = []
-        self.step_settings: dict[str, dict[str, Any]] = {}
 
     def run(self) -> Translation:
-        self._check_keys()
-        self.method_name = str(self.document.get("merge_method", ""))
-        if self.method_name not in _METHODS:
-            refuse("merge_method", unknown(self.method_name, _METHODS, "merge method"))
-        self.method = _METHODS[self.method_name]
-        self.step_settings = {step: {} for step in self.method.steps}
-        self.shared = self._parameters(self.document.get("parameters"), "parameters")
-        self.base = self._base()
-        self.own = self._models()
-        self._settings()
-        recipe = recipe_from(self._recipe())
-        return Translation(recipe, tuple(self.notes))
-
-    def _check_keys(self) -> None:
         for key in self.document:
-            if key in _LATER:
-                refuse(key, f"{key} is not supported yet: {_LATER[key]}.")
-            if key not in _KEYS:
+            if key not in (*_KEYS, "name"):
                 refuse(key, unknown(key, _KEYS, "key"))
+        if "name" in self.document:
+            self.notes.append("name has no effect where there is one document, and was left out.")
+        name = str(self.document.get("merge_method", ""))
+        if name not in METHODS:
+            refuse("merge_method", unknown(name, METHODS, "merge method"))
+        shared = scope_of(self.document.get("parameters"), ("parameters",))
+        base = self._base()
+        shaper = Shaper(name, METHODS[name], base, shared, self.notes)
+        regions = shaper.regions(self.document)
+        method = _variant(name, [shared, *(scope for scope, _ in scopes_of(regions))])
+        ledger = self._ledger(name, method, regions, shared, shaper)
+        recipe = recipe_from(self._recipe(method, base, shaper, regions, ledger))
+        self._tell(name, method, ledger)
+        return Translation(recipe, tuple(dict.fromkeys(self.notes)))
 
-    def _base(self) -> str | None:
-        if self.document.get("base_model") is None:
-            if self.method.task_vectors or self.method_name == "slerp":
-                refuse("base_model", f"{self.method_name} needs a base_model.")
-            return None
-        model, adapter = parse_reference(self.document["base_model"], "base_model")
-        if adapter is not None:
-            refuse(
-                "base_model", "A base_model with a LoRA is not supported yet; fold the LoRA into it first."
+    def _base(self) -> Reference | None:
+        found = self.document.get("base_model")
+        return None if found is None else parse_reference(found, "base_model", notes=self.notes)
+
+    def _ledger(
+        self, name: str, method: Method, regions: list[Region], shared: Scope, shaper: Shaper
+    ) -> Ledger:
+        labels = {source: model for (model, _), source in shaper.sources.known.items()}
+        ledger = Ledger(name, method, regions, shared, labels, sliced=not self.document.get("models"))
+        ledger.write()
+        if name == "nuslerp":
+            for scope, _ in scopes_of(regions):
+                flags_of({}, NUSLERP_FLAGS, scope, refused=True)
+            flatten, row_wise = flags_of(
+                {"nuslerp_flatten": True, "nuslerp_row_wise": False}, NUSLERP_FLAGS, shared
             )
-        return model
+            ledger.steps[0]["along"] = along(flatten, row_wise)
+            ledger.idle -= set(NUSLERP_FLAGS)
+        return ledger
 
-    def _models(self) -> list[dict[str, Any]]:
-        """Fills ``sources``, in order, and returns each one's own parameters."""
-        listed = self.document.get("models")
-        if not isinstance(listed, list) or not listed:
-            refuse("models", "models must be a list of at least one model.")
-        own: list[dict[str, Any]] = []
-        for position, item in enumerate(listed):
-            where = ("models", position)
-            if not isinstance(item, Mapping) or "model" not in item:
-                refuse(*where, "Each of models needs a model.")
-            for key in item.keys() - {"model", "parameters"}:
-                refuse(*where, key, unknown(key, ("model", "parameters"), "key"))
-            model, adapter = parse_reference(item["model"], *where, "model")
-            parameters = self._parameters(item.get("parameters"), *where, "parameters")
-            if self.method.task_vectors and (model, adapter) == (self.base, None):
-                if parameters:
-                    self.notes.append(
-                        f"{model} is the base: its own parameters have no effect and were left out."
-                    )
-                continue
-            self.sources.append({"id": f"m{len(own)}", "model": model, "adapter": adapter})
-            own.append(parameters)
-        return self._order_for_slerp() if self.method_name == "slerp" else self._check_count(own)
-
-    def _order_for_slerp(self) -> list[dict[str, Any]]:
-        others = [
-            source for source in self.sources if (source["model"], source["adapter"]) != (self.base, None)
-        ]
-        if len(others) != 1 or len(self.sources) > 2:
-            refuse("models", "slerp needs the base_model and exactly one other model.")
-        self.sources = [{"id": "m0", "model": self.base, "adapter": None}, {**others[0], "id": "m1"}]
-        self.notes.append(f"t runs from the base_model ({self.base}) at 0 to {others[0]['model']} at 1.")
-        return [{}, {}]
-
-    def _check_count(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if not own:
-            refuse("models", f"{self.method_name} needs a model other than the base_model.")
-        if self.method_name == "passthrough" and len(own) != 1:
-            refuse("models", "passthrough takes exactly one model.")
-        return own
-
-    def _parameters(self, found: Any, *where: str | int) -> dict[str, Any]:
-        if found is None:
-            return {}
-        if not isinstance(found, Mapping):
-            refuse(*where, "parameters must be a mapping of names to values.")
-        for name in found:
-            if name not in self.method.parameters:
-                refuse(
-                    *where, name, unknown(name, self.method.parameters, f"parameter of {self.method_name}")
-                )
-            if name not in self.method.by_model and where[0] == "models":
-                refuse(*where, name, f"{name} is for the whole merge: move it to the top-level parameters.")
-        parameters = {name: number_from_text(value) for name, value in found.items()}
-        for name, value in parameters.items():
-            if name in _NUMBERS and not all_numbers(value):
-                refuse(*where, name, f"{name} must be a number, a gradient, or a list of filter and value.")
-        return parameters
-
-    def _settings(self) -> None:
-        last = self.method.steps[-1]
-        if "weight" in self.method.parameters:
-            self._by_source("weight", "weight", None)
-        if "t" in self.method.parameters:
-            self._whole("t", "t", last, required=True)
-        if "scale" in self.method.parameters:
-            self._by_source("scale", "scale", last, default=1.0)
-        if self.method.task_vectors:
-            self._task_vector_settings(last)
-        elif "normalize" in self.method.parameters:
-            self._whole("normalize", "normalize", last, default=self.method.normalize)
-
-    def _task_vector_settings(self, last: str) -> None:
-        self._whole("lambda", "scale", last, default=1.0)
-        if self.method.steps[0] == "dare":
-            self._by_source("density", "density", "dare", default=1.0)
-            rescale = self._flag("rescale", self.method.rescale)
-            self.step_settings["dare"]["rescale"] = "l1" if rescale else "none"
-            self.notes.append(
-                "DARE rescales each task vector to the L1 norm it had before the drop (rescale: l1), as "
-                "mergekit does; the paper divides by the density (rescale: expectation). "
-                "Which entries are dropped differs from mergekit."
-                if rescale
-                else "What DARE keeps is not rescaled (rescale: none), since rescale is false."
-            )
-        elif self._flag("rescale", False):
-            refuse("parameters", "rescale", f"rescale: true is not supported for {self.method_name}.")
-        if last == "ties":
-            self._ties_settings()
-        else:
-            self.step_settings[last]["normalize"] = self._flag("normalize", self.method.normalize)
-        if self.method_name == "task_arithmetic" and any(
-            "density" in found for found in (self.shared, *self.own)
-        ):
-            self.notes.append("density has no effect on task_arithmetic and was left out.")
-        if "int8_mask" in self.shared:
-            self.notes.append("int8_mask only changes how much memory mergekit uses; it was left out.")
-
-    def _ties_settings(self) -> None:
-        settings = self.step_settings["ties"]
-        if self.method.steps[0] == "dare":
-            settings["density"] = 1.0
-        else:
-            self._by_source("density", "density", "ties", default=1.0)
-            self.notes.append(
-                "Each task vector is trimmed tensor by tensor (scope: tensor), keeping max(1, int(density * "
-                "n)) entries and all that equal the smallest of these; mergekit breaks such ties arbitrarily."
-            )
-        settings |= {"scope": "tensor", "elect": "weighted_sum", "on_tie": "plus"}
-        normalize = self._flag("normalize", self.method.normalize)
-        settings |= {"aggregate": "sum", "normalize": normalize}
-        then = "divided by the sum of their weights" if normalize else "summed"
-        self.notes.append(
-            "Weights are applied before signs are elected (elect: weighted_sum), and the agreeing "
-            f"entries are {then} (normalize: {str(normalize).lower()}); even votes are plus (on_tie: plus)."
-        )
-        if normalize and any("-" in str(found.get("weight")) for found in (self.shared, *self.own)):
-            self.notes.append("Negative weights count by their size when the agreeing entries are divided.")
-
-    def _flag(self, name: str, default: bool) -> bool:
-        value = self.shared.get(name, default)
-        if not isinstance(value, bool):
-            refuse("parameters", name, f"{name} must be true or false here.")
-        return value
-
-    def _whole(
-        self, name: str, setting: str, step: str, *, default: Any = None, required: bool = False
-    ) -> None:
-        """A parameter with one value for all models."""
-        rules = first_matches(self.shared.get(name), ("parameters", name))
-        value = self._unconditional(rules, default, name, required)
-        self.step_settings[step][setting] = self._seen(value)
-        self._override(rules, None, self._qualified(setting, step))
-
-    def _by_source(self, name: str, setting: str, step: str | None, *, default: Any = None) -> None:
-        """A parameter each model may set: its own rules precede the top level's; the first that fits wins."""
-        shared = first_matches(self.shared.get(name), ("parameters", name))
-        if step is not None and not any(name in own for own in self.own):
-            self.step_settings[step][setting] = self._seen(self._unconditional(shared, default, name, False))
-            self._override(shared, None, self._qualified(setting, step))
-            return
-        for position, (source, own) in enumerate(zip(self.sources, self.own, strict=True)):
-            rules = [*first_matches(own.get(name), ("models", position, "parameters", name)), *shared]
-            value = self._seen(self._unconditional(rules, default, name, step is None, source["model"]))
-            if step is None:
-                source["weight"] = value
-            else:
-                source.setdefault("settings", {})[self._qualified(setting, step)] = value
-            self._override(rules, source["id"], "weight" if step is None else self._qualified(setting, step))
-
-    def _qualified(self, setting: str, step: str) -> str:
-        return setting if len(self.method.steps) == 1 else f"{step}.{setting}"
-
-    def _unconditional(
-        self,
-        rules: list[tuple[str | None, Any]],
-        default: Any,
-        name: str,
-        required: bool,
-        model: str | None = None,
-    ) -> Any:
-        found = next((value for match, value in rules if match is None), default)
-        if found is None and required:
-            of = f" for {model}" if model else ""
-            some = (
-                " for the tensors no filter names: end the list with a value that has none" if rules else ""
-            )
-            refuse("parameters", name, f"{self.method_name} needs a {name}{of}{some}.")
-        return found
-
-    def _override(self, rules: list[tuple[str | None, Any]], source: str | None, setting: str) -> None:
-        """Overrides, last one strongest, for mergekit's filters, first one strongest."""
-        conditional = []
-        for match, value in rules:
-            if match is None:
-                break
-            conditional.append({"match": match, "source": source, "settings": {setting: self._seen(value)}})
-        self.overrides += reversed(conditional)
-
-    def _seen(self, value: Any) -> Any:
-        self.curves = self.curves or isinstance(value, list)
-        return value
-
-    def _recipe(self) -> dict[str, Any]:
-        if self.curves:
-            self.notes.append(
-                "Outside the layers gradients are at their start (outer_depth: zero), as in mergekit."
-            )
+    def _recipe(
+        self, method: Method, base: Reference | None, shaper: Shaper, regions: list[Region], ledger: Ledger
+    ) -> dict[str, Any]:
+        tokenizer = read_tokenizer(self.document, base, shaper.sources, self.notes)
+        base_model, reference = self._reference(method, base, shaper)
+        sources = [
+            {**source, **({"weight": ledger.weights[name]} if name in ledger.weights else {}),
+             "settings": ledger.settings.get(name, {})}
+            for source in shaper.sources.written()
+            for name in [str(source["id"])]
+        ]  # fmt: skip
         return {
-            "base": self.base,
-            "sources": self.sources,
-            "steps": [{"method": step, **settings} for step, settings in self.step_settings.items()],
-            "overrides": self.overrides,
-            "tokenizer": {"source": self._tokenizer()},
+            "base": base_model,
+            "sources": sources,
+            "steps": ledger.steps,
+            "overrides": ledger.overrides,
+            **self._parts(regions),
+            "reference": reference,
+            "tokenizer": tokenizer,
+            "chat_template": read_chat_template(self.document),
             "dtype": self._dtype(),
-            "outer_depth": "zero" if self.curves else "position",
+            "outer_depth": "zero" if ledger.has_curves else "position",
         }
+
+    def _parts(self, regions: list[Region]) -> dict[str, Any]:
+        """Slices and modules, where whole models do not say it all."""
+        if regions[0].name is None:
+            plain = all(
+                not piece.written and not given.layers for piece in regions[0].pieces for given in piece.given
+            )
+            return {} if plain else {"slices": written_pieces(regions[0])}
+        self.notes.append(
+            "Modules are told by tensor names; what none of them claims is merged from all models, while "
+            "mergekit leaves it out."
+        )
+        return {
+            "modules": {
+                str(region.name).replace(".", "_"): {
+                    "tensors": globs_of(str(region.name)), "slices": written_pieces(region)
+                }
+                for region in regions
+            }
+        }  # fmt: skip
+
+    def _reference(
+        self, method: Method, base: Reference | None, shaper: Shaper
+    ) -> tuple[str | None, str | None]:
+        """Our base, and the model that gives config and tokenizer where it is not the one that would."""
+        if base is None:
+            return None, None
+        known = shaper.sources.known
+        if method.base in ("required", "optional") and base[1] is None:
+            return base[0], None
+        if base in known:
+            return None, None if next(iter(known)) == base else known[base]
+        return base[0], "base"
 
     def _dtype(self) -> dict[str, Any]:
         working, output = self.document.get("dtype"), self.document.get("out_dtype")
         for key, value in (("dtype", working), ("out_dtype", output)):
-            if value is not None and value not in (*_OUTPUTS, "float64"):
-                refuse(key, unknown(str(value), (*_OUTPUTS, "float64"), key))
-        written = output or working
-        if written == "float64":
-            refuse(
-                "out_dtype" if output else "dtype", "float64 output is not supported; set out_dtype: float32."
-            )
+            if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
+                refuse(key, unknown(str(value), _DTYPES, key))
+        working, output = (str(each).removeprefix("torch.") if each else None for each in (working, output))
         if working in ("bfloat16", "float16"):
             self.notes.append(
                 f"The arithmetic is done in float32 and rounded once, although dtype is {working}."
             )
         compute = "float64" if working == "float64" else "float32"
-        return {"compute": compute, "output": written or "input"}
+        return {"compute": compute, "output": output or working or "input"}
 
-    def _tokenizer(self) -> str:
-        chosen = self.document.get("tokenizer_source")
-        if chosen is None or chosen == "base":
-            return "base"
-        if chosen == "union":
-            refuse("tokenizer_source", "tokenizer_source: union is not supported yet; use base or a model.")
-        model, _ = parse_reference(chosen, "tokenizer_source")
-        if model == self.base:
-            return "base"
-        found = next((str(source["id"]) for source in self.sources if source["model"] == model), None)
-        return found or refuse("tokenizer_source", f"{model} is not among the models.")
+    def _tell(self, name: str, method: Method, ledger: Ledger) -> None:
+        """What a user of mergekit should know about this translation."""
+        self.notes += method.notes
+        for idle in sorted(ledger.idle):
+            self.notes.append(_IDLE.get(idle, f"{idle} has no effect on {name} and was left out."))
+        if method.base == "first":
+            first = next(iter(ledger.labels.values()))
+            self.notes.append(f"t runs from the base_model ({first}) at 0 to the other model at 1.")
+        last = ledger.steps[-1]
+        if last["method"] == "ties":
+            then = "divided by the sum of their weights" if last["normalize"] else "summed"
+            self.notes.append(
+                "Weights are applied before signs are elected (elect: weighted_sum), and the agreeing "
+                f"entries are {then} (normalize: {str(last['normalize']).lower()}); even votes are plus "
+                "(on_tie: plus)."
+            )
+            if last["normalize"] and ledger.has_negative_weights:
+                self.notes.append(
+                    "Negative weights count by their size when the agreeing entries are divided."
+                )
+        if ledger.has_curves:
+            self.notes.append(
+                "Outside the layers gradients are at their start (outer_depth: zero), as in mergekit."
+            )
+
+
+def _variant(name: str, scopes: list[Scope]) -> Method:
+    """The method, or its form for parameters that change which steps it is."""
+    rescaled = any(mentions(scope.values.get("rescale"), True) for scope in scopes)
+    return RESCALED_TIES if name == "ties" and rescaled else METHODS[name]

@@ -8,13 +8,21 @@ from typing import Any, NoReturn
 from merge.document import pointer_of
 from merge.errors import Finding, MergekitUnsupported
 
+_FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
-def parse_reference(value: Any, *where: str | int) -> tuple[str, str | None]:
+
+def parse_reference(value: Any, *where: str | int, notes: list[str] | None = None) -> tuple[str, str | None]:
     """(model, adapter) of ``path_or_repo[@revision][+lora[@revision]]``, or of mergekit's map form."""
     if isinstance(value, Mapping):
-        extra = next(iter(value.keys() - {"model", "lora"}), None)
+        known = ("model", "lora", "override_architecture")
+        extra = next(iter(key for key in value if key not in known), None)
         if extra is not None:
-            refuse(*where, extra, f"{extra} of a model reference is not supported.")
+            refuse(*where, str(extra), unknown(str(extra), known, "key of a model reference"))
+        if value.get("override_architecture") is not None and notes is not None:
+            notes.append(
+                "override_architecture is not needed and was left out: tensors are told by their names, and "
+                "the result keeps the architectures of its config."
+            )
         adapter = _path(value["lora"], *where, "lora") if value.get("lora") is not None else None
         return _path(value.get("model"), *where, "model"), adapter
     if not isinstance(value, str) or not value.strip():
@@ -59,17 +67,19 @@ def first_matches(value: Any, where: tuple[str | int, ...]) -> list[tuple[str | 
         rules.append(
             (
                 None if whole else f"*{escape(str(match))}*",
-                number_from_text(item["value"]),
+                item["value"],
             )
         )
     return rules
 
 
-def number_from_text(value: Any) -> Any:
-    """mergekit reads numbers written as text, such as "1e-3"."""
+def read_scalars(value: Any) -> Any:
+    """Numbers written as text, such as "1e-3", as numbers, and words for true and false as those."""
     if isinstance(value, list):
-        return [number_from_text(item) for item in value]
+        return [read_scalars(item) for item in value]
     if isinstance(value, str):
+        if value.strip().lower() in _FLAGS:
+            return _FLAGS[value.strip().lower()]
         try:
             return float(value)
         except ValueError:
@@ -78,12 +88,17 @@ def number_from_text(value: Any) -> Any:
 
 
 def all_numbers(value: Any) -> bool:
-    """Whether a setting holds numbers only, in whichever of its forms."""
-    if isinstance(value, Mapping):
-        return all_numbers(number_from_text(value.get("value", 0)))
+    """Whether a value is a number, or a list of them."""
     if isinstance(value, list):
         return bool(value) and all(all_numbers(item) for item in value)
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def all_flags(value: Any) -> bool:
+    """Whether a value is true or false, or a list of them."""
+    if isinstance(value, list):
+        return bool(value) and all(all_flags(item) for item in value)
+    return isinstance(value, bool)
 
 
 def unknown(name: str, known: Iterable[str], what: str) -> str:

@@ -1,18 +1,27 @@
 """The tensors of the result, one by one: which models each is made from, how, and what stands in the way."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from merge.arch.roles import Towers, layer_of, role_of, tied_names
+from merge.arch.roles import Role, Towers, layer_of, role_of, running_statistic, tied_names
 from merge.catalog import catalogue
 from merge.checkpoint.header import DTYPE_NAMES, TensorInfo
 from merge.checkpoint.index import ModelIndex
-from merge.checks import error, warning
+from merge.checks import check_cautions, check_limits, error, warning
 from merge.errors import Finding
+from merge.missing import HINT, settle
+from merge.output_tensor import Input as Input
+from merge.output_tensor import OutputTensor as OutputTensor
+from merge.output_tensor import most_sources as most_sources
+from merge.output_tensor import rearranged as rearranged
+from merge.output_tensor import tensors_read as tensors_read
 from merge.recipe import Recipe
-from merge.resolve import matches, policy_for, settings_for, weights_for
+from merge.recipe_results import Missing
+from merge.resolve import Section, Spot, matching, policy_for, settings_for, weights_for
+from merge.sections import Strand, Stretch, arrange
+from merge.tokenizer.planned import VocabularyPlan
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 INTEGERS = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
@@ -20,52 +29,33 @@ MOST_OF_A_KIND = 20
 """Findings of one code about one model that are told in full; the rest are counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
-    """One tensor to be written. ``policy`` is ``method``, ``mean``, ``base``, ``source:<id>`` or ``equal``.
-
-    ``settings`` holds the resolved settings of every step (shared between tensors that have the same),
-    ``weights`` every source's weight.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    role: str
-    layer: int | None
-    policy: str
-    settings: tuple[Mapping[str, Any], ...]
-    weights: tuple[float, ...]
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """The output's tensors in the order they are written, and everything found on the way."""
+    """The output's tensors in the order they are written, and everything found on the way.
+
+    ``layers`` tells for each list of layers that was cut which layer of which model each of its layers is.
+    """
 
     tensors: tuple[OutputTensor, ...]
     findings: tuple[Finding, ...]
+    layers: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
 
 
 def uses_base(recipe: Recipe) -> bool:
-    """Whether any step works on differences from the base."""
-    return any(catalogue()[step.method].needs["base"] for step in recipe.steps)
+    """Whether any step works on differences from the base: because it must, or because there is one."""
+    needs = [catalogue()[step.method].needs["base"] for step in recipe.steps]
+    known = recipe.base is not None or any(part.base != "base" for _, part in recipe.sections())
+    return any(needed is True or (needed and known) for needed in needs)
 
 
 def reference_key(recipe: Recipe) -> str:
-    """The model whose tensors, config and order the result has: the base where it is used, else the first
-    source.
+    """The model whose config, small files and architecture the result has: the one the recipe names, else the
+    base where it is used, else the first source.
     """
-    return "base" if recipe.base is not None and uses_base(recipe) else recipe.sources[0].id
-
-
-def inputs_of(policy: str, recipe: Recipe) -> tuple[str, ...]:
-    """The models a tensor of this policy is read from, the base first where it is read."""
-    ids = recipe.source_ids()
-    if policy == "base":
-        return ("base",)
-    if policy.startswith("source:"):
-        return (policy.removeprefix("source:"),)
-    return ("base", *ids) if uses_base(recipe) and policy in ("method", "equal") else ids
+    if recipe.reference is not None:
+        return recipe.reference
+    based = recipe.from_base or uses_base(recipe)
+    return "base" if recipe.base is not None and based else recipe.sources[0].id
 
 
 class Resolver:
@@ -79,32 +69,61 @@ class Resolver:
         self._combine = next(
             catalogue()[s.method] for s in recipe.steps if catalogue()[s.method].kind == "combine"
         )
+        self._reads_base = uses_base(recipe)
         self._shared: dict[Any, tuple[tuple[dict[str, Any], ...], tuple[float, ...]]] = {}
 
-    def resolve(self, info: TensorInfo) -> OutputTensor:
+    def resolve(self, name: str, info: TensorInfo, stretch: Stretch) -> OutputTensor:
         """Everything about one output tensor that the recipe and the header of its model decide."""
-        role = role_of(info.name, info.shape, self._config, info.dtype)
-        layer = layer_of(info.name)
-        depth = self._towers.depth(info.name, role, self._recipe.outer_depth)
-        over = tuple(
-            i for i, o in enumerate(self._recipe.overrides) if matches(o.match, info.name, role, layer)
+        role = role_of(name, info.shape, self._config, info.dtype)
+        spot = Spot(
+            name,
+            role,
+            layer_of(name),
+            stretch.depth(name, role, self._towers, self._recipe.outer_depth),
+            tuple(stretch.name_in(strand, name) for strand in stretch.sources),
         )
-        key = (depth, over)
+        settings, weights = self._values(spot, stretch.section)
+        chosen = policy_for(spot, stretch.section, self._recipe.classes)
+        policy = chosen or self._fallback(name, role, info, stretch)
+        inputs = tuple(Input(each.model, stretch.name_in(each, name)) for each in self._read(policy, stretch))
+        return OutputTensor(
+            name, self._dtype(info), info.shape, role, spot.layer, policy, settings, weights, inputs
+        )
+
+    def _fallback(self, name: str, role: Role, info: TensorInfo, stretch: Stretch) -> str:
+        """What happens where the recipe says nothing. What batch norm has measured is each model's own: the
+        mean of the measurements, the first model's count of them.
+        """
+        if running_statistic(name):
+            first = stretch.lead(self._reads_base).model
+            counted = "base" if first == "base" else f"source:{first}"
+            return "mean" if info.dtype in FLOATS else counted
+        if role == "buffer" or info.dtype in INTEGERS:
+            return "equal"
+        return self._combine.classes.get(role, "method")
+
+    def _values(self, spot: Spot, section: Section) -> tuple[tuple[dict[str, Any], ...], tuple[float, ...]]:
+        key = (id(section), spot.depth, *((at, of) for at, _, of in matching(spot, section)))
         if key not in self._shared:
             settings = tuple(
-                settings_for(info.name, role, layer, depth, step, self._recipe, knobs=knobs)
+                settings_for(spot, step, section, knobs=knobs)
                 for step, knobs in zip(self._recipe.steps, self._knobs, strict=True)
             )
-            self._shared[key] = settings, weights_for(info.name, role, layer, depth, self._recipe)
-        settings, weights = self._shared[key]
-        chosen = policy_for(info.name, role, layer, self._recipe)
-        fallback = (
-            "equal"
-            if role == "buffer" or info.dtype in INTEGERS
-            else self._combine.classes.get(role, "method")
-        )
-        return OutputTensor(
-            info.name, self._dtype(info), info.shape, role, layer, chosen or fallback, settings, weights
+            self._shared[key] = settings, weights_for(spot, section)
+        return self._shared[key]
+
+    def _read(self, policy: str, stretch: Stretch) -> tuple[Strand, ...]:
+        """The models a tensor of this policy is read from, the base first where it is read."""
+        base = () if stretch.base is None else (stretch.base,)
+        if policy == "base":
+            return base
+        if policy.startswith("source:"):
+            named = policy.removeprefix("source:")
+            return tuple(each for each in stretch.sources if each.model == named)[:1]
+        return (
+            (*base, *stretch.sources)
+            if self._reads_base and policy in ("method", "equal")
+            else stretch.sources
         )
 
     def _dtype(self, info: TensorInfo) -> str:
@@ -112,59 +131,85 @@ class Resolver:
         return info.dtype if wanted in (None, "input") or info.dtype not in FLOATS else DTYPE_NAMES[wanted]
 
 
-def resolve_outputs(recipe: Recipe, models: Mapping[str, ModelIndex]) -> Outcome:
-    """Walks the reference's tensors in the order of its files, then checks every model against them."""
-    key = reference_key(recipe)
-    reference = models[key]
-    resolver = Resolver(recipe, reference)
-    tied = tied_names(reference.config, reference.tensors)
-    ordered = sorted(reference.tensors.values(), key=lambda info: (info.file, info.begin, info.name))
-    outputs = [resolver.resolve(info) for info in ordered if info.name not in tied]
-    findings: list[Finding] = []
+def resolve_outputs(
+    recipe: Recipe, models: Mapping[str, ModelIndex], vocabulary: VocabularyPlan | None = None
+) -> Outcome:
+    """Walks the tensors of the result stretch by stretch, then checks every model against them.
+
+    With a ``vocabulary`` the tensors that are indexed by it are read through its row tables.
+    """
+    key, reads_base = reference_key(recipe), uses_base(recipe) or recipe.from_base
+    arranged = arrange(recipe, models, key, reads_base=reads_base)
+    resolver = Resolver(recipe, models[key])
+    seats = [
+        (stretch, name, info)
+        for stretch, lead in ((each, each.lead(reads_base)) for each in arranged.stretches)
+        for name, info in stretch.tensors_of(lead, models[lead.model])
+    ]
+    tied = tied_names(models[key].config, [name for _, name, _ in seats])
+    outputs = [resolver.resolve(name, info, stretch) for stretch, name, info in seats if name not in tied]
+    findings = list(arranged.findings)
     for head, embedding in tied.items():
         message = f"{head} is tied to {embedding}: one tensor is written, with the settings of {embedding}."
         findings.append(warning("tied_tensor", message, model=key, tensor=head))
-    outputs += _extras(recipe, models, reference, resolver, tied, findings)
+    known = {name for _, name, _ in seats}
+    for stretch in arranged.stretches:
+        outputs += _extras(stretch, models, resolver, reads_base, known, tied, findings, recipe.missing)
+    outputs, told = settle(outputs, recipe, models)
+    findings += told
+    if vocabulary is not None:
+        outputs = [_lined_up(output, vocabulary) for output in outputs]
+        findings += _check_fills(outputs, vocabulary, models)
     for output in outputs:
-        findings += _check_output(output, recipe, models)
+        findings += _check_output(output, models)
+    findings += _check_counts(recipe, outputs)
     findings += _check_weights(recipe, outputs)
     findings += _check_global(recipe, outputs)
-    return Outcome(tuple(outputs), tuple(_shortened(findings)))
+    findings += check_limits(recipe, [(o.name, o.settings) for o in outputs if o.policy == "method"])
+    findings += check_cautions(
+        recipe, [(o.settings, len(o.weights)) for o in outputs if o.policy == "method"]
+    )
+    return Outcome(tuple(outputs), tuple(_shortened(findings)), arranged.layers(reads_base))
 
 
 def _extras(
-    recipe: Recipe,
+    stretch: Stretch,
     models: Mapping[str, ModelIndex],
-    reference: ModelIndex,
     resolver: Resolver,
+    reads_base: bool,
+    known: Container[str],
     tied: Mapping[str, str],
     findings: list[Finding],
+    rule: Missing,
 ) -> list[OutputTensor]:
-    """Tensors that only a source has: taken where an override says so, else told."""
+    """Tensors that only a source has: taken where an override or ``missing`` says so, else told."""
+    label = models[stretch.lead(reads_base).model].label
     taken: dict[str, OutputTensor] = {}
-    keys = (*(("base",) if uses_base(recipe) else ()), *recipe.source_ids())
-    for key in keys:
-        for name in sorted(models[key].tensors.keys() - reference.tensors.keys()):
-            if name in taken or name in tied or tied_names(models[key].config, (name, *tied.values())):
+    for strand in stretch.sources:
+        key, model = strand.model, models[strand.model]
+        found = {name: info for name, info in stretch.tensors_of(strand, model) if name not in known}
+        for name in sorted(found.keys() - taken.keys()):
+            if tied_names(model.config, (name, *tied.values())):
                 continue
-            output = resolver.resolve(models[key].tensors[name])
-            if output.policy == f"source:{key}":
+            output = resolver.resolve(name, found[name], stretch)
+            if output.policy == f"source:{key}" or rule in ("fill", "present"):
                 taken[name] = output
+            elif rule == "drop":
+                message = f"{name} is only in some of the models and is left out."
+                findings.append(warning("missing_drop", message, "missing", model=key, tensor=name))
             elif output.role == "buffer":
-                message = f"{name} is only in {models[key].label} and is left out."
-                findings.append(warning("buffer_dropped", message, model=key, tensor=name))
+                message = f"{name} is only in {model.label} and is left out."
+                findings.append(warning("buffer_dropped", message, model=key, tensor=found[name].name))
             else:
                 message = (
-                    f"{models[key].label} has the tensor {name}, which {reference.label} has not. "
-                    f"An override with policy source:{key} would take it over."
+                    f"{model.label} has the tensor {found[name].name}, which {label} has not. "
+                    f"An override with policy source:{key} would take it over; {HINT}."
                 )
-                findings.append(error("extra_tensor", message, model=key, tensor=name))
+                findings.append(error("extra_tensor", message, model=key, tensor=found[name].name))
     return list(taken.values())
 
 
-def _check_output(
-    output: OutputTensor, recipe: Recipe, models: Mapping[str, ModelIndex]
-) -> Iterator[Finding]:
+def _check_output(output: OutputTensor, models: Mapping[str, ModelIndex]) -> Iterator[Finding]:
     if output.policy == "error":
         message = (
             f"{output.name} is of class {output.role}, for which the recipe asks to stop (policy error)."
@@ -177,32 +222,76 @@ def _check_output(
         )
         yield error("dtype_mismatch", message, tensor=output.name)
         return
-    for key in inputs_of(output.policy, recipe):
-        info = models[key].tensors.get(output.name)
+    if not output.inputs:
+        message = f"{output.name}: {output.policy} is its policy, but that model is not in its slice."
+        yield error("policy_model_absent", message, tensor=output.name)
+    for source in output.inputs:
+        model = models[source.model]
+        info = model.tensors.get(source.tensor)
         if info is None:
-            message = f"{models[key].label} lacks the tensor {output.name}."
-            yield error("missing_tensor", message, model=key, tensor=output.name)
+            message = f"{model.label} lacks the tensor {source.tensor}; {HINT}."
+            yield error("missing_tensor", message, model=source.model, tensor=source.tensor)
         else:
-            yield from _check_info(output, info, key, models[key].label)
+            yield from _check_info(output, info, source, model.label)
 
 
-def _check_info(output: OutputTensor, info: TensorInfo, key: str, label: str) -> Iterator[Finding]:
-    about = {"model": key, "tensor": output.name}
-    if info.shape != output.shape:
+def _lined_up(output: OutputTensor, vocabulary: VocabularyPlan) -> OutputTensor:
+    """A tensor with a row for each token of the result, whatever rows its inputs have."""
+    if not all(vocabulary.indexes(each.model, each.tensor) for each in output.inputs):
+        return output
+    inputs = tuple(replace(each, rows=vocabulary.table_of(each.model)) for each in output.inputs)
+    return replace(output, shape=(vocabulary.alignment.rows, *output.shape[1:]), inputs=inputs)
+
+
+def _check_fills(
+    outputs: Sequence[OutputTensor], vocabulary: VocabularyPlan, models: Mapping[str, ModelIndex]
+) -> Iterator[Finding]:
+    """Models that lend rows have the tensor they are lent to, and rows as wide."""
+    for model, tensor, shape in rearranged(outputs):
+        for key in sorted(vocabulary.lenders(model) - {model}):
+            info = models[key].tensors.get(tensor)
+            if info is None or info.shape[1:] != shape[1:] or info.dtype not in FLOATS:
+                message = f"{tensor} takes rows from {models[key].label}, which has none that fit."
+                yield error("fill_missing", message, "tokenizer", model=key, tensor=tensor)
+
+
+def _check_info(output: OutputTensor, info: TensorInfo, source: Input, label: str) -> Iterator[Finding]:
+    about = {"model": source.model, "tensor": info.name}
+    wanted = output.shape if source.rows is None else (*info.shape[:1], *output.shape[1:])
+    if info.shape != wanted:
         rows = output.role in ("embed", "head") and info.shape[1:] == output.shape[1:]
         code = "vocabulary_mismatch" if rows else "shape_mismatch"
-        hint = f": {info.shape[0]} tokens against {output.shape[0]}" if rows else ""
-        message = f"{output.name} is {list(info.shape)} in {label}, but {list(output.shape)} is wanted{hint}."
+        hint = (
+            f": {info.shape[0]} tokens against {output.shape[0]}; tokenizer: {{source: union}}, or base, "
+            "lines the vocabularies up"
+            if rows
+            else ""
+        )
+        message = f"{info.name} is {list(info.shape)} in {label}, but {list(output.shape)} is wanted{hint}."
         yield error(code, message, **about)
     if info.dtype not in FLOATS | INTEGERS:
-        message = f"{output.name} of {label} is stored as {info.dtype}: merge the unquantised model instead."
+        message = f"{info.name} of {label} is stored as {info.dtype}: merge the unquantised model instead."
         yield error("dtype_unsupported", message, **about)
     elif (info.dtype in FLOATS) != (output.dtype in FLOATS):
-        message = f"{output.name} is {info.dtype} in {label}, but the result's is {output.dtype}."
+        message = f"{info.name} is {info.dtype} in {label}, but the result's is {output.dtype}."
         yield error("dtype_mismatch", message, **about)
     elif info.dtype in INTEGERS and info.dtype != output.dtype:
-        message = f"{output.name} is {info.dtype} in {label}, but {output.dtype} is wanted."
+        message = f"{info.name} is {info.dtype} in {label}, but {output.dtype} is wanted."
         yield error("dtype_mismatch", message, **about)
+
+
+def _check_counts(recipe: Recipe, outputs: Sequence[OutputTensor]) -> Iterator[Finding]:
+    """The number of sources of tensors that no module claims; slices are checked before."""
+    needs = [(step.method, catalogue()[step.method].needs["sources"]) for step in recipe.steps]
+    for output in outputs if recipe.modules else ():
+        for method, (least, most) in needs:
+            count = len(output.weights)
+            if output.policy == "method" and (count < least or (most is not None and count > most)):
+                message = (
+                    f"{output.name}, in none of the modules, has {count} sources, which {method} cannot take."
+                )
+                yield error("source_count", message, "modules", tensor=output.name)
+                return
 
 
 def _check_weights(recipe: Recipe, outputs: Sequence[OutputTensor]) -> Iterator[Finding]:
@@ -215,9 +304,11 @@ def _check_weights(recipe: Recipe, outputs: Sequence[OutputTensor]) -> Iterator[
             continue
         seen.add(output.weights)
         for position, knob in dividing:
-            default = catalogue()[recipe.steps[position].method].settings[knob]["default"]
-            if output.settings[position].get(knob, default) and abs(sum(output.weights)) < 1e-9:
-                message = f"The weights add up to zero on {output.name}, and {knob} would divide by that."
+            known = catalogue()[recipe.steps[position].method]
+            divides = knob is True or output.settings[position].get(knob, known.settings[knob]["default"])
+            if divides and abs(sum(output.weights)) < 1e-9:
+                what = known.name if knob is True else knob
+                message = f"The weights add up to zero on {output.name}, and {what} would divide by that."
                 yield error("weights_sum_to_zero", message, "sources", tensor=output.name)
 
 
@@ -229,14 +320,16 @@ def _check_global(recipe: Recipe, outputs: Sequence[OutputTensor]) -> Iterator[F
             scope, share = stat.get("scope"), stat.get("share")
             ours = [o.settings[position] for o in outputs if o.policy == "method"]
             scopes = (
-                {settings.get(scope, "tensor") for settings in ours}
+                {settings.get(scope, entry.settings[scope]["default"]) for settings in ours}
                 if scope in entry.settings
                 else {"tensor"}
             )
             shares = {settings.get(share) for settings in ours}
-            if "global" in scopes and (len(scopes) > 1 or len(shares) > 1):
+            everywhere = stat.get("everywhere", "global")
+            if everywhere in scopes and (len(scopes) > 1 or len(shares) > 1):
+                both = f"{scope} and {share}" if share else scope
                 message = (
-                    f"{step.method}: with scope global, {scope} and {share} must be the same for all tensors."
+                    f"{step.method}: with {scope} {everywhere}, {both} must be the same for all tensors."
                 )
                 yield error("global_setting_varies", message, "steps", position, share or scope)
 

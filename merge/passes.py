@@ -5,8 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from merge.blocks import Crew
 from merge.chain import Block, Chain, Shared, Task
+from merge.contract.stats import Counts
+from merge.fused.loops import Measuring
+from merge.fused.windows import Windows
+
+AT_ONCE = 1 << 15
+"""Entries of a tensor that is always one block."""
 
 Load = Callable[[Chain, int, int], Block]
 """Reads (first, count) of a chain's inputs."""
@@ -14,10 +22,20 @@ Load = Callable[[Chain, int, int], Block]
 SharedStats = dict[tuple[int, int | None, Any], Shared]
 
 
+Way = Measuring | Windows | None
+"""How a tensor is measured: by compiled loops, or by the eager code."""
+
+Quicker = Callable[[Chain, Sequence[Task], bool], Way]
+"""The way for these tasks of a tensor; the last argument allows a guess."""
+
+Due = list[tuple[Chain, Sequence[Task]]]
+
+
 @dataclass(frozen=True)
 class _Job:
     chain: Chain
     tasks: Sequence[Task]
+    quick: Way
     first: int
     count: int
 
@@ -42,33 +60,87 @@ def global_levels(chains: Sequence[Chain]) -> int:
     )
 
 
-def measure(chains: Sequence[Chain], level: int, load: Load, crew: Crew, size: int) -> None:
+def count(chain: Chain) -> int:
+    """How many passes over this tensor its stats take."""
+    levels = set()
+    for task in chain.tasks:
+        once = chain.entries <= AT_ONCE and not task.stat.is_global(task.params) and task.stat.at_once
+        levels |= {task.first_level + at for at in range(1 if once else task.stat.rounds)}
+    return len(levels)
+
+
+def measure(
+    chains: Sequence[Chain],
+    level: int,
+    load: Load,
+    crew: Crew,
+    size: int,
+    quick: Quicker = lambda *_: None,
+) -> None:
     """One pass over the blocks of these tensors; ends the rounds of their own stats, and adds to the shared
-    ones.
+    ones. ``quick`` may know a quicker way for some, and for some a guess that makes one round of two; where
+    that was wrong, the tensor is measured once more.
     """
-    due = [(chain, [task for task in chain.tasks if task.due(level)]) for chain in chains]
-    due = [(chain, tasks) for chain, tasks in due if tasks]
+    due: Due = [(chain, [task for task in chain.tasks if task.due(level)]) for chain in chains]
+    missed = _pass([(chain, tasks) for chain, tasks in due if tasks], load, crew, size, quick, guess=True)
+    if missed:
+        _pass(missed, load, crew, size, quick, guess=False)
+
+
+def _pass(due: Due, load: Load, crew: Crew, size: int, quick: Quicker, *, guess: bool) -> Due:
+    """Gives the tensors whose guess was wrong."""
+    left: dict[str, int] = {}
+    missed: Due = []
+    lock = threading.Lock()
     for _, tasks in due:
         for task in tasks:
             task.part = task.stat.part()
-    lock = threading.Lock()
 
     def work(job: _Job) -> None:
-        found = job.chain.measure(load(job.chain, job.first, job.count), job.tasks)
+        if job.chain.entries <= AT_ONCE:
+            _settle(job, load)
+            return
+        for first, found in _found(job, load, size):
+            with lock:
+                for task, added in zip(job.tasks, found, strict=True):
+                    assert task.part is not None
+                    task.part.add(first // job.chain.piece, added)
         with lock:
-            for task, added in zip(job.tasks, found, strict=True):
-                assert task.part is not None
-                task.part.add(job.first // job.chain.piece, added)
+            left[job.chain.site.name] -= 1
+            last = not left[job.chain.site.name]
+        if last and isinstance(job.quick, Windows) and not _guessed(job.quick, job.tasks):
+            missed.append((job.chain, job.tasks))
 
-    crew.each(_jobs(due, size), work)
+    crew.each(_jobs(due, size, quick, guess, left), work)
+    again = {chain.site.name for chain, _ in missed}
     for chain, tasks in due:
-        for task in tasks:
-            if task.shared is None:
-                task.so_far = task.stat.close(task.part, task.params, _entries(chain), task.so_far)
-                task.rounds_done += 1
-            else:
-                task.shared.part.absorb(task.part)
-            task.part = None
+        if chain.site.name not in again:
+            _end_round(chain, tasks)
+    return missed
+
+
+def _guessed(windows: Windows, tasks: Sequence[Task]) -> bool:
+    """Ends all rounds of these tasks and lets go of their many counters; false if the guess was wrong."""
+    values = windows.settle([task.part.totals for task in tasks if isinstance(task.part, Counts)])
+    for task, value in zip(tasks, values or (), strict=False):
+        task.so_far, task.rounds_done = value, task.stat.rounds
+    for task in tasks:
+        task.part = None
+    return values is not None
+
+
+def _end_round(chain: Chain, tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if task.measured:
+            continue
+        if task.shared is None:
+            task.so_far = task.stat.close(task.part, task.params, _entries(chain), task.so_far)
+            task.rounds_done += 1
+        else:
+            assert task.part is not None
+            task.part.tensor = chain.site.name
+            task.shared.part.absorb(task.part)
+        task.part = None
 
 
 def close_shared(chains: Sequence[Chain], level: int) -> None:
@@ -99,10 +171,37 @@ def batches(chains: Sequence[Chain], most: int, entries: int) -> Iterator[list[C
         yield batch
 
 
-def _jobs(due: Sequence[tuple[Chain, Sequence[Task]]], size: int) -> Iterator[_Job]:
+def _jobs(due: Due, size: int, quick: Quicker, guess: bool, left: dict[str, int]) -> Iterator[_Job]:
     for chain, tasks in due:
-        for first, count in chain.spans(size):
-            yield _Job(chain, tasks, first, count)
+        way = quick(chain, tasks, guess)
+        spans = list(chain.spans(size if way is None else way.span(size)))
+        left[chain.site.name] = len(spans)
+        for first, count in spans:
+            yield _Job(chain, tasks, way, first, count)
+
+
+def _settle(job: _Job, load: Load) -> None:
+    """A small tensor in one block: values at once where the stat can, else what the block adds."""
+    block = load(job.chain, job.first, job.count)
+    for task, values in job.chain.quantities(block, job.tasks):
+        if task.shared is None and task.stat.at_once:
+            task.so_far, task.rounds_done = task.stat.whole(values, task.params), task.stat.rounds
+        else:
+            assert task.part is not None
+            added = task.stat.measure(values, task.params, job.chain.piece, task.value)
+            task.part.add(0, [tensor.cpu() for tensor in added])
+
+
+def _found(job: _Job, load: Load, size: int) -> Iterator[tuple[int, list[list[Tensor]]]]:
+    """What a job adds, with the first entry of each part."""
+    found = None if job.quick is None else job.quick.measure(job.first, job.count)
+    if found is not None:
+        yield job.first, found
+        return
+    for first, count in job.chain.spans(size, job.first, job.count):
+        block = load(job.chain, first, count)  # says what is wrong, if that is why the loop gave nothing
+        if not isinstance(job.quick, Windows):
+            yield first, job.chain.measure(block, job.tasks)
 
 
 def _entries(chain: Chain) -> int:

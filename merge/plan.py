@@ -4,42 +4,59 @@ torch.
 Everything that can be known to fail is found here and told as findings, all at once.
 """
 
+import gc
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import prod
 from typing import Any, Literal
 
+from merge.arch.layer_config import recut
 from merge.catalog import MethodEntry, catalogue
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.layout import ShardLayout, plan_shards
 from merge.checks import check_models, check_needs, check_settings, check_steps, error, warning
+from merge.effective import by_class
 from merge.errors import Finding, PlanRefused
-from merge.outputs import FLOATS, Outcome, OutputTensor, inputs_of, reference_key, resolve_outputs, uses_base
+from merge.estimate import (
+    Estimate,
+    check_room,
+    estimate_of,
+    granularity_of,
+    with_measuring,
+    with_vocabulary,
+)
+from merge.forms.adapter import AdapterPlan, plan_adapter
+from merge.forms.asked import check_result
+from merge.forms.moe import MoePlan, plan_moe
+from merge.inputs import in_one_language, lend_configs
+from merge.measuring import NOTHING_MEASURED, StatisticsPlan, plan_statistics
+from merge.outputs import (
+    FLOATS,
+    Outcome,
+    OutputTensor,
+    reference_key,
+    resolve_outputs,
+    tensors_read,
+    uses_base,
+)
 from merge.recipe import Recipe, canonical, recipe_digest
-from merge.sizing import needed_budget, seconds, sizes
+from merge.recipe_stages import key_in, parted, stage_of, within
+from merge.stages import NO_STAGES, Staged, plan_stages
+from merge.tokenizer.align import RowTable
+from merge.tokenizer.planned import VocabularyPlan, plan_vocabulary
 
 ENGINE_VERSION = 1
 """Goes up whenever the same plan would give other bytes."""
-ASSUMED_THREADS = 2
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a merge will take. Bytes and seconds; ``peak_memory_bytes`` is beyond the interpreter's own."""
-
-    download_bytes: int
-    disk_bytes: int
-    peak_memory_bytes: int
-    output_bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``merge.run`` carries out. ``models`` are keyed ``base`` and by source id; ``reference`` is one of
-    the keys.
+    """What ``merge.run`` carries out. ``models`` are keyed ``base`` and by source id, those that go into
+    stages ``<stage>.<key>``; ``reference`` is one of the keys.
 
     ``digest`` covers the recipe, the structure of every input, the method versions and the engine's: equal
     digests (and equal weights) give equal bytes.
@@ -56,11 +73,64 @@ class Plan:
     estimate: Estimate
     queue: Literal["cpu", "gpu"]
     notes: tuple[str, ...] = ()
+    adapter: AdapterPlan | None = None
+    vocabulary: VocabularyPlan | None = None
+    layers: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    moe: MoePlan | None = None
+    statistics: StatisticsPlan = NOTHING_MEASURED
+    staged: Staged = NO_STAGES
+
+    def weight_files(self, key: str) -> tuple[str, ...]:
+        """The weight files of a model that hold anything the outputs are made from; all of one that is to be
+        measured.
+        """
+        if key in self.statistics.missing:
+            return self.models[key].shards
+        stage, own = parted(key)
+        if stage is not None:
+            return self.staged.stages[stage].plan.weight_files(own)
+        return self.models[key].files_of(self.tensors_of(key))
+
+    def tensors_of(self, key: str) -> frozenset[str]:
+        """The tensors of a model, not of a stage's, that the outputs are made from."""
+        read = tensors_read(self.outputs) if self.adapter is None else self.adapter.tensors_read()
+        lent = self.vocabulary.tensors[key].tensors if key in self.rows and self.vocabulary else ()
+        guiding = self.moe.tensors_read(key, self.models[key]) if self.moe is not None else ()
+        return frozenset({*read.get(key, ()), *lent, *guiding})
+
+    def parts(self) -> Iterator["Plan"]:
+        """This plan, then those of its stages."""
+        yield self
+        yield from (stage.plan for stage in self.staged.stages.values())
+
+    @property
+    def origin(self) -> str:
+        """The key of the model that config and small files come from in the end, through all stages."""
+        key, part = self.reference, self
+        while (name := stage_of(part.models[part.reference].label)) is not None:
+            part = self.staged.stages[name].plan
+            key = key_in(name, part.reference)
+        return key
+
+    def result_config(self) -> dict[str, Any]:
+        """The config of the reference model, rewritten where layers were cut."""
+        config = cut_config(self.models, self.reference, self.layers)[0]
+        return config if self.moe is None else self.moe.config(config)
+
+    def form_summary(self) -> dict[str, Any]:
+        """The form of the result, and what the plan says about it."""
+        made = self.adapter or self.moe
+        return {"form": self.recipe.result.form, **(made.summary() if made is not None else {})}
+
+    @property
+    def rows(self) -> Mapping[str, RowTable]:
+        """The row tables by which inputs are read, by name; none where all have one vocabulary."""
+        return self.vocabulary.tables if self.vocabulary is not None else {}
 
     @property
     def granularity(self) -> str:
         """The coarsest of the steps': what must be in memory together."""
-        return _granularity(self.steps)
+        return granularity_of(self.steps)
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON for people: effective settings by tensor class, counts, estimate, findings, translation
@@ -73,7 +143,7 @@ class Plan:
             "steps": [
                 {"method": e.name, "kind": e.kind, "version": e.version, "title": e.title} for e in self.steps
             ],
-            "classes": list(_by_class(self)),
+            "classes": list(by_class(self.outputs, self.steps)),
             "counts": {
                 "tensors": len(self.outputs),
                 "parameters": parameters,
@@ -84,7 +154,11 @@ class Plan:
                 "dtypes": sorted({output.dtype for output in self.outputs}),
                 "reference": self.reference,
             },
+            "result": self.form_summary(),
             "estimate": asdict(self.estimate),
+            "statistics": self.statistics.summary(),
+            "stages": {name: stage.summary() for name, stage in self.staged.stages.items()},
+            "vocabulary": self.vocabulary.summary() if self.vocabulary is not None else None,
             "queue": self.queue,
             "findings": [finding.as_dict() for finding in self.findings],
             "translation": list(self.notes),
@@ -98,13 +172,16 @@ def make_plan(
     budget: int,
     scratch_free: int | None = None,
     notes: Sequence[str] = (),
+    measured: Collection[str] = (),
 ) -> Plan:
     """The plan of a recipe on these models (keyed ``base`` and by source id, adapters attached).
 
-    ``budget`` and ``scratch_free`` are bytes of memory and of disk. Raises ``PlanRefused`` with every
-    finding.
+    ``budget`` and ``scratch_free`` are bytes of memory and of disk, ``measured`` the keys of models whose
+    statistics on data are at hand. Raises ``PlanRefused`` with every finding.
     """
-    plan, findings = plan_or_findings(recipe, models, budget=budget, scratch_free=scratch_free, notes=notes)
+    plan, findings = plan_or_findings(
+        recipe, models, budget=budget, scratch_free=scratch_free, notes=notes, measured=measured
+    )
     if plan is None:
         raise PlanRefused(findings)
     return plan
@@ -112,10 +189,26 @@ def make_plan(
 
 def check_recipe(recipe: Recipe) -> tuple[Finding, ...]:
     """What is wrong with a recipe whatever its models are: methods, settings, chain, number of sources."""
+    stages = [each for name, part in recipe.stages.items() for each in within(name, check_recipe(part))]
     findings = tuple(check_steps(recipe))
-    return findings or (*check_settings(recipe), *check_needs(recipe))
+    return (*stages, *(findings or (*check_settings(recipe), *check_needs(recipe), *check_result(recipe))))
 
 
+@contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Keeps Python from looking for garbage while hundreds of thousands of small objects are made that all
+    stay: with 20,000 tensors that search takes half of the time.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@collector_at_rest()
 def plan_or_findings(
     recipe: Recipe,
     models: Mapping[str, ModelIndex],
@@ -123,12 +216,17 @@ def plan_or_findings(
     budget: int,
     scratch_free: int | None = None,
     notes: Sequence[str] = (),
+    measured: Collection[str] = (),
 ) -> tuple[Plan | None, tuple[Finding, ...]]:
     """As ``make_plan``, but gives ``(None, findings)`` instead of raising."""
     findings = check_recipe(recipe)
     if _stops(findings):
         return None, findings
-    reference = reference_key(recipe)
+    staged, told = plan_stages(recipe, models, partial(plan_or_findings, budget=budget))
+    findings = tuple(dict.fromkeys((*told, *findings)))
+    if staged is None or _stops(findings):
+        return None, findings
+    reference, models = reference_key(recipe), lend_configs(staged.own())
     used = _used_models(recipe, reference)
     missing = [key for key in used if key not in models]
     if missing:
@@ -136,20 +234,40 @@ def plan_or_findings(
             *findings,
             *(error("model_missing", f"The model {key} was not given.") for key in missing),
         )
-    findings += tuple(check_models(models, used))
+    models, told = in_one_language(models, used)
+    findings += told
+    vocabulary, told = plan_vocabulary(recipe, models, reference)
+    merged = [*used, *(key for key in ("base",) if vocabulary and key in vocabulary.tables)]
+    findings += (*told, *check_models(models, list(dict.fromkeys(merged)), aligned=recipe.tokenizer.aligns))
     if any(finding.code in ("architecture_mismatch", "quantized") for finding in findings):
         return None, findings
-    outcome = resolve_outputs(recipe, models)
+    outcome = resolve_outputs(recipe, models, vocabulary)
+    adapter, moe, outcome = _formed(recipe, models, outcome)
     findings += outcome.findings
+    findings += cut_config(models, reference, outcome.layers)[1]
     findings += tuple(_mixed_dtypes(models, used))
-    shards = plan_shards([(o.name, o.dtype, o.shape) for o in outcome.tensors], recipe.shard_bytes)
+    shards = _laid_out(recipe, models[reference], outcome)
     steps = tuple(catalogue()[step.method] for step in recipe.steps)
-    estimate = _estimate(recipe, models, used, outcome, shards, steps, budget)
-    findings += tuple(_check_room(recipe, outcome, steps, estimate, budget, scratch_free))
+    estimate = estimate_of(recipe, models, outcome, shards, steps, budget, adapter)
+    if vocabulary is not None:
+        estimate = with_vocabulary(estimate, vocabulary, recipe, models, outcome)
+        findings += tuple(vocabulary.check_room(recipe.tokenizer.k, budget))
+    statistics, told = plan_statistics(recipe, models, outcome.tensors, steps, measured, budget)
+    estimate = staged.estimate(with_measuring(estimate, statistics), recipe, outcome.tensors)
+    held = staged.held_bytes(recipe)
+    findings += (
+        *told,
+        *staged.check_room(budget),
+        *check_room(recipe, outcome, steps, estimate, budget, scratch_free, adapter, statistics, held),
+    )
+    if moe is not None:
+        findings += tuple(moe.check_room(models, budget))
     if _stops(findings):
         return None, findings
     kept = {key: models[key] for key in dict.fromkeys((*used, *models)) if key in models}
-    digest = _digest(recipe, {key: kept[key] for key in used}, steps)
+    read = dict.fromkeys((*used, *(vocabulary.tables if vocabulary is not None else ())))
+    digest = _digest(recipe, {key: kept[key] for key in read}, steps, vocabulary)
+    kept |= staged.leaves()
     return Plan(
         recipe,
         digest,
@@ -162,7 +280,32 @@ def plan_or_findings(
         estimate,
         "cpu",
         tuple(notes),
+        adapter,
+        vocabulary,
+        outcome.layers,
+        moe,
+        statistics,
+        staged,
     ), findings
+
+
+def _formed(
+    recipe: Recipe, models: Mapping[str, ModelIndex], outcome: Outcome
+) -> tuple[AdapterPlan | None, MoePlan | None, Outcome]:
+    """The outputs of the form that is asked for, with its own plan where it has one."""
+    if recipe.result.form == "adapter":
+        adapter, findings = plan_adapter(recipe, models, outcome)
+        return adapter, None, Outcome(adapter.outputs, findings)
+    if recipe.result.form == "moe":
+        return None, *plan_moe(recipe, models, outcome)
+    return None, None, outcome
+
+
+def _laid_out(recipe: Recipe, reference: ModelIndex, outcome: Outcome) -> tuple[ShardLayout, ...]:
+    """The output files; those of an adapter are known when it is made."""
+    written = [(o.name, o.dtype, o.shape) for o in outcome.tensors]
+    is_known = written and recipe.result.form != "adapter"
+    return plan_shards(written, recipe.shard_bytes, reference.stem) if is_known else ()
 
 
 def _stops(findings: Sequence[Finding]) -> bool:
@@ -171,8 +314,14 @@ def _stops(findings: Sequence[Finding]) -> bool:
 
 def _used_models(recipe: Recipe, reference: str) -> tuple[str, ...]:
     """Keys of the models that are read, the reference first."""
-    policies = [*recipe.classes.values(), *(o.policy for o in recipe.overrides)]
-    base = ("base",) if recipe.base is not None and (uses_base(recipe) or "base" in policies) else ()
+    policies = [*recipe.classes.values(), *(override.policy for _, override in recipe.placed_overrides())]
+    based = (
+        recipe.from_base
+        or "base" in policies
+        or recipe.missing == "fill"
+        or (uses_base(recipe) and (not recipe.slices or any(part.base == "base" for part in recipe.slices)))
+    )
+    base = ("base",) if recipe.base is not None and based else ()
     return tuple(dict.fromkeys((reference, *base, *recipe.source_ids())))
 
 
@@ -191,115 +340,37 @@ def _words(names: set[str] | frozenset[str]) -> str:
     return " and ".join(sorted(names)) or "nothing"
 
 
-def _granularity(steps: Sequence[MethodEntry]) -> str:
-    return min((step.granularity for step in steps), key=("tensor", "row", "element").index)
+def cut_config(
+    models: Mapping[str, ModelIndex], reference: str, layers: Mapping[str, Sequence[tuple[str, int]]]
+) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+    """The reference's config for the layers that the result has, and what should be known of it."""
+    config = dict(models[reference].config)
+    findings: list[Finding] = []
+    for tower, origins in layers.items():
+        made = recut(config, tower, [(models[key].config, layer) for key, layer in origins])
+        config = made.config
+        for remark in made.remarks:
+            findings.append(warning("layer_rule", remark, model=reference))
+        if made.unstated:
+            message = (
+                f"The config of {models[reference].label} says nowhere how many layers {tower} has, so it "
+                "cannot be written for the result."
+            )
+            findings.append(error("layer_count_unstated", message, model=reference))
+    return config, tuple(findings)
 
 
-def whole_entries(granularity: str, outputs: Sequence[OutputTensor]) -> tuple[int, str]:
-    """Most entries that must be in memory together, and the tensor that needs them."""
-    if granularity == "element":
-        return 1, ""
-    merged = [o for o in outputs if o.policy == "method"]
-    sized = [(prod(o.shape) if granularity == "tensor" else prod(o.shape[1:]), o.name) for o in merged]
-    return max(sized, default=(1, ""))
-
-
-def compute_bytes(recipe: Recipe) -> int:
-    """Bytes of one number while it is computed."""
-    return 8 if recipe.dtype.compute == "float64" else 4
-
-
-def _estimate(
+def _digest(
     recipe: Recipe,
     models: Mapping[str, ModelIndex],
-    used: Sequence[str],
-    outcome: Outcome,
-    shards: Sequence[ShardLayout],
     steps: Sequence[MethodEntry],
-    budget: int,
-) -> Estimate:
-    reading = sum(models[key].bytes for key in used)
-    adapters = sum(index.adapter.bytes for key in used if (index := models[key]).adapter is not None)
-    written = sum(shard.size for shard in shards)
-    rounds = sum(stat["rounds"] for step in steps for stat in step.needs["stats"] if "when" not in stat)
-    whole, _ = whole_entries(_granularity(steps), outcome.tensors)
-    fitted = sizes(len(recipe.sources) + 1, compute_bytes(recipe), whole, ASSUMED_THREADS, budget)
-    return Estimate(
-        download_bytes=reading + adapters,
-        disk_bytes=reading + adapters + written,
-        peak_memory_bytes=fitted.peak_bytes if fitted else budget,
-        output_bytes=written,
-        seconds=round(seconds(reading, 1 + rounds, written), 1),
-    )
-
-
-def _check_room(
-    recipe: Recipe,
-    outcome: Outcome,
-    steps: Sequence[MethodEntry],
-    estimate: Estimate,
-    budget: int,
-    scratch_free: int | None,
-) -> Iterator[Finding]:
-    granularity = _granularity(steps)
-    whole, tensor = whole_entries(granularity, outcome.tensors)
-    needed = needed_budget(len(recipe.sources) + 1, compute_bytes(recipe), whole)
-    if needed > budget:
-        what = f" to hold {tensor} (granularity {granularity})" if tensor else ""
-        message = f"The memory budget is {budget} bytes, but {needed} are needed{what}."
-        yield error("budget_too_small", message, tensor=tensor or None)
-    if scratch_free is not None and estimate.disk_bytes > scratch_free:
-        message = f"Inputs and result need {estimate.disk_bytes} bytes of disk, but {scratch_free} are free."
-        yield error("disk_too_small", message)
-
-
-def _digest(recipe: Recipe, models: Mapping[str, ModelIndex], steps: Sequence[MethodEntry]) -> str:
-    facts = {
+    vocabulary: VocabularyPlan | None,
+) -> str:
+    facts: dict[str, Any] = {
         "engine": ENGINE_VERSION,
         "methods": {step.name: step.version for step in steps},
         "models": {key: index.digest for key, index in models.items()},
     }
+    if vocabulary is not None:
+        facts["vocabulary"] = vocabulary.alignment.digest()
     return hashlib.sha256(canonical(recipe) + json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _by_class(plan: Plan) -> Iterator[dict[str, Any]]:
-    groups: dict[tuple[str, str], list[OutputTensor]] = {}
-    for output in plan.outputs:
-        groups.setdefault((output.role, output.policy), []).append(output)
-    for (role, policy), tensors in groups.items():
-        row: dict[str, Any] = {
-            "class": role,
-            "policy": policy,
-            "tensors": len(tensors),
-            "parameters": sum(prod(output.shape) for output in tensors),
-            "example": tensors[0].name,
-            "models": list(inputs_of(policy, plan.recipe)),
-        }
-        if policy == "method":
-            row["weights"] = _spread([output.weights for output in tensors])
-            row["steps"] = [_effective(entry, place, tensors) for place, entry in enumerate(plan.steps)]
-        yield row
-
-
-def _effective(entry: MethodEntry, place: int, tensors: Sequence[OutputTensor]) -> dict[str, Any]:
-    different = list({id(output.settings[place]): output.settings[place] for output in tensors}.values())
-    settings = {}
-    for name, known in entry.settings.items():
-        found = [_filled(settings.get(name), known["default"]) for settings in different]
-        settings[name] = _spread(found)
-    return {"method": entry.name, "settings": settings}
-
-
-def _filled(value: Any, default: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(default if entry is None else entry for entry in value)
-    return default if value is None else value
-
-
-def _spread(values: Sequence[Any]) -> Any:
-    """One value where all are equal, else the least and the greatest."""
-    distinct = list(dict.fromkeys(values))
-    if len(distinct) == 1:
-        return list(distinct[0]) if isinstance(distinct[0], tuple) else distinct[0]
-    plain = sorted(distinct, key=lambda value: (str(type(value)), value))
-    return {"from": plain[0], "to": plain[-1]}

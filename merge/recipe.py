@@ -2,206 +2,77 @@
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterator
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
-    model_serializer,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
+from merge.catalog import catalogue
 from merge.document import Content, load_document, pointer_of
 from merge.errors import Finding, RecipeInvalid
+from merge.presets import expand
+from merge.recipe_calibration import DATA_TAGS, Calibration, CalibrationData
+from merge.recipe_parts import (
+    ROLES,
+    ModelName,
+    Module,
+    ModuleName,
+    Override,
+    Part,
+    Policy,
+    Role,
+    Slice,
+    SliceSource,
+    Source,
+    SourceId,
+    Step,
+    nearest_name,
+)
+from merge.recipe_results import FORM_TAGS, AdapterResult, CheckpointResult, Missing, MoeResult, Result
+from merge.recipe_stages import MOST_STAGES, check_stages, of_stage, within
+from merge.recipe_tokenizer import CHAT_TEMPLATES, RULE_TAGS, TokenizerChoice, TokenOf, TokenRule
 
-ROLES = ("embed", "head", "norm", "bias", "linear", "conv", "router", "expert", "buffer")
+RESERVED_IDS = ("base", "donor", "union", "zero")
 GIB = 1 << 30
 
-Number = int | float
-Curve = Number | tuple[Number, ...]
-"""One number, or numbers spread evenly over the depth of the model and interpolated linearly."""
 
-_ID = re.compile(r"[a-z0-9_][a-z0-9_-]{0,31}")
-_POLICIES = ("method", "mean", "base", "error")
-_SOURCE_POLICY = re.compile(rf"source:{_ID.pattern}")
-_SETTING_NAME = re.compile(r"([a-z][a-z0-9_]*\.)?[a-z][a-z0-9_]*")
-_LAYER_MATCH = re.compile(r"\d{1,4}(-\d{1,4})?")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _curve(value: Any) -> Curve:
-    if _is_number(value):
-        number: Number = value
-        return number
-    if isinstance(value, list | tuple) and 1 <= len(value) <= 512 and all(map(_is_number, value)):
-        return tuple(value)
-    raise PydanticCustomError("curve", "must be a finite number, or a list of them to spread over the layers")
-
-
-def _model_name(value: str) -> str:
-    if any(ord(char) < 32 or ord(char) == 127 for char in value):
-        raise PydanticCustomError("model_name", "must not hold control characters")
-    return value
-
-
-def _policy(value: Any) -> Any:
-    if isinstance(value, str) and (value in _POLICIES or _SOURCE_POLICY.fullmatch(value)):
-        return value
-    raise PydanticCustomError("policy", "must be one of method, mean, base, source:<id>, error")
-
-
-def _setting(value: Any) -> Any:
-    if isinstance(value, bool | str) or _is_number(value):
-        return value
-    if isinstance(value, list | tuple) and 1 <= len(value) <= 512:
-        words = all(isinstance(item, bool | str) for item in value)
-        if words or all(map(_is_number, value)):
-            return list(value)
-    if isinstance(value, dict):
-        return _settings_tree(value)
-    raise PydanticCustomError(
-        "setting", "must be a finite number, text, true or false, or a list of them by depth"
-    )
-
-
-def _settings_tree(value: dict[str, Any]) -> dict[str, Any]:
-    for key in value:
-        if not isinstance(key, str):
-            raise PydanticCustomError("setting", "must have text as keys")
-    return {key: _setting(item) for key, item in value.items()}
-
-
-def _setting_names(value: Any) -> Any:
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str) or not _SETTING_NAME.fullmatch(key):
-                raise PydanticCustomError(
-                    "setting_name", "{key} is not a setting's name", {"key": repr(key)[:80]}
-                )
-    return value
-
-
-def _match(value: str) -> str:
-    kind, _, rest = value.partition(":")
-    if kind == "class" and rest not in ROLES:
-        hint = _nearest(rest, ROLES, "classes are")
-        raise PydanticCustomError(
-            "match", "there is no tensor class {rest}; {hint}", {"rest": repr(rest)[:40], "hint": hint}
-        )
-    if kind == "layer" and not _LAYER_MATCH.fullmatch(rest):
-        raise PydanticCustomError("match", "must be written layer:3 or layer:0-7")
-    return value
-
-
-CurveField = Annotated[Curve, BeforeValidator(_curve)]
-Setting = Annotated[Any, BeforeValidator(_setting)]
-Settings = Annotated[dict[str, Setting], BeforeValidator(_setting_names)]
-Policy = Annotated[str, BeforeValidator(_policy)]
-ModelName = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_model_name)]
-SourceId = Annotated[str, Field(pattern=rf"^{_ID.pattern}$")]
-Role = Literal["embed", "head", "norm", "bias", "linear", "conv", "router", "expert", "buffer"]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
-
-
-class Source(_Part):
-    """One model to merge: ``weight`` is its say, ``settings`` are its own values of the steps' settings.
-
-    A setting's name may be written ``method.name`` where several steps have one of that name.
-    """
-
-    id: SourceId
-    model: ModelName
-    weight: CurveField = 1.0
-    adapter: ModelName | None = None
-    settings: Settings = {}
-
-
-class Step(_Part):
-    """One method of the chain. In JSON and YAML its settings stand beside ``method``."""
-
-    method: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
-    settings: Settings = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather_settings(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"method": value}
-        if not isinstance(value, dict):
-            return value
-        beside = {key: item for key, item in value.items() if key not in ("method", "settings")}
-        nested = value.get("settings", {})
-        if not isinstance(nested, dict):
-            return value
-        twice = sorted(beside.keys() & nested.keys(), key=str)
-        if twice:
-            raise PydanticCustomError("setting_twice", "gives {name} twice", {"name": str(twice[0])})
-        return (
-            {"method": value["method"], "settings": nested | beside}
-            if "method" in value
-            else {"settings": nested}
-        )
-
-    @model_serializer
-    def _beside(self) -> dict[str, Any]:
-        return {"method": self.method, **self.settings}
-
-
-class Override(_Part):
-    """Other settings, or another policy, for some tensors; a later override wins over an earlier one.
-
-    ``match`` is a glob on the tensor's name (``*.mlp.*``), a class (``class:norm``) or layers
-    (``layer:0-7``). ``source`` limits the settings to one source; ``weight`` is allowed among them.
-    """
-
-    match: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_match)]
-    source: SourceId | None = None
-    settings: Settings = {}
-    policy: Policy | None = None
-
-
-class TokenizerChoice(_Part):
-    """Whose tokenizer the result gets: ``base``, or a source's id."""
-
-    source: SourceId = "base"
-
-
-class DtypeChoice(_Part):
+class DtypeChoice(Part):
     """What the arithmetic is done in, and what is written; ``None`` keeps the base's (first source's)."""
 
     compute: Literal["float32", "float64"] = "float32"
-    output: Literal["bfloat16", "float16", "float32", "input"] | None = None
+    output: Literal["bfloat16", "float16", "float32", "float64", "input"] | None = None
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """Everything that decides the bytes of the result, apart from the inputs' own bytes.
 
     ``outer_depth`` says where on a depth curve the tensors outside the layers are: ``position`` puts
     embeddings at the start and head and final norm at the end, ``zero`` puts all of them at the start.
+    ``reference`` is the model that config, tokenizer and other small files come from; by default the base
+    where the method reads it, else the first source. ``stages`` are merges whose results may be named as
+    models: ``stage:<name>``.
     """
 
+    stages: dict[SourceId, "Recipe"] = Field(default={}, max_length=MOST_STAGES)
     base: ModelName | None = None
     sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=32)]
     steps: Annotated[tuple[Step, ...], Field(min_length=1, max_length=16)]
     overrides: Annotated[tuple[Override, ...], Field(max_length=1024)] = ()
-    classes: dict[Role, Policy] = {}
+    slices: Annotated[tuple[Slice, ...], Field(max_length=1024)] = ()
+    modules: dict[ModuleName, Module] = Field(default={}, max_length=16)
+    classes: dict[Role, Policy] = Field(default={})
+    reference: SourceId | None = None
     tokenizer: TokenizerChoice = TokenizerChoice()
+    calibration: Calibration = Calibration()
     dtype: DtypeChoice = DtypeChoice()
+    result: Result = CheckpointResult()
+    missing: Missing = "error"
     outer_depth: Literal["position", "zero"] = "position"
     seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] = 0
     shard_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 40, strict=True)] = GIB
@@ -209,20 +80,79 @@ class Recipe(_Part):
 
     @model_validator(mode="before")
     @classmethod
+    def _expand_presets(cls, value: Any) -> Any:
+        return expand(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="before")
+    @classmethod
     def _name_sources(cls, value: Any) -> Any:
         if not isinstance(value, dict) or not isinstance(value.get("sources"), list | tuple):
             return value
         sources = [
-            {"id": f"m{position}", **({"model": source} if isinstance(source, str) else source)}
+            {"id": f"m{position}"}
+            | ({"model": source} if isinstance(source, str) else _over_base(source, value.get("base")))
             if isinstance(source, str | dict)
             else source
             for position, source in enumerate(value["sources"])
         ]
         return {**value, "sources": sources}
 
+    @property
+    def informed(self) -> bool:
+        """Whether any step needs statistics that are measured on data."""
+        entries = (catalogue().get(step.method) for step in self.steps)
+        return any(entry is not None and entry.statistics for entry in entries)
+
+    @property
+    def from_base(self) -> bool:
+        """Whether the form of the result goes by the base, whatever the steps do."""
+        return self.base is not None and self.result.form != "checkpoint"
+
+    def sections(self) -> Iterator[tuple[tuple[str | int, ...], Slice]]:
+        """Every slice of the recipe and of its modules, with its path."""
+        for position, part in enumerate(self.slices):
+            yield ("slices", position), part
+        for name, module in self.modules.items():
+            for position, part in enumerate(module.slices):
+                yield ("modules", name, "slices", position), part
+
+    def placed_overrides(self) -> Iterator[tuple[tuple[str | int, ...], Override]]:
+        """Every override of the recipe and of its slices, with its path."""
+        for position, override in enumerate(self.overrides):
+            yield ("overrides", position), override
+        for at, part in self.sections():
+            for position, override in enumerate(part.overrides):
+                yield (*at, "overrides", position), override
+
+    def renamed(self, names: Mapping[str, str]) -> "Recipe":
+        """The recipe with other names for models: by ``base``, source id, ``<id>+adapter`` and ``donor``,
+        those of a stage with its name and a dot before.
+        """
+        sources = tuple(
+            source.model_copy(
+                update={
+                    "model": names.get(source.id, source.model),
+                    "adapter": names.get(f"{source.id}+adapter", source.adapter),
+                }
+            )
+            for source in self.sources
+        )
+        choice = self.tokenizer
+        tokenizer = choice.model_copy(update={"donor": names.get("donor", choice.donor)})
+        base = names.get("base", self.base)
+        stages = {name: stage.renamed(of_stage(names, name)) for name, stage in self.stages.items()}
+        return self.model_copy(
+            update={"stages": stages, "base": base, "sources": sources, "tokenizer": tokenizer}
+        )
+
     def source_ids(self) -> tuple[str, ...]:
         """Ids of the sources, in order."""
         return tuple(source.id for source in self.sources)
+
+
+def _over_base(source: dict[str, Any], base: Any) -> dict[str, Any]:
+    """A source that names an adapter only is that adapter over the base."""
+    return {"model": base, **source} if base and source.get("adapter") else source
 
 
 def parse_recipe(text: str | bytes, content: Content) -> Recipe:
@@ -236,15 +166,20 @@ def recipe_from(document: dict[str, Any]) -> Recipe:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
         raise RecipeInvalid(tuple(_findings(error.errors()))) from None
-    findings = tuple(_cross_checks(recipe))
+    findings = (*check_stages(recipe), *_cross_checks(recipe))
     if findings:
         raise RecipeInvalid(findings)
     return recipe
 
 
 def canonical(recipe: Recipe) -> bytes:
-    """Canonical JSON: every field, keys sorted, whole floats as integers. Equal meaning, equal bytes."""
+    """Canonical JSON: every field, keys sorted, whole floats as integers. Equal meaning, equal bytes.
+
+    ``calibration`` is left out where no step measures anything on data.
+    """
     document = _plain(recipe.model_dump(mode="json"))
+    if not recipe.informed:
+        del document["calibration"]
     return json.dumps(
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
@@ -266,25 +201,36 @@ def _plain(value: Any) -> Any:
 
 
 def _cross_checks(recipe: Recipe) -> Iterator[Finding]:
+    for name, stage in recipe.stages.items():
+        yield from within(name, _cross_checks(stage))
     ids = recipe.source_ids()
     for position, name in enumerate(ids):
-        if name == "base":
+        if name in RESERVED_IDS:
             yield _error(
                 "reserved_id",
-                "base is the name of the base model; choose another id.",
+                f"{name} has a meaning of its own in a recipe; choose another id.",
                 "sources",
                 position,
                 "id",
             )
         if name in ids[:position]:
             yield _error("duplicate_id", f"Two sources are called {name}.", "sources", position, "id")
-    if recipe.tokenizer.source not in (*ids, "base"):
-        yield _unknown_source(recipe.tokenizer.source, ids, "tokenizer", "source")
+    yield from _tokenizer_checks(recipe, ids)
+    for name in recipe.calibration.by_source:
+        if name not in (*ids, *(("base",) if recipe.base is not None else ())):
+            yield _unknown_source(name, (*ids, "base"), "calibration", "by_source", name)
+    template = recipe.chat_template
+    if template is not None and "{" not in template and template not in CHAT_TEMPLATES:
+        hint = nearest_name(template, CHAT_TEMPLATES, "known are")
+        message = f"chat_template is neither Jinja text nor a name of one, but {template[:40]!r}; {hint}"
+        yield _error("chat_template_unknown", message, "chat_template")
     policies: list[tuple[str, tuple[str | int, ...]]] = [
         (policy, ("classes", role)) for role, policy in recipe.classes.items()
     ]
-    for position, override in enumerate(recipe.overrides):
-        where = ("overrides", position)
+    if recipe.reference not in (None, *ids, *(("base",) if recipe.base is not None else ())):
+        yield _unknown_source(str(recipe.reference), (*ids, "base"), "reference")
+    yield from _slice_checks(recipe, ids)
+    for where, override in recipe.placed_overrides():
         if override.source is not None and override.source not in ids:
             yield _unknown_source(override.source, ids, *where, "source")
         if not override.settings and override.policy is None:
@@ -298,24 +244,76 @@ def _cross_checks(recipe: Recipe) -> Iterator[Finding]:
             yield _error("base_missing", "The policy base needs a base model.", *at)
 
 
+def _tokenizer_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]:
+    """Every model that the tokenizer section names is there, and what it asks for fits together."""
+    choice = recipe.tokenizer
+    models = (*ids, *(("base",) if recipe.base else ()))
+    donor = ("donor",) if choice.donor else ()
+    if choice.source not in (None, "base", "union", *donor, *models):
+        yield _unknown_source(str(choice.source), (*models, *donor, "union"), "tokenizer", "source")
+    for token, rule in choice.tokens.items():
+        said = rule.source.model if isinstance(rule.source, TokenOf) else rule.source
+        if said not in (None, *models) and (said != "zero" or isinstance(rule.source, TokenOf)):
+            yield _unknown_source(str(said), (*models, "zero"), "tokenizer", "tokens", token, "source")
+        if isinstance(rule.source, TokenOf) and (rule.source.token is None) == (rule.source.token_id is None):
+            message = f"The rule of {token[:40]!r} needs exactly one of token and token_id."
+            yield _error("token_rule_invalid", message, "tokenizer", "tokens", token, "source")
+    if choice.donor is not None and choice.source != "donor":
+        yield _error("donor_unused", "A donor needs source: donor.", "tokenizer", "donor")
+    if choice.source == "donor" and choice.approximate is None:
+        message = "A donor lends words, not rows: say how rows are made for them, such as approximate: omp."
+        yield _error("donor_unused", message, "tokenizer", "approximate")
+    if choice.approximate is not None and not choice.aligns:
+        message = "approximate needs a source: whose vocabulary is wanted?"
+        yield _error("approximate_unused", message, "tokenizer", "approximate")
+
+
+def _slice_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]:
+    """Ids that are not there, and layers given for some sources of a slice only."""
+    if recipe.slices and recipe.modules:
+        yield _error("slices_and_modules", "Give either slices or modules, not both.", "slices")
+    for at, part in recipe.sections():
+        for position, source in enumerate(part.sources):
+            if source.id not in ids:
+                yield _unknown_source(source.id, ids, *at, "sources", position, "id")
+        if part.base not in (*ids, "base"):
+            yield _unknown_source(part.base, ids, *at, "base")
+        alone = len(recipe.modules[str(at[1])].slices if at[0] == "modules" else recipe.slices) == 1
+        ranges = [source.layers for source in part.sources]
+        if None in ranges and (not alone or any(ranges) or part.base_layers):
+            message = "Every source of a slice needs layers; only a single slice may leave them out."
+            yield _error("layers_missing", message, *at, "sources", ranges.index(None), "layers")
+
+
 def _error(code: str, message: str, *at: str | int) -> Finding:
     return Finding("error", code, message, pointer_of(*at))
 
 
 def _unknown_source(name: str, ids: tuple[str, ...], *at: str | int) -> Finding:
     return _error(
-        "unknown_source", f"There is no source {name[:64]!r}; {_nearest(name, ids, 'the sources are')}", *at
+        "unknown_source",
+        f"There is no source {name[:64]!r}; {nearest_name(name, ids, 'the sources are')}",
+        *at,
     )
 
 
 _FIELDS: dict[tuple[str, ...], tuple[str, ...]] = {
     (): tuple(Recipe.model_fields),
     ("sources",): tuple(Source.model_fields),
+    ("modules",): tuple(Module.model_fields),
+    ("slices",): tuple(Slice.model_fields),
+    ("slices", "sources"): tuple(SliceSource.model_fields),
+    ("slices", "overrides"): tuple(Override.model_fields),
     ("steps",): tuple(Step.model_fields),
     ("overrides",): tuple(Override.model_fields),
     ("classes",): ROLES,
     ("tokenizer",): tuple(TokenizerChoice.model_fields),
     ("dtype",): tuple(DtypeChoice.model_fields),
+    ("calibration",): tuple(Calibration.model_fields),
+    ("calibration", "data"): tuple(CalibrationData.model_fields),
+    ("calibration", "by_source"): tuple(CalibrationData.model_fields),
+    ("result",): tuple({**AdapterResult.model_fields, **MoeResult.model_fields}),
+    ("tokenizer", "tokens"): tuple(TokenRule.model_fields),
 }
 
 
@@ -330,29 +328,32 @@ def _findings(errors: list[ErrorDetails]) -> Iterator[Finding]:
 
 
 def _finding(details: ErrorDetails) -> Finding:
-    where = tuple(part for part in details["loc"] if part != "[key]")
+    tags = ("[key]", *RULE_TAGS, *FORM_TAGS, *DATA_TAGS)
+    where = tuple(part for part in details["loc"] if part not in tags)
+    if where[:1] == ("stages",) and len(where) > 2:
+        return within(str(where[1]), [_finding({**details, "loc": details["loc"][2:]})])[0]
     if where[:1] == ("steps",) and where[2:3] == ("settings",):
         where = where[:2] + where[3:]
     name = str(where[-1]) if where else "recipe"
     kind, said = details["type"], details["msg"].removesuffix(".")
     parent = tuple(part for part in where[:-1] if isinstance(part, str))
+    if parent[:1] == ("modules",):
+        parent = parent[2:] or parent[:1]
     code, message = (
         "field_invalid",
         f"{pointer_of(*where) or 'The recipe'}: {said}{'' if said.endswith('?') else '.'}",
     )
-    if kind == "extra_forbidden" or "[key]" in details["loc"]:
-        hint = _nearest(name, _FIELDS.get(parent, ()), "known are")
+    is_key = "[key]" in details["loc"] and where[0] not in ("tokenizer", "stages")
+    if kind == "extra_forbidden" or is_key:
+        if parent[:2] == ("tokenizer", "tokens"):
+            parent = parent[:2]
+        hint = nearest_name(name, _FIELDS.get(parent, ()), "known are")
         code, message = "unknown_field", f"There is no field {name[:80]!r} here; {hint}"
     elif kind == "missing":
         code, message = "field_missing", f"The field {name} is missing."
     elif kind == "too_short":
         message = f"{pointer_of(*where)} must not be empty."
     elif kind == "literal_error":
-        hint = _nearest(str(details["input"]), tuple(re.findall(r"'([^']+)'", said)), "valid are")
+        hint = nearest_name(str(details["input"]), tuple(re.findall(r"'([^']+)'", said)), "valid are")
         message = f"{pointer_of(*where)} cannot be {str(details['input'])[:80]!r}; {hint}"
     return Finding("error", code, message, pointer_of(*where))
-
-
-def _nearest(name: str, known: tuple[str, ...], otherwise: str) -> str:
-    near = get_close_matches(name, known, 1, 0.4)
-    return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(known)}."

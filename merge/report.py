@@ -1,8 +1,12 @@
 """What a run tells: while it goes on, when a shard is done, and at the end."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
+
+from merge.checkpoint.header import nbytes_of
+from merge.output_tensor import OutputTensor
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,29 @@ class Progress:
     tensors_total: int
     bytes_done: int
     bytes_total: int
+
+
+class Together:
+    """Tells the progress of several merges, one after another, as one. ``parts`` are their outputs; how much
+    one reads is guessed by those until it says so.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[OutputTensor]], tell: Callable[[Progress], None]) -> None:
+        self._tell = tell
+        self._last = {
+            name: Progress(0, len(outputs), 0, sum(nbytes_of(o.dtype, o.shape) for o in outputs))
+            for name, outputs in parts.items()
+        }
+
+    def of(self, name: str) -> Callable[[Progress], None]:
+        """What one of the merges is to be given."""
+
+        def tell(progress: Progress) -> None:
+            self._last[name] = progress
+            parts = [astuple(each) for each in self._last.values()]
+            self._tell(Progress(*map(sum, zip(*parts, strict=True))))
+
+        return tell
 
 
 @dataclass(frozen=True)

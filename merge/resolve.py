@@ -1,18 +1,21 @@
 """From a recipe to plain numbers for one tensor: curves, overrides and per-source values are resolved.
 
-For one setting of one step, weakest first: the step, the source, then each matching override in order. A
-name written ``method.setting`` speaks to that step only and wins over the bare name at the same place.
+For one setting of one step, weakest first: the step, the slice, the source, the source in the slice, then
+each matching override in order. A name written ``method.setting`` speaks to that step only and wins over the
+bare name at the same place.
 """
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
 from typing import Any
 
+from merge.arch.roles import layer_of
 from merge.document import pointer_of
-from merge.recipe import Curve, Override, Recipe, Step
+from merge.recipe import Recipe
+from merge.recipe_parts import Curve, Override, Role, Slice, Step
 
 
 @dataclass(frozen=True)
@@ -30,55 +33,126 @@ class Site:
     source: str | None
 
 
+@dataclass(frozen=True)
+class Voice:
+    """One source in one section of the result: its weight there and its own settings, weakest first."""
+
+    id: str
+    weight: Curve
+    settings: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """What a recipe says about one part of the result: all of it, or one slice."""
+
+    voices: tuple[Voice, ...]
+    settings: Mapping[str, Any]
+    overrides: tuple[Override, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """One tensor of the result, for which settings are wanted. ``depth`` is 0 to 1 (see ``Towers.depth``).
+
+    ``own`` are the names of this tensor in the sources, where they are others (in slices).
+    """
+
+    tensor: str
+    role: str
+    layer: int | None
+    depth: float
+    own: tuple[str, ...] = ()
+
+
+def whole(recipe: Recipe) -> Section:
+    """The one section of a recipe without slices."""
+    voices = tuple(Voice(source.id, source.weight, (source.settings,)) for source in recipe.sources)
+    return Section(voices, {}, recipe.overrides)
+
+
+def section_of(part: Slice, recipe: Recipe) -> Section:
+    """What holds in one slice: the recipe's, and what the slice says of its own on top of it."""
+    sources = {source.id: source for source in recipe.sources}
+    voices = tuple(
+        Voice(
+            each.id,
+            sources[each.id].weight if each.weight is None else each.weight,
+            (sources[each.id].settings, each.settings),
+        )
+        for each in part.sources
+    )
+    return Section(voices, part.settings, (*recipe.overrides, *part.overrides))
+
+
 def settings_for(
-    tensor: str,
-    role: str,
-    layer: int | None,
-    depth: float,
-    step: Step,
-    recipe: Recipe,
-    *,
-    knobs: Container[str] | None = None,
+    spot: Spot, step: Step, section: Section, *, knobs: Container[str] | None = None
 ) -> dict[str, Any]:
     """Plain values of the step's settings for one tensor; a tuple in source order where sources may differ.
 
-    ``depth`` is 0 to 1 (see ``Towers.depth``). ``knobs`` are the settings this step's method has: what
-    sources and overrides say about others is left out. In a tuple ``None`` means that nothing was said: the
-    method's default.
+    ``knobs`` are the settings this step's method has: what sources and overrides say about others is left
+    out. In a tuple ``None`` means that nothing was said: the method's default.
     """
+    depth, count = spot.depth, len(section.voices)
     settings = {name: at_depth(value, depth) for name, value in step.settings.items()}
-    for position, source in enumerate(recipe.sources):
-        for name, value in _said(source.settings, step.method, knobs):
-            _set_one(settings, name, position, len(recipe.sources), at_depth(value, depth))
-    for override in _matching(tensor, role, layer, recipe):
+    for name, value in _said(section.settings, step.method, knobs):
+        settings[name] = at_depth(value, depth)
+    for position, voice in enumerate(section.voices):
+        for own in voice.settings:
+            for name, value in _said(own, step.method, knobs):
+                _set_one(settings, name, position, count, at_depth(value, depth))
+    for _, override, positions in matching(spot, section):
         for name, value in _said(override.settings, step.method, knobs):
-            if override.source is None:
+            if positions is None:
                 settings[name] = at_depth(value, depth)
-            else:
-                position = recipe.source_ids().index(override.source)
-                _set_one(settings, name, position, len(recipe.sources), at_depth(value, depth))
+            for position in positions or ():
+                _set_one(settings, name, position, count, at_depth(value, depth))
     return settings
 
 
-def weights_for(tensor: str, role: str, layer: int | None, depth: float, recipe: Recipe) -> tuple[float, ...]:
+def weights_for(spot: Spot, section: Section) -> tuple[float, ...]:
     """Each source's weight for one tensor, in source order."""
-    weights = [float(at_depth(source.weight, depth)) for source in recipe.sources]
-    for override in _matching(tensor, role, layer, recipe):
+    weights = [float(at_depth(voice.weight, spot.depth)) for voice in section.voices]
+    for _, override, positions in matching(spot, section):
         if "weight" not in override.settings:
             continue
-        value = float(at_depth(override.settings["weight"], depth))
-        for position, source in enumerate(recipe.sources):
-            if override.source in (None, source.id):
-                weights[position] = value
+        value = float(at_depth(override.settings["weight"], spot.depth))
+        for position in range(len(weights)) if positions is None else positions:
+            weights[position] = value
     return tuple(weights)
 
 
-def policy_for(tensor: str, role: str, layer: int | None, recipe: Recipe) -> str | None:
+def policy_for(spot: Spot, section: Section, classes: Mapping[Role, str]) -> str | None:
     """The policy the recipe asks for: the last matching override's, else its class's, else ``None``."""
-    policy = next((chosen for of, chosen in recipe.classes.items() if of == role), None)
-    for override in _matching(tensor, role, layer, recipe):
+    policy = next((chosen for of, chosen in classes.items() if of == spot.role), None)
+    for _, override, _ in matching(spot, section):
         policy = override.policy or policy
     return policy
+
+
+def matching(spot: Spot, section: Section) -> Iterator[tuple[int, Override, tuple[int, ...] | None]]:
+    """(position, override, the sources it speaks of, or ``None`` for all) of those that mean this tensor.
+
+    An override of one source is matched against the name and layer of that source's own tensor.
+    """
+    for position, override in enumerate(section.overrides):
+        if override.source is None:
+            if matches(override.match, spot.tensor, spot.role, spot.layer):
+                yield position, override, None
+            continue
+        meant = tuple(
+            place
+            for place, voice in enumerate(section.voices)
+            if voice.id == override.source and _matches_own(override.match, spot, place)
+        )
+        if meant:
+            yield position, override, meant
+
+
+def _matches_own(match: str, spot: Spot, place: int) -> bool:
+    if not spot.own or spot.own[place] == spot.tensor:
+        return matches(match, spot.tensor, spot.role, spot.layer)
+    return matches(match, spot.own[place], spot.role, layer_of(spot.own[place]))
 
 
 def at_depth(value: Any, depth: float) -> Any:
@@ -114,16 +188,25 @@ def matches(match: str, tensor: str, role: str, layer: int | None) -> bool:
 
 
 def setting_sites(recipe: Recipe) -> Iterator[Site]:
-    """Every setting written anywhere in the recipe, with its pointer, in document order."""
+    """Every setting written anywhere in the recipe, with its pointer."""
     for position, source in enumerate(recipe.sources):
-        for name, value in source.settings.items():
-            yield _site(recipe, ("sources", position, "settings", name), name, value, source.id)
+        yield from _sites(recipe, ("sources", position), source.settings, source.id)
     for position, step in enumerate(recipe.steps):
         for name, value in step.settings.items():
             yield Site(pointer_of("steps", position, name), position, step.method, name, value, None)
-    for position, override in enumerate(recipe.overrides):
-        for name, value in override.settings.items():
-            yield _site(recipe, ("overrides", position, "settings", name), name, value, override.source)
+    for at, part in recipe.sections():
+        yield from _sites(recipe, at, part.settings, None)
+        for position, each in enumerate(part.sources):
+            yield from _sites(recipe, (*at, "sources", position), each.settings, each.id)
+    for at, override in recipe.placed_overrides():
+        yield from _sites(recipe, at, override.settings, override.source)
+
+
+def _sites(
+    recipe: Recipe, at: tuple[str | int, ...], settings: Mapping[str, Any], source: str | None
+) -> Iterator[Site]:
+    for name, value in settings.items():
+        yield _site(recipe, (*at, "settings", name), name, value, source)
 
 
 def _site(recipe: Recipe, at: tuple[str | int, ...], name: str, value: Any, source: str | None) -> Site:
@@ -132,7 +215,9 @@ def _site(recipe: Recipe, at: tuple[str | int, ...], name: str, value: Any, sour
     return Site(pointer_of(*at), steps[0] if steps else None, method if dot else None, setting, value, source)
 
 
-def _said(settings: dict[str, Any], method: str, knobs: Container[str] | None) -> Iterator[tuple[str, Any]]:
+def _said(
+    settings: Mapping[str, Any], method: str, knobs: Container[str] | None
+) -> Iterator[tuple[str, Any]]:
     for qualified in (False, True):
         for key, value in settings.items():
             owner, dot, name = key.rpartition(".")
@@ -147,10 +232,6 @@ def _set_one(settings: dict[str, Any], name: str, position: int, count: int, val
     values = list(before) if isinstance(before, tuple) else [before] * count
     values[position] = value
     settings[name] = tuple(values)
-
-
-def _matching(tensor: str, role: str, layer: int | None, recipe: Recipe) -> Iterator[Override]:
-    return (override for override in recipe.overrides if matches(override.match, tensor, role, layer))
 
 
 @lru_cache(maxsize=1024)

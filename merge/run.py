@@ -2,27 +2,24 @@
 loss.
 """
 
-import threading
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from math import prod
+from dataclasses import replace
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from merge import passes
-from merge.blocks import Buffers, Crew, Inputs, cast_out, kept_memory, torch_threads
-from merge.chain import Block, Bound, Chain
-from merge.checkpoint.dtype import torch_dtype
+from merge.blocks import Crew, kept_memory, torch_threads
 from merge.checkpoint.index import safe_path
 from merge.checkpoint.layout import ShardLayout
 from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.writer import ShardWriter
-from merge.contract.groups import Site
-from merge.contract.method import Kind, get
-from merge.errors import BudgetTooSmall, FileMissing, InputChanged, OutputExists, Stopped
+from merge.errors import BudgetTooSmall, FileMissing, InputChanged, OutputExists
+from merge.estimate import compute_bytes, models_held, whole_entries, workspace_bytes
 from merge.finish import (
     MANIFEST_FILE,
     inputs_manifest,
@@ -30,16 +27,28 @@ from merge.finish import (
     sync_folder,
     write_manifest,
     write_small_files,
+    write_survey,
 )
 from merge.journal import FILE, Finished, Journal, open_journal, partial_folder, sha256_of
+from merge.meter import Meter, Silent
 from merge.methods import load as load_methods
-from merge.outputs import OutputTensor, inputs_of
-from merge.plan import Plan, compute_bytes, whole_entries
-from merge.report import OutputFile, Progress, Report, ShardDone
+from merge.plan import Plan
+from merge.recipe_stages import key_in, of_stage, stage_of
+from merge.report import OutputFile, Progress, Report, ShardDone, Together
+from merge.results.adapter import make_adapter
+from merge.results.moe import make_routers
 from merge.sizing import Sizes, sizes
+from merge.stage_reader import FOLDER as STAGES
+from merge.stage_reader import Alone, Lent, Stages
+from merge.stages import Stage
+from merge.statistics import Informed, open_statistics, with_statistics
+from merge.survey.measure import Extent, Surveyor
+from merge.tables import open_tables
+from merge.tokenizer.making import RowMaker
+from merge.work import Work
 
-BATCH_ENTRIES = 1 << 24
-REPORTS = 200
+WaitFor = Callable[[str, str, int, int], None]
+NOTHING_PINNED: Mapping[str, Mapping[str, str]] = {}
 
 
 def run(
@@ -53,43 +62,78 @@ def run(
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     on_shard: Callable[[ShardDone], None] = lambda _: None,
+    wait_for: WaitFor | None = None,
+    pinned: Mapping[str, Mapping[str, str]] = NOTHING_PINNED,
+    survey: Extent = "sampled",
+    statistics: Mapping[str, Path] | None = None,
+    lent: Lent | None = None,
 ) -> Report:
     """Merges into the folder ``out``, which appears when everything in it is complete.
 
     ``folders`` holds the model of every key of ``plan.models`` that is read, and ``<key>+adapter`` for
     adapters. Until the end the work is in ``<out>.partial``; shards finished there by an earlier run of the
-    same plan on the same inputs are verified and kept. ``on_progress`` and ``should_stop`` are called from
-    worker threads, one at a time. Raises ``Stopped``, ``NotFinite``, ``TensorsDiffer``, ``InputChanged``,
-    ``OutputExists``, ``DiskFull`` and others of ``MergeError``.
+    same plan on the same inputs are verified and kept. ``survey`` says how much of the weights the merge
+    report is measured on, if there is to be one. ``statistics`` are the folders of what ``plan.statistics``
+    names, by model key. Where files are still on their way into ``folders`` (each has its full size from the
+    start), ``wait_for(folder key, file, begin, end)`` returns when these bytes are there; files of folders
+    that are ``pinned``, by file, to what identifies them are not sampled. ``on_progress`` and
+    ``should_stop`` are called from worker threads, one at a time. ``lent`` is what the stages of a recipe
+    give to a stage that is written. Raises ``Stopped``, ``NotFinite``, ``TensorsDiffer``,
+    ``InputChanged``, ``OutputExists``, ``DiskFull`` and others of ``MergeError``.
     """
     load_methods()
     _check_inputs(plan, folders)
-    inputs = inputs_manifest(plan, folders)
+    measured = open_statistics(plan.statistics.needed, statistics or {})
+    inputs = with_statistics(inputs_manifest(plan, folders, pinned), measured)
     if out.exists():
         return _already_there(plan, inputs, out)
     partial = partial_folder(out)
     journal = open_journal(partial, plan.digest, inputs)
-    whole, _ = whole_entries(plan.granularity, plan.outputs)
-    crew = 1 if plan.granularity == "tensor" else max(1, threads)
-    fitted = sizes(len(plan.recipe.sources) + 1, compute_bytes(plan.recipe), whole, crew, budget_bytes)
-    if fitted is None:
-        raise BudgetTooSmall(
-            f"{budget_bytes} bytes of memory are too few for {plan.granularity} blocks; give more."
-        )
-    within = max(1, threads) if plan.granularity == "tensor" else 1
-    meter = _Meter(plan, on_progress, should_stop)
+    held = lent.held_bytes if lent is not None else plan.staged.held_bytes(plan.recipe)
+    fitted = _fitted(plan, budget_bytes, max(1, threads), held)
+    together = Together({**plan.staged.written(), "": plan.outputs}, on_progress)
+    meter = Meter(plan, together.of(""), should_stop)
     with ExitStack() as stack:
         stack.enter_context(kept_memory())
-        stack.enter_context(torch_threads(within))
+        stack.enter_context(torch_threads(1))
         readers = {
-            key: stack.enter_context(_reader(plan, key, folders)) for key in plan.models if key in folders
+            key: stack.enter_context(_reader(plan, key, folders, wait_for))
+            for key in plan.models
+            if key in folders
         }
-        workers = stack.enter_context(Crew(fitted.threads, within))
-        work = _Work(plan, readers, workers, fitted, meter, torch.device(device))
+        if lent is None:
+            stages = Stages(plan, readers, folders, partial / STAGES, stack)
+            again = bound(
+                run,
+                budget_bytes=budget_bytes,
+                threads=threads,
+                device=device,
+                should_stop=should_stop,
+                survey="none",
+            )
+            write = bound(_write_stage, again, plan, together, wait_for, pinned)
+            stages.open(write, bound(_computing, meter, torch.device(device)))
+            lent = stages.lent(plan)
+        readers, folders = {**readers, **lent.readers}, {**folders, **lent.folders}
+        informed = Informed(
+            {key: stack.enter_context(held) for key, held in measured.items()},
+            {key: index.config for key, index in plan.models.items()},
+        )
+        workers = stack.enter_context(Crew(fitted.threads))
+        surveyor = Surveyor(survey, len(plan.outputs))
+        tables = stack.enter_context(
+            open_tables(plan, readers, partial, max(1, threads), budget_bytes, meter.check)
+        )
+        work = Work(plan, readers, workers, fitted, meter, torch.device(device), surveyor, tables, informed)
         work.measure_global(journal)
-        weights = [_shard(layout, work, journal, on_shard) for layout in plan.shards]
-    small = write_small_files(plan, folders, partial)
-    manifest, files = write_manifest(plan, inputs, weights, small, partial, torch.device(device).type)
+        weights, small, told = _made(plan, folders, work, journal, budget_bytes, on_shard)
+    if plan.vocabulary is not None and tables is not None:
+        told = {**told, "vocabulary": {**plan.vocabulary.summary(), "made": list(tables.told)}}
+    if survey != "none":
+        small += write_survey(plan, survey, journal, partial)
+    manifest, files = write_manifest(plan, inputs, weights, small, partial, torch.device(device).type, told)
+    RowMaker.clean(partial)
+    shutil.rmtree(partial / STAGES, ignore_errors=True)
     sync_folder(partial)
     partial.rename(out)
     sync_folder(out.parent)
@@ -97,14 +141,86 @@ def run(
     return Report(out, tuple(files), manifest, len(plan.outputs), meter.bytes_done)
 
 
+def _made(
+    plan: Plan,
+    folders: Mapping[str, Path],
+    work: Work,
+    journal: Journal,
+    budget: int,
+    on_shard: Callable[[ShardDone], None],
+) -> tuple[list[OutputFile], list[str], dict[str, Any]]:
+    """The weight files, the names of the small ones, and facts to be told, in the form that is asked for."""
+    if plan.adapter is not None:
+        made, small, told = make_adapter(plan, work, journal, budget)
+        return [_hand_over(made, journal, False, on_shard)], small, told
+    if plan.moe is not None:
+        work.take(make_routers(plan, work.readers, folders, work.meter.check))
+    weights = list(_shards(plan.shards, work, journal, on_shard))
+    return weights, write_small_files(plan, folders, journal.folder), {}
+
+
+def _write_stage(
+    again: Callable[..., Report],
+    plan: Plan,
+    together: Together,
+    wait_for: WaitFor | None,
+    pinned: Mapping[str, Mapping[str, str]],
+    name: str,
+    folders: Mapping[str, Path],
+    at: Path,
+    lent: Lent,
+) -> None:
+    """Merges a stage into the folder ``at``; ``again`` is ``run`` with what holds for the whole recipe."""
+    again(
+        plan.staged.stages[name].plan,
+        folders,
+        at,
+        on_progress=together.of(name),
+        wait_for=None if wait_for is None else bound(_wait_in, wait_for, name),
+        pinned=of_stage(pinned, name),
+        lent=lent,
+    )
+
+
+def _wait_in(wait_for: WaitFor, stage: str, key: str, file: str, begin: int, end: int) -> None:
+    wait_for(key_in(stage, key), file, begin, end)
+
+
+def _computing(meter: Meter, device: torch.device, stage: Stage, readers: Mapping[str, TensorReader]) -> Work:
+    """The arithmetic of a stage that is computed while something else is merged."""
+    small = Sizes(stage.block, 1, 1, stage.held_bytes)
+    plan, alone = stage.plan, Alone()
+    unseen = Surveyor("none", len(plan.outputs))
+    return Work(plan, readers, alone, small, Silent(plan, meter), device, unseen, None, Informed({}, {}))
+
+
+def _fitted(plan: Plan, budget: int, threads: int, lent_bytes: int) -> Sizes:
+    """Blocks and threads that stay under ``budget`` bytes. Whole tensors too are merged side by side, each on
+    one thread: products and decompositions on several give other bytes.
+    """
+    models, entry = models_held(plan.outputs, plan.steps), compute_bytes(plan.recipe)
+    whole, _ = whole_entries(plan.granularity, plan.outputs)
+    workspace = workspace_bytes(plan.steps, plan.outputs)
+    fit = sizes if plan.adapter is None else plan.adapter.sizes
+    beside = lent_bytes + plan.statistics.held_bytes
+    fitted = fit(models, entry, whole, threads, budget, workspace, beside)
+    if fitted is None:
+        raise BudgetTooSmall(
+            f"{budget} bytes of memory are too few for {plan.granularity} blocks; give more."
+        )
+    return fitted
+
+
 def _check_inputs(plan: Plan, folders: Mapping[str, Path]) -> None:
     """Every folder that is read is there, with files of the sizes the plan was made from."""
-    needed = dict.fromkeys(
-        (plan.reference, *(k for o in plan.outputs for k in inputs_of(o.policy, plan.recipe)))
-    )
+    for name, stage in plan.staged.stages.items():
+        _check_inputs(stage.plan, of_stage(folders, name))
+    needed = dict.fromkeys((plan.reference, *plan.rows, *(i.model for o in plan.outputs for i in o.inputs)))
     for key in needed:
         index = plan.models[key]
-        wanted = [(key, file, index.files[file]) for file in index.shards]
+        if stage_of(index.label) is not None:
+            continue
+        wanted = [(key, file, index.files[file]) for file in plan.weight_files(key)]
         if index.adapter is not None:
             weights = [name for name in index.adapter.files if name.endswith(".safetensors")]
             wanted += [(f"{key}+adapter", file, index.adapter.files[file]) for file in weights]
@@ -132,232 +248,65 @@ def _already_there(plan: Plan, inputs: Mapping[str, Any], out: Path) -> Report:
     return Report(out, tuple(files), found, len(plan.outputs), 0)
 
 
-def _reader(plan: Plan, key: str, folders: Mapping[str, Path]) -> TensorReader:
-    return TensorReader(folders[key], plan.models[key], folders.get(f"{key}+adapter"))
+def _reader(plan: Plan, key: str, folders: Mapping[str, Path], wait_for: WaitFor | None) -> TensorReader:
+    adapter = f"{key}+adapter"
+    waits = (None, None) if wait_for is None else (bound(wait_for, key), bound(wait_for, adapter))
+    return TensorReader(folders[key], plan.models[key], folders.get(adapter), waits)
 
 
-def _shard(
-    layout: ShardLayout, work: "_Work", journal: Journal, on_shard: Callable[[ShardDone], None]
+def _shards(
+    layouts: Sequence[ShardLayout],
+    work: Work,
+    journal: Journal,
+    on_shard: Callable[[ShardDone], None],
+) -> list[OutputFile]:
+    """Writes the shards one after another, or takes over those that an earlier run has finished. While one is
+    made durable, the next is computed.
+    """
+    found: list[OutputFile] = []
+    pending: list[Future[Finished]] = []
+
+    def hand_over(left: int) -> None:
+        while len(pending) > left:
+            done = pending.pop(0).result()
+            journal.add_shard(done)
+            found.append(_hand_over(done, journal, False, on_shard))
+
+    with ThreadPoolExecutor(1, "durable") as closer:
+        for layout in layouts:
+            done = journal.shards.get(layout.file)
+            if done is not None:
+                work.skip(layout)
+                hand_over(0)
+                found.append(_hand_over(done, journal, True, on_shard))
+                continue
+            try:
+                writer = work.write(layout, journal.folder / layout.file)
+            except BaseException:
+                for each in pending:
+                    journal.add_shard(each.result())
+                raise
+            pending.append(closer.submit(_durable, writer, work.measured(layout)))
+            hand_over(1)
+        hand_over(0)
+    return found
+
+
+def _durable(writer: ShardWriter, measured: dict[str, list[float]]) -> Finished:
+    """Makes a shard durable whose entries are all written."""
+    with writer:
+        written = writer.finish()
+    return Finished(written.file, written.size, written.sha256, measured=measured)
+
+
+def _hand_over(
+    done: Finished, journal: Journal, reused: bool, on_shard: Callable[[ShardDone], None]
 ) -> OutputFile:
-    """Writes one shard, or takes over the one an earlier run has finished."""
-    path = journal.folder / layout.file
-    done = journal.shards.get(layout.file)
-    reused = done is not None
-    if done is None:
-        written = work.write(layout, path)
-        done = Finished(written.file, written.size, written.sha256)
-        journal.add_shard(done)
-    else:
-        work.skip(layout)
+    """Tells the caller of a finished file, which it may take away."""
+    path = journal.folder / done.file
     if not done.released:
         on_shard(ShardDone(done.file, path, done.sha256, done.size, reused))
         if not path.exists():
-            done = Finished(done.file, done.size, done.sha256, released=True)
+            done = replace(done, released=True)
             journal.add_shard(done)
     return OutputFile(done.file, done.sha256, done.size, reused, done.released)
-
-
-class _Meter:
-    """Counts what is done, tells it now and then, and asks whether to stop; one thread at a time."""
-
-    def __init__(self, plan: Plan, tell: Callable[[Progress], None], should_stop: Callable[[], bool]) -> None:
-        self._tell = tell
-        self._should_stop = should_stop
-        self._lock = threading.Lock()
-        self._tensors = 0
-        self._tensors_total = len(plan.outputs)
-        self._told = 0
-        self.bytes_done = 0
-        self.bytes_total = 0
-
-    def check(self) -> None:
-        """Raises ``Stopped`` when the caller wants that."""
-        with self._lock:
-            if self._should_stop():
-                raise Stopped(
-                    "The merge was stopped; finished files are kept, and the same run would go on from them."
-                )
-
-    def add(self, read: int, tensors: int = 0) -> None:
-        """Counts bytes read and tensors written."""
-        with self._lock:
-            self.bytes_done += read
-            self._tensors += tensors
-            due = self.bytes_done - self._told >= self.bytes_total / REPORTS
-            if due or self._tensors == self._tensors_total:
-                self._told = self.bytes_done
-                self._tell(Progress(self._tensors, self._tensors_total, self.bytes_done, self.bytes_total))
-
-
-@dataclass(frozen=True)
-class _Item:
-    output: OutputTensor
-    chain: Chain | None
-    first: int
-    count: int
-    last: bool
-
-
-class _Work:
-    """The arithmetic of one run: which models a tensor is read from, and the passes over its blocks."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        readers: Mapping[str, TensorReader],
-        crew: Crew,
-        fitted: Sizes,
-        meter: _Meter,
-        device: torch.device,
-    ) -> None:
-        self._plan = plan
-        self._crew = crew
-        self._sizes = fitted
-        self._meter = meter
-        self._device = device
-        self._buffers = Buffers()
-        dtype = torch.float64 if plan.recipe.dtype.compute == "float64" else torch.float32
-        self._inputs = Inputs(readers, self._buffers, dtype)
-        self._outputs = {output.name: output for output in plan.outputs}
-        self._params: dict[Any, tuple[Bound, ...]] = {}
-        self._chains = {
-            output.name: self._chain(output) for output in plan.outputs if output.policy != "equal"
-        }
-        meter.bytes_total = sum(self._entry_bytes(o) * prod(o.shape) * self._passes(o) for o in plan.outputs)
-
-    def measure_global(self, journal: Journal) -> None:
-        """The passes over all tensors that global statistics need; skipped where the journal has their
-        values.
-        """
-        chains = list(self._chains.values())
-        shared = passes.share_global(chains)
-        if not shared:
-            return
-        if journal.shared is not None:
-            for held, value in zip(shared.values(), journal.shared, strict=True):
-                held.so_far = tuple(value)
-            for chain in chains:
-                for task in chain.tasks:
-                    if task.shared is not None:
-                        task.shared.rounds_done = task.stat.rounds
-            return
-        for level in range(1, passes.global_levels(chains) + 1):
-            for batch in passes.batches(chains, self._sizes.batch, BATCH_ENTRIES):
-                passes.measure(batch, level, self._load, self._crew, self._sizes.block)
-            passes.close_shared(chains, level)
-        journal.add_shared([held.so_far for held in shared.values()])
-
-    def write(self, layout: ShardLayout, path: Path) -> Any:
-        """Computes and writes the tensors of one shard; gives its size and sha256."""
-        with ShardWriter(path, layout) as writer:
-            for batch in self._batches([self._outputs[name] for name in layout.entries]):
-                chains = [self._chains[o.name] for o in batch if o.name in self._chains]
-                for level in range(1, max((chain.levels for chain in chains), default=0) + 1):
-                    passes.measure(chains, level, self._load, self._crew, self._sizes.block)
-                self._crew.each(self._items(batch), lambda item: self._write_item(writer, item))
-            return writer.finish()
-
-    def skip(self, layout: ShardLayout) -> None:
-        """Counts a shard that need not be made."""
-        outputs = [self._outputs[name] for name in layout.entries]
-        read = sum(self._entry_bytes(o) * prod(o.shape) * self._passes(o) for o in outputs)
-        self._meter.add(read, len(outputs))
-
-    def _batches(self, outputs: Sequence[OutputTensor]) -> Any:
-        """Tensors without stats go through in one stream; with stats, some at a time, so that pages stay
-        cached.
-        """
-        if all(self._passes(output) == 1 for output in outputs):
-            return [outputs]
-        found: list[list[OutputTensor]] = [[]]
-        for output in outputs:
-            entries = sum(prod(o.shape) for o in found[-1])
-            if len(found[-1]) >= self._sizes.batch or entries >= BATCH_ENTRIES:
-                found.append([])
-            found[-1].append(output)
-        return found
-
-    def _items(self, outputs: Sequence[OutputTensor]) -> Any:
-        for output in outputs:
-            chain = self._chains.get(output.name)
-            total = prod(output.shape)
-            spans = chain.spans(self._sizes.block) if chain else _even_spans(total, self._sizes.block)
-            for first, count in spans:
-                yield _Item(output, chain, first, count, first + count == total)
-            if total == 0:
-                self._meter.add(0, 1)
-
-    def _write_item(self, writer: ShardWriter, item: _Item) -> None:
-        self._meter.check()
-        output = item.output
-        dtype = torch_dtype(output.dtype, output.name)
-        if item.chain is None:
-            keys = inputs_of(output.policy, self._plan.recipe)
-            merged = self._inputs.equal(output, keys, item.first, item.count)
-        else:
-            merged = item.chain.compute(self._block(item.chain, item.first, item.count))
-        writer.write_at(output.name, item.first, cast_out(output.name, merged, dtype, self._buffers))
-        self._meter.add(self._entry_bytes(output) * item.count, int(item.last))
-
-    def _load(self, chain: Chain, first: int, count: int) -> Block:
-        self._meter.check()
-        block = self._block(chain, first, count)
-        self._meter.add(self._entry_bytes(self._outputs[chain.site.name]) * count)
-        return block
-
-    def _block(self, chain: Chain, first: int, count: int) -> Block:
-        output = self._outputs[chain.site.name]
-        keys = inputs_of(output.policy, self._plan.recipe)
-        shape = chain.block_shape(count)
-        read = self._inputs.load(output.name, keys, first, count)
-        tensors = [tensor.view(shape).to(self._device) for tensor in read]
-        if keys[0] == "base" and output.policy == "method":
-            return Block(first, shape, tensors[0], tensors[1:])
-        return Block(first, shape, None, tensors)
-
-    def _chain(self, output: OutputTensor) -> Chain:
-        ids = self._plan.recipe.source_ids()
-        if output.policy == "method":
-            site = Site(output.name, output.role, output.shape, ids)
-            return Chain(site, self._bound(output), output.weights, self._plan.recipe.seed)
-        models = inputs_of(output.policy, self._plan.recipe)
-        site = Site(output.name, output.role, output.shape, models)
-        method = get("linear")
-        bound = Bound(method, (method.settings({}, len(models)),), "policy")
-        return Chain(site, (bound,), (1.0,) * len(models), self._plan.recipe.seed)
-
-    def _bound(self, output: OutputTensor) -> tuple[Bound, ...]:
-        key = tuple(map(id, output.settings))
-        if key not in self._params:
-            self._params[key] = tuple(
-                self._bind(place, settings) for place, settings in enumerate(output.settings)
-            )
-        return self._params[key]
-
-    def _bind(self, place: int, settings: Mapping[str, Any]) -> Bound:
-        names = [step.method for step in self._plan.recipe.steps]
-        method, count = get(names[place]), len(self._plan.recipe.sources)
-        label = f"{method.name}#{names[:place].count(method.name)}"
-        if method.kind is Kind.PREPARE:
-            each = tuple(method.settings(settings, count, position) for position in range(count))
-            return Bound(method, each, label)
-        return Bound(method, (method.settings(settings, count),), label)
-
-    def _entry_bytes(self, output: OutputTensor) -> int:
-        models = self._plan.models
-        infos = [models[key].tensors[output.name] for key in inputs_of(output.policy, self._plan.recipe)]
-        return sum(info.nbytes // max(info.numel, 1) for info in infos)
-
-    def _passes(self, output: OutputTensor) -> int:
-        chain = self._chains.get(output.name)
-        levels = (
-            {task.first_level + at for task in chain.tasks for at in range(task.stat.rounds)}
-            if chain
-            else set()
-        )
-        return 1 + len(levels)
-
-
-def _even_spans(total: int, size: int) -> Any:
-    for first in range(0, total, size):
-        yield first, min(size, total - first)

@@ -22,37 +22,47 @@ class Sizes:
     peak_bytes: int
 
 
-def entry_bytes(models: int, compute_bytes: int) -> int:
+def entry_bytes(models: int, compute_bytes: int, workspace: int = 0) -> int:
     """Bytes held for one entry of the output while it is computed: inputs, deltas, copies of both,
-    temporaries.
+    temporaries; or inputs, deltas, the result, and the ``workspace`` that a method has declared, in bytes.
     """
-    return compute_bytes * (4 * models + 10)
+    return max(compute_bytes * (4 * models + 10), compute_bytes * (2 * models + 2) + workspace)
 
 
-def sizes(models: int, compute_bytes: int, whole: int, threads: int, budget: int) -> Sizes | None:
+def sizes(
+    models: int,
+    compute_bytes: int,
+    whole: int,
+    threads: int,
+    budget: int,
+    workspace: int = 0,
+    beside: int = 0,
+) -> Sizes | None:
     """Block size and threads that stay under ``budget`` bytes, or ``None`` where even the smallest does not.
 
     ``models`` counts the base. ``whole`` is the number of entries that must be together (1 for elementwise
-    methods, a row, or the largest tensor).
+    methods, a row, or the largest tensor), ``workspace`` as in ``entry_bytes``; ``beside`` are bytes that
+    each thread holds besides.
     """
-    each = entry_bytes(models, compute_bytes)
+    each = entry_bytes(models, compute_bytes, workspace)
     batch = max(1, min(16, (64 << 20) // (models * COUNTERS_BYTES)))
     fixed = FIXED_BYTES + batch * models * COUNTERS_BYTES
     least = PIECE_ELEMENTS if whole <= PIECE_ELEMENTS else whole
     for crew in range(threads, 0, -1):
-        room = (budget - fixed) // (crew * each)
+        room = (budget - fixed - crew * beside) // (crew * each)
         if room >= least:
             most = max(least, min(MOST_BLOCK_ELEMENTS, room))
             block = most if whole > PIECE_ELEMENTS else most // PIECE_ELEMENTS * PIECE_ELEMENTS
-            return Sizes(block, crew, batch, fixed + crew * each * block)
+            return Sizes(block, crew, batch, fixed + crew * (each * block + beside))
     return None
 
 
-def needed_budget(models: int, compute_bytes: int, whole: int) -> int:
+def needed_budget(models: int, compute_bytes: int, whole: int, workspace: int = 0) -> int:
     """The smallest budget that ``sizes`` accepts, in bytes."""
     batch = max(1, min(16, (64 << 20) // (models * COUNTERS_BYTES)))
     least = max(PIECE_ELEMENTS, whole)
-    return FIXED_BYTES + batch * models * COUNTERS_BYTES + entry_bytes(models, compute_bytes) * least
+    each = entry_bytes(models, compute_bytes, workspace)
+    return FIXED_BYTES + batch * models * COUNTERS_BYTES + each * least
 
 
 def seconds(read_bytes: int, passes: int, written_bytes: int) -> float:

@@ -93,6 +93,7 @@ def run_worker(
 
     ``device``: see :func:`worker.pinning.pin`. SIGTERM and SIGQUIT both hand running jobs back to the queue.
     """
+    from worker.metrics import Gpus, Numbers
     from worker.supervisor import Supervisor
 
     configure_logging(settings.log_level)
@@ -105,8 +106,12 @@ def run_worker(
     os.environ[DEVICE_VARIABLE] = chosen
     for name, value in library_environment(settings.scratch).items():
         os.environ.setdefault(name, value)
-    supervisor = Supervisor.start(settings, board)
     kind = "cpu" if chosen == CPU else "gpu"
+    numbers = Numbers()
+    if kind == "gpu":
+        numbers.registry.register(Gpus())
+    numbers.serve(settings.metrics_host, settings.worker_metrics_port)
+    supervisor = Supervisor.start(settings, board, numbers.hear)
     worker = app.Worker(
         hostname=f"{kind}-{os.getpid()}@{socket.gethostname()}",
         queues=list(queues),
@@ -126,6 +131,7 @@ def run_worker(
         worker.start()
     finally:
         supervisor.stop()
+        numbers.close()
     return int(worker.exitcode or 0)
 
 

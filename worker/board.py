@@ -10,8 +10,11 @@ import secrets
 import shutil
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from jobs.tally import Fact
 
 BOARD_VARIABLE = "MERGERY_WORKER_BOARD"
 STALE_BOARD_SECONDS = 24 * 3600.0
@@ -68,6 +71,27 @@ class Board:
                 found.append(Note(**json.loads(path.read_text())))
             except FileNotFoundError:
                 continue
+        return found
+
+    def tell(self, fact: Fact) -> None:
+        """Leaves a fact of this process for the parent to count, if the board is still up."""
+        with suppress(FileNotFoundError), (self.folder / f"{os.getpid()}.facts").open("a") as file:
+            file.write(json.dumps(asdict(fact)) + "\n")
+
+    def told(self) -> list[Fact]:
+        """Every fact that was left since the last call; each is told once.
+
+        A file is first put aside and read in the next call, so that a line being written is not lost.
+        """
+        found = []
+        for path in sorted(self.folder.glob("*.counted")):
+            lines = path.read_text().splitlines()
+            path.unlink()
+            found += [
+                Fact(each["name"], tuple(each["labels"]), each["value"]) for each in map(json.loads, lines)
+            ]
+        for path in sorted(self.folder.glob("*.facts")):
+            path.replace(path.with_suffix(".counted"))
         return found
 
     def ask_to_stop(self) -> None:

@@ -14,6 +14,8 @@ import structlog
 from jobs import lifecycle
 from jobs.errors import LeaseLost
 from jobs.lifecycle import Fence
+from jobs.states import PHASES
+from jobs.tally import Fact
 from worker.board import Board, Note
 from worker.errors import Interrupted, Stop
 
@@ -75,6 +77,7 @@ class JobContext:
     _stop_at: float | None = field(default=None, init=False)
     _renewed_at: float = field(default_factory=time.monotonic, init=False)
     _progressed_at: float = field(default=0.0, init=False)
+    _phase: str = field(default=PHASES[0], init=False)
     _entered_at: float = field(default_factory=time.monotonic, init=False)
     _started_at: float = field(default_factory=time.monotonic, init=False)
 
@@ -90,6 +93,7 @@ class JobContext:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
+        self._leave()
         if self._thread is not None:
             self._thread.join()
         if self.board is not None:
@@ -116,13 +120,28 @@ class JobContext:
             self._stop(Stop.LOST)
             raise Interrupted(Stop.LOST) from None
 
+    @property
+    def phase(self) -> str:
+        """The phase the job is in."""
+        return self._phase
+
+    def tell(self, name: str, *labels: str, value: float = 1.0) -> None:
+        """Leaves a fact for the worker's metrics."""
+        if self.board is not None:
+            self.board.tell(Fact(name, labels, value))
+
     def enter(self, phase: str) -> None:
         """Begins a phase, unless the job was told to stop."""
         self.checkpoint()
+        self._leave()
+        self._phase = phase
         self._progressed_at = 0.0
         self._entered_at = time.monotonic()
         self.write(lifecycle.enter_phase, phase)
         log.info("phase_entered", phase=phase)
+
+    def _leave(self) -> None:
+        self.tell("merge_phase_seconds", self._phase, value=time.monotonic() - self._entered_at)
 
     def progress(self, **numbers: float | int | None) -> None:
         """Records progress at most once a second; a database that is away for a moment does no harm."""
@@ -138,14 +157,16 @@ class JobContext:
         except Exception as error:
             log.warning("progress_not_recorded", error=str(error))
 
-    def advance(self, done: int, total: int, **counts: int) -> None:
-        """Records how many of the phase's bytes are done, and the share and seconds left that follow."""
+    def advance(self, done: int, total: int, *, unit: str = "bytes", **counts: int) -> None:
+        """Records how much of the phase is done, and the share and seconds left that follow.
+
+        ``unit`` names what is counted: ``bytes``, or ``rows`` of evaluation sets.
+        """
         fraction = min(1.0, done / total) if total > 0 else 1.0
         passed = time.monotonic() - self._entered_at
         left = round(passed * (1 - fraction) / fraction, 1) if fraction > 0 else None
-        self.progress(
-            fraction=round(fraction, 4), bytes_done=done, bytes_total=total, eta_seconds=left, **counts
-        )
+        amounts = {f"{unit}_done": done, f"{unit}_total": total}
+        self.progress(fraction=round(fraction, 4), eta_seconds=left, **amounts, **counts)
 
     @property
     def seconds(self) -> float:

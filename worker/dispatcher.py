@@ -17,7 +17,9 @@ import structlog
 
 from db.listen import listen
 from db.session import make_engine, make_sessions
+from jobs import tally
 from jobs.keyring import Keyring
+from jobs.tally import Hear
 from settings import Settings
 from worker.address import parse_networks
 from worker.app import announce, database_of, make_app
@@ -25,11 +27,13 @@ from worker.context import Transaction
 from worker.courier import Courier
 from worker.deliver import Sender
 from worker.log import configure_logging
-from worker.sweep import Doorbell, expire, recover
+from worker.metrics import Numbers
+from worker.sweep import Doorbell, expire, prune, recover
 
 log = structlog.get_logger("worker.dispatcher")
 
 SWEEP_SECONDS = 10.0
+PRUNE_SECONDS = 3600.0
 PAUSE_SECONDS = 0.05
 RECONNECT_SECONDS = 1.0
 
@@ -46,6 +50,7 @@ class Dispatcher:
     listen: Listen
     poll_seconds: float
     sweep_seconds: float = SWEEP_SECONDS
+    prune_seconds: float = PRUNE_SECONDS
     stopping: threading.Event = field(default_factory=threading.Event)
     _jobs_changed: threading.Event = field(default_factory=threading.Event, init=False)
     _mail_waits: threading.Event = field(default_factory=threading.Event, init=False)
@@ -76,8 +81,11 @@ class Dispatcher:
         self._mail_waits.set()
 
     def _look_after_jobs(self) -> None:
-        swept_at = float("-inf")
+        swept_at = pruned_at = float("-inf")
         while not self.stopping.is_set():
+            if time.monotonic() - pruned_at >= self.prune_seconds:
+                pruned_at = time.monotonic()
+                self._attempt("prune", lambda: prune(self.transaction))
             if time.monotonic() - swept_at >= self.sweep_seconds:
                 swept_at = time.monotonic()
                 self._attempt("sweep", lambda: (recover(self.transaction), expire(self.transaction)))
@@ -115,7 +123,9 @@ class Dispatcher:
 def run_dispatcher(settings: Settings) -> None:
     """Runs a dispatcher until SIGTERM or SIGINT."""
     configure_logging(settings.log_level)
-    dispatcher = open_dispatcher(settings)
+    numbers = Numbers()
+    numbers.serve(settings.metrics_host, settings.dispatcher_metrics_port)
+    dispatcher = open_dispatcher(settings, numbers.hear)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         dispatcher.stop()
@@ -123,11 +133,13 @@ def run_dispatcher(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, stop)
     dispatcher.run()
+    numbers.close()
 
 
-def open_dispatcher(settings: Settings) -> Dispatcher:
-    """A dispatcher over the database and the broker which the settings name."""
+def open_dispatcher(settings: Settings, hear: Hear = lambda _fact: None) -> Dispatcher:
+    """A dispatcher over the database and the broker which the settings name; ``hear`` counts what it does."""
     sessions = make_sessions(make_engine(database_of(settings), pool_size=4, max_overflow=16))
+    tally.listen(sessions, hear)
     app = make_app(settings)
     sender = Sender(
         allow_http=settings.webhook_allow_http, allowed=parse_networks(settings.webhook_allow_networks)

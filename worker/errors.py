@@ -5,6 +5,7 @@ WorkerError
 ├── OutOfMemory       memory of the machine or of the GPU ran out
 ├── TimedOut          the job took longer than its limit
 ├── OutputUnsafe      the result failed its check or its scores, so it is not published
+├── CheckImpossible   the result could not be checked here, so it is not published
 ├── DeviceMissing     the GPU asked for is not there
 ├── WorkFolderBusy    another live process works in the same folder
 ├── AddressRefused    a webhook points where the service must not connect
@@ -46,6 +47,15 @@ class OutputUnsafe(WorkerError):
     """The result does not work, or is worse than its parents by more than the margin: not published."""
 
     code = "check_failed"
+
+
+class CheckImpossible(WorkerError):
+    """The worker's memory cannot hold the result for its check, and only checked results are to be published.
+
+    Told before the download; ``output.publish: always`` publishes unchecked results.
+    """
+
+    code = "check_impossible"
 
 
 class DeviceMissing(WorkerError):

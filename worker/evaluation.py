@@ -1,25 +1,23 @@
 """Is the result sound, and how good is it beside its parents? Checked, scored, recorded, and one verdict."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from db import artifacts
 from db import scores as known_scores
 from db.models.job import Job
 from hub.snapshot import Hub
 from jobs import lifecycle
-from jobs.errors import NotFound, RequestInvalid
-from jobs.places import HUB_NAME, find_inside
-from jobs.request import EvalSet, EvaluateRequest
+from jobs.request import EvaluateRequest
 from scoring.check import check_model
 from scoring.digest import model_digest, score_key
 from scoring.runner import ScoreProgress, score_model
 from scoring.score import Score
 from scoring.tasks import Limits, Task, parse_task
 from worker.context import JobContext
-from worker.device import free_memory
+from worker.datasets import read_file
 from worker.workshop import Workshop
 
 RESULT = "result"
@@ -28,7 +26,7 @@ Scores = Mapping[str, Sequence[Score]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """``sound`` is ``None`` if nothing was checked; ``problem`` says why not to publish the result."""
+    """``sound`` is ``None`` if nothing was checked; ``problem`` says why only ``always`` may publish it."""
 
     sound: bool | None
     problem: str | None = None
@@ -61,14 +59,19 @@ class Evaluator:
         limits = Limits(file_bytes=workshop.settings.max_dataset_bytes)
         tasks = []
         for each in order.sets:
-            file, body = _read(workshop, job, each, hub)
+            limit = workshop.settings.max_dataset_bytes
+            file, body = read_file(workshop, job.tenant_id, each.data, hub, limit, "/evaluate/sets")
             tasks.append(parse_task(each.name, each.kind, body, file=file, limit=each.limit, limits=limits))
         return cls(workshop, job.tenant_id, context, tuple(tasks), order)
 
     def judge(self, result: Subject, parents: Mapping[str, Subject]) -> Verdict:
         """Checks the result, scores it (and its parents where asked for), and records all of it."""
-        if not self._fits(result.folder):
+        if not self._loads(result.folder):
             return unchecked()
+        size = sum(path.stat().st_size for path in result.folder.glob("*.safetensors"))
+        if (short := self.shortage(size)) is not None:
+            self.context.write(lifecycle.record_warning, "not_checked", short)
+            return Verdict(None, short)
         device = self.workshop.device
         check = check_model(result.folder, device=device, should_stop=self.context.should_stop)
         self.context.write(
@@ -83,16 +86,25 @@ class Evaluator:
         self._record(scores)
         return Verdict(True, _too_bad(scores, self.order.margin), tuple(card_rows(scores)))
 
-    def _fits(self, result: Path) -> bool:
-        """Checking needs the whole model in memory, scoring needs it as float32; merging needed neither."""
-        widest = 4 / 2 if self.tasks else 1
-        needed = widest * sum(path.stat().st_size for path in result.glob("*.safetensors"))
-        free = free_memory(self.workshop.device)
-        if needed <= free:
+    def _loads(self, result: Path) -> bool:
+        """Only a whole model with a config can be checked: no adapter, and no bare state dict."""
+        config = result / "config.json"
+        if config.is_file() and "_class_name" not in json.loads(config.read_bytes()):
             return True
-        detail = f"the check needs {needed:.0f} bytes of memory and {free} are free, so it was left out"
+        detail = "the result is not a Transformers model by itself, so it was not loaded and not scored"
         self.context.write(lifecycle.record_warning, "not_checked", detail)
         return False
+
+    def shortage(self, size: int) -> str | None:
+        """What to say when the memory cannot hold a result of ``size`` bytes for its check.
+
+        Checking needs the whole model, scoring needs it as float32; merging needs neither.
+        """
+        needed = size * (4 // 2 if self.tasks else 1)
+        free = self.workshop.free_memory(self.workshop.device)
+        if needed <= free:
+            return None
+        return f"its check needs {needed} bytes of memory and this worker has {free} free"
 
     def _score(self, subjects: Mapping[str, Subject]) -> Scores:
         """The scores of every subject; what was measured before is taken from there, the rest is kept."""
@@ -102,7 +114,8 @@ class Evaluator:
         for place, (name, own) in enumerate(unknown.items()):
 
             def on_progress(progress: ScoreProgress, place: int = place) -> None:
-                self.context.advance(place * progress.total + progress.done, len(unknown) * progress.total)
+                done = place * progress.total + progress.done
+                self.context.advance(done, len(unknown) * progress.total, unit="rows")
 
             found = score_model(
                 subjects[name].folder,
@@ -203,26 +216,3 @@ def _too_bad(scores: Scores, margin: float | None) -> str | None:
                 f"the best parent's {best:.4g}"
             )
     return None
-
-
-def _read(workshop: Workshop, job: Job, wanted: EvalSet, hub: Hub) -> tuple[str, bytes]:
-    """Name and content of the file that a set is read from."""
-    data = wanted.data
-    limit = workshop.settings.max_dataset_bytes
-    if data.hub is not None and data.file is not None:
-        found = HUB_NAME.fullmatch(data.hub)
-        if found is None:
-            raise RequestInvalid(
-                f"{data.hub!r} is not a Hub dataset: write org/name[@revision].", "/evaluate/sets"
-            )
-        snapshot = hub.pin(found["repo"], found["revision"], "dataset")
-        return data.file, hub.read_file(snapshot, data.file, limit)
-    if data.dataset is not None:
-        with workshop.transaction() as session:
-            row = artifacts.dataset(session, job.tenant_id, data.dataset, with_body=True)
-            if row is None:
-                raise NotFound("dataset", data.dataset)
-            return row.name, row.body
-    path = find_inside(data.path or "", workshop.settings.model_roots, folder=False)
-    with path.open("rb") as file:
-        return path.name, file.read(limit + 1)

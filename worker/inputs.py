@@ -1,21 +1,29 @@
-"""Brings the Hub models of a job onto the work disk, verified, into the job's own folder."""
+"""Brings the Hub models of a job onto the work disk, into the job's own folder: small files at once and
+verified, weights before the merge or while it reads them already.
+"""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from hub.delivery import FILES_AT_ONCE, Delivery
 from hub.download import download
+from hub.growing import Parcel
 from hub.snapshot import Hub, Snapshot
 from merge.checkpoint.adapter import WEIGHT_FILE
-from merge.checkpoint.index import ModelIndex
+from merge.plan import Plan
+from merge.ranges import Spans, joined, length, needed_ranges, order_of
 
+MOST_AT_ONCE = 8
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
     "*.safetensors.index.json",
     "tokenizer*.json",
     "tokenizer.model",
+    "spiece.model",
     "*.tiktoken",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -31,16 +39,35 @@ SMALL_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One repository and the files of it which the job needs."""
+    """One repository and the files of it which the job needs; the model lies in its folder ``prefix``.
+
+    Of the files in ``parts`` only these ranges are needed, of the others all.
+    """
 
     role: str
     snapshot: Snapshot
     names: tuple[str, ...]
+    prefix: str = ""
+    weights: frozenset[str] = frozenset()
+    parts: Mapping[str, Spans] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """Bytes of the wanted files."""
-        return sum(self.snapshot.file(name).size for name in self.names)
+        """Bytes that are wanted."""
+        return sum(
+            length(self.parts[name]) if name in self.parts else self.snapshot.file(name).size
+            for name in self.names
+        )
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What the commit pins each file of the model to, by its name in the model's folder."""
+        files = {file.path: file.sha256 or file.git_oid for file in self.snapshot.files}
+        return {
+            name.removeprefix(self.prefix): each
+            for name, each in files.items()
+            if name.startswith(self.prefix)
+        }
 
 
 def wanted_names(file_names: Iterable[str], weights: Iterable[str]) -> tuple[str, ...]:
@@ -50,39 +77,103 @@ def wanted_names(file_names: Iterable[str], weights: Iterable[str]) -> tuple[str
     return tuple(sorted({*small, *weights}))
 
 
-def weights_of(index: ModelIndex, role: str) -> tuple[str, ...]:
-    """The weight files which the model index reads under ``role``: its own, or its adapter's."""
+def weights_of(plan: Plan, role: str) -> tuple[str, ...]:
+    """The weight files of this role that the plan reads: a model's, or an adapter's."""
     if role.endswith("+adapter"):
         return (WEIGHT_FILE,)
-    return index.shards
+    return plan.weight_files(role)
 
 
-def fetch(
+@dataclass
+class Arrivals:
+    """The Hub models of a job on their way. ``folders`` are where they lie, by role.
+
+    ``delivery`` brings the weights; without one everything is there. A repository that is wanted twice comes
+    once.
+    """
+
+    wanted: Sequence[Wanted]
+    folders: dict[str, Path]
+    parcels: Sequence[Parcel]
+    delivery: Delivery | None = None
+
+    @property
+    def pinned(self) -> dict[str, dict[str, str]]:
+        """What identifies the files of every role."""
+        return {each.role: each.hashes for each in self.wanted}
+
+    def wait_for(self, role: str, file: str, begin: int, end: int) -> None:
+        """Returns when these bytes of a weight file are there."""
+        if self.delivery is not None and role in self.folders:
+            self.delivery.wait_for(self.folders[role] / file, begin, end)
+
+    def finish(self) -> None:
+        """Returns when everything is there and checked."""
+        if self.delivery is not None:
+            self.delivery.finish()
+
+
+def bring(
     hub: Hub,
-    wanted: Iterable[Wanted],
+    wanted: Sequence[Wanted],
     folder: Path,
+    plan: Plan,
     *,
+    streams: bool,
     on_bytes: Callable[[int, int], None],
     should_stop: Callable[[], bool],
-) -> Mapping[str, Path]:
-    """Downloads into ``folder/<role>``; ``on_bytes`` gets the bytes that are there and all bytes.
+) -> Arrivals:
+    """Downloads into ``folder/<role>``: all of it, or with ``streams`` the small files only, so that the
+    weights come with ``Arrivals.delivery``, which is to be entered, in the order in which the merge reads.
 
-    A repository that is wanted twice is fetched once. Raises what :func:`hub.download.download` raises.
+    ``on_bytes`` gets the bytes that are there and all bytes. Raises what :func:`hub.download.download` does.
     """
-    requests = list(wanted)
-    total = sum(request.size for request in requests)
-    there = 0
+    total, there, lock = sum(each.size for each in wanted), 0, threading.Lock()
 
     def count(number: int) -> None:
         nonlocal there
-        there += number
-        on_bytes(there, total)
+        with lock:
+            there += number
+            done = there
+        on_bytes(done, total)
 
     folders: dict[str, Path] = {}
-    known: dict[tuple[str, str], Path] = {}
-    for request in requests:
-        key = (request.snapshot.repo, request.snapshot.sha)
-        target = known.setdefault(key, folder / request.role)
-        download(hub, request.snapshot, target, request.names, on_bytes=count, should_stop=should_stop)
-        folders[request.role] = target
-    return folders
+    targets: dict[tuple[str, str], Path] = {}
+    of_role: dict[str, Path] = {}
+    for each in wanted:
+        target = targets.setdefault((each.snapshot.repo, each.snapshot.sha), folder / each.role)
+        of_role[each.role] = target
+        names = [name for name in each.names if not streams or name not in each.weights]
+        download(hub, each.snapshot, target, names, on_bytes=count, should_stop=should_stop)
+        folders[each.role] = target / each.prefix
+    arrivals = Arrivals(wanted, folders, _parcels(wanted, of_role, plan) if streams else ())
+    if streams:
+        repositories = len({parcel.snapshot.label for parcel in arrivals.parcels})
+        arrivals.delivery = Delivery(
+            hub,
+            arrivals.parcels,
+            on_bytes=count,
+            should_stop=should_stop,
+            at_once=min(max(FILES_AT_ONCE, repositories), MOST_AT_ONCE),
+        )
+    return arrivals
+
+
+def _parcels(wanted: Sequence[Wanted], targets: Mapping[str, Path], plan: Plan) -> list[Parcel]:
+    """Weight files in the order of their first use; two roles may want ranges of one."""
+    by_role = {each.role: each for each in wanted}
+    order = [pair for pair in order_of(needed_ranges(plan), plan) if pair[0] in by_role]
+    order += [(each.role, name.removeprefix(each.prefix)) for each in wanted for name in sorted(each.weights)]
+    found: dict[Path, Parcel] = {}
+    for role, file in dict.fromkeys(order):
+        each = by_role[role]
+        name = each.prefix + file
+        if name not in each.weights:
+            continue
+        path = targets[role] / name
+        spans = each.parts.get(name)
+        before = found.get(path)
+        if before is not None:
+            spans = None if spans is None or before.spans is None else joined((*before.spans, *spans))
+        found[path] = Parcel(each.snapshot, targets[role], name, spans)
+    return list(found.values())

@@ -15,12 +15,15 @@ from jobs.lifecycle import Fence
 from jobs.planning import Planner
 from jobs.request import JobRequest
 from jobs.states import State
+from jobs.statistics import Shelf
 from worker import device as devices
 from worker.context import JobContext, storable
 from worker.endings import Failure, describe, settle_stop
 from worker.errors import Interrupted, Unexpected
+from worker.measuring import Measurer
 from worker.merge_job import MergeJob, recipe_of
 from worker.scratch import WorkFolder
+from worker.statistics import Store
 from worker.workshop import Workshop
 
 log = structlog.get_logger("worker.run_job")
@@ -67,8 +70,9 @@ def _attempt(workshop: Workshop, job: Job, context: JobContext, work: WorkFolder
     try:
         devices.confirm(workshop.device)
         token = _open_token(workshop, job)
-        with closing(_planner(workshop)) as planner:
-            result = _merge_job(workshop, job, context, work, planner, token).run()
+        with _store(workshop, job) as store, closing(_planner(workshop, store)) as planner:
+            measurer = Measurer(workshop, job.tenant_id, context, work, store)
+            result = _merge_job(workshop, job, context, work, planner, measurer, token).run()
         return _end(context, lambda session: lifecycle.succeed(session, context.fence, result).state)
     except Exception as error:
         reason = error.reason if isinstance(error, Interrupted) else context.reason
@@ -81,17 +85,31 @@ def _attempt(workshop: Workshop, job: Job, context: JobContext, work: WorkFolder
         return _end(context, lambda session: _fail(session, context.fence, failure))
 
 
-def _planner(workshop: Workshop) -> Planner:
+def _store(workshop: Workshop, job: Job) -> Store:
+    return Store(workshop.settings.data_dir / "statistics", job.tenant_id)
+
+
+def _planner(workshop: Workshop, store: Store) -> Planner:
+    """What a plan counts on as measured is held from then on."""
     settings = workshop.settings
     return Planner(
         lambda tenant, token: workshop.hub(token, tenant),
         settings.model_roots,
         settings.memory_budget_bytes,
+        shelf=Shelf(workshop.transaction, lambda _, digest: store.hold(digest)),
+        data_bytes=settings.max_calibration_bytes,
+        gpu_from_seconds=settings.gpu_measuring_seconds,
     )
 
 
 def _merge_job(
-    workshop: Workshop, job: Job, context: JobContext, work: WorkFolder, planner: Planner, token: str | None
+    workshop: Workshop,
+    job: Job,
+    context: JobContext,
+    work: WorkFolder,
+    planner: Planner,
+    measurer: Measurer,
+    token: str | None,
 ) -> MergeJob:
     with workshop.transaction() as session:
         pinned = rows.inputs(session, job.id)
@@ -104,6 +122,7 @@ def _merge_job(
         context,
         work,
         planner,
+        measurer,
         workshop.hub(token, job.tenant_id),
         token,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from merge.journal import partial_folder
 from worker.errors import DiskFull, WorkFolderBusy
 
 RESERVE_BYTES = 64 << 20
@@ -63,6 +64,11 @@ class WorkFolder:
         lent.unlink(missing_ok=True)
         lent.hardlink_to(path)
         return lent
+
+    def discard_output(self) -> None:
+        """Throws away what was made so far: it was made of wrong bytes."""
+        for path in (self.output, partial_folder(self.output)):
+            shutil.rmtree(path, ignore_errors=True)
 
     def finish(self, *, keep: bool) -> None:
         """The job has ended: the folder goes now, or waits for a retry until age or a full disk ends that."""

@@ -13,9 +13,10 @@ import structlog
 from celery.signals import heartbeat_sent, worker_ready, worker_shutting_down
 
 from db.session import make_engine, make_sessions
-from jobs import lifecycle
+from jobs import lifecycle, tally
 from jobs.errors import LeaseLost
 from jobs.lifecycle import Fence
+from jobs.tally import Hear
 from settings import Settings
 from worker import scratch
 from worker.app import database_of
@@ -44,15 +45,17 @@ class Supervisor:
     grace_seconds: float = GRACE_SECONDS
     kill: Callable[[int, int], None] = os.kill
     count_kills: Callable[[], int] = lambda: count_out_of_memory_kills(CGROUP_EVENTS)
+    hear: Hear = lambda _fact: None
     _done: threading.Event = field(default_factory=threading.Event, init=False)
     _kills: int = field(default=0, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _cleaned_at: float = field(default=float("-inf"), init=False)
 
     @classmethod
-    def start(cls, settings: Settings, board: Board) -> "Supervisor":
+    def start(cls, settings: Settings, board: Board, hear: Hear = lambda _fact: None) -> "Supervisor":
         """Starts the thread and connects it to the signals of the Celery worker in this process."""
         sessions = make_sessions(make_engine(database_of(settings), pool_size=1))
+        tally.listen(sessions, hear)
         supervisor = cls(
             board,
             sessions.begin,
@@ -60,6 +63,7 @@ class Supervisor:
             settings.lease_seconds,
             settings.keep_unfinished_seconds,
             settings.stop_grace_seconds,
+            hear=hear,
         )
         worker_shutting_down.connect(supervisor._on_shutdown, weak=False)
         heartbeat_sent.connect(supervisor._on_heartbeat, weak=False)
@@ -73,7 +77,8 @@ class Supervisor:
         self._done.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
-        self.look()
+        for _ in range(2):  # the second counts what the first put aside
+            self.look()
         self.board.remove()
 
     def look(self) -> None:
@@ -86,6 +91,8 @@ class Supervisor:
             elif self._is_overdue(note, now):
                 log.warning("child_killed", job_id=note.job_id, pid=note.pid, reason=note.reason or "silent")
                 self.kill(note.pid, signal.SIGKILL)
+        for fact in self.board.told():
+            self.hear(fact)
 
     def _is_overdue(self, note: Note, now: float) -> bool:
         if note.stop_at is not None and now - note.stop_at > self.grace_seconds:

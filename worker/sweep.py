@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from jobs import lifecycle
+from jobs import idempotency, lifecycle
 from worker.context import Transaction
 
 log = structlog.get_logger("worker.sweep")
@@ -55,4 +55,13 @@ def expire(transaction: Transaction) -> list[str]:
         found = lifecycle.expire(session)
     for job_id in found:
         log.info("job_expired", job_id=job_id)
+    return found
+
+
+def prune(transaction: Transaction) -> int:
+    """Forgets the answers of requests with an idempotency key that are older than three days; how many."""
+    with transaction() as session:
+        found = idempotency.prune(session)
+    if found:
+        log.info("answers_forgotten", count=found)
     return found

@@ -10,12 +10,12 @@ from queue import SimpleQueue
 from types import TracebackType
 
 LOOK_SECONDS = 0.2
-MOST_WAITING = 2
 
 
 @dataclass
 class Uploads:
-    """One upload at a time, in the order of the shards; merging waits when it is two shards ahead.
+    """One upload at a time, in the order of the shards. Merging does not wait for it: its files lie on the
+    disk in any case, and checking the result can begin while the last of them are on their way.
 
     ``send`` uploads one file under a name; ``checkpoint`` raises when the job is to stop. Used as a context
     manager: leaving it drops the uploads that have not begun. One that hangs then is left to a daemon thread,
@@ -45,7 +45,7 @@ class Uploads:
         future: Future[None] = Future()
         self._waiting.append(future)
         self._queue.put((future, name, path))
-        while self._waiting and (len(self._waiting) > MOST_WAITING or self._waiting[0].done()):
+        while self._waiting and self._waiting[0].done():
             self._settle_first()
 
     def finish(self) -> None:

@@ -8,7 +8,9 @@ import structlog
 
 from db.session import make_engine, make_sessions
 from hub.snapshot import Hub, tenant_cache
+from jobs import tally
 from jobs.keyring import Keyring
+from jobs.metrics import watch_hub
 from settings import Settings
 from worker import device as devices
 from worker.app import database_of
@@ -31,11 +33,15 @@ class Workshop:
     device: str
     board: Board | None
     free_bytes: Callable[[Path], int] = free_bytes
+    free_memory: Callable[[str], int] = devices.free_memory
 
     @classmethod
     def open(cls, settings: Settings, *, device: str = CPU, board: Board | None = None) -> "Workshop":
         """Connects to nothing yet, so that a child starts while its database is away."""
         sessions = make_sessions(make_engine(database_of(settings), pool_size=2))
+        if board is not None:
+            tally.listen(sessions, board.tell)
+            watch_hub(board.tell)
         return cls(settings, sessions.begin, Keyring(settings.secret()), device, board)
 
     @property

@@ -1,4 +1,4 @@
-"""The pages of API keys with Hub tokens, and of webhook endpoints."""
+"""The page of API keys and Hub tokens."""
 
 from fastapi import APIRouter, Response
 
@@ -6,7 +6,7 @@ from api.dashboard.render import page
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
 from api.deps import Id
 from api.errors import to_problem
-from jobs import announcements, credentials, keys, webhooks
+from jobs import credentials, keys
 from jobs.errors import JobError
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -66,43 +66,6 @@ def forget_token(visit: Author, credential_id: Id) -> Response:
     return see("/keys")
 
 
-@router.get("/webhooks")
-def endpoint_list(visit: Visitor) -> Response:
-    """The tenant's standing webhook endpoints."""
-    return _endpoints(visit)
-
-
-@router.post("/webhooks")
-def add_endpoint(visit: Author, form: Form) -> Response:
-    """Adds an endpoint and shows its signing secret this once."""
-    visit.caller.require("webhooks")
-    url = str(form.get("url") or "").strip()
-    events = [each for each in form.getlist("events") if isinstance(each, str)]
-    try:
-        with visit.desk.begin() as session:
-            _, secret = webhooks.create_endpoint(
-                session,
-                visit.desk.keyring,
-                visit.caller.tenant_id,
-                url,
-                events,
-                allow_http=visit.desk.settings.webhook_allow_http,
-            )
-    except JobError as error:
-        return _endpoints(visit, wrong=str(error), url=url, status=to_problem(error).status_code)
-    return _endpoints(visit, secret=secret)
-
-
-@router.post("/webhooks/{endpoint_id}/delete")
-def remove_endpoint(visit: Author, endpoint_id: Id) -> Response:
-    """Removes an endpoint and what still waits for it."""
-    visit.caller.require("webhooks")
-    with visit.desk.begin() as session:
-        row = webhooks.get_endpoint(session, visit.caller.tenant_id, endpoint_id)
-        webhooks.delete_endpoint(session, row)
-    return see("/webhooks")
-
-
 def _keys(visit: Visit, secret: str = "", wrong: str = "", status: int = 200) -> Response:
     visit.caller.require("keys")
     with visit.desk.begin() as session:
@@ -117,21 +80,4 @@ def _keys(visit: Visit, secret: str = "", wrong: str = "", status: int = 200) ->
             scopes=keys.SCOPES,
             secret=secret,
             wrong=wrong,
-        )
-
-
-def _endpoints(visit: Visit, secret: str = "", wrong: str = "", url: str = "", status: int = 200) -> Response:
-    visit.caller.require("webhooks")
-    with visit.desk.begin() as session:
-        return page(
-            "webhooks.html",
-            status,
-            here="/webhooks",
-            csrf=visit.csrf,
-            endpoints=webhooks.list_endpoints(session, visit.caller.tenant_id),
-            types=[each for each in announcements.TYPES if each != announcements.ENDPOINT_TEST],
-            usual=announcements.DEFAULT_TYPES,
-            secret=secret,
-            wrong=wrong,
-            url=url,
         )

@@ -7,11 +7,13 @@ from typing import Any
 
 import yaml
 
-from api.dashboard.forms import Field, Mistyped, fields_of, read_curve, values_of
+from api.dashboard.forms import Field, Mistyped, fields_of, read_curve, shown, values_of
 from merge.catalog import MethodEntry, catalogue
+from merge.presets import PRESETS, listing
 
 FIRST_METHODS = ("linear", "slerp", "task_arithmetic")
 MOST_ROWS = 32
+IN_RECIPE = ("base", "dtype", "seed", "calibration")
 WHOLE = ("combine", "block")
 PUBLISH = {
     "checked": "Only if the result passes its checks",
@@ -33,6 +35,7 @@ class Draft:
     evaluate: list[dict[str, str]] = field(default_factory=list)
     dtype: str = ""
     seed: str = ""
+    calibration: str = ""
     document: str = ""
     repo: str = ""
     private: bool = True
@@ -56,21 +59,25 @@ class Draft:
         draft = cls(
             tab="yaml" if texts.get("tab") == "yaml" else "form",
             sources=_rows(texts, "sources"),
-            steps=_rows(texts, "steps"),
+            steps=[step for row in _rows(texts, "steps") for step in _chain(row)][:MOST_ROWS],
             evaluate=_rows(texts, "evaluate"),
             private="private" in texts,
             overwrite="overwrite" in texts,
             parents="parents" in texts,
         )
-        for name in ("base", "dtype", "seed", "document", "repo", "publish", "webhook_url", "credential"):
+        for name in (*IN_RECIPE, "document", "repo", "publish", "webhook_url", "credential"):
             setattr(draft, name, texts.get(name, getattr(draft, name)).strip())
         return draft
 
     @classmethod
     def with_method(cls, name: str) -> "Draft":
-        """An empty draft that begins with method ``name``; a combining one follows one that prepares."""
+        """An empty draft that begins with method ``name``; a combining one follows one that prepares. A
+        preset is written out.
+        """
         entry = catalogue().get(name)
         draft = cls()
+        if name in PRESETS:
+            draft.steps = _chain({"method": name})
         if entry is not None:
             draft.steps = [{"method": name}] if entry.kind in WHOLE else [{"method": name}, *draft.steps]
         return draft
@@ -130,7 +137,7 @@ class Draft:
         if self.tab == "yaml":
             names.add("document")
         else:
-            names |= {"base", "dtype", "seed"}
+            names |= set(IN_RECIPE)
             rows += [(f"sources-{at}-", ("model", "weight", "adapter")) for at in range(len(self.sources))]
             for at in range(len(self.steps)):
                 names |= {f"steps-{at}-method", *(each.name for each in self.step_fields(at))}
@@ -139,7 +146,12 @@ class Draft:
     def base_needed_by(self) -> list[str]:
         """Titles of the chosen methods that need a base."""
         entries = [self.entry(position) for position in range(len(self.steps))]
-        return [each.title for each in entries if each and each.needs.get("base")]
+        return [each.title for each in entries if each and each.needs.get("base") is True]
+
+    def measured_by(self) -> list[str]:
+        """Titles of the chosen methods that need to see models run on texts."""
+        entries = [self.entry(position) for position in range(len(self.steps))]
+        return [each.title for each in entries if each and each.statistics]
 
     def recipe(self) -> dict[str, Any]:
         """The recipe that the form describes, as plain data; what cannot be read is noted in ``wrong``."""
@@ -157,6 +169,8 @@ class Draft:
             document["dtype"] = {"output": self.dtype}
         if self.seed:
             document["seed"] = self._whole("seed", self.seed)
+        if self.measured_by() and self.calibration not in ("", "default"):
+            document["calibration"] = {"data": _data_at(self.calibration)}
         return document
 
     def wishes(self) -> dict[str, Any]:
@@ -207,13 +221,7 @@ class Draft:
         return {"method": entry.name, **values}
 
     def _set(self, position: int, row: Mapping[str, str]) -> dict[str, Any]:
-        where = row["where"].strip()
-        if where.startswith("ds_"):
-            data = {"dataset": where}
-        elif not where.startswith(("/", "./", "~")) and (found := _HUB_FILE.fullmatch(where)):
-            data = found.groupdict()
-        else:
-            data = {"path": where}
+        data = _data_at(row["where"].strip())
         made: dict[str, Any] = {
             "name": row.get("name", "").strip() or f"set{position + 1}",
             "kind": row.get("kind") or "perplexity",
@@ -228,6 +236,15 @@ class Draft:
             self.wrong[name] = f"{text!r} is not a whole number."
             return 0
         return int(text)
+
+
+def _data_at(where: str) -> dict[str, str]:
+    """A file as it is typed: an upload, ``org/dataset@revision:file``, or a path."""
+    if where.startswith("ds_"):
+        return {"dataset": where}
+    if not where.startswith(("/", "./", "~")) and (found := _HUB_FILE.fullmatch(where)):
+        return found.groupdict()
+    return {"path": where}
 
 
 def _set_row(wanted: Mapping[str, Any]) -> dict[str, str]:
@@ -255,6 +272,7 @@ def input_of(pointer: str) -> str:
         "hub_credential": "credential",
     }
     name = re.sub(r"^evaluate-sets-(\d+)-data.*$", r"evaluate-\1-where", name)
+    name = re.sub(r"^calibration-.*$", "calibration", name)
     return aliases.get(name, name.replace("evaluate-sets-", "evaluate-"))
 
 
@@ -267,6 +285,14 @@ def _rows(texts: Mapping[str, str], group: str) -> list[dict[str, str]]:
     return [rows[position] for position in sorted(rows)][:MOST_ROWS]
 
 
+def _chain(row: dict[str, str]) -> list[dict[str, str]]:
+    """The row of one step; in place of a preset, the rows of its chain with what it sets."""
+    preset = PRESETS.get(row.get("method", ""))
+    if preset is None:
+        return [row]
+    return [{name: shown(value) for name, value in step.items()} for step in preset.steps({})]
+
+
 def _numbered(texts: Mapping[str, str]) -> Iterator[tuple[str, int, str, str]]:
     for key, value in texts.items():
         if found := _ROW.fullmatch(key):
@@ -274,10 +300,10 @@ def _numbered(texts: Mapping[str, str]) -> Iterator[tuple[str, int, str, str]]:
 
 
 def methods_by_kind() -> dict[str, list[MethodEntry]]:
-    """Every method, grouped by what it does in a chain, in the order of a chain."""
-    order = ["prepare", "combine", "block", "adjust"]
+    """Every method, grouped by what it does in a chain, in the order of a chain; then the presets."""
+    order = ["prepare", "combine", "block", "adjust", "preset"]
     entries = sorted(
-        catalogue().values(),
+        listing().values(),
         key=lambda each: (order.index(each.kind) if each.kind in order else 9, each.name),
     )
     groups: dict[str, list[MethodEntry]] = {}

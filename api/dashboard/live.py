@@ -12,17 +12,19 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from api.dashboard import views
-from api.dashboard.render import text
+from api.dashboard.render import page, text
 from api.dashboard.visit import PageRoute, Visit, Visitor
 from api.deps import Id, found
 from api.errors import Problem
-from db import artifacts, evaluations, jobs
+from db import artifacts, evaluations, jobs, reports
+from db import events as rows
 from db.models.job import Job, JobEvent
 from jobs import events
 from jobs.errors import JobError
 from jobs.states import is_terminal
 
 BATCH = 1000
+LOG_MOST = 100
 PAUSE_SECONDS = 0.25
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -31,16 +33,19 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 @dataclass
 class Watch:
-    """One visitor looking at one job; every look reads only the events that are new."""
+    """One visitor looking at one job.
+
+    The first look reads the newest events of the log, the marks of the phases and some points of the chart,
+    however long the job has run; every further look reads only the events that are new.
+    """
 
     visit: Visit
     job_id: str
-    seen: list[JobEvent] = field(default_factory=list)
-
-    @property
-    def seq(self) -> int:
-        """Number of the last event read."""
-        return self.seen[-1].seq if self.seen else 0
+    seq: int = 0
+    """Number of the last event read."""
+    log: list[JobEvent] = field(default_factory=list)
+    marks: list[JobEvent] = field(default_factory=list)
+    points: list[JobEvent] = field(default_factory=list)
 
     def look(self) -> tuple[Job, dict[str, Any]]:
         """The job, and all that its page shows; raises the 404 problem, ``JobError`` for a revoked key."""
@@ -48,22 +53,62 @@ class Watch:
         caller.require("merges:read")
         with self.visit.desk.begin() as session:
             job = found(jobs.of_tenant(session, caller.tenant_id, self.job_id), "job", self.job_id)
-            while fresh := events.after(session, job.id, self.seq, BATCH):
-                self.seen += fresh
+            self._read(session, job)
             scored = evaluations.of_job(session, job.id)
             subjects, scores = views.scores_of(scored)
+            log = self.log[-LOG_MOST:]
             return job, {
                 "job": views.job_view(job),
                 "csrf": self.visit.csrf,
-                "phases": views.phases_of(job, self.seen),
+                "phases": views.phases_of(job, self.marks),
+                "measured": views.measured_of(self.marks),
                 "inputs": jobs.inputs(session, job.id),
                 "artifacts": artifacts.of_job(session, job.id),
+                "report": reports.has(session, job.id),
                 "subjects": subjects,
                 "scores": scores,
                 "checks": views.checks_of(scored),
-                "events": views.log_of(self.seen),
-                "points": views.points_of(self.seen),
+                "events": views.log_of(log),
+                "earlier": log[0].seq if len(self.log) > LOG_MOST else None,
+                "points": views.points_of(self.points),
             }
+
+    def _read(self, session: Any, job: Job) -> None:
+        if not self.seq:
+            end = job.event_seq + 1
+            self.log = list(rows.newest(session, job.id, end, LOG_MOST + 1))[::-1]
+            self.marks = list(rows.marks(session, job.id, end))
+            self.points = list(rows.progress(session, job.id, end, views.POINTS_MOST))
+            self.seq = job.event_seq
+            return
+        while fresh := events.after(session, job.id, self.seq, BATCH):
+            self.seq = fresh[-1].seq
+            for event in fresh:
+                if event.type.endswith(".progress"):
+                    self.points.append(event)
+                    continue
+                self.log.append(event)
+                if event.type.endswith((".started", ".phase", ".measured")):
+                    self.marks.append(event)
+
+
+@router.get("/jobs/{job_id}/log")
+def log(visit: Visitor, job_id: Id, before: Annotated[int, Query(ge=1, lt=1 << 62)] = 1 << 61) -> Response:
+    """The events before a certain one, page by page."""
+    visit.caller.require("merges:read")
+    with visit.desk.begin() as session:
+        job = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        shown = rows.newest(session, job.id, before, LOG_MOST + 1)
+    kept = shown[:LOG_MOST]
+    earlier = kept[-1].seq if len(shown) > LOG_MOST else None
+    return page(
+        "log.html",
+        here="/jobs",
+        csrf=visit.csrf,
+        job=views.job_row(job),
+        events=views.log_of(reversed(kept)),
+        earlier=earlier,
+    )
 
 
 @router.get("/jobs/{job_id}/live")
@@ -92,8 +137,8 @@ async def _messages(request: Request, watch: Watch, sent: int) -> AsyncIterator[
             last = ""
             while not desk.feed.closed.is_set() and not await request.is_disconnected():
                 job, shown = await run_in_threadpool(watch.look)
-                for event in watch.seen:
-                    if event.seq > sent and event.type.endswith(".progress"):
+                for event in watch.points:
+                    if event.seq > sent:
                         yield format_sse_event(event="progress", data_str=json.dumps(views.point_of(event)))
                 sent = watch.seq
                 html = text("_live.html", **shown | {"points": []})

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from api import intake
 from api.dashboard.draft import PUBLISH, Draft, input_of, methods_by_kind
 from api.dashboard.render import page
-from api.dashboard.views import estimate_of, found, order_of
+from api.dashboard.views import estimate_of, found, measuring_of, order_of, stage_said
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
 from api.deps import found as must_be
 from api.errors import Problem, kind_of, to_problem
@@ -20,7 +20,7 @@ from hub.errors import HubError
 from jobs import credentials
 from jobs.errors import JobError, PlanTimeout, RequestInvalid
 from jobs.planning import Planned
-from merge.document import load_document
+from merge.document import load_documents
 from merge.errors import MergeError
 
 KNOWN = (Problem, JobError, HubError, MergeError)
@@ -31,6 +31,7 @@ EMPTY: dict[str, Any] = {
     "findings": [],
     "estimate": [],
     "inputs": [],
+    "stages": [],
     "notes": [],
     "details": "",
 }
@@ -102,7 +103,7 @@ def _plan(visit: Visit, draft: Draft) -> dict[str, Any] | None:
 
 def _order(draft: Draft) -> intake.Order:
     """The order that the draft makes; raises a problem for what cannot be read."""
-    recipe = load_document(draft.document, "yaml") if draft.tab == "yaml" else draft.recipe()
+    recipe = load_documents(draft.document, "yaml") if draft.tab == "yaml" else draft.recipe()
     body = {"recipe": recipe, **draft.wishes()}
     if draft.wrong:
         raise RequestInvalid("Some fields cannot be read.")
@@ -113,9 +114,10 @@ def _seen(planned: Planned) -> dict[str, Any]:
     summary = planned.summary
     return EMPTY | {
         "findings": found(summary["findings"]),
-        "estimate": estimate_of(summary),
+        "estimate": [*estimate_of(summary), *measuring_of(summary)],
         "inputs": summary["inputs"],
         "notes": summary["translation"],
+        "stages": [stage_said(name, stage) for name, stage in summary["stages"].items()],
         "details": yaml.safe_dump(summary["classes"], sort_keys=False, allow_unicode=True, width=60),
     }
 

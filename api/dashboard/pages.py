@@ -4,11 +4,12 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 from api.auth import session_of
 from api.cursors import Position
-from api.dashboard import access, live, new
+from api.dashboard import access, hooks, live, new
 from api.dashboard.draft import methods_by_kind, to_yaml
 from api.dashboard.forms import fields_of
 from api.dashboard.render import STATIC, page
@@ -16,11 +17,12 @@ from api.dashboard.views import calls_of, job_row, order_of, recipe_of
 from api.dashboard.visit import HOME, Author, Form, PageRoute, Visit, Visitor, safe_path, same_site, see
 from api.deps import Id, InDesk, found
 from api.errors import Problem
-from db import jobs
+from db import jobs, reports
 from jobs import lifecycle, submit
 from jobs.errors import Unauthenticated
 from jobs.states import State
-from merge import catalog
+from merge import presets
+from merge.survey.page import render_page
 
 ROWS = 25
 STATES = tuple(state.value for state in State)
@@ -32,7 +34,7 @@ CursorAsked = Annotated[str, Query(max_length=512)]
 
 def mount(app: FastAPI) -> None:
     """Adds every page and static file to the application."""
-    for each in (new.router, access.router, live.router, router):
+    for each in (new.router, access.router, hooks.router, live.router, router):
         app.include_router(each)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
@@ -96,6 +98,17 @@ def job(visit: Visitor, job_id: Id) -> Response:
     return page("job.html", here="/jobs", seq=watch.seq, calls=calls, recipe=recipe, **shown)
 
 
+@router.get("/jobs/{job_id}/report")
+def report(visit: Visitor, job_id: Id) -> Response:
+    """What the merge did to the weights: a page that stands for itself, as it lies beside the weights."""
+    visit.caller.require("merges:read")
+    with visit.desk.begin() as session:
+        row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        survey = found(reports.of_job(session, row.id), "report", row.id)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    return HTMLResponse(render_page(survey, title=row.id), headers={"Content-Security-Policy": policy})
+
+
 @router.post("/jobs/{job_id}/cancel")
 def cancel(visit: Author, job_id: Id) -> Response:
     """Asks a job to stop."""
@@ -118,14 +131,14 @@ def retry(visit: Author, job_id: Id) -> Response:
 
 @router.get("/methods")
 def method_list(visit: Visitor) -> Response:
-    """Every method of the catalogue."""
+    """Every method of the catalogue, and every preset."""
     return page("methods.html", here="/methods", csrf=visit.csrf, groups=methods_by_kind())
 
 
 @router.get("/methods/{name}")
 def method(visit: Visitor, name: Id) -> Response:
     """One method: what it does, what it needs, its settings."""
-    entry = found(catalog.catalogue().get(name), "method", name)
+    entry = found(presets.listing().get(name), "method", name)
     fields = fields_of(entry.schema, "", {})
     return page("method.html", here="/methods", csrf=visit.csrf, entry=entry, fields=fields)
 

@@ -93,6 +93,40 @@ def estimate_of(plan: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
+def measuring_of(plan: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What the plan says of statistics on data; nothing where no step needs any."""
+    said = (plan or {}).get("statistics")
+    if not said:
+        return []
+    if not said["missing"]:
+        return [("Measuring", "nothing: it was measured before")]
+    time, memory = seconds_said(said["seconds"]), bytes_said(said["memory_bytes"])
+    what = f"{', '.join(said['missing'])}: about {time}, {memory} of memory"
+    return [("Measuring", what + (f" ({', '.join(said['found'])} found again)" if said.get("found") else ""))]
+
+
+def measured_of(events: Iterable[JobEvent]) -> list[dict[str, Any]]:
+    """The statistics of each model as the last attempt had them."""
+    latest = {each.data["model"]: each.data for each in events if each.type.endswith(".measured")}
+    return [
+        {
+            "model": model,
+            "digest": told["digest"],
+            "kinds": ", ".join(kind.replace("_", " ") for kind in told["kinds"]),
+            "said": "found again, nothing measured"
+            if told["found"]
+            else f"{told['tokens']:,} tokens in {seconds_said(told['seconds'])}",
+        }
+        for model, told in latest.items()
+    ]
+
+
+def stage_said(name: str, stage: Mapping[str, Any]) -> str:
+    """A stage of a plan in words."""
+    steps = " → ".join(step["method"] for step in stage["steps"])
+    return f"{name} ({steps}, {'written first' if stage['written'] else 'made as it is read'})"
+
+
 def phases_of(job: Job, events: Sequence[JobEvent]) -> list[dict[str, str]]:
     """Every phase of the last attempt: what it is, whether it is done, and how long it took."""
     began: dict[str, datetime] = {}
@@ -245,7 +279,8 @@ def calls_of(order: Mapping[str, Any], url: str) -> list[tuple[str, str]]:
 
 def _expected(job: Job, phase: str) -> bool:
     output = job.spec.get("output") or {}
-    return {"evaluating": True, "uploading": bool(output.get("repo"))}.get(phase, False)
+    measures = bool(((job.plan or {}).get("statistics") or {}).get("needed"))
+    return {"evaluating": True, "uploading": bool(output.get("repo")), "measuring": measures}[phase]
 
 
 def _facts(job: Job) -> list[tuple[str, str]]:
@@ -255,9 +290,14 @@ def _facts(job: Job) -> list[tuple[str, str]]:
         for name, done, total, say in (
             ("Bytes", "bytes_done", "bytes_total", bytes_said),
             ("Tensors", "tensors_done", "tensors_total", lambda count: f"{count:,}"),
+            ("Texts", "rows_done", "rows_total", lambda count: f"{count:,}"),
+            ("Tokens", "tokens_done", "tokens_total", lambda count: f"{count:,}"),
+            ("Blocks", "blocks_done", "blocks_total", lambda count: f"{count:,}"),
         ):
             if progress.get(total):
                 facts.append((name, f"{say(progress.get(done) or 0)} of {say(progress[total])}"))
+        if progress.get("tokens_per_second"):
+            facts.append(("Speed", f"{progress['tokens_per_second']:,} tokens/s"))
         if progress.get("eta_seconds") is not None:
             facts.append(("Left in this phase", seconds_said(progress["eta_seconds"])))
     if job.started_at and job.finished_at:
@@ -266,6 +306,9 @@ def _facts(job: Job) -> list[tuple[str, str]]:
         facts += [each for each in estimate_of(job.plan) if each[0] == "Result"]
     else:
         facts += [each for each in estimate_of(job.plan) if each[0] in ("Download", "Result")]
+    stages = ((job.plan or {}).get("stages") or {}).items()
+    if stages:
+        facts.append(("Stages", ", ".join(stage_said(name, stage) for name, stage in stages)))
     if job.attempt > 1 or (job.state == State.QUEUED and job.attempt):
         facts.append(("Attempt", f"{job.attempt} of {job.max_attempts}"))
     facts.append(("Queue", job.queue))

@@ -1,16 +1,18 @@
 """What happened to a job: as a list, and as a stream that goes on where it broke off."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic_core import to_json
 
+from api.answers import Answer
 from api.deps import Desk, Id, InDesk, Reader, found
 from api.errors import NothingMore, Problem
 from api.schemas.common import problems
-from api.schemas.jobs import EventOut, EventsOut, event_out
+from api.schemas.jobs import EventsOut, event_out
 from db import jobs
 from jobs import events
 from jobs.keys import Caller
@@ -22,26 +24,28 @@ RETRY_MILLISECONDS = 2000
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"], responses=problems(404))
 
 
-def look(desk: Desk, caller: Caller, job_id: str, after: int, limit: int) -> tuple[list[EventOut], bool]:
+def look(
+    desk: Desk, caller: Caller, job_id: str, after: int, limit: int
+) -> tuple[list[dict[str, Any]], bool]:
     """Events above ``after``, and whether the job had ended before they were read and none is left."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        state, last_seq = found(jobs.standing(session, caller.tenant_id, job_id), "job", job_id)
         rows = events.after(session, job_id, after, limit)
         last = rows[-1].seq if rows else after
-        return [event_out(row) for row in rows], is_terminal(job.state) and last >= job.event_seq
+        return [event_out(row) for row in rows], is_terminal(state) and last >= last_seq
 
 
-@router.get("")
+@router.get("", response_model=EventsOut)
 def list_events(
     desk: InDesk,
     caller: Reader,
     job_id: Id,
     after: Annotated[int, Query(ge=0, lt=1 << 62, description="The last `seq` you have")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> EventsOut:
+) -> Response:
     """Events in order."""
     rows, _ = look(desk, caller, job_id, after, limit + 1)
-    return EventsOut(data=rows[:limit], has_more=len(rows) > limit)
+    return Answer({"data": rows[:limit], "has_more": len(rows) > limit})
 
 
 def resume_point(
@@ -82,8 +86,8 @@ async def stream_events(
             while not over and not desk.feed.closed.is_set():
                 fresh, over = await anyio.to_thread.run_sync(look, desk, caller, job_id, seq, BATCH)
                 for event in fresh:
-                    yield ServerSentEvent(data=event, event=event.type, id=str(event.seq))
-                    seq = event.seq
+                    seq = event["seq"]
+                    yield ServerSentEvent(raw_data=to_json(event).decode(), event=event["type"], id=str(seq))
                 if not over and len(fresh) < BATCH:
                     await waiter.wait(desk.poll_seconds)
             if over:

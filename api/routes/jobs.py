@@ -8,20 +8,23 @@ import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
+from api.answers import Answer
 from api.bodies import load_json
 from api.deps import Asked, Desk, Id, IdempotencyHeader, InDesk, Reader, Writer, content_type_of, found
 from api.errors import Problem
-from api.intake import Accepted, Key, Order, accept, job_now, read_json, read_yaml
+from api.intake import Accepted, Key, Order, accept, again, job_now, read_json, read_yaml
 from api.paging import page, start
 from api.schemas.common import Instant, PageOut, problems
 from api.schemas.jobs import ORDER_SCHEMA, InputOut, InputsOut, JobOut, JobShortOut, job_out, job_short
 from db import jobs
-from jobs import idempotency, lifecycle, submit
+from jobs import idempotency, lifecycle
 from jobs.keys import Caller
 from jobs.states import State, is_terminal
 
 PATH = "/v1/jobs"
 MAX_WAIT_SECONDS = 60
+SMALL_BODY = 16 << 10
+"""Reading so few bytes of JSON takes less than the way to a thread and back."""
 YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml")
 BODY_TYPES = ("application/json", *YAML_TYPES)
 _WAIT = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*")
@@ -78,6 +81,8 @@ async def order_of_request(request: Request) -> tuple[Order, bytes]:
         )
     if content_type in YAML_TYPES:
         return await anyio.to_thread.run_sync(read_yaml, raw, dict(request.query_params)), raw
+    if len(raw) <= SMALL_BODY:
+        return read_json(raw), raw
     return await anyio.to_thread.run_sync(read_json, raw), raw
 
 
@@ -104,13 +109,12 @@ Preference = Annotated[
 )
 async def create_job(
     request: Request,
-    response: Response,
     desk: InDesk,
     caller: Writer,
     order: Annotated[tuple[Order, bytes], Depends(order_of_request)],
     idempotency_key: IdempotencyHeader = None,
     prefer: Preference = None,
-) -> Any:
+) -> Response:
     """Plans the recipe and accepts a job. What cannot work is refused here, with every reason.
 
     Asynchronous because it may wait: planning has threads of its own, so a slow Hub never holds up reading.
@@ -121,11 +125,12 @@ async def create_job(
     accepted = await anyio.to_thread.run_sync(
         accept, desk, caller, order[0], key, limiter=desk.planning_threads
     )
-    return await _answer(request, response, desk, caller, accepted, wait_of(prefer))
+    return await _answer(request, desk, caller, accepted, wait_of(prefer))
 
 
 @router.get(
     "",
+    response_model=PageOut[JobShortOut],
     openapi_extra={
         "parameters": [
             {
@@ -141,19 +146,18 @@ async def create_job(
 )
 def list_jobs(
     request: Request,
-    response: Response,
     desk: InDesk,
     caller: Reader,
     asked: Asked,
     state: Annotated[list[State] | None, Query(max_length=len(State), description="May be repeated")] = None,
     method: Annotated[str | None, Query(max_length=64)] = None,
     created_after: Annotated[Instant | None, Query()] = None,
-) -> PageOut[JobShortOut]:
+) -> Response:
     """The tenant's jobs, newest first."""
     metadata = metadata_of(request.query_params)
     filters = {"state": state, "method": method, "created_after": created_after, "metadata": metadata}
     with desk.read() as session:
-        rows = jobs.page(
+        rows = jobs.briefs(
             session,
             caller.tenant_id,
             limit=asked.limit + 1,
@@ -163,7 +167,7 @@ def list_jobs(
             metadata=metadata,
             created_after=created_after,
         )
-    return page(desk, request, response, asked, filters, rows, job_short)
+    return page(desk, request, asked, filters, rows, job_short)
 
 
 @router.get("/{job_id}", response_model=JobOut, responses=problems(404))
@@ -177,9 +181,7 @@ def get_job(
     with desk.read() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         position = jobs.queue_position(session, job) if include else None
-        body = job_out(job, queue_position=position).model_dump_json()
-    # Written here rather than by the framework, which would go to a thread once more to check its own model.
-    return Response(body, media_type="application/json")
+    return Answer(job_out(job, queue_position=position))
 
 
 @router.get("/{job_id}/inputs", responses=problems(404))
@@ -192,42 +194,31 @@ def list_inputs(desk: InDesk, caller: Reader, job_id: Id) -> InputsOut:
 
 @router.post(
     "/{job_id}/cancel",
+    response_model=JobOut,
     responses={202: {"model": JobOut, "description": "A worker was asked to stop"}, **problems(404)},
 )
-def cancel_job(response: Response, desk: InDesk, caller: Writer, job_id: Id) -> JobOut:
+def cancel_job(desk: InDesk, caller: Writer, job_id: Id) -> Response:
     """Cancels a job: 202 while a worker still has to stop, 200 when the job has ended (before or by this)."""
     with desk.begin() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         job = lifecycle.request_cancel(session, job)
-        response.status_code = 200 if is_terminal(job.state) else 202
-        return job_out(job)
+        return Answer(job_out(job), 200 if is_terminal(job.state) else 202)
 
 
-@router.post("/{job_id}/retry", status_code=202, responses=problems(404, 409))
+@router.post("/{job_id}/retry", status_code=202, response_model=JobOut, responses=problems(404, 409))
 def retry_job(
     request: Request,
-    response: Response,
     desk: InDesk,
     caller: Writer,
     job_id: Id,
     idempotency_key: IdempotencyHeader = None,
-) -> JobOut:
+) -> Response:
     """A new job with the order and the pinned inputs of one that failed, was cancelled or expired."""
-    with desk.begin() as session:
-        hashed = idempotency.request_hash(request.method, request.url.path, b"")
-        if idempotency_key is not None:
-            replay = idempotency.begin(session, caller.tenant_id, idempotency_key, hashed)
-            if replay is not None:
-                response.headers["Idempotent-Replayed"] = "true"
-                response.headers["Location"] = f"{PATH}/{replay.body['id']}"
-                return JobOut.model_validate(replay.body)
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
-        made = job_out(submit.retry(session, caller, job, desk.rules))
-        if idempotency_key is not None:
-            body = made.model_dump(mode="json")
-            idempotency.finish(session, caller.tenant_id, idempotency_key, hashed, 202, body)
-    response.headers["Location"] = f"{PATH}/{made.id}"
-    return made
+    key = None
+    if idempotency_key is not None:
+        key = Key(idempotency_key, idempotency.request_hash(request.method, request.url.path, b""))
+    made = again(desk, caller, job_id, key)
+    return Answer(made.body, made.status, made.headers())
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
@@ -263,31 +254,25 @@ def _hash(request: Request, raw: bytes) -> str:
     return idempotency.request_hash(request.method, path, body)
 
 
-async def _answer(
-    request: Request, response: Response, desk: Desk, caller: Caller, accepted: Accepted, wait: int
-) -> Any:
-    response.headers["Location"] = f"{PATH}/{accepted.job_id}"
-    if accepted.replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-        response.status_code = accepted.status
-        return accepted.body
-    if not wait or not desk.feed.has_room:
-        return accepted.body
-    response.headers["Preference-Applied"] = f"wait={wait}"
-    ended = await _until_ended(request, desk, caller, accepted.job_id, wait)
-    return ended or accepted.body
+async def _answer(request: Request, desk: Desk, caller: Caller, accepted: Accepted, wait: int) -> Response:
+    headers = accepted.headers()
+    body = accepted.body
+    if wait and not accepted.replayed and desk.feed.has_room:
+        headers["Preference-Applied"] = f"wait={wait}"
+        body = await _until_ended(request, desk, caller, accepted.job_id, wait) or body
+    return Answer(body, accepted.status, headers)
 
 
 async def _until_ended(
     request: Request, desk: Desk, caller: Caller, job_id: str, seconds: float
-) -> JobOut | None:
+) -> dict[str, Any] | None:
     """The job when it has ended, or as it is after ``seconds``; nothing if it is gone."""
     end = anyio.current_time() + seconds
     async with desk.feed.waiting(job_id) as waiter:
         while True:
             job = await anyio.to_thread.run_sync(job_now, desk, caller, job_id)
             left = end - anyio.current_time()
-            if job is None or is_terminal(job.state) or left <= 0 or desk.feed.closed.is_set():
+            if job is None or is_terminal(job["state"]) or left <= 0 or desk.feed.closed.is_set():
                 return job
             await waiter.wait(min(left, desk.poll_seconds))
             if await request.is_disconnected():

@@ -6,21 +6,23 @@ from api.deps import AnyCaller, Id
 from api.errors import Problem
 from api.schemas.common import problems
 from api.schemas.methods import MethodFullOut, MethodOut, MethodsOut
-from merge.catalog import catalogue, nearest
+from merge.catalog import nearest
+from merge.presets import listing
 
 router = APIRouter(prefix="/v1/methods", tags=["methods"], responses=problems())
 
 
 @router.get("")
 def list_methods(_: AnyCaller) -> MethodsOut:
-    """Every method, by name."""
-    return MethodsOut(data=[MethodOut.model_validate(each) for each in catalogue().values()])
+    """Every method and every preset, by name."""
+    return MethodsOut(data=[MethodOut.model_validate(each) for each in listing().values()])
 
 
 @router.get("/{name}", responses=problems(404))
 def get_method(name: Id, _: AnyCaller) -> MethodFullOut:
-    """One method with the JSON schema of its settings."""
-    entry = catalogue().get(name)
+    """One method or preset with the JSON schema of its settings."""
+    known = listing()
+    entry = known.get(name)
     if entry is None:
-        raise Problem("not_found", f"there is no method {name!r}{nearest(name, catalogue())}")
+        raise Problem("not_found", f"there is no method {name!r}{nearest(name, known)}")
     return MethodFullOut(**{**entry.as_dict(), "settings": entry.schema})

@@ -4,8 +4,15 @@ from fastapi import APIRouter
 
 from api.deps import Id, InDesk, Reader, found
 from api.schemas.common import problems
-from api.schemas.results import ArtifactOut, ArtifactsOut, EvaluationOut, EvaluationsOut, ScoreOut
-from db import artifacts, evaluations, jobs
+from api.schemas.results import (
+    ArtifactOut,
+    ArtifactsOut,
+    EvaluationOut,
+    EvaluationsOut,
+    ReportOut,
+    ScoreOut,
+)
+from db import artifacts, evaluations, jobs, reports
 from db.models.evaluation import Evaluation, EvaluationScore
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", responses=problems(404))
@@ -27,6 +34,14 @@ def list_evaluations(desk: InDesk, caller: Reader, job_id: Id) -> EvaluationsOut
     with desk.read() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         return EvaluationsOut(data=[_evaluation(*each) for each in evaluations.of_job(session, job.id)])
+
+
+@router.get("/report", tags=["jobs"])
+def get_report(desk: InDesk, caller: Reader, job_id: Id) -> ReportOut:
+    """What the merge did to the weights: norms, similarities, conflicts, changes."""
+    with desk.read() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        return ReportOut.model_validate(found(reports.of_job(session, job.id), "report", job.id))
 
 
 def _evaluation(row: Evaluation, scores: list[EvaluationScore]) -> EvaluationOut:

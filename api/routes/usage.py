@@ -33,6 +33,7 @@ def get_limits(desk: InDesk, caller: Reader) -> LimitsOut:
         max_queued_jobs=settings.max_queued_jobs if own is None else own,
         max_body_bytes=settings.max_body_bytes,
         max_dataset_bytes=settings.max_dataset_bytes,
+        max_calibration_bytes=settings.max_calibration_bytes,
         plan_timeout_seconds=settings.plan_timeout_seconds,
         max_wait_seconds=MAX_WAIT_SECONDS,
     )

@@ -103,23 +103,22 @@ def test_endpoint(desk: InDesk, caller: WebhookKeeper, endpoint_id: Id) -> Deliv
         return DeliveryOut.model_validate(delivery)
 
 
-@router.get("/{endpoint_id}/deliveries", responses=problems(404))
+@router.get("/{endpoint_id}/deliveries", response_model=PageOut[DeliveryOut], responses=problems(404))
 def list_deliveries(
     desk: InDesk,
     caller: WebhookKeeper,
     endpoint_id: Id,
     asked: Asked,
     request: Request,
-    response: Response,
     state: Annotated[Literal["pending", "delivered", "dead"] | None, Query()] = None,
-) -> PageOut[DeliveryOut]:
+) -> Response:
     """What was sent to an endpoint, newest first."""
     filters = {"of": endpoint_id, "state": state}
     with desk.read() as session:
         row = webhooks.get_endpoint(session, caller.tenant_id, endpoint_id)
         after = start(desk, asked, filters)
         rows = webhooks.deliveries(session, row, limit=asked.limit + 1, after=after, state=state)
-    return page(desk, request, response, asked, filters, rows, DeliveryOut.model_validate)
+    return page(desk, request, asked, filters, rows, DeliveryOut.model_validate)
 
 
 @router.post(

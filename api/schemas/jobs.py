@@ -1,4 +1,8 @@
-"""Bodies of jobs, plans and events."""
+"""Bodies of jobs, plans and events.
+
+What is read often is not made as a model only to be dumped again: the functions below give plain data that
+``api/answers.py`` writes as JSON, and a test holds them against the models, which describe them to callers.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -6,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from api.schemas.common import Moment, Out
+from db.jobs import JobBrief
 from db.models.job import Job, JobEvent
 from jobs.request import JobRequest
 from jobs.states import State
@@ -21,7 +26,12 @@ class Progress(Out):
     bytes_total: int | None = None
     tensors_done: int | None = None
     tensors_total: int | None = None
+    rows_done: int | None = Field(None, description="Texts and questions scored, while evaluating")
+    rows_total: int | None = None
     eta_seconds: float | None = None
+
+
+NO_PROGRESS: dict[str, None] = dict.fromkeys(Progress.model_fields)
 
 
 class JobError(Out):
@@ -134,44 +144,69 @@ class PlanOut(Out):
     translation: list[str] = Field(description="How a mergekit configuration was read")
 
 
-def job_links(job_id: str) -> JobLinks:
+def job_links(job_id: str) -> dict[str, str]:
     """Paths below the service's own address."""
     here = f"/v1/jobs/{job_id}"
-    return JobLinks(
-        self=here,
-        cancel=f"{here}/cancel",
-        retry=f"{here}/retry",
-        events=f"{here}/events",
-        stream=f"{here}/events/stream",
-        artifacts=f"{here}/artifacts",
-        evaluations=f"{here}/evaluations",
-        inputs=f"{here}/inputs",
-    )
+    return {
+        "self": here,
+        "cancel": f"{here}/cancel",
+        "retry": f"{here}/retry",
+        "events": f"{here}/events",
+        "stream": f"{here}/events/stream",
+        "artifacts": f"{here}/artifacts",
+        "evaluations": f"{here}/evaluations",
+        "inputs": f"{here}/inputs",
+    }
 
 
-def job_short(job: Job) -> JobShortOut:
-    """A row as it stands in lists."""
-    return JobShortOut(**_facts(job))
+def job_short(job: Job | JobBrief) -> dict[str, Any]:
+    """A job as it stands in lists: what ``JobShortOut`` describes, as plain data."""
+    output = job.spec.get("output") if isinstance(job, Job) else job.output
+    error = None
+    if job.error_code is not None:
+        error = {"code": job.error_code, "detail": job.error_detail, "errors": job.error_findings or []}
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "phase": job.phase,
+        "progress": NO_PROGRESS | (job.progress or {}),
+        "method": job.method,
+        "queue": job.queue,
+        "priority": job.priority,
+        "output": output or {},
+        "metadata": job.metadata_,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "retry_of": job.retry_of,
+        "recipe_sha256": job.recipe_sha256,
+        "error": error,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "expires_at": job.expires_at,
+        "cancel_requested_at": job.cancel_requested_at,
+        "links": job_links(job.id),
+    }
 
 
-def job_out(job: Job, *, notes: Sequence[str] = (), queue_position: int | None = None) -> JobOut:
-    """A row in full."""
-    return JobOut(
-        **_facts(job),
-        recipe=job.recipe,
-        plan=job.plan,
-        evaluate=job.spec.get("evaluate") or {},
-        result=job.result,
-        timeout_seconds=job.timeout_seconds,
-        hub_credential=job.hub_credential_id,
-        translation=list(notes),
-        queue_position=queue_position,
-    )
+def job_out(job: Job, *, notes: Sequence[str] = (), queue_position: int | None = None) -> dict[str, Any]:
+    """A job in full: what ``JobOut`` describes, as plain data."""
+    return job_short(job) | {
+        "recipe": job.recipe,
+        "plan": job.plan,
+        "evaluate": job.spec.get("evaluate") or {},
+        "result": job.result,
+        "timeout_seconds": job.timeout_seconds,
+        "hub_credential": job.hub_credential_id,
+        "translation": list(notes),
+        "queue_position": queue_position,
+    }
 
 
-def event_out(event: JobEvent) -> EventOut:
-    """An event as it goes out."""
-    return EventOut.model_validate(event)
+def event_out(event: JobEvent) -> dict[str, Any]:
+    """An event: what ``EventOut`` describes, as plain data."""
+    return {"seq": event.seq, "type": event.type, "at": event.at, "data": event.data}
 
 
 def order_schemas() -> dict[str, Any]:
@@ -186,32 +221,3 @@ def order_schemas() -> dict[str, Any]:
         ],
     }
     return {**parts, ORDER_SCHEMA: schema | {"title": ORDER_SCHEMA}}
-
-
-def _facts(job: Job) -> dict[str, Any]:
-    error = None
-    if job.error_code is not None:
-        error = JobError(code=job.error_code, detail=job.error_detail, errors=job.error_findings or [])
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "state": job.state,
-        "phase": job.phase,
-        "progress": Progress.model_validate(job.progress or {}),
-        "method": job.method,
-        "queue": job.queue,
-        "priority": job.priority,
-        "output": job.spec.get("output") or {},
-        "metadata": job.metadata_,
-        "attempt": job.attempt,
-        "max_attempts": job.max_attempts,
-        "retry_of": job.retry_of,
-        "recipe_sha256": job.recipe_sha256,
-        "error": error,
-        "created_at": job.created_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-        "expires_at": job.expires_at,
-        "cancel_requested_at": job.cancel_requested_at,
-        "links": job_links(job.id),
-    }

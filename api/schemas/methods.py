@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from pydantic import Field
+
 from api.schemas.common import Out
 
 
 class MethodOut(Out):
-    """A method in the list."""
+    """A method in the list, or a preset: a chain of methods under one name."""
 
     name: str
     title: str
@@ -15,6 +17,7 @@ class MethodOut(Out):
     paper: str | None
     granularity: str
     needs: dict[str, Any]
+    steps: list[dict[str, Any]] = Field([], description="The chain that a preset stands for")
 
 
 class MethodFullOut(MethodOut):

@@ -19,6 +19,7 @@ class LimitsOut(Out):
     max_queued_jobs: int
     max_body_bytes: int
     max_dataset_bytes: int
+    max_calibration_bytes: int
     plan_timeout_seconds: float
     max_wait_seconds: int
 

@@ -3,11 +3,15 @@
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from db.models.base import Base, CreatedAt, Json
+from db.models.base import Base, CreatedAt, Json, Time
 
 
 class IdempotencyKey(Base):
-    """Written in the transaction of the job itself, so it exists exactly when the job does."""
+    """A key and its answer, written in the transaction of what it answers.
+
+    Until then ``owner`` holds the key, and no longer than ``reserved_until``; ``status`` and ``body`` are
+    empty.
+    """
 
     __tablename__ = "idempotency_key"
 
@@ -16,4 +20,6 @@ class IdempotencyKey(Base):
     request_hash: Mapped[str]
     status: Mapped[int]
     body: Mapped[Json]
+    owner: Mapped[str | None]
+    reserved_until: Mapped[Time | None]
     created_at: Mapped[CreatedAt] = mapped_column(index=True)

@@ -9,78 +9,109 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from merge.arch.ties import tied_names
+
+__all__ = [
+    "Place",
+    "Role",
+    "Towers",
+    "is_conv1d",
+    "layer_of",
+    "place_of",
+    "role_of",
+    "running_statistic",
+    "tied_names",
+    "tower_and_layer",
+]
+
 Role = Literal["embed", "head", "norm", "bias", "linear", "conv", "router", "expert", "buffer"]
 Place = Literal["before", "inside", "after"]
 
-_LAYER_LISTS = frozenset(
-    {
-        "layers",
-        "layer",
-        "h",
-        "blocks",
-        "block",
-        "resblocks",
-        "stages",
-        "transformer_blocks",
-        "encoders",
-        "decoders",
-    }
+_LAYER = re.compile(
+    r"(?:^|\.)(?:(?:[a-z_]+_)?(?:layers?|blocks?|stages?)|h|resblocks|encoders|decoders)\.(\d+)(?=\.)"
 )
-_LAYER = re.compile(r"(?:^|\.)([a-z_]+)\.(\d+)(?=\.)")
 _BUFFERS = re.compile(
     r"(^|\.)(inv_freq|original_inv_freq|position_ids|token_type_ids|masked_bias|num_batches_tracked|running_mean"
-    r"|running_var|rotary_emb\..*|attn\.bias|attention\.bias|relative_position_index)$"
+    r"|running_var|rotary_emb\..*|attn\.bias|attention\.bias|relative_position_index|final_logits_bias"
+    r"|causal_mask|std_bias|std_scale)$"
 )
+_RUNNING = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 _EMBEDS = re.compile(
-    r"(^|\.)(embed_tokens|embed_in|wte|wpe|word_embeddings|position_embeddings?|token_type_embeddings|tok_embeddings"
-    r"|embed_positions|embeddings?|shared|cls_token|class_embedding"
-    r"|pos_embed|mask_token|dist_token|register_tokens|distillation_token|relative_attention_bias)(\.|$)"
+    r"(^|[._])emb(ed(d?ing)?s?|s)?(?=[._]|$)|embed(d?ing)?s?\.|(^|\.)([wp]te|wpe|w|shared|relative_attention_bias)\."
+    r"|(^|\.)\w+_tokens?$|relative_position_bias_table|(^|\.)(class|pos|position(al)?|patch|token|word)_embed\w*$"
+)
+_NOT_EMBED = re.compile(
+    r"(proj\w*|dense\w*|linear\w*|transform\w*|conv\w*|norm\w*|layer_?norm\w*|merger|mlp|fc\d*|combine\w*)$",
+    re.IGNORECASE,
 )
 _HEADS = re.compile(
-    r"(^|\.)(lm_head|embed_out|output_projection|score|classifier|cls|qa_outputs|head|fc_out|visual_projection"
-    r"|text_projection)\.(.*\.)?(weight|bias)$|^output\.weight$|^fc\.(weight|bias)$"
+    r"(^|\.)(lm_heads?|embed_out|output_projection|score|classifier|cls|predictions|qa_outputs|heads?|ctc_head"
+    r"|fc_out|visual_projection|text_projection|proj_out|generator_lm_head|vocab_projector|lm_loss|pred_layer)\."
+    r"|^(output|fc|decoder)\.(weight|bias)$"
 )
-_NORMS = re.compile(
-    r"(norm|(^|[._])ln(_|\d|\.|$)|layer_?norm|(^|[._])bn\d*\.|batch_?norm|rms)", re.IGNORECASE
+_NORMS = re.compile(r"norm|(^|[._])ln(_|\d|\.|$)|(^|[._])bn\d*(\.|$)|rms", re.IGNORECASE)
+_ROUTERS = re.compile(
+    r"(^|\.)((gate|router|switch|wg)\.(weight|bias|e_score_correction_bias)|router\.\w+\.(weight|bias)"
+    r"|shared_expert_gate\.weight|\w*router\w*)$"
 )
-_ROUTERS = re.compile(r"(^|\.)(gate|router|gate_proj_router|switch|router\.classifier|wg)\.(weight|bias)$")
 _EXPERTS = re.compile(r"(^|\.)(experts|expert|local_experts)(\.|$)")
 _AFTER = re.compile(
-    r"(^|\.)(lm_head|final|norm|ln_f|ln_post|post_layernorm|layernorm|final_layer_?norm|pooler|head)"
+    r"(^|\.)(final|norm|ln_f|ln_post|post_layernorm|layer_?norm\.|final_layer_?norm|pooler|heads?\.|logit_\w+)"
 )
-_BEFORE = re.compile(r"(^|\.)(embed|ln_pre|pre_layrnorm|pre_layernorm|patch|conv1$|conv1\.|stem)")
+_BEFORE = re.compile(
+    r"embed|(^|\.)(ln_pre|pre_layrnorm|pre_layernorm|patch|conv\d\.|stem|\w*projector)(\.|_|$)"
+)
 
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 _INTEGER_DTYPES = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
+_VECTORS = frozenset({"A_log", "D", "A", "dt_bias", "gamma", "beta", "alpha", "layer_scale", "sinks"})
 
 
 def role_of(name: str, shape: tuple[int, ...], config: Mapping[str, Any], dtype: str | None = None) -> Role:
-    """The class of a tensor. Integer tensors (by ``dtype``, where given) and known buffers are ``buffer``."""
+    """The class of a tensor. Integer tensors (by ``dtype``, where given) and known buffers are ``buffer``.
+
+    ``bias`` also holds what is added or multiplied entry by entry: layer scales, sinks, state decays.
+    """
+    module, _, leaf = name.rpartition(".")
     if dtype in _INTEGER_DTYPES or (_BUFFERS.search(name) and not _learned_bias(name, shape)):
         return "buffer"
-    if _EXPERTS.search(name):
+    if len(shape) <= 1 and leaf in ("weight", "bias", "scale") and _is_norm(module):
+        return "norm"
+    if _EXPERTS.search(name) or (len(shape) == 3 and _moe(config) and _in_moe(module)):
         return "expert"
-    inside = layer_of(name) is not None
+    inside = _LAYER.search(name) is not None
     if (
-        _ROUTERS.search(name)
-        and inside
-        and ("moe" in name or "mlp.gate." in name or "router" in name or _moe(config))
+        inside
+        and _ROUTERS.search(name)
+        and (_moe(config) or re.search(r"moe|router|(mlp|mixer|ffn)\.gate\.", name))
     ):
         return "router"
-    if _NORMS.search(_module(name)) and len(shape) <= 1:
-        return "norm"
-    if not inside and _HEADS.search(name):
+    if not inside and _HEADS.search(name) and len(shape) < 4:
         return "head"
-    if (
-        "patch_embed" not in name
-        and _EMBEDS.search(name)
-        and (not inside or name.endswith("relative_attention_bias.weight"))
-    ):
+    if _is_embedding(name, module, leaf, shape, inside):
         return "embed"
-    if len(shape) <= 1:
-        return "bias"
-    return "conv" if len(shape) >= 3 and name.endswith("weight") else "linear"
+    if len(shape) >= 3 and leaf in ("weight", "original1", "weight_v"):
+        return "conv"
+    if len(shape) <= 1 or leaf == "bias" or leaf in _VECTORS or max(shape) == 0:
+        return "norm" if leaf == "weight" and len(shape) == 1 and shape[0] > 1 else "bias"
+    return "linear"
+
+
+def _is_norm(module: str) -> bool:
+    """By the module's own name: what holds it may be called after its norm (``roberta_prelayernorm``)."""
+    own = re.sub(r"(\.\d+)+$", "", module).rpartition(".")[2]
+    return _NORMS.search(own) is not None
+
+
+def _is_embedding(name: str, module: str, leaf: str, shape: tuple[int, ...], inside: bool) -> bool:
+    if len(shape) <= 1 and leaf in ("weight", "bias"):
+        return False
+    if inside:
+        return name.endswith(("relative_attention_bias.weight", "relative_position_bias_table"))
+    if leaf in ("weight", "weight_g"):
+        return len(shape) == 2 and _EMBEDS.search(name) is not None and not _NOT_EMBED.search(module)
+    return leaf != "bias" and _EMBEDS.search(name) is not None
 
 
 def _learned_bias(name: str, shape: tuple[int, ...]) -> bool:
@@ -88,35 +119,47 @@ def _learned_bias(name: str, shape: tuple[int, ...]) -> bool:
     return name.endswith(("attn.bias", "attention.bias")) and len(shape) != 4
 
 
+def running_statistic(name: str) -> bool:
+    """Whether a buffer is what batch norm has counted: each model has its own, and none is wrong."""
+    return _RUNNING.search(name) is not None
+
+
 def _moe(config: Mapping[str, Any]) -> bool:
-    return any(config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+    inner = config.get("text_config")
+    both = (config, inner) if isinstance(inner, Mapping) else (config,)
+    return any(
+        part.get(key) for part in both for key in ("num_local_experts", "num_experts", "n_routed_experts")
+    )
 
 
-def _module(name: str) -> str:
-    return name.rpartition(".")[0] + "."
+def _in_moe(module: str) -> bool:
+    return (
+        re.search(r"(^|\.)(block_sparse_moe|moe|mlp|feed_forward|ffn)\.\w*(linear|proj|w\d)$", module)
+        is not None
+    )
 
 
 def layer_of(name: str) -> int | None:
     """Index of the layer the tensor belongs to, or ``None`` outside the layers."""
-    found = tower_and_layer(name)
-    return None if found is None else found[1]
+    found = _LAYER.search(name)
+    return None if found is None else int(found[1])
 
 
 def tower_and_layer(name: str) -> tuple[str, int] | None:
     """The list of layers (its path) and the index in it: the outermost numbered list that is named so."""
-    for match in _LAYER.finditer(name):
-        if match[1] in _LAYER_LISTS:
-            return name[: match.start(2) - 1], int(match[2])
-    return None
+    found = _LAYER.search(name)
+    return None if found is None else (name[: found.start(1) - 1], int(found[1]))
 
 
 def place_of(name: str, role: Role) -> Place:
     """Whether a tensor comes before, in, or after the layers."""
-    if tower_and_layer(name) is not None:
+    if _LAYER.search(name) is not None:
         return "inside"
+    if role == "head":
+        return "after"
     if role in ("embed", "buffer") or _BEFORE.search(name):
         return "before"
-    return "after" if role == "head" or _AFTER.search(name) else "before"
+    return "after" if _AFTER.search(name) else "before"
 
 
 @dataclass(frozen=True)
@@ -135,6 +178,11 @@ class Towers:
                 lengths[found[0]] = max(lengths.get(found[0], 0), found[1] + 1)
         return cls(lengths)
 
+    def length(self, name: str) -> int:
+        """How many layers the tensor's tower has; 0 outside the layers."""
+        found = tower_and_layer(name)
+        return 0 if found is None else self.lengths.get(found[0], found[1] + 1)
+
     def depth(self, name: str, role: Role, outer: Literal["position", "zero"] = "position") -> float:
         """Place on a depth curve, 0 to 1: layer/(layers-1) of the tensor's tower; 1 where it has one layer.
 
@@ -145,35 +193,6 @@ class Towers:
             return 1.0 if outer == "position" and place_of(name, role) == "after" else 0.0
         length = self.lengths.get(found[0], found[1] + 1)
         return found[1] / (length - 1) if length > 1 else 1.0
-
-
-def tied_names(config: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, str]:
-    """Head tensors that are the embedding under a second name: head -> embedding, where config says so.
-
-    Only heads that are stored beside their embedding are listed; a tied head that is not stored needs no
-    decision.
-    """
-    present = set(names)
-    text = config.get("text_config")
-    tied = config.get(
-        "tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
-    )
-    if tied is None:
-        tied = config.get("model_type") in _TIED_BY_DEFAULT
-    if not tied:
-        return {}
-    heads = [name for name in present if re.search(r"(^|\.)(lm_head|embed_out)\.weight$", name)]
-    embeds = sorted(
-        name
-        for name in present
-        if re.search(r"(^|\.)(embed_tokens|embed_in|wte|shared|word_embeddings)\.weight$", name)
-    )
-    return {head: embeds[0] for head in sorted(heads) if embeds}
-
-
-_TIED_BY_DEFAULT = frozenset(
-    {"gpt2", "gemma", "gemma2", "gemma3", "gemma3_text", "t5", "bloom", "opt", "cohere", "cohere2"}
-)
 
 
 def is_conv1d(name: str, config: Mapping[str, Any]) -> bool:

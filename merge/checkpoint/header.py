@@ -34,8 +34,26 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 @dataclass(frozen=True, slots=True)
+class Coded:
+    """How a tensor's numbers follow from what is stored: by a module of ``merge.checkpoint.codecs``.
+
+    ``parts`` are the stored tensors by the name the scheme gives them, ``settings`` what the scheme must know
+    beside them. Rows (lines of the last dimension) are decoded ``align`` at a time.
+    """
+
+    scheme: str
+    parts: Mapping[str, "TensorInfo"]
+    settings: Mapping[str, int]
+    align: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies: ``begin`` and ``end`` are absolute byte offsets in ``file``."""
+    """Where one tensor lies: ``begin`` and ``end`` are absolute byte offsets in ``file``.
+
+    A tensor whose numbers are ``coded`` is listed as the floats they stand for: ``dtype`` and ``shape`` are
+    theirs, the place is that of the first stored part.
+    """
 
     name: str
     dtype: str
@@ -43,6 +61,7 @@ class TensorInfo:
     file: str
     begin: int
     end: int
+    coded: Coded | None = None
 
     @property
     def numel(self) -> int:
@@ -52,7 +71,12 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return self.end - self.begin
+        return sum(part.end - part.begin for part in self.stored)
+
+    @property
+    def stored(self) -> tuple["TensorInfo", ...]:
+        """What lies on the disk: the tensor itself, or the parts it is decoded from."""
+        return (self,) if self.coded is None else tuple(self.coded.parts.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +167,21 @@ def check_tensor_name(file: str, name: str) -> None:
     if not _NAME.fullmatch(name) or ".." in name or name.startswith("/"):
         raise errors.TensorNameInvalid(
             f"{file} holds the tensor name {name!r}; names are letters, digits and _ . - /, never a path."
+        )
+
+
+def check_file_name(name: str) -> None:
+    """Refuses names that could leave a folder: absolute, with ``..``, a backslash or control characters."""
+    parts = name.split("/")
+    bad = (
+        not name
+        or len(name) > 1024
+        or "\\" in name
+        or any(ord(char) < 32 or ord(char) == 127 for char in name)
+    )
+    if bad or any(part in ("", ".", "..") for part in parts):
+        raise errors.FileNameInvalid(
+            f"The file name {name[:80]!r} is not a plain name inside the model's folder."
         )
 
 

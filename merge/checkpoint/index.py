@@ -8,25 +8,32 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from merge import errors
 from merge.checkpoint import adapter as adapters
+from merge.checkpoint.gguf import model as gguf
+from merge.checkpoint.gguf.header import header_end as gguf_end
+from merge.checkpoint.gguf.header import parse_gguf
 from merge.checkpoint.header import (
     MAX_TENSORS,
     Header,
     TensorInfo,
-    check_tensor_name,
+    check_file_name,
     header_size,
     parse_header,
 )
 from merge.checkpoint.header import parse_json_object as parse_object
+from merge.checkpoint.logical import Decoding, decoded_view
+from merge.checkpoint.shard_index import STEMS, check_against_index, index_name, is_index, weight_map_of
 from merge.checkpoint.tokenizer import TOKENIZER_FILES, TokenizerFacts, tokenizer_facts
 
-STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 MAX_TEXT_BYTES = 64_000_000
+GGUF = ".gguf"
+FIRST_BYTES = 1 << 20
+"""How much of a GGUF file is read first in search of its header's end; then twice as much, and so on."""
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -37,6 +44,8 @@ _TEXTS = frozenset({"config.json", *TOKENIZER_FILES, adapters.CONFIG_FILE})
 class ModelIndex:
     """A model as its headers describe it. ``label`` is what the user wrote, ``files`` maps names to sizes.
 
+    ``derived`` says what a config may lack that was made from metadata because the model has none.
+    Where numbers are stored as codes the tensors are the floats they stand for, and ``decoding`` tells how.
     With an ``adapter`` the tensors are still the base's: apply it with ``TensorReader``. ``digest`` covers
     headers, config and tokenizer, so equal digests mean equal structure (not equal weights).
     """
@@ -48,6 +57,8 @@ class ModelIndex:
     files: Mapping[str, int]
     digest: str
     adapter: adapters.AdapterIndex | None = None
+    decoding: Decoding | None = None
+    derived: str | None = None
 
     @property
     def parameters(self) -> int:
@@ -62,11 +73,25 @@ class ModelIndex:
     @property
     def shards(self) -> tuple[str, ...]:
         """The weight files, sorted."""
-        return tuple(sorted({info.file for info in self.tensors.values()}))
+        return self.files_of(self.tensors)
+
+    def files_of(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The weight files in which anything of these tensors lies, sorted."""
+        return tuple(sorted({part.file for name in names for part in self.tensors[name].stored}))
+
+    @property
+    def stem(self) -> str:
+        """How its weight files are called before the number, where that is a usual name; else ``model``."""
+        usual = {file.partition(".")[0].partition("-0")[0] for file in self.shards}
+        return next((stem for stem in STEMS[:2] if usual == {stem}), STEMS[0])
 
     @property
     def quantization(self) -> str | None:
-        """The quantisation method the config declares, if any: such weights are codes, not numbers."""
+        """The quantisation method the config declares and that is not decoded: such weights are codes, not
+        numbers.
+        """
+        if self.decoding is not None:
+            return None
         declared = self.config.get("quantization_config")
         if not isinstance(declared, Mapping):
             return None
@@ -75,7 +100,7 @@ class ModelIndex:
 
 def wanted_texts(file_names: Iterable[str]) -> list[str]:
     """The small files that ``index_model`` and ``index_adapter`` want, of those that are there."""
-    return sorted(name for name in file_names if name in _TEXTS or _is_index(name))
+    return sorted(name for name in file_names if name in _TEXTS or is_index(name))
 
 
 def weight_files(
@@ -90,9 +115,9 @@ def weight_files(
     safe = [name for name in names if "/" not in name and name.endswith(".safetensors")]
     if adapter and adapters.WEIGHT_FILE in safe:
         return [adapters.WEIGHT_FILE]
-    index = _index_name(names)
+    index = index_name(names)
     if index is not None and texts is not None and index in texts:
-        return sorted(set(_weight_map(index, texts[index], names).values()))
+        return sorted(set(weight_map_of(index, texts[index], names).values()))
     for stem in STEMS:
         shards = [name for name in safe if (found := _SHARD.fullmatch(name)) and found[1] == stem]
         if index is not None and shards:
@@ -111,13 +136,21 @@ def weight_files(
             f"It is not clear which of {', '.join(others[:5])} are the weights; "
             "call the right one model.safetensors."
         )
+    ggufs = [name for name in names if "/" not in name and name.endswith(GGUF)]
+    if len(ggufs) == 1:
+        return ggufs
+    if ggufs:
+        raise errors.NoWeights(
+            f"The weights are there in several forms ({', '.join(ggufs[:5])}); name one: "
+            f"org/repo:{ggufs[0]} or folder/{ggufs[0]}."
+        )
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         raise errors.PickleRefused(
-            f"The weights are only there as pickles ({pickles[0]}), which can run code when opened; "
-            "save the model with safetensors (save_pretrained does) and use that."
+            f"The weights are only there as pickles ({pickles[0]}), which can run code when opened; make "
+            "safetensors of them with `python -m merge convert FOLDER OUT` and use those."
         )
-    raise errors.NoWeights("There is no .safetensors file among the model's files.")
+    raise errors.NoWeights("There is no .safetensors file (nor a .gguf one) among the model's files.")
 
 
 def index_model(
@@ -141,24 +174,58 @@ def _index_model(
     for name in files:
         check_file_name(name)
     wanted = weight_files(files, texts)
-    parsed: dict[str, Header] = {}
     for file in wanted:
         if file not in headers:
             raise errors.FileMissing(f"The header of {file} was not fetched.")
-        parsed[file] = parse_header(file, headers[file], files[file])
+    if wanted[0].endswith(GGUF):
+        return _index_gguf(label, files, texts, headers, wanted)
+    parsed = {file: parse_header(file, headers[file], files[file]) for file in wanted}
     tensors = _gather(parsed)
-    index = _index_name(files)
+    index = index_name(files)
     if index is not None and index in texts:
-        _check_against_index(_weight_map(index, texts[index], files), tensors, index)
+        check_against_index(weight_map_of(index, texts[index], files), tensors, index)
     config = _text(texts, "config.json")
     tokenizer = tokenizer_facts(texts)
-    return ModelIndex(
-        label, tensors, config, tokenizer, dict(files), _digest(files, headers, wanted, config, tokenizer)
-    )
+    digest = _digest(files, headers, wanted, config, tokenizer)
+    logical, decoding = decoded_view(tensors, config)
+    return ModelIndex(label, logical, config, tokenizer, dict(files), digest, None, decoding)
+
+
+def _index_gguf(
+    label: str,
+    files: Mapping[str, int],
+    texts: Mapping[str, bytes],
+    headers: Mapping[str, bytes],
+    wanted: list[str],
+) -> ModelIndex:
+    (file,) = wanted
+    header = parse_gguf(file, headers[file], files[file])
+    tensors, decoding = gguf.logical_tensors(file, header)
+    if not tensors:
+        raise errors.NoWeights("The weight file holds no tensors.")
+    config, tokenizer = _text(texts, "config.json"), tokenizer_facts(texts)
+    digest = _digest(files, headers, wanted, config, tokenizer)
+    derived = None
+    if not config:
+        config = gguf.config_from(file, header, tensors)
+        derived = "its rotations" if gguf.rope_is_tabled(header) else "what GGUF does not tell"
+    return ModelIndex(label, tensors, config, tokenizer, dict(files), digest, None, decoding, derived)
+
+
+def header_end(file: str, raw: bytes) -> int | None:
+    """Where the header of a weight file ends, from its first bytes; ``None`` where they do not tell yet.
+
+    Raises a subclass of ``FileRefused`` for a header that cannot be true.
+    """
+    if file.endswith(GGUF):
+        return gguf_end(raw, file)
+    return 8 + header_size(raw[:8], file) if len(raw) >= 8 else None
 
 
 def index_folder(path: Path, label: str | None = None) -> ModelIndex:
-    """Indexes a folder on disk from its small files and headers. Links out of it are refused."""
+    """Indexes a folder on disk, or one weight file, from its small files and headers. Links out of it are
+    refused.
+    """
     name = str(path) if label is None else label
     files, texts, headers = read_folder(path, name)
     return index_model(name, files, texts, headers)
@@ -184,24 +251,27 @@ def attach(model: ModelIndex, adapter: adapters.AdapterIndex) -> ModelIndex:
     """The model with the adapter fitted to its tensors; ``AdapterMismatch`` names what does not fit."""
     fitted = adapters.fit(adapter, model.tensors, model.config, model.label)
     both = hashlib.sha256(f"{model.digest}+{adapter.digest}".encode()).hexdigest()
-    return ModelIndex(model.label, model.tensors, model.config, model.tokenizer, model.files, both, fitted)
+    return replace(model, digest=both, adapter=fitted)
 
 
 def read_folder(
     path: Path, label: str, *, adapter: bool = False
 ) -> tuple[dict[str, int], dict[str, bytes], dict[str, bytes]]:
-    """Sizes, wanted texts and headers of a folder: what the ``index_*`` functions take."""
-    if not path.is_dir():
-        raise errors.ModelNotFound(f"{label}: there is no folder of that name.")
+    """Sizes, wanted texts and headers of a folder, or of one weight file that is a whole model: what the
+    ``index_*`` functions take.
+    """
+    if not path.is_dir() and not path.is_file():
+        raise errors.ModelNotFound(f"{label}: there is no folder or file of that name.")
+    items, path = ([path], path.parent) if path.is_file() else (list(path.iterdir()), path)
     try:
-        files = {item.name: item.stat().st_size for item in path.iterdir() if item.is_file()}
+        files = {item.name: item.stat().st_size for item in items if item.is_file()}
         texts = {}
         for name in wanted_texts(files):
             if files[name] > MAX_TEXT_BYTES:
                 raise errors.TextInvalid(f"{label}: {name} is larger than {MAX_TEXT_BYTES} bytes.")
             texts[name] = safe_path(path, name).read_bytes()
         wanted = _weight_files_of(label, files, texts, adapter)
-        headers = {name: _read_header(safe_path(path, name)) for name in wanted}
+        headers = {name: read_header(safe_path(path, name)) for name in wanted}
     except OSError as error:
         raise errors.FileUnreadable(
             f"{label}: {error.filename or path} cannot be read: {error.strerror}."
@@ -229,60 +299,16 @@ def safe_path(folder: Path, name: str) -> Path:
     return target
 
 
-def check_file_name(name: str) -> None:
-    """Refuses names that could leave a folder: absolute, with ``..``, a backslash or control characters."""
-    parts = name.split("/")
-    bad = (
-        not name
-        or len(name) > 1024
-        or "\\" in name
-        or any(ord(char) < 32 or ord(char) == 127 for char in name)
-    )
-    if bad or any(part in ("", ".", "..") for part in parts):
-        raise errors.FileNameInvalid(
-            f"The file name {name[:80]!r} is not a plain name inside the model's folder."
-        )
-
-
-def _read_header(path: Path) -> bytes:
+def read_header(path: Path) -> bytes:
+    """The first bytes of a weight file, as far as its header goes."""
     with path.open("rb") as file:
-        first = file.read(8)
-        return first + file.read(header_size(first, path.name))
-
-
-def _is_index(name: str) -> bool:
-    return any(name == f"{stem}.safetensors.index.json" for stem in STEMS)
-
-
-def _index_name(names: Iterable[str]) -> str | None:
-    present = set(names)
-    for stem in STEMS:
-        if f"{stem}.safetensors.index.json" in present:
-            return f"{stem}.safetensors.index.json"
-    return None
-
-
-def _weight_map(index: str, raw: bytes, names: Iterable[str]) -> dict[str, str]:
-    found = parse_object(index, raw).get("weight_map")
-    if not isinstance(found, dict) or not found:
-        raise errors.WeightMapInvalid(f"{index} has no weight_map of tensor names to files.")
-    if len(found) > MAX_TENSORS:
-        raise errors.TooManyTensors(
-            f"{index} lists {len(found)} tensors; at most {MAX_TENSORS} are accepted."
-        )
-    present = set(names)
-    for tensor, file in found.items():
-        check_tensor_name(index, tensor)
-        if not isinstance(file, str) or "/" in file or not file.endswith(".safetensors"):
-            raise errors.WeightMapInvalid(
-                f"{index} maps {tensor} to {str(file)[:80]!r}, which is no plain .safetensors name."
-            )
-        check_file_name(file)
-        if file not in present:
-            raise errors.ShardMissing(
-                f"{index} puts {tensor} in {file}, which is not among the model's files."
-            )
-    return found
+        if not path.name.endswith(GGUF):
+            first = file.read(8)
+            return first + file.read(header_size(first, path.name))
+        raw = file.read(FIRST_BYTES)
+        while gguf_end(raw, path.name) is None and (more := file.read(len(raw))):
+            raw += more
+        return raw
 
 
 def _gather(parsed: Mapping[str, Header]) -> dict[str, TensorInfo]:
@@ -299,18 +325,6 @@ def _gather(parsed: Mapping[str, Header]) -> dict[str, TensorInfo]:
     if not tensors:
         raise errors.NoWeights("The weight files hold no tensors.")
     return tensors
-
-
-def _check_against_index(
-    weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo], index: str
-) -> None:
-    for name, file in weight_map.items():
-        if name not in tensors or tensors[name].file != file:
-            raise errors.ShardIndexMismatch(
-                f"{index} puts {name} in {file}, but that shard does not hold it."
-            )
-    for name in tensors.keys() - weight_map.keys():
-        raise errors.ShardIndexMismatch(f"{tensors[name].file} holds {name}, which {index} does not list.")
 
 
 def _text(texts: Mapping[str, bytes], name: str) -> dict[str, Any]:

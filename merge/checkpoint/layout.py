@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from merge.checkpoint.header import DTYPE_BITS, TensorInfo, nbytes_of
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
+STEM = "model"
+"""How weight files are called where nothing else is usual."""
 
 TensorSpec = tuple[str, str, tuple[int, ...]]
 """Name, safetensors dtype and shape of one output tensor."""
@@ -28,10 +28,10 @@ class ShardLayout:
     size: int
 
 
-def plan_shards(tensors: Sequence[TensorSpec], shard_bytes: int) -> tuple[ShardLayout, ...]:
+def plan_shards(tensors: Sequence[TensorSpec], shard_bytes: int, stem: str = STEM) -> tuple[ShardLayout, ...]:
     """Fills shards of at most ``shard_bytes`` of data in the given order; a larger tensor stands alone.
 
-    One shard is called ``model.safetensors``; several are numbered, and need ``index_json`` beside them.
+    One shard is called ``<stem>.safetensors``; several are numbered, and need ``index_json`` beside them.
     Within a shard wider dtypes come first, so that every tensor is aligned; otherwise the order is kept.
     """
     groups: list[list[TensorSpec]] = [[]]
@@ -45,15 +45,20 @@ def plan_shards(tensors: Sequence[TensorSpec], shard_bytes: int) -> tuple[ShardL
         filled += size
     count = len(groups)
     names = (
-        [SINGLE_FILE]
+        [f"{stem}.safetensors"]
         if count == 1
-        else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        else [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     )
-    return tuple(_lay_out(file, group) for file, group in zip(names, groups, strict=True))
+    return tuple(lay_out(file, group) for file, group in zip(names, groups, strict=True))
+
+
+def index_file(shards: Sequence[ShardLayout]) -> str:
+    """Name of the file that ``index_json`` belongs in."""
+    return f"{shards[0].file[: -len('-00001-of-00001.safetensors')]}.safetensors.index.json"
 
 
 def index_json(shards: Iterable[ShardLayout]) -> bytes:
-    """Content of ``model.safetensors.index.json`` for these shards, ending in a newline."""
+    """Content of the index of these shards, such as ``model.safetensors.index.json``, with a last newline."""
     placed = {name: (shard.file, info) for shard in shards for name, info in shard.entries.items()}
     document = {
         "metadata": {
@@ -65,7 +70,8 @@ def index_json(shards: Iterable[ShardLayout]) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def _lay_out(file: str, tensors: list[TensorSpec]) -> ShardLayout:
+def lay_out(file: str, tensors: Sequence[TensorSpec]) -> ShardLayout:
+    """One file of these tensors; wider dtypes come first, otherwise the order is kept."""
     ordered = sorted(tensors, key=lambda spec: -DTYPE_BITS[spec[1]])
     document: dict[str, object] = {"__metadata__": {"format": "pt"}}
     spans: list[tuple[TensorSpec, int, int]] = []

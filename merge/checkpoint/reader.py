@@ -1,14 +1,15 @@
 """Blocks of tensors from disk into buffers the caller reuses: positional reads, asked for ahead of use.
 
-Any number of threads may read through one ``TensorReader``. Nothing is mapped and nothing large is
-allocated: a block goes from the page cache to the caller's buffer, through a small piece buffer of the
-thread where its dtype must change.
+Any number of threads may read through one ``TensorReader``. Nothing large is allocated: a block goes from
+the page cache to the caller's buffer, through a small piece buffer of the thread where its dtype must change
+or its codes be decoded.
 """
 
+import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.adapter import LoraPair
+from merge.checkpoint.codecs import decode
 from merge.checkpoint.dtype import as_bytes, torch_dtype
 from merge.checkpoint.header import DTYPE_BITS, TensorInfo
 from merge.checkpoint.index import ModelIndex, safe_path
@@ -30,22 +32,31 @@ TILE_ELEMENTS = 1 << 16
 MAX_OPEN_FILES = 64
 AHEAD_BYTES = 8 << 20
 CACHED_PAIRS = 4
+Wait = Callable[[str, int, int], None]
+"""Given a file and a range of its bytes, returns when they are there."""
 
 
 class TensorReader:
     """Reads one model's tensors, with its adapter applied on the fly where it has one.
 
-    ``folder`` holds the model, ``adapter_folder`` the adapter that ``index.adapter`` was fitted from.
+    ``folder`` holds the model, ``adapter_folder`` the adapter that ``index.adapter`` was fitted from. Where
+    files are still being filled, ``waits`` (for the one and for the other) return when bytes are there.
     """
 
-    def __init__(self, folder: Path, index: ModelIndex, adapter_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        index: ModelIndex,
+        adapter_folder: Path | None = None,
+        waits: tuple[Wait | None, Wait | None] = (None, None),
+    ) -> None:
         if index.adapter is not None and adapter_folder is None:
             raise FileMissing(
                 f"{index.label}: the folder of the adapter {index.adapter.label} was not given."
             )
         self.index = index
-        self._files = _OpenFiles(folder)
-        self._adapter_files = _OpenFiles(adapter_folder) if adapter_folder is not None else None
+        self._files = _OpenFiles(folder, waits[0])
+        self._adapter_files = _OpenFiles(adapter_folder, waits[1]) if adapter_folder is not None else None
         self._scratch = threading.local()
         self._factors: OrderedDict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = OrderedDict()
         self._factors_lock = threading.Lock()
@@ -74,9 +85,55 @@ class TensorReader:
         if pair is not None:
             self._add_product(name, pair, first, count, out)
 
+    def read_rows(self, name: str, rows: Sequence[int], out: Tensor) -> None:
+        """Whole rows of a tensor, wherever in it they lie, one after another as the float dtype of ``out``.
+
+        ``out`` is flat and just as long; nothing is asked for ahead.
+        """
+        stored, plain = self.index.tensors[name], self.plain(name)
+        width = stored.numel // max(stored.shape[0], 1)
+        if plain is None:
+            for first, last in runs_of(rows):
+                count = (last - first) * width
+                self.read_float(name, rows[first] * width, count, out[first * width : first * width + count])
+            return
+        dtype = torch_dtype(plain.dtype, name)
+        raw = out if dtype == out.dtype else self._buffer("rows", out.numel(), dtype)
+        self._files.read_rows(plain.file, plain.begin, width * dtype.itemsize, rows, as_bytes(raw))
+        if raw is not out:
+            out.copy_(raw)
+
+    def plain(self, name: str) -> TensorInfo | None:
+        """The tensor where what is stored are its values: not coded, not changed by the adapter."""
+        info = self.index.tensors[name]
+        return None if info.coded is not None or self.changed(name) else info
+
+    @contextmanager
+    def lying(self, name: str, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """An open file, for as long as the context lasts, and the byte in it at which these entries of a
+        plain tensor begin; what follows them is asked for ahead of use.
+        """
+        info = self.index.tensors[name]
+        width = DTYPE_BITS[info.dtype] // 8
+        if first < 0 or first + count > info.numel:
+            raise ValueError(f"{name} has {info.numel} entries, not {first + count}")
+        with self._files.opened(info.file, info.begin + first * width, count * width) as fd:
+            yield fd, info.begin + first * width
+
+    def factors(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What the adapter adds to a tensor: (rows, r) with the scale in it, times (r, columns). Kept: copy
+        before changing.
+        """
+        assert self.index.adapter is not None  # the caller has seen its pairs
+        return self._factors_of(name, self.index.adapter.pairs[name], dtype)
+
     def will_need(self, name: str, first: int = 0, count: int | None = None) -> None:
         """Asks the operating system to fetch these entries soon; returns at once where it can."""
         info = self.index.tensors[name]
+        if info.coded is not None:
+            for part in info.stored:
+                self._files.fetch_soon(part.file, part.begin, part.nbytes)
+            return
         bits = DTYPE_BITS[info.dtype]
         begin = info.begin + first * bits // 8
         end = info.end if count is None else min(info.end, begin + count * bits // 8)
@@ -107,6 +164,10 @@ class TensorReader:
             files.read(info.file, info.begin + first * width, as_bytes(flat))
 
     def _read_cast(self, files: "_OpenFiles", info: TensorInfo, first: int, count: int, out: Tensor) -> None:
+        if info.coded is not None:
+            flat = out.view(-1)[:count]
+            decode(info, first, flat, _StoredParts(files, self._buffer), self._decoded)
+            return
         dtype = torch_dtype(info.dtype, info.name)
         if dtype == out.dtype:
             self._read_raw(files, info, first, count, out)
@@ -151,12 +212,36 @@ class TensorReader:
         self._read_cast(self._adapter_files, info, 0, info.numel, factor)
         return factor
 
+    def _decoded(self, elements: int) -> Tensor:
+        return self._buffer("decoded", elements, torch.float32)
+
     def _buffer(self, use: str, elements: int, dtype: torch.dtype) -> Tensor:
         buffers: dict[Any, Tensor] = self._scratch.__dict__
         found = buffers.get((use, dtype))
         if found is None or found.numel() < elements:
             found = buffers[use, dtype] = torch.empty(elements, dtype=dtype)
         return found[:elements]
+
+
+@dataclass(frozen=True)
+class _StoredParts:
+    """The stored parts of coded tensors, as ``merge.checkpoint.codecs`` asks for them."""
+
+    files: "_OpenFiles"
+    buffer: Callable[[str, int, torch.dtype], Tensor]
+
+    def read(self, part: TensorInfo, first: int, count: int) -> Tensor:
+        dtype = torch_dtype(part.dtype, part.name)
+        piece = self.buffer(f"part {part.name.rpartition('.')[2]}", count, dtype)
+        if count:
+            self.files.read(part.file, part.begin + first * piece.element_size(), as_bytes(piece))
+        return piece
+
+    def mapped(self, part: TensorInfo) -> Tensor:
+        stored = self.files.mapped(part.file, part.begin, part.end)
+        dtype = torch_dtype(part.dtype, part.name)
+        aligned = stored if part.begin % dtype.itemsize == 0 else stored.clone()
+        return aligned.view(dtype).view(part.shape)
 
 
 @dataclass
@@ -169,29 +254,73 @@ class _OpenFile:
 class _OpenFiles:
     """The open files of a folder: at most ``MAX_OPEN_FILES``, the least recently used closed first."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wait: Wait | None = None) -> None:
         self._folder = folder
+        self._wait = wait
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._maps: dict[str, mmap.mmap] = {}
 
     def read(self, name: str, offset: int, buffer: memoryview) -> None:
+        self._await(name, offset, offset + len(buffer))
         with self._use(name) as file:
             self._hint(file, offset, len(buffer))
-            done = 0
-            while done < len(buffer):
-                try:
-                    got = os.preadv(file.fd, [buffer[done:]], offset + done)
-                except OSError as error:
-                    raise FileUnreadable(
-                        f"{name} in {self._folder} cannot be read: {error.strerror}."
-                    ) from error
-                if got == 0:
-                    raise FileSizeMismatch(
-                        f"{name} in {self._folder} ends at byte {offset + done}: it was cut short."
-                    )
-                done += got
+            self._fill(file.fd, name, offset, buffer)
+
+    def _fill(self, fd: int, name: str, offset: int, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                got = os.preadv(fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise FileUnreadable(f"{name} in {self._folder} cannot be read: {error.strerror}.") from error
+            if got == 0:
+                raise FileSizeMismatch(
+                    f"{name} in {self._folder} ends at byte {offset + done}: it was cut short."
+                )
+            done += got
+
+    def read_rows(self, name: str, begin: int, size: int, rows: Sequence[int], buffer: memoryview) -> None:
+        """Rows of ``size`` bytes that are counted from byte ``begin``, one after another into the buffer."""
+        if rows:
+            self._await(name, begin + min(rows) * size, begin + (max(rows) + 1) * size)
+        with self._use(name) as file:
+            for first, last in runs_of(rows):
+                part = buffer[first * size : last * size]
+                self._fill(file.fd, name, begin + rows[first] * size, part)
+
+    @contextmanager
+    def opened(self, name: str, offset: int, size: int) -> Iterator[int]:
+        """The descriptor of a file of which these bytes are about to be read."""
+        self._await(name, offset, offset + size)
+        with self._use(name) as file:
+            self._hint(file, offset, size)
+            yield file.fd
+
+    def mapped(self, name: str, begin: int, end: int) -> Tensor:
+        """Bytes of a file as uint8 in memory that is filled when it is touched; not to be written to.
+
+        For codes that lie across the order they are asked for: thousands of short reads a block otherwise.
+        """
+        self._await(name, begin, end)
+        with self._lock:
+            held = self._maps.get(name)
+        if held is None:
+            with self._use(name) as file:
+                held = mmap.mmap(file.fd, 0, access=mmap.ACCESS_COPY)
+            with self._lock:
+                self._maps[name] = held
+        if len(held) < end:
+            raise FileSizeMismatch(f"{name} in {self._folder} ends at byte {len(held)}: it was cut short.")
+        return torch.frombuffer(held, dtype=torch.uint8, count=end - begin, offset=begin)
+
+    def _await(self, name: str, begin: int, end: int) -> None:
+        if self._wait is not None:
+            self._wait(name, begin, end)
 
     def fetch_soon(self, name: str, offset: int, size: int) -> None:
+        if self._wait is not None:
+            return  # it may not be there yet
         with self._use(name) as file:
             _advise(file.fd, offset, size, "POSIX_FADV_WILLNEED")
 
@@ -200,6 +329,7 @@ class _OpenFiles:
             for file in self._open.values():
                 if file.users == 0:
                     os.close(file.fd)
+            self._maps.clear()
             self._open = OrderedDict((name, file) for name, file in self._open.items() if file.users)
 
     def _hint(self, file: _OpenFile, offset: int, size: int) -> None:
@@ -209,7 +339,8 @@ class _OpenFiles:
         if not AHEAD_BYTES // 2 <= ahead <= 4 * AHEAD_BYTES:
             begin = file.hinted if 0 <= ahead < AHEAD_BYTES // 2 else end
             file.hinted = begin + AHEAD_BYTES
-            _advise(file.fd, begin, AHEAD_BYTES, "POSIX_FADV_WILLNEED")
+            if not (_at_hand(file.fd, begin) and _at_hand(file.fd, begin + AHEAD_BYTES - 1)):
+                _advise(file.fd, begin, AHEAD_BYTES, "POSIX_FADV_WILLNEED")
 
     @contextmanager
     def _use(self, name: str) -> Iterator[_OpenFile]:
@@ -239,6 +370,26 @@ class _OpenFiles:
             if len(self._open) <= MAX_OPEN_FILES:
                 return
             os.close(self._open.pop(name).fd)
+
+
+def runs_of(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Places (first, one past the last) of rows that follow each other."""
+    first = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or rows[at] != rows[at - 1] + 1:
+            yield first, at
+            first = at
+
+
+def _at_hand(fd: int, offset: int) -> bool:
+    """Whether a byte is in the page cache (or beyond the end): asking for what is there costs as much as
+    reading it. Where that cannot be told, it is not.
+    """
+    try:
+        os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except (OSError, AttributeError):
+        return False
+    return True
 
 
 def _advise(fd: int, offset: int, size: int, advice: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from merge.contract.informed import Statistic
 from merge.errors import MethodMalformed
 from merge.kernels.keyed import Draws
 
@@ -17,13 +18,16 @@ StatKey = Any
 @dataclass(frozen=True)
 class Site:
     """Which tensor of which models this is: ``shape`` is that of the whole tensor, ``models`` the sources'
-    ids.
+    ids; ``turned`` where a weight is stored as (inputs, outputs); ``layers`` how many its tower has, 0 for a
+    tensor outside the layers.
     """
 
     name: str
     role: str
     shape: tuple[int, ...]
     models: tuple[str, ...]
+    turned: bool = False
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,17 @@ class Stats:
             ) from None
 
 
+Statistics = Mapping[Statistic, Any]
+"""What was measured on data of the tensor at hand, lined up with the block, by what a method declares."""
+
+
+def _read(statistics: Statistics, key: Statistic) -> Any:
+    try:
+        return statistics[key]
+    except KeyError:
+        raise MethodMalformed(f"{key} is used but not declared in needs=Needs(statistics=...)") from None
+
+
 @dataclass
 class DeltaGroup:
     """What a ``prepare`` may know besides the delta itself: ``rng`` draws by flat index, ``base`` lines up
@@ -54,10 +69,16 @@ class DeltaGroup:
     weight: float
     rng: Draws
     stats: Stats = field(default_factory=Stats)
+    statistics: Statistics = field(default_factory=dict)
 
     def stat(self, key: StatKey) -> Any:
         """Values of a declared stat, one a quantity measured on this source's delta."""
         return self.stats.read(key)
+
+    def statistic(self, key: Statistic) -> Any:
+        """A declared statistic measured on data, of the base or of this source; see ``TensorGroup``."""
+        found = _read(self.statistics, key)
+        return found[self.site.models.index(self.model)] if key.of == "sources" else found
 
 
 @dataclass
@@ -74,6 +95,7 @@ class TensorGroup:
     weights: tuple[float, ...]
     prepared: Sequence[Tensor] | None = None
     stats: Stats = field(default_factory=Stats)
+    statistics: Statistics = field(default_factory=dict)
 
     @property
     def base(self) -> Tensor:
@@ -99,6 +121,11 @@ class TensorGroup:
         return self.read_sources if self.prepared is None else [self.base + delta for delta in self.prepared]
 
     @property
+    def points(self) -> Sequence[Tensor]:
+        """The deltas where a base is read, else the sources; for a method whose base is ``"optional"``."""
+        return self.sources if self.read_base is None else self.deltas
+
+    @property
     def name(self) -> str:
         """Name of the tensor."""
         return self.site.name
@@ -111,3 +138,13 @@ class TensorGroup:
     def stat(self, key: StatKey) -> Any:
         """Values of a declared stat, one a measured quantity (one a source unless it says otherwise)."""
         return self.stats.read(key)
+
+    def statistic(self, key: Statistic) -> Any:
+        """A declared statistic measured on data: of the base, or a tuple with one of each source.
+
+        It has the shape of the entries at hand and their dtype, one number for each (the same along a
+        channel); a matrix over the channels comes whole, as ``Matrix``. ``None`` stands where the tensor has
+        none: embeddings and biases have no input channels, norms no matrix, and rows of a rearranged
+        vocabulary no entries of their own.
+        """
+        return _read(self.statistics, key)

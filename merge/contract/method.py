@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from merge.contract.informed import Statistic
 from merge.contract.params import build, schema_of
 from merge.contract.stats import Stat
-from merge.errors import MethodMalformed, UnknownMethod
+from merge.errors import MethodMalformed, SettingInvalid, UnknownMethod
+from merge.limits import Caution, Limit, conflicts
 
 Granularity = Literal["element", "row", "tensor"]
 LAWS = ("equal_to_base", "order", "zero_delta", "determinism", "inputs_untouched", "shape", "parts")
@@ -30,14 +32,31 @@ class Kind(StrEnum):
 class Needs:
     """What a method must be given: a base, so many sources (least, most), stats measured beforehand.
 
-    ``weight_sum`` names a knob that, when true, divides by the sum of the sources' weights, so that the plan
-    can refuse weights that add up to zero.
+    A base that is ``"optional"`` is read where the recipe names one; ``base_for`` names a knob and values of
+    it that cannot do without. ``weight_sum`` names a knob that, when true, divides by the sum of the sources'
+    weights, or is true where the method always does, so that the plan can refuse weights that add up to zero.
+    ``limits`` are what settings demand of each other, ``cautions`` what the plan warns of. ``statistics`` are
+    measured on data, by running models.
     """
 
-    base: bool = False
+    base: bool | Literal["optional"] = False
     sources: tuple[int, int | None] = (1, None)
     stats: tuple[Stat | type[Stat], ...] = ()
-    weight_sum: str | None = None
+    weight_sum: str | Literal[True] | None = None
+    limits: tuple[Limit, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
+    cautions: tuple[Caution, ...] = ()
+    base_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a method on whole tensors holds at its peak beyond its inputs and their differences: float64
+    numbers for each entry of the tensor, ``entries`` of them and ``each`` more for every source.
+    """
+
+    entries: float
+    each: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +76,8 @@ class Method:
     function: Callable[..., Any]
     classes: Mapping[str, str] = field(default_factory=dict)
     breaks: Mapping[str, str] = field(default_factory=dict)
+    linear: bool = False
+    workspace: Workspace | None = None
 
     def settings(self, values: Mapping[str, Any], sources: int, position: int | None = None) -> Any:
         """The method's params from resolved values; a prepare gets the ones of the source at ``position``.
@@ -64,6 +85,8 @@ class Method:
         ``None`` in a tuple stands for the default. Raises ``SettingInvalid``.
         """
         defaults = {name: body["default"] for name, body in schema_of(self.params)["properties"].items()}
+        for sentence in conflicts(self.needs.limits, defaults, values):
+            raise SettingInvalid(f"{self.name}: {sentence}")
         ready = {}
         for name, value in values.items():
             if isinstance(value, tuple) and position is not None:
@@ -84,6 +107,7 @@ class Method:
 
     def describe(self) -> dict[str, Any]:
         """The catalogue entry: plain JSON."""
+        informed, cautions, based = self.needs.statistics, self.needs.cautions, self.needs.base_for
         return {
             "name": self.name,
             "title": self.title,
@@ -93,11 +117,17 @@ class Method:
             "paper": self.paper,
             "version": self.version,
             "granularity": self.granularity,
+            **({"linear": True} if self.linear else {}),
+            **({"workspace": [self.workspace.entries, self.workspace.each]} if self.workspace else {}),
             "needs": {
                 "base": self.needs.base,
                 "sources": list(self.needs.sources),
                 "stats": [stat.describe() for stat in self.declared().values()],
                 "weight_sum": self.needs.weight_sum,
+                "limits": [limit.as_dict() for limit in self.needs.limits],
+                **({"statistics": [s.describe() for s in informed]} if informed else {}),
+                **({"cautions": [each.as_dict() for each in cautions]} if cautions else {}),
+                **({"base_for": {k: list(v) for k, v in based.items()}} if based else {}),
             },
             "schema": schema_of(self.params),
             "classes": dict(self.classes),
@@ -118,19 +148,22 @@ def method(
     kind: Kind,
     elementwise: bool = False,
     granularity: Literal["row", "tensor"] = "tensor",
+    linear: bool = False,
     paper: str | None = None,
     needs: Needs | None = None,
     version: int = 1,
     classes: Mapping[str, str] | None = None,
     breaks: Mapping[str, str] | None = None,
+    workspace: Workspace | None = None,
 ) -> Callable[[F], F]:
     """Registers the decorated function under its name; the file must bear the same one.
 
     ``elementwise`` promises that an entry of the output depends on the same entry of the inputs, on plain
-    numbers and on declared stats alone; ``granularity="row"`` the same for whole rows. ``version`` goes up
+    numbers and on declared stats alone; ``granularity="row"`` the same for whole rows. ``linear`` promises
+    that it is a sum of the inputs with factors that depend on weights and settings alone. ``version`` goes up
     whenever the bytes of an output change. ``classes`` are policies for tensor classes that a recipe does not
-    speak of. The last parameter must be annotated with a ``@params`` class. Raises ``MethodMalformed`` at
-    import.
+    speak of. ``workspace`` is the memory of a method that takes more than a few copies of a tensor. The last
+    parameter must be annotated with a ``@params`` class. Raises ``MethodMalformed`` at import.
     """
 
     def register(function: F) -> F:
@@ -151,6 +184,8 @@ def method(
             function=function,
             classes=classes or {},
             breaks=breaks or {},
+            linear=linear,
+            workspace=workspace,
         )
         _check(made, path[-1])
         _REGISTRY[made.name] = made

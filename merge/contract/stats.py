@@ -7,15 +7,17 @@ in ``after``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from math import floor, isqrt, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from merge.contract.groups import DeltaGroup, TensorGroup
+from merge.errors import MethodMalformed
 from merge.kernels import radix
 from merge.kernels.reduce import in_order, piece_sums
 
@@ -33,19 +35,49 @@ def sources_of(group: TensorGroup, p: Any) -> Sequence[Tensor]:  # noqa: ARG001
     return group.sources
 
 
+def points_of(group: TensorGroup, p: Any) -> Sequence[Tensor]:  # noqa: ARG001
+    """Every source's delta where a base is read, else its own values."""
+    return group.points
+
+
 def own_delta(delta: Tensor, own: DeltaGroup, p: Any) -> Sequence[Tensor]:  # noqa: ARG001
     """What a prepare is measured on by default: its delta."""
     return (delta,)
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one pass adds up over the entries of ``value``: how many have which upper bits (``high``), which
+    lower bits under the upper bits ``bin`` (``low``), how many are not zero, sums over pieces, or nothing.
+    """
+
+    what: Literal["high", "low", "nonzero", "sum", "nothing"]
+    value: Tensor
+    bin: int = 0
+
+    def measure(self, piece: int) -> Tensor:
+        """int64 counts, or float64 sums of the pieces."""
+        if self.what == "sum":
+            return piece_sums(self.value, piece)
+        if self.what == "nonzero":
+            return torch.count_nonzero(self.value)
+        if self.what == "nothing":
+            return torch.zeros(0, dtype=torch.int64)
+        flat = self.value.reshape(-1).to(torch.float32)
+        return radix.count_high(flat) if self.what == "high" else radix.count_low(flat, self.bin)
 
 
 class Stat(ABC):
     """One thing to measure. ``of`` gives the quantities; ``after`` the stats it needs first.
 
     ``when`` names a knob and the values of it that make the stat necessary; otherwise it is not measured.
-    ``scope`` names a knob that says ``tensor`` or ``global``; without one the stat is per tensor.
+    ``scope`` names a knob that says ``tensor`` or ``global`` (or another value that means ``everywhere``);
+    without one the stat is per tensor.
     """
 
     rounds = 1
+    at_once = False
+    """Whether ``whole`` gives the value of a small tensor."""
 
     def __init__(
         self,
@@ -54,11 +86,13 @@ class Stat(ABC):
         after: tuple["Stat | type[Stat]", ...] = (),
         when: tuple[str, tuple[str, ...]] | None = None,
         scope: str | None = None,
+        everywhere: str = "global",
     ) -> None:
         self.of = of
         self.after = after
         self.when = when
         self.scope = scope
+        self.everywhere = everywhere
 
     def needed(self, p: Any) -> bool:
         """Whether these settings make use of the stat."""
@@ -66,13 +100,15 @@ class Stat(ABC):
 
     def is_global(self, p: Any) -> bool:
         """Whether it is measured over all tensors at once."""
-        return self.scope is not None and getattr(p, self.scope) == "global"
+        return self.scope is not None and getattr(p, self.scope) == self.everywhere
 
     def describe(self) -> dict[str, Any]:
         """What the catalogue says of it."""
         told = {"stat": type(self).__name__, "rounds": self.rounds}
         if self.when:
             told |= {"when": {self.when[0]: list(self.when[1])}}
+        if self.everywhere != "global":
+            told |= {"everywhere": self.everywhere}
         return told | ({"scope": self.scope} if self.scope else {})
 
     def known(self, p: Any, quantities: int) -> Any:  # noqa: ARG002
@@ -81,11 +117,32 @@ class Stat(ABC):
         """
         return None
 
-    @abstractmethod
     def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:
         """What one block adds in this round. ``so_far`` is the result of the last round; threads may run it
-        at once.
+        at once. Only stats that are no ``terms`` define it.
         """
+        return [term.measure(piece) for term in self.terms(values, p, so_far)]
+
+    def terms(self, values: Sequence[Tensor], p: Any, so_far: Any) -> list[Term]:  # noqa: ARG002
+        """What this round adds up, which is what compiled loops can do."""
+        raise MethodMalformed(f"{type(self).__name__} says neither how to measure nor in what terms")
+
+    def whole(self, values: Sequence[Tensor], p: Any) -> Any:  # noqa: ARG002
+        """The value from all entries of a small tensor together; asked only where ``at_once``."""
+        raise MethodMalformed(f"{type(self).__name__} cannot measure a tensor at once")
+
+    def ranks_at(self, p: Any, quantities: int, elements: int) -> list[tuple[int, ...]] | None:  # noqa: ARG002
+        """Where the value is no more than the magnitudes at certain ranks: these, for each quantity."""
+        return None
+
+    def value_at(self, found: Sequence[Sequence[float]]) -> Any:  # noqa: ARG002
+        """The value from the magnitudes at ``ranks_at``."""
+        raise MethodMalformed(f"{type(self).__name__} is not made of magnitudes at ranks")
+
+    def in_terms(self) -> bool:
+        """Whether ``terms`` tells all: no class has defined ``measure`` since ``terms`` was."""
+        order = [name for kind in type(self).__mro__ for name in ("terms", "measure") if name in vars(kind)]
+        return order[0] == "terms" and type(self).terms is not Stat.terms
 
     @abstractmethod
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:
@@ -97,7 +154,11 @@ class Stat(ABC):
 
 
 class Part(ABC):
-    """What is known in the middle of a round."""
+    """What is known in the middle of a round; ``tensor`` is the name of the one it is about, once that is
+    measured.
+    """
+
+    tensor = ""
 
     @abstractmethod
     def add(self, first_piece: int, block: list[Tensor]) -> None:
@@ -110,20 +171,23 @@ class Part(ABC):
         """Takes in the part of the next tensor, for a stat over several; called in the tensors' order."""
 
 
-class _Counts(Part):
+class Counts(Part):
     """Integer counts: order does not matter."""
 
     def __init__(self) -> None:
         self.totals: list[Tensor] = []
 
     def add(self, first_piece: int, block: list[Tensor]) -> None:  # noqa: ARG002
-        self.totals = [a.add_(b) for a, b in zip(self.totals, block, strict=True)] if self.totals else block
+        if self.totals:
+            self.totals = [total.add_(counts) for total, counts in zip(self.totals, block, strict=True)]
+        else:
+            self.totals = [counts.to(torch.int64) for counts in block]
 
-    def absorb(self, other: "_Counts") -> None:
+    def absorb(self, other: "Counts") -> None:
         self.add(0, other.totals)
 
 
-class _Pieces(Part):
+class Pieces(Part):
     """Partial sums by index of the piece, added up in that order at the end; tensors in theirs. Kept as plain
     numbers: small tensors that live on would pin the large blocks of memory they were cut from.
     """
@@ -135,7 +199,7 @@ class _Pieces(Part):
     def add(self, first_piece: int, block: list[Tensor]) -> None:
         self.blocks[first_piece] = [sums.tolist() for sums in block]
 
-    def absorb(self, other: "_Pieces") -> None:
+    def absorb(self, other: "Pieces") -> None:
         self.tensors.append(other.totals())
 
     def totals(self) -> list[float]:
@@ -157,6 +221,7 @@ class Threshold(Stat):
     """
 
     rounds = 2
+    at_once = True
 
     def __init__(
         self, of: Quantity | None = None, *, share: str = "density", scope: str | None = "scope", **more: Any
@@ -176,18 +241,30 @@ class Threshold(Stat):
         """All zero where nothing is trimmed."""
         return (0.0,) * quantities if all(share >= 1 for share in self._shares(p, quantities)) else None
 
-    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
+    def terms(self, values: Sequence[Tensor], p: Any, so_far: Any) -> list[Term]:
         """Counts by upper bits in round one, by lower bits in round two."""
         found = []
         for place, (value, share) in enumerate(zip(values, self._shares(p, len(values)), strict=True)):
-            flat = value.reshape(-1).to(torch.float32)
             if share >= 1:
-                found.append(torch.zeros(0, dtype=torch.int64))
+                found.append(Term("nothing", value))
             elif so_far is None:
-                found.append(radix.count_high(flat))
+                found.append(Term("high", value))
             else:
-                found.append(radix.count_low(flat, so_far[place][0]))
+                found.append(Term("low", value, so_far[place][0]))
         return found
+
+    def whole(self, values: Sequence[Tensor], p: Any) -> Any:
+        """By selection instead of counting."""
+        shares = zip(values, self._shares(p, len(values)), strict=True)
+        return tuple(0.0 if s >= 1 else radix.largest(v, _rank(s, v.numel())) for v, s in shares)
+
+    def ranks_at(self, p: Any, quantities: int, elements: int) -> list[tuple[int, ...]] | None:
+        """One rank a quantity; none where everything is kept."""
+        return [() if s >= 1 else (_rank(s, elements),) for s in self._shares(p, quantities)]
+
+    def value_at(self, found: Sequence[Sequence[float]]) -> Any:
+        """The thresholds."""
+        return tuple(each[0] if each else 0.0 for each in found)
 
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:
         """(bin, rank in it) for every quantity, then the thresholds."""
@@ -198,8 +275,7 @@ class Threshold(Stat):
                 continue
             counts = part.totals[place]
             if so_far is None:
-                rank = max(1, floor(Decimal(repr(share)) * elements))
-                found.append(radix.find_bin(counts, rank))
+                found.append(radix.find_bin(counts, _rank(share, elements)))
             else:
                 high, rank = so_far[place]
                 found.append(radix.as_float(high, radix.find_bin(counts, rank)[0]))
@@ -207,19 +283,23 @@ class Threshold(Stat):
 
     def part(self) -> Part:
         """Counts."""
-        return _Counts()
+        return Counts()
 
     def _shares(self, p: Any, quantities: int) -> tuple[float, ...]:
         share = getattr(p, self.share)
         return share if isinstance(share, tuple) else (share,) * quantities
 
 
+def _rank(share: float, elements: int) -> int:
+    return max(1, floor(Decimal(repr(share)) * elements))
+
+
 class Sum(Stat):
     """The sum of each quantity over the tensor, as a tuple of floats."""
 
-    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
+    def terms(self, values: Sequence[Tensor], p: Any, so_far: Any) -> list[Term]:  # noqa: ARG002
         """float64 sums of the pieces."""
-        return [piece_sums(value, piece) for value in values]
+        return [Term("sum", value) for value in values]
 
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
         """Pieces in index order, then tensors in their order."""
@@ -227,15 +307,15 @@ class Sum(Stat):
 
     def part(self) -> Part:
         """Pieces."""
-        return _Pieces()
+        return Pieces()
 
 
 class Norm(Sum):
     """The Euclidean norm of each quantity, as a tuple of floats."""
 
-    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:
+    def terms(self, values: Sequence[Tensor], p: Any, so_far: Any) -> list[Term]:
         """Squares are exact: the product of two float32 fits a float64."""
-        return super().measure([value.to(torch.float64).square() for value in values], p, piece, so_far)
+        return super().terms([value.to(torch.float64).square() for value in values], p, so_far)
 
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:
         """Roots of the sums."""
@@ -245,11 +325,19 @@ class Norm(Sum):
 class Gram(Sum):
     """All inner products of the quantities: a tuple of k tuples of k floats, symmetric."""
 
+    def terms(self, values: Sequence[Tensor], p: Any, so_far: Any) -> list[Term]:  # noqa: ARG002
+        """The upper triangle, row by row."""
+        return [Term("sum", product) for product in self._products(values)]
+
     def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
-        """The upper triangle, row by row, one product at a time."""
+        """The same, one product in memory at a time."""
+        return [piece_sums(product, piece) for product in self._products(values)]
+
+    def _products(self, values: Sequence[Tensor]) -> Iterator[Tensor]:
         wide = [value.to(torch.float64) for value in values]
-        rows = range(len(wide))
-        return [piece_sums(wide[i] * wide[j], piece) for i in rows for j in rows if j >= i]
+        for place, one in enumerate(wide):
+            for other in wide[place:]:
+                yield one * other
 
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
         """The full matrix."""

@@ -10,7 +10,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-_ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 0x31848BAB), (14, 0x2C1B3C6D))
+ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 0x31848BAB), (14, 0x2C1B3C6D))
 
 
 def key_of(*parts: object) -> int:
@@ -40,8 +40,7 @@ class Draws:
         kept = torch.ones(self._shape, dtype=torch.float32, device=self._device)
         if share >= 1:
             return kept
-        limit = min(round(share * (1 << 32)), (1 << 32) - 1) - (1 << 31)
-        return torch.lt(self.bits(stream), limit, out=kept)
+        return torch.lt(self.bits(stream), limit_of(share), out=kept)
 
     def uniform(self, stream: int = 0) -> Tensor:
         """float32 in [0, 1) with 24 bits; shape of the block."""
@@ -57,9 +56,19 @@ class Draws:
         while done < count:
             high, low = divmod(self._first + done, 1 << 32)
             size = min(count - done, (1 << 32) - low)
-            mix(values[done : done + size], low, key_of(self._key, stream, high))
+            mix(values[done : done + size], low, stream_key(self._key, stream, high))
             done += size
         return values.view(self._shape)
+
+
+def limit_of(share: float) -> int:
+    """The int32 that a share of all uniform int32 values lie below."""
+    return min(round(share * (1 << 32)), (1 << 32) - 1) - (1 << 31)
+
+
+def stream_key(key: int, stream: int, high: int) -> int:
+    """The key under which the indices from ``high`` times 2^32 on are mixed."""
+    return key_of(key, stream, high)
 
 
 def mix(out: Tensor, low: int, key: int) -> None:
@@ -68,7 +77,7 @@ def mix(out: Tensor, low: int, key: int) -> None:
     torch.arange(out.numel(), out=out)
     out.add_(_signed(low + halves[0]))
     shifted = torch.empty_like(out)
-    for number, (shift, factor) in enumerate(_ROUNDS):
+    for number, (shift, factor) in enumerate(ROUNDS):
         torch.bitwise_right_shift(out, shift, out=shifted)
         shifted.bitwise_and_((1 << (32 - shift)) - 1)
         out.bitwise_xor_(shifted).mul_(_signed(factor))

@@ -24,15 +24,21 @@ def count_high(values: Tensor) -> Tensor:
 def count_low(values: Tensor, high: int) -> Tensor:
     """int64 counts (65536) of the lower bits of those magnitudes whose upper bits are ``high``."""
     bits = values.view(torch.int32).bitwise_and(_MAGNITUDE)
-    chosen = _places(bits.bitwise_right_shift(16).eq_(high).bool())
+    chosen = places(bits.bitwise_right_shift(16).eq_(high).bool())
     return torch.bincount(bits[chosen].bitwise_and_(_LOW_MASK), minlength=LOW_BINS)
 
 
-def _places(mask: Tensor) -> Tensor:
+def places(mask: Tensor) -> Tensor:
     """Indices of what is true; numpy's search is several times quicker than torch's on the CPU."""
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.nonzero().view(-1)
+
+
+def largest(values: Tensor, rank: int) -> float:
+    """The ``rank``-th largest magnitude (from 1) of a few float32 values."""
+    sizes = values.reshape(-1).to(torch.float32).abs()
+    return float(sizes.kthvalue(sizes.numel() - rank + 1).values)
 
 
 def find_bin(counts: Tensor, rank: int) -> tuple[int, int]:

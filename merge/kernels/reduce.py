@@ -22,6 +22,18 @@ def piece_sums(values: Tensor, piece: int) -> Tensor:
     return torch.cat(sums) if sums else torch.zeros(0, dtype=torch.float64, device=values.device)
 
 
+def column_sums(values: Tensor, rows: int) -> Tensor:
+    """float64 (pieces, columns): sums down the columns of a matrix, over consecutive pieces of ``rows`` rows,
+    folded likewise.
+    """
+    height, width = values.shape
+    whole = height // rows
+    sums = [_fold(values[: whole * rows].view(whole, rows, width))] if whole else []
+    if height > whole * rows:
+        sums.append(_fold(values[whole * rows :].unsqueeze(0)))
+    return torch.cat(sums)
+
+
 def _fold(rows: Tensor) -> Tensor:
     work = rows.to(torch.float64)
     owned = work is not rows

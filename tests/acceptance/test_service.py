@@ -74,10 +74,16 @@ def test_a_job_ends_as_a_pushed_model_and_a_webhook_that_the_reference_library_a
     assert ended["data"]["id"] == job["id"] and ended["data"]["state"] == "succeeded"
 
 
+def slow_weights(service: Service) -> None:
+    """The second half of every model comes late, so that merges wait in their middle."""
+    path = "model-00002-of-00002.safetensors"
+    service.hub.faults.add("get", Fault(delay=2.0), path=path, times=1000)
+
+
 def test_cancel_stops_the_merge_between_shards_and_retry_goes_on_from_them(
     service: Service, tmp_path: Path
 ) -> None:
-    service.hub.faults.add("preupload", Fault(delay=0.4), times=1000)
+    slow_weights(service)
     job_id = service.stack.submit(order(service, "team/retried"))["id"]
     wait_for(lambda: shards_written(service, job_id), "a shard is written")
     asked = time.monotonic()
@@ -97,7 +103,7 @@ def test_cancel_stops_the_merge_between_shards_and_retry_goes_on_from_them(
 
 
 def test_a_worker_that_is_told_to_stop_hands_its_job_to_the_next(service: Service, tmp_path: Path) -> None:
-    service.hub.faults.add("preupload", Fault(delay=0.4), times=1000)
+    slow_weights(service)
     job_id = service.stack.submit(order(service, "team/handed-over"))["id"]
     wait_for(lambda: shards_written(service, job_id), "a shard is written")
     for number in (signal.SIGTERM, signal.SIGQUIT):

@@ -1,18 +1,27 @@
 """Who gets in, what a key may do, and that no tenant sees anything of another."""
 
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import event
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from api.auth import CSRF_HEADER
+from api.app import create_app
+from api.auth import CSRF_HEADER, Remembered
 from api.deps import Desk
+from db import statistics
 from jobs import webhooks
+from jobs.keys import Caller
+from settings import Settings
 from tests.api.conftest import ORDER, Who
+from tests.api.test_statistics import facts
 
+DIGEST = "a1" * 32
 SCOPES = ("merges:read", "merges:write", "webhooks", "keys")
 
 
@@ -40,6 +49,7 @@ def belongings(client: TestClient, anna: Who, sessions: sessionmaker[Session]) -
     with sessions.begin() as session:
         row = webhooks.get_endpoint(session, anna.caller.tenant_id, endpoint)
         delivery = webhooks.send_test(session, row).id
+        statistics.put(session, anna.caller.tenant_id, DIGEST, facts(DIGEST))
     return {
         "job_id": made("/v1/jobs", json=ORDER),
         "endpoint_id": endpoint,
@@ -47,6 +57,7 @@ def belongings(client: TestClient, anna: Who, sessions: sessionmaker[Session]) -
         "key_id": made("/v1/api-keys", json={"name": "k", "scopes": ["merges:read"]}),
         "credential_id": made("/v1/hub-credentials", json={"name": "c", "token": "hf_x"}),
         "dataset_id": made("/v1/datasets", content="text", headers={"Content-Type": "text/plain"}),
+        "digest": DIGEST,
     }
 
 
@@ -200,3 +211,57 @@ def test_a_changed_or_old_session_is_none(client: TestClient, anna: Who) -> None
     for value in (old, changed, "x", "", "é", good[:40]):
         assert desk.signer.verify(value) is None
     assert desk.signer.verify(good) is not None
+
+
+def test_a_revoked_key_is_refused_at_once_by_every_process(settings: Settings, anna: Who) -> None:
+    with TestClient(create_app(settings)) as one, TestClient(create_app(settings)) as two:
+        made = one.post("/v1/api-keys", json={"name": "k", "scopes": ["merges:read"]}, headers=anna.headers)
+        bearer = {"Authorization": f"Bearer {made.json()['secret']}"}
+        assert two.get("/v1/jobs", headers=bearer).status_code == 200
+        assert two.get("/v1/jobs", headers=bearer).status_code == 200
+        one.delete(f"/v1/api-keys/{made.json()['id']}", headers=anna.headers)
+        deadline = time.monotonic() + 0.8
+        while two.get("/v1/jobs", headers=bearer).status_code != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_busy_key_is_looked_up_once(client: TestClient, app: FastAPI, anna: Who) -> None:
+    desk: Desk = app.state.desk
+    client.get("/v1/jobs", headers=anna.headers)
+    while not desk.feed.hearing:
+        time.sleep(0.01)
+    said: list[str] = []
+    event.listen(desk.engine, "before_cursor_execute", lambda *args: said.append(args[2]))
+    for _ in range(5):
+        client.get("/v1/jobs", headers=anna.headers)
+    assert sum("FROM api_key" in each for each in said) <= 1
+
+
+def test_nobody_is_remembered_long_while_revocations_are_not_heard() -> None:
+    now = [100.0]
+    caller = Caller("ten_x", "key_x", frozenset())
+    deaf = Remembered(lambda: False, lambda: now[0])
+    hearing = Remembered(lambda: True, lambda: now[0])
+    for each in (deaf, hearing):
+        each.get("secret", lambda: caller)
+    now[0] += 2.0
+    assert (deaf.held("secret"), hearing.held("secret")) == (None, caller)
+
+
+def test_a_key_revoked_while_it_is_looked_up_is_not_remembered() -> None:
+    callers = Remembered(lambda: True)
+
+    def find() -> Caller:
+        callers.forget()
+        return Caller("ten_x", "key_x", frozenset())
+
+    callers.get("secret", find)
+    assert callers.held("secret") is None
+
+
+def test_a_key_is_not_remembered_past_its_end() -> None:
+    callers = Remembered(lambda: True, lambda: 1000.0)
+    ends = datetime.fromtimestamp(1001, UTC)
+    callers.get("secret", lambda: Caller("ten_x", "key_x", frozenset(), ends))
+    assert callers.seen["secret"][0] == 1001

@@ -101,6 +101,8 @@ def test_every_method_is_listed_with_the_schema_of_its_settings(api: TestClient)
     assert "ties" in names
     for name in names:
         assert api.get(f"/v1/methods/{name}").json()["settings"]["type"] == "object"
+    preset = api.get("/v1/methods/dare_ties").json()
+    assert (preset["kind"], [step["method"] for step in preset["steps"]]) == ("preset", ["dare", "ties"])
     missing = api.get("/v1/methods/tise")
     assert missing.status_code == 404
     assert "ties" in missing.json()["detail"]

@@ -30,10 +30,14 @@ def test_another_body_under_the_same_key_is_refused(api: TestClient) -> None:
 
 
 def test_a_key_in_use_is_answered_409(api: TestClient, sessions: sessionmaker[Session], anna: Who) -> None:
+    hashed = idempotency.request_hash("POST", "/v1/jobs", ORDER)
     with sessions.begin() as session:
-        idempotency.begin(session, anna.caller.tenant_id, "order-1", "another request under way")
-        answer = api.post("/v1/jobs", json=ORDER, headers=KEY)
+        under_way = idempotency.reserve(session, anna.caller.tenant_id, "order-1", hashed)
+    answer = api.post("/v1/jobs", json=ORDER, headers=KEY)
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_in_progress")
+    with sessions.begin() as session:
+        assert isinstance(under_way, idempotency.Reservation)
+        idempotency.release(session, under_way)
     assert api.post("/v1/jobs", json=ORDER, headers=KEY).status_code == 202
 
 

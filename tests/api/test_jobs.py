@@ -1,11 +1,16 @@
 """Submitting, reading, listing, cancelling and retrying jobs."""
 
+import time
 from collections.abc import Callable
 
 import pytest
+import yaml
+from sqlalchemy import event
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
+from api.schemas.common import PageOut
+from api.schemas.jobs import EventsOut, JobOut, JobShortOut
 from db import jobs
 from jobs import lifecycle
 from tests.api.conftest import ORDER, Who
@@ -51,6 +56,48 @@ def test_a_mergekit_yaml_is_accepted_and_translated(api: TestClient) -> None:
     assert (job["priority"], job["metadata"]) == (3, {"team": "nlp"})
     assert [each["weight"] for each in job["recipe"]["sources"]] == [0.6, 0.4]
     assert job["translation"]
+
+
+STAGES = """
+name: first
+merge_method: linear
+models: [{model: expert1, parameters: {weight: 1}}, {model: expert2, parameters: {weight: 1}}]
+dtype: float32
+---
+merge_method: task_arithmetic
+base_model: base
+models: [{model: first, parameters: {weight: 0.5}}]
+dtype: float32
+"""
+
+
+def test_several_documents_of_mergekit_become_one_job_with_stages(api: TestClient) -> None:
+    answer = api.post("/v1/jobs", content=STAGES, headers={"Content-Type": "application/yaml"})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["recipe"]["sources"][0]["model"] == "stage:first"
+    assert [each["role"] for each in job["plan"]["inputs"]] == ["base", "first.m0", "first.m1"]
+    stage = job["plan"]["stages"]["first"]
+    assert (stage["written"], stage["steps"][0]["method"]) == (False, "linear")
+    page = api.get(answer.headers["location"])
+    assert page.json()["plan"] == job["plan"]
+    listed = api.post("/v1/jobs", json={"recipe": list(yaml.safe_load_all(STAGES))})
+    assert listed.json()["recipe"] == job["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("text", "pointer"),
+    [
+        (STAGES.replace("expert2", "nowhere"), "/stages/first/sources/1/model"),
+        (STAGES.replace("0.5", "much"), "/1/models/0/parameters/weight"),
+    ],
+)
+def test_what_is_wrong_with_a_document_is_told_where_it_stands(
+    text: str, pointer: str, api: TestClient
+) -> None:
+    answer = api.post("/v1/jobs", content=text, headers={"Content-Type": "application/yaml"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["pointer"] == pointer
 
 
 def test_a_mergekit_configuration_is_accepted_inside_json(api: TestClient) -> None:
@@ -216,6 +263,45 @@ def test_inputs_artifacts_and_scores_of_a_job_are_shown(
     assert [each["subject"] for each in evaluation["scores"]] == ["result", "base"]
 
 
+SURVEY = {
+    "version": 1,
+    "extent": "sampled",
+    "task_vectors_from": "base",
+    "entries_measured": 64,
+    "groups": [
+        {
+            "models": ["a"],
+            "all": {
+                "tensors": 1,
+                "entries": 64,
+                "norms": {"a": 2.0},
+                "merged_norm": 1.0,
+                "held_back": 0.75,
+                "cosine": [[1.0]],
+                "sign_conflict": 0.0,
+                "changed": 0.5,
+                "kept": {"a": 1.0},
+                "followed": {"a": None},
+            },
+            "layers": [],
+            "classes": [],
+        }
+    ],
+}
+
+
+def test_the_report_of_a_merge_is_shown_once_it_is_there(
+    api: TestClient, sessions: sessionmaker[Session]
+) -> None:
+    here = api.post("/v1/jobs", json=ORDER).headers["location"]
+    assert api.get(f"{here}/report").json()["code"] == "not_found"
+    with sessions.begin() as session:
+        claimed = lifecycle.claim(session, here.rsplit("/", 1)[1], "worker", 60)
+        assert claimed is not None
+        lifecycle.record_report(session, lifecycle.fence_of(claimed), SURVEY)
+    assert api.get(f"{here}/report").json() == SURVEY
+
+
 def test_the_queue_position_is_told_when_asked_for(api: TestClient) -> None:
     first, second = (api.post("/v1/jobs", json=ORDER).json()["id"] for _ in range(2))
     assert api.get(f"/v1/jobs/{second}?include=queue_position").json()["queue_position"] == 2
@@ -252,14 +338,39 @@ def test_usage_and_limits(api: TestClient, someone: Callable[..., Who]) -> None:
     assert api.get("/v1/limits").json()["max_queued_jobs"] == 100
 
 
+def test_what_is_written_at_once_is_what_the_models_describe(api: TestClient) -> None:
+    """Answers to frequent reads pass by the models, which callers know them by."""
+    made = api.post("/v1/jobs", json=ORDER).json()
+    full = api.get(f"/v1/jobs/{made['id']}").json()
+    assert JobOut.model_validate(full).model_dump(mode="json") == full
+    assert made == full
+    listed = api.get("/v1/jobs").json()
+    assert PageOut[JobShortOut].model_validate(listed).model_dump(mode="json") == listed
+    assert listed["data"] == [{name: full[name] for name in JobShortOut.model_fields}]
+    events = api.get(f"/v1/jobs/{made['id']}/events").json()
+    assert EventsOut.model_validate(events).model_dump(mode="json") == events
+
+
+def test_a_list_leaves_what_is_large_in_the_database(api: TestClient) -> None:
+    api.post("/v1/jobs", json=ORDER)
+    said: list[str] = []
+    desk = api.app.state.desk  # type: ignore[attr-defined]
+    event.listen(desk.engine, "before_cursor_execute", lambda *args: said.append(args[2]))
+    assert api.get("/v1/jobs").status_code == 200
+    text = next(each for each in said if "FROM job" in each)
+    assert "job.plan" not in text and "job.recipe," not in text and "job.spec," not in text
+
+
 def test_reading_one_job_takes_one_query(
     api: TestClient, app: object, engine: object, sessions: sessionmaker[Session]
 ) -> None:
-    from sqlalchemy import event
-
     job = api.post("/v1/jobs", json=ORDER).json()
     said: list[str] = []
-    made = api.app.state.desk.engine  # type: ignore[attr-defined]
+    desk = api.app.state.desk  # type: ignore[attr-defined]
+    while not desk.feed.hearing:
+        time.sleep(0.01)
+    api.get("/v1/jobs")
+    made = desk.engine
     event.listen(made, "before_cursor_execute", lambda *args: said.append(args[2]))
     assert api.get(f"/v1/jobs/{job['id']}").status_code == 200
     assert len(said) == 1, said

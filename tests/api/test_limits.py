@@ -24,6 +24,24 @@ def test_a_bucket_gives_its_quota_and_then_says_when_to_come_back(valkey_url: st
     assert 55 <= last.reset_seconds <= 60
 
 
+def test_a_process_takes_one_in_a_hundred_at_a_time_and_counts_down(valkey_url: str) -> None:
+    limiter, other = Limiter(valkey_url, 500), Limiter(valkey_url, 500)
+    taken = [limiter.take("key") for _ in range(5)]
+    assert [each and each.remaining for each in taken] == [499, 498, 497, 496, 495]
+    assert limiter.take_held("key") is None
+    assert (elsewhere := other.take("key")) is not None and elsewhere.remaining <= 499 - 5 + 1
+    limiter.close()
+    other.close()
+
+
+def test_all_processes_together_give_no_more_than_the_quota(valkey_url: str) -> None:
+    limiters = [Limiter(valkey_url, 400) for _ in range(3)]
+    given = sum(bool((taken := each.take("key")) and taken.admitted) for _ in range(200) for each in limiters)
+    for each in limiters:
+        each.close()
+    assert 400 <= given <= 415, "a few come back while this test runs"
+
+
 def test_buckets_of_two_keys_are_apart(valkey_url: str) -> None:
     limiter = Limiter(valkey_url, 1)
     found = [limiter.take(name) for name in ("one", "one", "two")]

@@ -1,9 +1,12 @@
-"""What goes into JSON columns."""
+"""What goes into JSON columns, and what becomes of dead connections."""
 
+import psycopg
+import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from db.session import to_json
+from db.session import is_away, make_engine, to_json
 
 
 def test_a_nul_in_a_text_does_not_stop_a_row(session: Session) -> None:
@@ -11,3 +14,40 @@ def test_a_nul_in_a_text_does_not_stop_a_row(session: Session) -> None:
         text("SELECT CAST(:value AS jsonb)"), {"value": to_json({"generated": "a\0b", "deep": ["\0"]})}
     )
     assert stored == {"generated": "a\ufffdb", "deep": ["\ufffd"]}
+
+
+def test_connections_that_the_server_ended_are_replaced_without_a_word(postgres_url: str) -> None:
+    engine = make_engine(postgres_url, pool_size=3)
+    held = [engine.connect() for _ in range(3)]
+    before = {each.scalar(text("SELECT pg_backend_pid()")) for each in held}
+    for each in held:
+        each.close()
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as admin:
+        for pid in before:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    for _ in range(4):
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT pg_backend_pid()")) not in before
+    engine.dispose()
+
+
+def test_a_live_connection_is_used_again_without_being_asked(postgres_url: str) -> None:
+    engine = make_engine(postgres_url, pool_size=1, max_overflow=0)
+    pids = set()
+    for _ in range(3):
+        with engine.connect() as connection:
+            pids.add(connection.scalar(text("SELECT pg_backend_pid()")))
+            said = connection.scalar(text("SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid()"))
+    assert len(pids) == 1 and "pg_stat_activity" in str(said)
+    engine.dispose()
+
+
+def test_a_database_that_is_away_is_told_from_a_refusal(postgres_url: str) -> None:
+    engine = make_engine(postgres_url, pool_size=1)
+    with engine.connect() as connection, pytest.raises(DBAPIError) as refused:
+        connection.execute(text("SELECT 1 / 0"))
+    engine.dispose()
+    nobody = make_engine("postgresql://127.0.0.1:9/none")
+    with pytest.raises(DBAPIError) as away:
+        nobody.connect()
+    assert (is_away(refused.value), is_away(away.value)) == (False, True)

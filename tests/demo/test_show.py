@@ -80,7 +80,7 @@ def test_a_phase_too_quick_to_be_seen_is_told_from_the_plan() -> None:
 
 
 def test_what_is_counted_while_scoring_is_not_shown_as_bytes() -> None:
-    assert amounts_of("evaluating", {"bytes_done": 5, "bytes_total": 9}) == ""
+    assert amounts_of({"rows_done": 5, "rows_total": 9}) == "5/9 texts"
 
 
 def test_without_a_terminal_there_is_one_line_a_phase_and_each_only_once() -> None:

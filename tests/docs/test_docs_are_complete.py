@@ -5,8 +5,13 @@ import runpy
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy.orm import Session, sessionmaker
 
+from api.metrics import Metrics, Rows
+from jobs.metrics import Counts
 from settings import Settings
+from worker.metrics import Gpus
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -30,3 +35,29 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", source.read_text())
     broken = [link for link in links if not (source.parent / link).exists()]
     assert not broken
+
+
+@pytest.fixture
+def metrics_of_code(sessions: sessionmaker[Session]) -> set[str]:
+    """The name of every metric that any process serves."""
+    registry = CollectorRegistry()
+    Counts(registry)
+    api = Metrics().registry.collect()
+    found = [*registry.collect(), *api, *Gpus(lambda: "").collect(), *Rows(sessions.begin).collect()]
+    return {each.name + ("_total" if each.type == "counter" else "") for each in found}
+
+
+def test_the_metrics_that_the_docs_name_are_the_metrics_that_exist(metrics_of_code: set[str]) -> None:
+    text = (DOCS / "operations.md").read_text()
+    named = set(
+        re.findall(r"`([a-z_]+)(?:\{[a-z,]+\})?`", text.partition("| metric |")[2].partition("Alert on")[0])
+    )
+    kinds = {"down", "up", "delivered", "retry", "dead", "gone", "stale", "state"}
+    assert named - kinds == metrics_of_code
+
+
+def test_alerts_use_metrics_that_exist(metrics_of_code: set[str]) -> None:
+    alerts = (DOCS / "operations.md").read_text().partition("Alert on")[2].partition("\n## ")[0]
+    words = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", " ".join(re.findall(r"`([^`]+)`", alerts))))
+    words = {each.removesuffix("_bucket") for each in words} - {"histogram_quantile"}
+    assert words and words <= metrics_of_code

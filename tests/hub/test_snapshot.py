@@ -59,6 +59,16 @@ def test_datasets_are_pinned_and_read(client: Clients) -> None:
     assert client().read_file(snapshot, "test.jsonl", 1000) == b'{"text": "hello"}\n'
 
 
+def test_the_first_bytes_of_a_file_move_no_more_than_those(client: Clients, root: Path) -> None:
+    folder = root / "datasets/team/texts"
+    (folder / "long.txt").write_bytes(bytes(range(256)) * 400)
+    snapshot = client().pin("team/texts", repo_type="dataset")
+    assert client().start(snapshot, "long.txt", 10) == bytes(range(10))
+    assert client().start(snapshot, "test.jsonl", 1000) == b'{"text": "hello"}\n'
+    with pytest.raises(FileMissing):
+        client().start(snapshot, "none.txt", 10)
+
+
 def test_a_tree_of_twenty_thousand_files_is_read_whole(client: Clients, folder_hub: FolderHub) -> None:
     folder_hub.faults.tree_extra += [
         {"type": "file", "path": f"data/{number}.txt", "oid": "0" * 40, "size": 1} for number in range(20_000)
@@ -116,6 +126,26 @@ def test_headers_never_move_a_byte_of_a_tensor(client: Clients, folder_hub: Fold
     snapshot = hub.pin("team/model")
     assert hub.headers(snapshot, ["model.safetensors"]) == {"model.safetensors": WEIGHTS[: 8 + len(HEADER)]}
     assert folder_hub.stats.bytes == {"header": 8 + len(HEADER)}
+
+
+@pytest.mark.parametrize(("end", "moved"), [(100, 1 << 18), (1 << 18, 1 << 18), (600_000, 1 << 20)])
+def test_a_header_that_does_not_say_its_length_is_fetched_as_far_as_it_goes(
+    client: Clients, folder_hub: FolderHub, root: Path, end: int, moved: int
+) -> None:
+    content = bytes(range(256)) * (1 << 14)
+    (root / "team/model/m.gguf").write_bytes(content)
+    hub = client()
+    snapshot = hub.pin("team/model")
+    folder_hub.stats.clear()
+    found = hub.headers(snapshot, ["m.gguf"], lambda _, raw: end if len(raw) >= end else None)
+    assert found == {"m.gguf": content[:end]}
+    assert sum(folder_hub.stats.bytes.values()) == moved
+
+
+def test_a_header_without_an_end_is_the_whole_of_a_short_file(client: Clients, root: Path) -> None:
+    (root / "team/model/m.gguf").write_bytes(b"GGUF" * 1000)
+    hub = client()
+    assert hub.headers(hub.pin("team/model"), ["m.gguf"], lambda *_: None) == {"m.gguf": b"GGUF" * 1000}
 
 
 @pytest.mark.parametrize("length", [0, 10_000, 1 << 40, (1 << 64) - 1])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ModelNameInvalid
-from jobs.places import FolderPlace, HubPlace, find_inside, find_model
+from jobs.places import FolderPlace, HubPlace, files_inside, find_inside, find_model, prefix_of
 
 
 @pytest.fixture
@@ -33,6 +33,36 @@ def test_the_hub_s_form_is_always_the_hub_s_even_if_a_folder_has_the_name(
     root: Path, name: str, repo: str, revision: str | None
 ) -> None:
     assert find_model(name, [root]) == HubPlace(repo, revision)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "prefix"),
+    [
+        ("org/name:unet", "unet", "unet/"),
+        ("org/name@main:sd_xl.safetensors", "sd_xl.safetensors", ""),
+        ("org/name:a/b/c.safetensors", "a/b/c.safetensors", "a/b/"),
+        ("org/name", "", ""),
+    ],
+)
+def test_a_model_may_lie_inside_a_repository(root: Path, name: str, inside: str, prefix: str) -> None:
+    place = find_model(name, [root])
+    assert isinstance(place, HubPlace)
+    assert (place.inside, prefix_of(place.inside)) == (inside, prefix)
+    files = {"sd_xl.safetensors": 1, "unet/w.safetensors": 2, "a/b/c.safetensors": 3, "a/b/d.json": 4}
+    kept = {"unet": {"w.safetensors": 2}, "sd_xl.safetensors": {"sd_xl.safetensors": 1}, "": files}
+    assert files_inside(files, inside) == kept.get(inside, {"c.safetensors": 3})
+
+
+@pytest.mark.parametrize("name", ["org/name:../x", "org/name:a/../b", "org/name:/etc", "org/name:"])
+def test_what_lies_inside_cannot_lead_out(root: Path, name: str) -> None:
+    with pytest.raises(ModelNameInvalid):
+        find_model(name, [root])
+
+
+def test_a_weight_file_in_a_root_is_a_model(root: Path) -> None:
+    (root / "style.safetensors").write_bytes(b"")
+    found = find_model("style.safetensors", [root])
+    assert found == FolderPlace((root / "style.safetensors").resolve())
 
 
 @pytest.mark.parametrize("name", ["plain", "./plain", "./org/name", "inner", "plain/../plain"])

@@ -2,6 +2,7 @@
 weights.
 """
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hub.errors import HubError
 from hub.folder_server import FolderHub
 from hub.snapshot import Hub, tenant_cache
+from jobs import planning
 from jobs.errors import ConfirmationNeeded, PlanTimeout
 from jobs.planning import Planned, Planner
 from jobs.submit import check_publishing
@@ -21,6 +25,9 @@ from merge.errors import PlanRefused
 from merge.recipe import recipe_from
 from tests import tiny
 from tests.factories import make_request
+from tests.merge.checkpoint.gguf.test_model import saved
+from tests.merge.checkpoint.gguf.write import F32, Q8_0, write
+from worker.merge_job import wanted_files
 
 TOKENS = {
     "hf_owner": {"name": "owner", "role": "write", "orgs": ["org", "closed"]},
@@ -42,6 +49,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.llama(root / "org" / "pickled")
     (root / "org" / "pickled" / "model.safetensors").unlink()
     (root / "org" / "pickled" / "pytorch_model.bin").write_bytes(b"x")
+    for seed, name in enumerate(("one", "two")):
+        folder = root / "org" / "styles" / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"unet.weight": torch.full((4, 4), float(seed))}, folder / f"{name}.safetensors")
     return root
 
 
@@ -151,6 +162,18 @@ def test_an_adapter_is_pinned_beside_its_model(desk: Desk) -> None:
     assert attached is not None and list(attached.pairs) == ["model.layers.0.self_attn.q_proj.weight"]
 
 
+def test_a_donor_is_pinned_and_another_width_is_welcome(desk: Desk) -> None:
+    choice = {"source": "donor", "donor": "org/wide", "approximate": "omp", "pad_to_multiple_of": 64}
+    planned = desk.plan("org/math", base=None, method="passthrough", tokenizer=choice)
+    assert [each.role for each in planned.inputs] == ["m0", "donor"]
+    assert planned.recipe.tokenizer.donor == f"org/wide@{desk.hub.head('org/wide')}"
+    assert planned.summary["vocabulary"]["ground"] == "donor"
+    again = desk.planner.plan(planned.recipe, None, "ten_a", 20.0)
+    assert again.plan.digest == planned.plan.digest
+    ((_, model, pointer),) = desk.refusal("org/math", tokenizer={**choice, "donor": "org/gone"})
+    assert (model, pointer) == ("donor", "/tokenizer/donor")
+
+
 def test_a_model_that_is_no_adapter_is_refused_as_one(desk: Desk) -> None:
     ((code, model, pointer),) = desk.refusal("org/math", adapters={0: "org/code"})
     assert (code, model, pointer) == ("adapter_refused", "m0", "/sources/0/adapter")
@@ -214,3 +237,72 @@ def test_folders_inside_the_roots_work_like_repositories(desk: Desk, models: Pat
     assert [source.model for source in planned.recipe.sources] == ["mine", str(desk.roots / "mine")]
     assert planned.inputs[1].row()["kind"] == "folder"
     assert desk.refusal("absent") == [("model_name_invalid", "m0", "/sources/0/model")]
+
+
+def test_one_file_of_a_repository_is_a_model_and_only_it_is_looked_at(desk: Desk) -> None:
+    names = [f"org/styles:checkpoints/{name}.safetensors" for name in ("one", "two")]
+    planned = desk.plan(*names, base=None)
+    assert [each.inside for each in planned.inputs] == [name.partition(":")[2] for name in names]
+    shas = {each.snapshot.sha for each in planned.inputs if each.snapshot}
+    assert {source.model.partition(":")[0] for source in planned.recipe.sources} == {
+        f"org/styles@{sha}" for sha in shas
+    }
+    assert {finding.code for finding in planned.findings} == {"architecture_unknown", "license_missing"}
+    assert desk.plan(*(s.model for s in planned.recipe.sources), base=None).plan.digest == planned.plan.digest
+    wanted = [wanted_files(e.role, e.snapshot, planned.plan, e.inside) for e in planned.inputs if e.snapshot]
+    assert [each.names for each in wanted] == [(name.partition(":")[2],) for name in names]
+    assert {each.prefix for each in wanted} == {"checkpoints/"}
+
+
+def test_what_is_not_inside_a_repository_is_named(desk: Desk) -> None:
+    assert desk.refusal("org/styles:nowhere", base=None) == [("file_missing", "m0", "/sources/0/model")]
+
+
+def test_a_gguf_file_is_planned_from_its_first_bytes(desk: Desk, models: Path) -> None:
+    folder = models / "org" / "quants"
+    folder.mkdir()
+    tensors, config = saved("llama", models / "org" / "whole")
+    for name in ("m-F32.gguf", "m-Q8_0.gguf"):
+        write(folder / name, "llama", tensors, config, Q8_0 if "Q8" in name else F32)
+    planned = desk.plan("org/quants:m-Q8_0.gguf", "org/whole", base=None)
+    assert "dequantized" in {finding.code for finding in planned.findings}
+    wanted = [wanted_files(e.role, e.snapshot, planned.plan, e.inside) for e in planned.inputs if e.snapshot]
+    assert wanted[0].names == ("m-Q8_0.gguf",)
+    assert planned.plan.outputs[0].dtype == "BF16"
+    assert desk.refusal("org/quants", base=None) == [("no_weights", "m0", "/sources/0/model")]
+
+
+def test_a_model_has_the_name_that_its_recipe_gives_it(desk: Desk) -> None:
+    first, second = desk.plan("org/math"), desk.plan("org/math@main", "org/code")
+    assert first.plan.models["m0"].label == "org/math"
+    assert second.plan.models["m0"].label == "org/math@main"
+
+
+def test_the_same_recipe_on_the_same_commits_is_planned_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    real = planning.make_plan
+    monkeypatch.setattr(planning, "make_plan", lambda *a, **k: made.append("made") or real(*a, **k))
+    first = desk.plan("org/math", "org/code")
+    assert desk.plan("org/math", "org/code") is first
+    desk.plan("org/math", "org/code", tenant="ten_b")
+    desk.plan("org/math")
+    assert made == ["made"] * 3
+
+
+def test_a_folder_that_was_touched_is_looked_at_again(desk: Desk) -> None:
+    folder = desk.roots / "mine"
+    tiny.llama(folder, expert=1)
+    first = desk.plan(str(folder), base=None)
+    assert desk.plan(str(folder), base=None) is first
+    tiny.llama(folder, expert=2)
+    os.utime(folder / "config.json", ns=(1, 1))
+    assert desk.plan(str(folder), base=None) is not first
+
+
+def test_a_remembered_plan_is_not_given_where_the_disk_is_too_small(desk: Desk) -> None:
+    recipe = recipe_from({"sources": [{"model": "org/math"}], "steps": [{"method": "linear"}]})
+    desk.planner.plan(recipe, None, "ten_a", 20.0, scratch_free=1 << 40)
+    with pytest.raises(PlanRefused, match="disk"):
+        desk.planner.plan(recipe, None, "ten_a", 20.0, scratch_free=10)

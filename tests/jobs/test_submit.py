@@ -63,7 +63,7 @@ def test_the_quota_holds_when_many_submit_at_once(sessions: sessionmaker[Session
     for thread in threads:
         thread.join()
     with sessions() as session:
-        assert jobs.count_queued(session, caller.tenant_id) == 3
+        assert jobs.quota(session, caller.tenant_id) == (None, 3)
     assert len(refused) == 5
 
 

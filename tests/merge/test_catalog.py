@@ -5,10 +5,11 @@ import sys
 import pytest
 
 from merge.__main__ import catalogue_text
-from merge.catalog import FOLDER, catalogue, entry
+from merge.catalog import FOLDER, catalogue
 from merge.contract.method import registered
 from merge.errors import UnknownMethod
 from merge.methods import load
+from merge.presets import entry
 
 
 def test_catalogue_is_what_the_code_says() -> None:

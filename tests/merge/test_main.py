@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from merge.__main__ import main
+from merge.__main__ import bytes_of, main
 from tests.merge import exact
 
 RECIPE = """
@@ -56,6 +56,24 @@ def test_a_mergekit_file_runs_as_it_is(root: Path, method: str, extra: str) -> N
     assert call("run", root / "mergekit.yaml", root / "out", "--threads", 1) == 0
 
 
+def test_several_documents_of_mergekit_are_planned_translated_and_run(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mean = "name: Mean\nmerge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n"
+    text = mean + "---\n" + MERGEKIT.replace("model: b,", "model: Mean,")
+    (root / "multi.yaml").write_text(text)
+    assert call("translate", root / "multi.yaml") == 0
+    told = capsys.readouterr().out
+    assert "\nstages:\n  mean:\n" in told and "model: stage:mean" in told
+    (root / "ours.yaml").write_text(told)
+    assert call("plan", root / "multi.yaml") == 0
+    assert "stage mean: linear" in (shown := capsys.readouterr().out) and "made as it is read" in shown
+    for name in ("multi", "ours"):
+        assert call("run", root / f"{name}.yaml", root / name, "--threads", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
+
+
 def test_a_mergekit_slerp_runs_as_it_is(root: Path) -> None:
     models = "base_model: base\nmodels: [{model: base}, {model: a}]\n"
     text = f"merge_method: slerp\n{models}parameters: {{t: [0.2, 0.8]}}\n"
@@ -65,7 +83,7 @@ def test_a_mergekit_slerp_runs_as_it_is(root: Path) -> None:
 
 def test_plan_prints_a_summary_and_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(root.iterdir())
-    assert call("plan", root / "recipe.yaml") == 0
+    assert call("plan", root / "recipe.yaml", "--json") == 0
     assert [step["method"] for step in json.loads(capsys.readouterr().out)["steps"]] == ["dare", "ties"]
     assert sorted(root.iterdir()) == before
 
@@ -73,10 +91,13 @@ def test_plan_prints_a_summary_and_writes_nothing(root: Path, capsys: pytest.Cap
 def test_translate_shows_the_recipe_and_the_conventions(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call("translate", root / "mergekit.yaml") == 0
+    assert call("translate", root / "mergekit.yaml", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["recipe"]["steps"][0]["method"] == "ties"
     assert shown["notes"]
+    assert call("translate", root / "mergekit.yaml") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# ") and "method: ties" in text
 
 
 def test_methods_lists_or_describes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,8 +108,52 @@ def test_methods_lists_or_describes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_inspect_shows_tensors(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("inspect", root / "a") == 0
+    assert call("inspect", root / "a", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["tensors"]) == exact.TENSORS
+
+
+def test_a_plan_for_people_has_classes_settings_and_costs(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    assert call("plan", root / "recipe.yaml", "--memory", "96MiB") == 0
+    said = capsys.readouterr().out
+    assert "dare → ties" in said
+    for words in ("linear", "weight 1/0.5", "density 0.4", "memory at the peak", "writes"):
+        assert words in said
+
+
+def test_inspect_for_people_tells_architecture_classes_and_ties(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    assert call("inspect", root / "a") == 0
+    short = capsys.readouterr().out
+    assert "tied" in short
+    assert "norm" in short
+    assert "model.layers" not in short
+    assert call("inspect", root / "a", "--tensors") == 0
+    assert "model.layers.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1024", 1024),
+        ("512MiB", 512 << 20),
+        ("2GB", 2_000_000_000),
+        ("1.5g", 1_500_000_000),
+        ("64 kib", 65536),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert bytes_of(text) == size
+
+
+def test_a_size_that_is_none_is_refused_by_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call("plan", root / "recipe.yaml", "--memory", "lots")
+    assert "'lots' is no size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

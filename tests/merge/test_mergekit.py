@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 
 from merge.arch.roles import Towers
-from merge.catalog import entry
 from merge.errors import MergekitUnsupported
 from merge.mergekit import is_mergekit, read_recipe, translate
 from merge.recipe import Recipe
-from merge.resolve import setting_sites, settings_for, weights_for
+from merge.resolve import Spot, settings_for, weights_for, whole
 
 LAYERS = [
     f"model.layers.{layer}.{module}.weight"
@@ -33,11 +32,12 @@ def depth(recipe: Recipe, name: str) -> float:
 
 
 def value(recipe: Recipe, name: str, setting: str, step: int = -1) -> Any:
-    return settings_for(name, "linear", None, depth(recipe, name), recipe.steps[step], recipe)[setting]
+    spot = Spot(name, "linear", None, depth(recipe, name))
+    return settings_for(spot, recipe.steps[step], whole(recipe))[setting]
 
 
 def weights(recipe: Recipe, name: str) -> tuple[float, ...]:
-    return weights_for(name, "linear", None, depth(recipe, name), recipe)
+    return weights_for(Spot(name, "linear", None, depth(recipe, name)), whole(recipe))
 
 
 def step(found: dict[str, Any], position: int = -1) -> dict[str, Any]:
@@ -245,28 +245,54 @@ def test_the_tokenizer_is_the_bases_or_a_models() -> None:
     assert translate(config("linear", tokenizer_source="org/base")).recipe.tokenizer.source == "base"
 
 
+SLICE = {"sources": [{"model": "org/base", "layer_range": [0, 2]}, {"model": "org/a", "layer_range": [0, 2]}]}
+
+
 @pytest.mark.parametrize(
     ("change", "pointer", "says"),
     [
         ({"merge_method": "tiess"}, "/merge_method", "did you mean ties?"),
-        ({"merge_method": "della"}, "/merge_method", "'della' is not a supported"),
-        ({"slices": []}, "/slices", "layer slices"),
-        ({"modules": {}}, "/modules", "not supported yet"),
-        ({"tokenizer": {"source": "union"}}, "/tokenizer", "per-token"),
-        ({"chat_template": "auto"}, "/chat_template", "chat templates"),
-        ({"name": "x"}, "/name", "several documents"),
+        ({"slices": [SLICE]}, "/slices", "Exactly one"),
+        ({"models": None}, "/models", "Exactly one"),
+        ({"models": None, "slices": [{"sources": []}]}, "/slices/0", "list of sources"),
+        (
+            {"models": None, "slices": [{**SLICE, "residual_weight": 0.5}]},
+            "/slices/0/residual_weight",
+            "no effect",
+        ),
+        ({"models": None, "slices": [{**SLICE, "weight": 0.5}]}, "/slices/0/weight", "not a supported key"),
+        (
+            {"models": None, "slices": [{"sources": [{"model": "org/a", "layer_range": [2, 2]}]}]},
+            "/slices/0/sources/0/layer_range",
+            "[first, end]",
+        ),
+        (
+            {"models": None, "slices": [{"sources": [{"model": "org/a"}]}]},
+            "/slices/0/sources/0/layer_range",
+            "two whole",
+        ),
+        (
+            {"models": None, "slices": [{"sources": [{"model": "org/a", "layer_range": [0, 2]}]}]},
+            "/slices/0",
+            "must be among the sources",
+        ),
+        ({"models": None, "modules": {"decoder": {}}}, "/modules/decoder", "either models or slices"),
+        (
+            {"models": None, "modules": {"decoder": {"slices": [SLICE], "lr": 1}}},
+            "/modules/decoder/lr",
+            "not a supported",
+        ),
         ({"base_mdel": "x"}, "/base_mdel", "did you mean base_model?"),
         ({"parameters": {"desnity": 1}}, "/parameters/desnity", "did you mean density?"),
         ({"parameters": {"lambda": "much"}}, "/parameters/lambda", "must be a number"),
         ({"parameters": {"normalize": 1}}, "/parameters/normalize", "true or false"),
-        ({"parameters": {"rescale": True}}, "/parameters/rescale", "not supported for ties"),
         (
             {"parameters": {"density": [{"filter": "x", "value": 1, "z": 2}]}},
             "/parameters/density/0",
             "nothing else",
         ),
         ({"parameters": []}, "/parameters", "mapping"),
-        ({"models": []}, "/models", "at least one"),
+        ({"models": []}, "/models", "Exactly one"),
         ({"models": [{"model": "a", "weight": 1}]}, "/models/0/weight", "not a supported key"),
         (
             {"models": [{"model": "a", "parameters": {"lambda": 1}}]},
@@ -281,18 +307,29 @@ def test_the_tokenizer_is_the_bases_or_a_models() -> None:
         ),
         ({"models": [{"model": "a@b@c"}]}, "/models/0/model", "not a model reference"),
         ({"models": [{"model": "a+b+c"}]}, "/models/0/model", "more than one LoRA"),
-        (
-            {"models": [{"model": {"model": "a", "override_architecture": "X"}}]},
-            "/models/0/model/override_architecture",
-            "not supported",
-        ),
-        ({"models": [{"model": "org/base"}]}, "/models", "other than the base_model"),
+        ({"models": [{"model": {"model": "a", "arch": "X"}}]}, "/models/0/model/arch", "not a supported key"),
+        ({"models": [{"model": "org/a"}, {"model": "org/a"}]}, "/models/1", "named twice"),
+        ({"models": [{"model": "org/base"}]}, "/models", "at least 1 model besides"),
         ({"base_model": None}, "/base_model", "needs a base_model"),
-        ({"base_model": "a+b"}, "/base_model", "fold the LoRA"),
-        ({"dtype": "float64"}, "/dtype", "float64 output"),
         ({"out_dtype": "int64"}, "/out_dtype", "not a supported out_dtype"),
-        ({"tokenizer_source": "union"}, "/tokenizer_source", "union is not supported"),
-        ({"tokenizer_source": "org/zzz"}, "/tokenizer_source", "not among the models"),
+        ({"tokenizer_source": "base", "tokenizer": {}}, "/tokenizer_source", "not both"),
+        ({"tokenizer": {"sorce": "base"}}, "/tokenizer/sorce", "did you mean source?"),
+        (
+            {"tokenizer": {"tokens": {"<x>": {"source": "org/zzz"}}}},
+            "/tokenizer/tokens/<x>/source",
+            "not among the models",
+        ),
+        (
+            {"tokenizer": {"tokens": {"<x>": {"source": {"kind": "one"}}}}},
+            "/tokenizer/tokens/<x>/source/kind",
+            "zero",
+        ),
+        (
+            {"tokenizer": {"tokens": {"<x>": {"source": {"kind": "model_token", "model": "org/a"}}}}},
+            "/tokenizer/tokens/<x>/source",
+            "exactly one of token",
+        ),
+        ({"chat_template": "chatlm"}, "/chat_template", "did you mean chatml?"),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_its_key(
@@ -302,18 +339,3 @@ def test_what_has_no_counterpart_is_refused_by_its_key(
         translate({**config("ties"), **change})
     assert caught.value.findings[0].pointer == pointer
     assert says in caught.value.findings[0].message
-
-
-@pytest.mark.parametrize(
-    "method", ["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "passthrough"]
-)
-def test_every_setting_of_a_translation_is_one_the_method_has(method: str) -> None:
-    models: list[dict[str, Any]] = [{"model": "org/a", "parameters": {"weight": 1, "density": 0.5}}]
-    if method in ("linear", "passthrough", "slerp"):
-        models = [{"model": "org/a", "parameters": {"weight": 1} if method == "linear" else {}}]
-    shared = {"t": 0.5} if method == "slerp" else {}
-    recipe = translate(config(method, models=models, parameters=shared)).recipe
-    for position, part in enumerate(recipe.steps):
-        known = entry(part.method)
-        sites = [site for site in setting_sites(recipe) if site.step in (None, position)]
-        assert known.problems({site.setting: site.value for site in sites}) == []

@@ -12,6 +12,7 @@ import torch
 from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding, PlanRefused
+from merge.estimate import whole_entries
 from merge.plan import Plan, make_plan, plan_or_findings
 from merge.recipe import recipe_from
 from tests.merge import exact
@@ -51,6 +52,22 @@ def test_outputs_follow_the_base_in_name_shape_and_dtype(models: Mapping[str, Mo
     assert {o.dtype for o in plan.outputs} == {"BF16"}
     assert plan.estimate.output_bytes == sum(shard.size for shard in plan.shards)
     assert plan.estimate.download_bytes == 4 * models["a"].bytes
+
+
+def test_an_optional_base_is_read_where_the_recipe_names_one(models: Mapping[str, ModelIndex]) -> None:
+    step = {"method": "multislerp"}
+    assert plan_of(models, step).outputs[0].base is not None
+    without = plan_of(models, step, base=None)
+    assert without.outputs[0].base is None
+    assert without.reference == "a"
+    assert plan_of(models, {"method": "karcher"}).outputs[0].base is None
+
+
+def test_what_always_divides_by_the_weights_refuses_a_sum_of_zero(models: Mapping[str, ModelIndex]) -> None:
+    sources = [{"id": "a", "model": "a", "weight": 1}, {"id": "b", "model": "b", "weight": -1}]
+    finding = refused(models, {"method": "nuslerp"}, sources=sources)[0]
+    assert finding.code == "weights_sum_to_zero"
+    assert "nuslerp would divide" in finding.message
 
 
 def test_output_dtype_can_be_chosen(models: Mapping[str, ModelIndex]) -> None:
@@ -121,7 +138,7 @@ NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
         ({"shapes": {**exact.SHAPES, NORM: (127,)}}, "shape_mismatch", NORM),
         ({"shapes": {**exact.SHAPES, EMBED: (702, 128)}}, "vocabulary_mismatch", EMBED),
         ({"extra": {NORM: torch.ones(128, dtype=torch.int64)}}, "dtype_mismatch", NORM),
-        ({"extra": {NORM: torch.ones(128).to(torch.float8_e4m3fn)}}, "dtype_unsupported", NORM),
+        ({"extra": {NORM: torch.ones(128).to(torch.complex64)}}, "dtype_unsupported", NORM),
         ({"config": {"model_type": "mistral"}}, "architecture_mismatch", None),
         ({"config": {"tie_word_embeddings": True}}, "tied_embeddings_differ", None),
         ({"config": {"quantization_config": {"quant_method": "gptq"}}}, "quantized", None),
@@ -251,3 +268,10 @@ def test_twenty_thousand_tensors_are_planned_in_seconds() -> None:
 def test_planning_loads_no_torch() -> None:
     code = "import sys, merge.plan, merge.catalog, merge.mergekit; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("granularity", "entries"), [("element", 1), ("row", 70_001), ("tensor", 200_000)])
+def test_a_vector_is_one_row_and_stays_together(tmp_path: Path, granularity: str, entries: int) -> None:
+    shapes = {"vector.weight": (70_001,), "wide.weight": (5, 40_000), "scalar.weight": ()}
+    plan = plan_of(exact.indices(exact.family(tmp_path, shapes=shapes)), {"method": "linear"})
+    assert whole_entries(granularity, plan.outputs)[0] == entries

@@ -115,7 +115,7 @@ def test_the_canonical_form_reads_back_as_itself(found: dict[str, Any]) -> None:
         ),
         ({"sources": [{"model": "a\nb"}]}, "/sources/0/model", "control characters"),
         ({"sources": [{"id": "x", "model": "a"}, {"id": "x", "model": "b"}]}, "/sources/1/id", "called x"),
-        ({"sources": [{"id": "base", "model": "a"}]}, "/sources/0/id", "name of the base model"),
+        ({"sources": [{"id": "base", "model": "a"}]}, "/sources/0/id", "a meaning of its own"),
         ({"steps": [{"method": "ties", "density": [1, "x"]}]}, "/steps/0/density", "list of them by depth"),
         ({"steps": [{"density": 1}]}, "/steps/0/method", "missing"),
         (

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merge.recipe import Recipe, recipe_from
-from merge.resolve import interpolate, matches, policy_for, setting_sites, settings_for, weights_for
+from merge.resolve import (
+    Spot,
+    interpolate,
+    matches,
+    policy_for,
+    setting_sites,
+    settings_for,
+    weights_for,
+    whole,
+)
 
 MLP = "model.layers.3.mlp.up_proj.weight"
 NORM = "model.norm.weight"
@@ -22,7 +31,9 @@ def resolved(
     found: Recipe, step: int = 0, tensor: str = MLP, depth: float = 0.5, **more: Any
 ) -> dict[str, Any]:
     role = "norm" if tensor == NORM else "linear"
-    return settings_for(tensor, role, None if tensor == NORM else 3, depth, found.steps[step], found, **more)
+    return settings_for(
+        Spot(tensor, role, None if tensor == NORM else 3, depth), found.steps[step], whole(found), **more
+    )
 
 
 def test_a_curve_becomes_the_number_at_its_depth() -> None:
@@ -86,9 +97,9 @@ def test_weights_follow_curves_and_overrides() -> None:
             {"match": MLP, "source": "a", "settings": {"weight": [0, 4]}},
         ]
     )
-    assert weights_for(MLP, "linear", 3, 0.25, found) == (1.0, 0.25)
-    assert weights_for(NORM, "norm", None, 1.0, found) == (2.0, 2.0)
-    assert weights_for("other", "linear", 0, 0.5, found) == (1.0, 0.5)
+    assert weights_for(Spot(MLP, "linear", 3, 0.25), whole(found)) == (1.0, 0.25)
+    assert weights_for(Spot(NORM, "norm", None, 1.0), whole(found)) == (2.0, 2.0)
+    assert weights_for(Spot("other", "linear", 0, 0.5), whole(found)) == (1.0, 0.5)
     assert "weight" not in resolved(found)
 
 
@@ -97,10 +108,10 @@ def test_a_policy_comes_from_the_last_override_then_the_class() -> None:
         classes={"norm": "mean"},
         overrides=[{"match": "*.3.*", "policy": "source:a"}, {"match": "*.up_proj.*", "policy": "error"}],
     )
-    assert policy_for(MLP, "linear", 3, found) == "error"
-    assert policy_for("model.layers.3.x", "linear", 3, found) == "source:a"
-    assert policy_for(NORM, "norm", None, found) == "mean"
-    assert policy_for("lm_head.weight", "head", None, found) is None
+    assert policy_for(Spot(MLP, "linear", 3, 0.0), whole(found), found.classes) == "error"
+    assert policy_for(Spot("model.layers.3.x", "linear", 3, 0.0), whole(found), found.classes) == "source:a"
+    assert policy_for(Spot(NORM, "norm", None, 0.0), whole(found), found.classes) == "mean"
+    assert policy_for(Spot("lm_head.weight", "head", None, 0.0), whole(found), found.classes) is None
 
 
 @pytest.mark.parametrize(

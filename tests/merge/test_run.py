@@ -19,25 +19,14 @@ from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
 from merge.report import Progress, Report, ShardDone
 from merge.run import run
-from merge.sizing import PIECE_ELEMENTS, entry_bytes, needed_budget, sizes
 from tests import tiny
 from tests.merge import exact
+from tests.merge.references import CHAINS, DARE_L1, DIGESTS, tensors_digest
 
 GIB = 1 << 30
 SMALL = 96 << 20
 SHARD = 150_000
-DARE_L1 = {"method": "dare", "density": 0.5, "rescale": "l1"}
-CHAINS: dict[str, tuple[str, list[dict[str, Any]]]] = {
-    "linear": ("abc", [{"method": "linear"}]),
-    "slerp": ("ab", [{"method": "slerp", "t": [0.2, 0.8]}]),
-    "task_arithmetic": ("abc", [{"method": "task_arithmetic", "scale": 0.4}]),
-    "ties": ("abc", [{"method": "ties", "density": 0.3}]),
-    "ties_global": ("abc", [{"method": "ties", "density": 0.3, "scope": "global"}]),
-    "dare_task_arithmetic": ("abc", [{"method": "dare", "density": 0.3}, {"method": "task_arithmetic"}]),
-    "dare_ties": ("abc", [DARE_L1, {"method": "ties", "density": 0.6, "scope": "global"}]),
-    "passthrough": ("a", [{"method": "passthrough", "scale": 0.5}]),
-}
-DIGESTS = json.loads(Path(__file__).with_name("digests.json").read_text())
+COMMITTED = json.loads(DIGESTS.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -66,30 +55,6 @@ def merged(
     return run(plan, folders, out, budget_bytes=budget, threads=threads, **more)
 
 
-def weights_digest(out: Path) -> str:
-    """One digest over all weight files."""
-    digest = hashlib.sha256()
-    for path in sorted(out.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-@pytest.mark.parametrize("chain", CHAINS)
-def test_bytes_are_the_committed_ones_for_any_threads_and_blocks(
-    folders: Mapping[str, Path], tmp_path: Path, chain: str
-) -> None:
-    plan = planned(folders, chain)
-    models = len(plan.recipe.sources) + 1
-    least, one_block = needed_budget(models, 4, 1), entry_bytes(models, 4) * PIECE_ELEMENTS
-    cuts = {(1, least): PIECE_ELEMENTS, (2, least + one_block): PIECE_ELEMENTS, (4, GIB): 1 << 18}
-    for (threads, budget), block in cuts.items():
-        fitted = sizes(models, 4, 1, threads, budget)
-        assert fitted is not None
-        assert (fitted.threads, fitted.block) == (threads, block)
-        merged(plan, folders, tmp_path / str(threads), threads, budget)
-        assert weights_digest(tmp_path / str(threads)) == DIGESTS[chain], (threads, block)
-
-
 def test_bytes_are_the_same_without_vector_instructions(folders: Mapping[str, Path], tmp_path: Path) -> None:
     document = {
         "base": "base",
@@ -112,7 +77,7 @@ def test_bytes_are_the_same_without_vector_instructions(folders: Mapping[str, Pa
         subprocess.run(
             command, check=True, env={**os.environ, "ATEN_CPU_CAPABILITY": capability}, capture_output=True
         )
-    assert weights_digest(tmp_path / "default") == weights_digest(tmp_path / "avx2")
+    assert tensors_digest(tmp_path / "default") == tensors_digest(tmp_path / "avx2")
 
 
 @pytest.mark.parametrize("chain", ["ties_global", "slerp"])
@@ -139,7 +104,7 @@ def test_interrupted_after_each_shard_and_resumed_gives_the_same_bytes(
     assert [file for file, reused in made if not reused] == [shard.file for shard in plan.shards], (
         "each written once"
     )
-    assert weights_digest(out) == DIGESTS[chain]
+    assert tensors_digest(out) == COMMITTED[chain]
 
 
 def stop_after(calls: int) -> Callable[[], bool]:
@@ -157,7 +122,7 @@ def test_stopping_leaves_no_output_and_a_later_run_the_same_bytes(
         merged(plan, folders, tmp_path / "out", 2, should_stop=stop_after(calls))
     assert not (tmp_path / "out").exists()
     merged(plan, folders, tmp_path / "out", 2)
-    assert weights_digest(tmp_path / "out") == DIGESTS["ties_global"]
+    assert tensors_digest(tmp_path / "out") == COMMITTED["ties_global"]
 
 
 def test_a_damaged_shard_is_made_again(folders: Mapping[str, Path], tmp_path: Path) -> None:
@@ -176,7 +141,7 @@ def test_a_damaged_shard_is_made_again(folders: Mapping[str, Path], tmp_path: Pa
     first.write_bytes(content)
     report = merged(plan, folders, out)
     assert [file.reused for file in report.files[:3]] == [False, True, False]
-    assert weights_digest(out) == DIGESTS["ties"]
+    assert tensors_digest(out) == COMMITTED["ties"]
 
 
 def test_a_shard_the_caller_took_away_is_not_made_again(folders: Mapping[str, Path], tmp_path: Path) -> None:

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 
 from merge import passes
+from merge.arch.roles import Towers
 from merge.blocks import Crew
 from merge.chain import Block, Bound, Chain
 from merge.contract.groups import Site
 from merge.contract.method import Kind, get
 from merge.methods import load
+from merge.output_tensor import Input, OutputTensor
+from merge.statistics import NOTHING, Informed, Measured, OutputStatistics
+from tests.merge import informed
 
 load()
 Steps = Sequence[tuple[str, Mapping[str, Any]]]
@@ -26,20 +30,27 @@ def merge_all(
     block: int = 1 << 16,
     threads: int = 1,
     models: Sequence[str] | None = None,
+    statistics: Mapping[str, Measured] | None = None,
+    role: str = "linear",
+    turned: bool = False,
 ) -> dict[str, Tensor]:
-    """Merges several tensors (name -> base, sources) by the same steps, global stats measured over all."""
-    chains = {}
+    """Merges several tensors (name -> base, sources) by the same steps, global stats measured over all.
+    ``statistics`` are those of each model (``base`` and the sources' ids); by default synthetic ones.
+    """
+    chains, known = {}, {}
+    towers = Towers.of(tensors)
     for name, (_, sources) in tensors.items():
         ids = tuple(models or (f"m{place}" for place in range(len(sources))))
-        site = Site(name, "linear", tuple(sources[0].shape), ids)
-        chains[name] = Chain(site, _bound(steps, len(sources)), tuple(weights or [1.0] * len(sources)), seed)
+        site = Site(name, role, tuple(sources[0].shape), ids, turned, towers.length(name))
+        chains[name] = Chain(site, bound(steps, len(sources)), tuple(weights or [1.0] * len(sources)), seed)
+        known[name] = known_for(chains[name], tensors[name][0] is not None, steps, statistics)
 
     def read(chain: Chain, first: int, count: int) -> Block:
         base, sources = tensors[chain.site.name]
         shape = chain.block_shape(count)
         cut = [tensor.reshape(-1)[first : first + count].view(shape) for tensor in sources]
         start = None if base is None else base.reshape(-1)[first : first + count].view(shape)
-        return Block(first, shape, start, cut)
+        return Block(first, shape, start, cut, statistics=known[chain.site.name].at(first, shape, cut[0]))
 
     every = list(chains.values())
     passes.share_global(every)
@@ -54,12 +65,29 @@ def merge_all(
     return merged
 
 
+def known_for(
+    chain: Chain, based: bool, steps: Steps, statistics: Mapping[str, Measured] | None = None
+) -> OutputStatistics:
+    """What the steps need measured on data of one tensor; synthetic where it is not given."""
+    site = chain.site
+    inputs = tuple(Input(model, site.name) for model in (*(("base",) if based else ()), *site.models))
+    settings = tuple(dict(values) for _, values in steps)
+    output = OutputTensor(
+        site.name, "F32", site.shape, site.role, None, "method", settings, chain.weights, inputs
+    )
+    methods = [get(name) for name, _ in steps]
+    if not any(method.needs.statistics for method in methods):
+        return NOTHING
+    given = statistics or informed.held(("base", *site.models), {site.name: site.shape})
+    return Informed(given, {}).of(output, zip(methods, settings, strict=True))
+
+
 def merge_one(steps: Steps, base: Tensor | None, sources: Sequence[Tensor], **more: Any) -> Tensor:
     """As ``merge_all``, for a single tensor called ``w``."""
     return merge_all(steps, {"w": (base, sources)}, **more)["w"]
 
 
-def _bound(steps: Steps, sources: int) -> tuple[Bound, ...]:
+def bound(steps: Steps, sources: int) -> tuple[Bound, ...]:
     found = []
     for place, (name, settings) in enumerate(steps):
         method = get(name)

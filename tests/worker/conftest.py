@@ -1,7 +1,7 @@
 """A workshop over this test's own database, with a folder Hub in the same process."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from settings import Settings
 from tests import tiny
 from tests.factories import TEST_SECRET, make_caller, make_job, make_rules
 from worker.board import Board
+from worker.device import free_memory
 from worker.run_job import run_job
 from worker.workshop import Workshop
 
@@ -34,6 +35,7 @@ class Floor:
     folder: Path
     sessions: sessionmaker[Session]
     changes: dict[str, Any] = field(default_factory=dict)
+    free_memory: Callable[[str], int] = free_memory
 
     @property
     def workshop(self) -> Workshop:
@@ -47,7 +49,14 @@ class Floor:
         )
         settings.scratch.mkdir(parents=True, exist_ok=True)
         board = Board.create(settings.scratch)
-        return Workshop(settings, self.sessions.begin, Keyring(TEST_SECRET), "cpu", board)
+        return Workshop(
+            settings,
+            self.sessions.begin,
+            Keyring(TEST_SECRET),
+            "cpu",
+            board,
+            free_memory=lambda device: self.free_memory(device),
+        )
 
     def order(self, recipe: dict[str, Any] | None = None, *, attempts: int = 3, **fields: Any) -> str:
         """A queued job of alice's; nothing is planned yet."""

@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from db.listen import listen
 from db.models.webhook import WebhookDelivery
+from jobs import idempotency
 from jobs.keyring import Keyring
 from jobs.signing import new_secret
-from tests.factories import TEST_SECRET, let_lease_run_out, make_job, make_rules, make_running
+from tests.factories import TEST_SECRET, let_lease_run_out, make_caller, make_job, make_rules, make_running
 from tests.worker.receivers import answer, receiver
 from worker.address import parse_networks
 from worker.courier import Courier
@@ -138,3 +139,22 @@ def test_a_database_or_broker_that_fails_for_a_while_stops_no_loop(
         job_id = make_job(session).id
     with running(dispatcher):
         until(lambda: rung == [job_id])
+
+
+def test_old_answers_are_forgotten_by_the_dispatcher(
+    dispatcher: Dispatcher, sessions: sessionmaker[Session]
+) -> None:
+    with sessions.begin() as session:
+        caller = make_caller(session)
+        held = idempotency.reserve(session, caller.tenant_id, "k", "hash")
+        assert isinstance(held, idempotency.Reservation)
+        idempotency.finish(session, held, 202, {})
+        session.execute(text("UPDATE idempotency_key SET created_at = created_at - interval '73 h'"))
+
+    def kept() -> int:
+        with sessions() as session:
+            return session.scalar(text("SELECT count(*) FROM idempotency_key")) or 0
+
+    assert kept() == 1
+    with running(dispatcher):
+        until(lambda: kept() == 0)

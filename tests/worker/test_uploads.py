@@ -7,37 +7,28 @@ from pathlib import Path
 import pytest
 
 from worker.errors import Interrupted, Stop
-from worker.uploads import MOST_WAITING, Uploads
+from worker.uploads import Uploads
 
 
 def nothing() -> None:
     """No reason to stop."""
 
 
-def test_shards_arrive_in_order_and_merging_runs_at_most_two_ahead() -> None:
+def test_shards_arrive_in_order_and_merging_does_not_wait_for_them() -> None:
     sent: list[str] = []
     gate = threading.Semaphore(0)
-    added: list[int] = []
 
     def send(name: str, _path: Path) -> None:
         gate.acquire()
         sent.append(name)
 
     with Uploads(send, nothing) as uploads:
-
-        def merge() -> None:
-            for number in range(6):
-                uploads.add(str(number), Path("x"))
-                added.append(number)
-            uploads.finish()
-
-        thread = threading.Thread(target=merge)
-        thread.start()
-        time.sleep(0.3)
-        assert added == [0, 1][:MOST_WAITING]
+        for number in range(6):
+            uploads.add(str(number), Path("x"))
+        assert sent == []
         for _ in range(6):
             gate.release()
-        thread.join(5)
+        uploads.finish()
     assert sent == [str(number) for number in range(6)]
 
 

@@ -13,6 +13,7 @@ from merge.contract.groups import DeltaGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Sum
+from merge.kernels import rescale
 
 
 @params
@@ -31,8 +32,7 @@ class Dare:
 
 
 def _powers(delta: Tensor, own: DeltaGroup, p: Dare) -> Sequence[Tensor]:
-    kept = delta * own.rng.bernoulli(p.density)
-    return (delta.abs(), kept.abs_()) if p.rescale == "l1" else (delta.double() ** 2, kept.double() ** 2)
+    return rescale.powers(delta, delta * own.rng.bernoulli(p.density), p.rescale)
 
 
 MASS = Sum(_powers, when=("rescale", ("l1", "l2")))
@@ -57,6 +57,4 @@ def dare(delta: Tensor, own: DeltaGroup, p: Dare) -> Tensor:
         return kept.div_(p.density)
     if p.rescale == "none":
         return kept
-    before, after = own.stat(MASS)
-    factor = before / after if after else 0.0
-    return kept.mul_(factor if p.rescale == "l1" else factor**0.5)
+    return kept.mul_(rescale.factor(own.stat(MASS), p.rescale))

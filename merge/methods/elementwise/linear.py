@@ -17,6 +17,7 @@ class Linear:
     title="Linear average",
     kind=Kind.COMBINE,
     elementwise=True,
+    linear=True,
     paper="arXiv:2203.05482",
     needs=Needs(weight_sum="normalize"),
 )

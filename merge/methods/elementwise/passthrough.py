@@ -16,6 +16,7 @@ class Passthrough:
     title="Passthrough",
     kind=Kind.COMBINE,
     elementwise=True,
+    linear=True,
     needs=Needs(sources=(1, 1)),
 )
 def passthrough(group: TensorGroup, p: Passthrough) -> Tensor:

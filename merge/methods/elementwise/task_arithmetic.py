@@ -20,6 +20,7 @@ class TaskArithmetic:
     title="Task arithmetic",
     kind=Kind.COMBINE,
     elementwise=True,
+    linear=True,
     paper="arXiv:2212.04089",
     needs=Needs(base=True, weight_sum="normalize"),
 )

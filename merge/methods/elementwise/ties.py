@@ -16,7 +16,7 @@ from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Threshold
 from merge.kernels.signs import below
-from merge.kernels.sums import total
+from merge.kernels.sums import scaled, total
 
 
 @params
@@ -55,10 +55,7 @@ def ties(group: TensorGroup, p: Ties) -> Tensor:
     has the same say.
     """
     trimmed = [hardshrink(d, below(t)) for d, t in zip(group.deltas, group.stat(Threshold), strict=True)]
-    weighted = [
-        vector if weight == 1 else vector * weight
-        for vector, weight in zip(trimmed, group.weights, strict=True)
-    ]
+    weighted = scaled(trimmed, group.weights)
     elected = total(weighted if p.elect == "weighted_sum" else trimmed).sign_()
     if p.on_tie == "plus":
         elected += elected == 0

@@ -98,6 +98,17 @@ def test_a_method_that_only_prepares_is_followed_by_one_that_combines() -> None:
     assert len(Draft.with_method("no such").steps) == 1
 
 
+def test_a_preset_is_written_out_as_the_steps_it_stands_for() -> None:
+    written = [{"method": "dare"}, {"method": "ties", "density": "1.0", "normalize": "false"}]
+    assert Draft.with_method("dare_ties").steps == written
+    chosen = {"steps-0-method": "dare_ties", "steps-0-scale": "9", "steps-1-method": "linear"}
+    assert Draft.from_form(chosen).steps == [*written, {"method": "linear"}]
+    assert Draft.with_method("dare_ties").recipe()["steps"] == [
+        {"method": "dare"},
+        {"method": "ties", "density": 1.0, "normalize": False},
+    ]
+
+
 def test_a_finding_points_at_an_input_of_the_form() -> None:
     assert input_of("/recipe/steps/0/density") == "steps-0-density"
     assert input_of("/steps/0/settings/density") == "steps-0-density"

@@ -1,11 +1,13 @@
 """What the list and the page of a job say, and how they stay up to date."""
 
+import html
 import json
 from collections.abc import Iterator
 
 from db.models.job import Job
-from jobs import lifecycle
+from jobs import events, lifecycle
 from tests.api.dashboard.conftest import Site
+from tests.api.test_jobs import SURVEY
 from tests.factories import make_caller, make_job, make_running
 
 SCORES = {
@@ -53,6 +55,20 @@ def test_the_page_of_a_finished_job_shows_scores_beside_the_parents(site: Site) 
     assert "hx-sse:connect" not in text
 
 
+def test_the_report_is_a_page_of_its_own_that_runs_no_script(site: Site) -> None:
+    site.sign_in()
+    with site.begin() as session:
+        job, fence = make_running(session, caller=site.caller)
+        plain = site.get(f"/jobs/{job.id}").text
+        lifecycle.record_report(session, fence, SURVEY)
+    assert "/report" not in plain
+    assert f'href="/jobs/{job.id}/report"' in site.get(f"/jobs/{job.id}").text
+    answer = site.get(f"/jobs/{job.id}/report")
+    assert "Norms of the task vectors" not in answer.text
+    assert "followed by the result" in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src")
+
+
 def test_a_running_job_shows_how_far_it_is(site: Site) -> None:
     site.sign_in()
     with site.begin() as session:
@@ -88,6 +104,39 @@ def test_a_resumed_stream_does_not_repeat_points(site: Site) -> None:
     job = finish(site.sign_in())
     told = list(messages(site, f"/jobs/{job.id}/live", **{"Last-Event-ID": str(job.event_seq)}))
     assert [each.get("event") for each in told] == [None, "ended"]
+
+
+def test_the_page_of_a_long_job_reads_its_newest_events_and_leads_to_the_rest(site: Site) -> None:
+    site.sign_in()
+    with site.begin() as session:
+        job, fence = make_running(session, caller=site.caller)
+        lifecycle.enter_phase(session, fence, "downloading")
+        for number in range(250):
+            lifecycle.record_warning(session, fence, "note", f"number {number}.")
+        lifecycle.enter_phase(session, fence, "merging")
+    text = site.get(f"/jobs/{job.id}").text
+    assert "number 249." in text and "number 100." not in text
+    assert text.count('<li id="event-') == 100
+    assert ">Downloading</b>" in text and ">Merging</b>" in text, "phases know what the log has left out"
+    told, path = "", text.split(f'href="/jobs/{job.id}/log')[1].split('"')[0]
+    while path:
+        text = site.get(f"/jobs/{job.id}/log{path}").text
+        told += text
+        _, more, rest = text.partition("log?before=")
+        path = "?before=" + rest.split('"')[0] if more else ""
+    assert all(f"number {number}." in told for number in range(150))
+    assert "merge.queued" in told
+
+
+def test_a_long_chart_is_thinned_where_it_is_read(site: Site) -> None:
+    site.sign_in()
+    with site.begin() as session:
+        job, _ = make_running(session, caller=site.caller)
+        for done in range(1300):
+            events.record(session, job, "merge.progress", {"phase": "merging", "bytes_done": done})
+    text = site.get(f"/jobs/{job.id}").text
+    points = json.loads(html.unescape(text.split('data-points="')[1].split('"')[0]))
+    assert 500 <= len(points) <= 700 and points == sorted(points, key=lambda each: each["seq"])
 
 
 def test_a_failed_job_says_why_and_can_be_tried_again(site: Site) -> None:
@@ -146,10 +195,10 @@ def test_an_unknown_page_is_said_in_words(site: Site) -> None:
 
 def test_every_method_has_a_page_with_its_settings(site: Site) -> None:
     site.sign_in()
-    from merge.catalog import catalogue
+    from merge.presets import listing
 
     listed = site.get("/methods").text
-    for entry in catalogue().values():
+    for entry in listing().values():
         assert f"/methods/{entry.name}" in listed
         text = site.get(f"/methods/{entry.name}").text
         assert all(f">{name}</" in text for name in entry.settings)

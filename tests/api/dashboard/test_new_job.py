@@ -20,7 +20,7 @@ def test_the_plan_is_shown_before_anything_is_started(site: Site) -> None:
     assert "This can work." in text
     assert "Peak memory" in text and "Inputs, pinned" in text
     with site.begin() as session:
-        assert jobs.count_queued(session, site.caller.tenant_id) == 0
+        assert jobs.quota(session, site.caller.tenant_id) == (None, 0)
 
 
 def test_nothing_is_planned_while_no_model_is_named(site: Site) -> None:
@@ -51,7 +51,7 @@ def test_a_merge_that_cannot_work_is_refused_with_every_reason(site: Site) -> No
     assert answer.status_code == 422
     assert "Error:" in answer.text
     with site.begin() as session:
-        assert jobs.count_queued(session, site.caller.tenant_id) == 0
+        assert jobs.quota(session, site.caller.tenant_id) == (None, 0)
 
 
 def test_a_wrong_setting_is_marked_at_its_field(site: Site) -> None:
@@ -96,6 +96,23 @@ def test_a_recipe_or_a_mergekit_configuration_can_be_pasted(site: Site) -> None:
     assert answer.status_code == 303
     again = site.get("/jobs/new?from=" + answer.headers["location"].removeprefix("/jobs/")).text
     assert "method: ties" in again
+
+
+def test_several_documents_of_mergekit_are_planned_and_submitted_with_their_stages(site: Site) -> None:
+    site.sign_in()
+    base, *experts = (str(site.models / name) for name in ("base", "expert1", "expert2"))
+    models = [{"model": each} for each in experts]
+    mean = {"name": "mean", "merge_method": "linear", "models": models}
+    last = {"merge_method": "task_arithmetic", "base_model": base, "models": [{"model": "mean"}]}
+    weighted = {"parameters": {"weight": 1.0}}
+    document = yaml.safe_dump_all([mean | weighted, last | weighted])
+    draft = {"tab": "yaml", "document": document, "private": "on", "publish": "checked"}
+    assert "mean (linear, made as it is read)" in site.post("/jobs/new/plan", **draft).text
+    submitted = site.post("/jobs/new", action="submit", **draft)
+    job = submitted.headers["location"]
+    assert "mean (linear, made as it is read)" in site.get(job).text
+    again = site.get("/jobs/new?from=" + job.removeprefix("/jobs/")).text
+    assert "stage:mean" in again and "stages:" in again
 
 
 def test_a_document_that_is_no_yaml_is_refused_in_words(site: Site) -> None:

@@ -36,7 +36,7 @@ def original(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [*FLOATS, *OTHERS], ids=str)
 def test_every_dtype_is_read_raw(folder: Path, dtype: torch.dtype) -> None:
     with TensorReader(folder, index_folder(folder)) as reader:
-        info = reader.index.tensors[str(dtype).removeprefix("torch.")]
+        (info,) = reader.index.tensors[str(dtype).removeprefix("torch.")].stored
         out = raw_buffer(info, info.numel)
         reader.read_into(info, 0, info.numel, out)
     assert torch.equal(out.view(torch.uint8), original(dtype).view(-1).view(torch.uint8))
@@ -105,7 +105,9 @@ def test_many_threads_read_the_same_files(folder: Path) -> None:
 
 def test_a_read_that_comes_in_small_parts_is_completed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: whole(fd, [buffers[0][:7]], offset))
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, offset, flags=0: whole(fd, [buffers[0][:7]], offset, flags)
+    )
     with TensorReader(folder, index_folder(folder)) as reader:
         out = torch.empty(407)
         reader.read_float("float32", 0, 407, out)

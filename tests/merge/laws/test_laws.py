@@ -8,11 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from merge.contract.method import Kind, Method, registered
-from merge.contract.params import schema_of
+from merge.contract.method import Method
+from tests.merge.every import METHODS, count_of, moved, steps_of, values_of
 from tests.merge.whole import merge_one
 
-METHODS = [method for method in registered().values() if method.kind in tuple(Kind)]
 EXAMPLES = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
@@ -22,32 +21,6 @@ def under(law: str) -> pytest.MarkDecorator:
     """The methods that promise this law."""
     kept = [method for method in METHODS if law not in method.breaks]
     return pytest.mark.parametrize("method", kept, ids=[method.name for method in kept])
-
-
-def count_of(method: Method) -> int:
-    least, most = method.needs.sources
-    return max(least, min(3, most or 3))
-
-
-def steps_of(method: Method, values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    if method.kind is Kind.PREPARE:
-        return [(method.name, values), ("task_arithmetic", {})]
-    return [(method.name, values)] if method.kind is Kind.COMBINE else [("linear", {}), (method.name, values)]
-
-
-def one_value(body: dict[str, Any]) -> st.SearchStrategy[Any]:
-    if "enum" in body:
-        return st.sampled_from(body["enum"])
-    if body["type"] == "boolean":
-        return st.booleans()
-    low = body.get("minimum", body.get("exclusiveMinimum", -2.0) + 0.05)
-    high = body.get("maximum", body.get("exclusiveMaximum", low + 3.0) - 0.01)
-    return st.sampled_from([low, (low + high) / 2, high])
-
-
-def values_of(method: Method) -> st.SearchStrategy[dict[str, Any]]:
-    properties = schema_of(method.params)["properties"]
-    return st.fixed_dictionaries({name: one_value(body) for name, body in properties.items()})
 
 
 def exact(seed: int, shape: tuple[int, ...], count: int) -> tuple[Tensor, list[Tensor]]:
@@ -129,20 +102,10 @@ def test_blocks_and_threads_do_not_change_a_bit(method: Method, shape: tuple[int
     generator = torch.Generator().manual_seed(5)
     base = torch.randn(shape, generator=generator)
     sources = [base + 0.1 * torch.randn(shape, generator=generator) for _ in range(count_of(method))]
-    for values in ({}, last_choices(method)):
+    for values in ({}, moved(method)):
         steps = steps_of(method, values)
         cuts = [
             merge_one(steps, base, sources, block=b, threads=t)
             for b, t in ((1 << 16, 1), (1 << 17, 2), (1 << 20, 4))
         ]
         assert all(torch.equal(cuts[0], other) for other in cuts[1:])
-
-
-def last_choices(method: Method) -> dict[str, Any]:
-    """The settings with every choice moved off its default."""
-    properties = schema_of(method.params)["properties"]
-    return {
-        name: next(c for c in body["enum"] if c != body["default"])
-        for name, body in properties.items()
-        if "enum" in body
-    }

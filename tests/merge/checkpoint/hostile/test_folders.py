@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from merge import errors
-from merge.checkpoint.index import check_file_name, index_folder, index_model, safe_path, weight_files
+from merge.checkpoint.header import check_file_name
+from merge.checkpoint.index import index_folder, index_model, safe_path, weight_files
 from tests import tiny
 
 

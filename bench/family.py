@@ -1,0 +1,92 @@
+"""Synthetic Llama-shaped models: a base and experts near it, written block by block."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from merge.checkpoint.layout import index_file, index_json, plan_shards
+from merge.checkpoint.writer import ShardWriter
+
+EXPERTS = ("a", "b", "c")
+LAYERS = 22
+NOISE = (1 << 22) + 17
+SHARD_BYTES = 500_000_000
+
+
+def make_family(folder: Path, parameters: int) -> int:
+    """Writes ``base`` and the experts (base plus noise of 1e-3); gives the parameters of each."""
+    shapes = llama_shapes(parameters)
+    noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0))
+    for number, name in enumerate(("base", *EXPERTS)):
+        write_model(folder / name, shapes, number, noise)
+    return sum(rows * columns for rows, columns in shapes.values())
+
+
+def llama_shapes(parameters: int) -> dict[str, tuple[int, int]]:
+    """Matrices of a Llama of about so many parameters: 22 layers, vocabulary 32000 where that fits."""
+    vocabulary = 32000 if parameters > 3e8 else 8000
+    width = 64
+    while _count(width + 64, vocabulary) <= parameters:
+        width += 64
+    inner, keys = width * 11 // 4, width // 8
+    shapes = {"model.embed_tokens.weight": (vocabulary, width)}
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}."
+        shapes |= {
+            f"{prefix}input_layernorm.weight": (1, width),
+            f"{prefix}mlp.down_proj.weight": (width, inner),
+            f"{prefix}mlp.gate_proj.weight": (inner, width),
+            f"{prefix}mlp.up_proj.weight": (inner, width),
+            f"{prefix}post_attention_layernorm.weight": (1, width),
+            f"{prefix}self_attn.k_proj.weight": (keys, width),
+            f"{prefix}self_attn.o_proj.weight": (width, width),
+            f"{prefix}self_attn.q_proj.weight": (width, width),
+            f"{prefix}self_attn.v_proj.weight": (keys, width),
+        }
+    return shapes | {"model.norm.weight": (1, width), "lm_head.weight": (vocabulary, width)}
+
+
+def _count(width: int, vocabulary: int) -> int:
+    each = 3 * width * (width * 11 // 4) + 2 * width * width + 2 * width * (width // 8) + 2 * width
+    return LAYERS * each + 2 * vocabulary * width + width
+
+
+def write_model(folder: Path, shapes: dict[str, tuple[int, int]], number: int, noise: torch.Tensor) -> None:
+    """One bf16 model in shards of 500 MB, from repeated noise, with a config that transformers accepts."""
+    folder.mkdir()
+    tensors = [(name, "BF16", shape[1:] if shape[0] == 1 else shape) for name, shape in shapes.items()]
+    shards = plan_shards(tensors, SHARD_BYTES)
+    place = 0
+    for shard in shards:
+        with ShardWriter(folder / shard.file, shard) as writer:
+            for name, info in shard.entries.items():
+                for first, block in _blocks(info.numel, place, number, noise):
+                    writer.write_at(name, first, block)
+                place += info.numel
+            writer.finish()
+    if len(shards) > 1:
+        (folder / index_file(shards)).write_bytes(index_json(shards))
+    (folder / "config.json").write_text(_config(shapes))
+
+
+def _config(shapes: dict[str, tuple[int, int]]) -> str:
+    vocabulary, width = shapes["model.embed_tokens.weight"]
+    inner = shapes["model.layers.0.mlp.gate_proj.weight"][0]
+    return (
+        '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", '
+        f'"hidden_size": {width}, "intermediate_size": {inner}, "num_hidden_layers": {LAYERS}, '
+        f'"num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": {vocabulary}, '
+        '"tie_word_embeddings": false}'
+    )
+
+
+def _blocks(total: int, place: int, number: int, noise: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    size = 1 << 20
+    for first in range(0, total, size):
+        count = min(size, total - first)
+        values = noise[(at := (place + first) % (NOISE - size)) : at + count] * 0.02
+        if number:
+            shift = (at * 7 + number * 1_234_567) % (NOISE - size)
+            values = values + noise[shift : shift + count] * 1e-3
+        yield first, values.to(torch.bfloat16)

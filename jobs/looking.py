@@ -1,0 +1,81 @@
+"""What the small files of a model say of it: configs, tokenizers and headers, from the Hub or a folder."""
+
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hub.snapshot import Hub, Snapshot
+from jobs.errors import ModelNameInvalid
+from jobs.places import files_inside, prefix_of
+from merge.checkpoint import index as indexing
+from merge.checkpoint.adapter import CONFIG_FILE as ADAPTER_CONFIG
+from merge.checkpoint.adapter import WEIGHT_FILE as ADAPTER_WEIGHTS
+from merge.checkpoint.adapter import AdapterIndex
+from merge.checkpoint.index import ModelIndex
+from merge.errors import FileMissing
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model or an adapter as its small files describe it, and where it was found."""
+
+    index: ModelIndex | AdapterIndex
+    snapshot: Snapshot | None
+    folder: Path | None
+    size_bytes: int
+    inside: str = ""
+    stamp: Hashable = None
+    """Differs wherever the model may: the commit, or name, size and time of every file of a folder."""
+
+
+def see_folder(path: Path, name: str, adapter: bool) -> Seen:
+    folder = path if path.is_dir() else path.parent
+    if adapter:
+        files, texts, headers = indexing.read_folder(path, name, adapter=True)
+        found: ModelIndex | AdapterIndex = indexing.index_adapter(name, files, texts, headers)
+    else:
+        if path.is_dir():
+            _refuse_bare_adapter({item.name for item in path.iterdir() if item.is_file()}, name)
+        files, texts, headers = indexing.read_folder(path, name)
+        found = indexing.index_model(name, files, texts, headers)
+    return Seen(found, None, folder, sum(files[each] for each in (*texts, *headers)))
+
+
+def see_snapshot(hub: Hub, snapshot: Snapshot, name: str, inside: str, adapter: bool) -> Seen:
+    prefix = prefix_of(inside)
+    files = files_inside({file.path: file.size for file in snapshot.files}, inside)
+    if not files and inside:
+        raise FileMissing(f"{name}: the repository has nothing called {inside}.")
+    if not adapter:
+        _refuse_bare_adapter(files, name)
+
+    def told(
+        names: Iterable[str], fetch: Callable[[Snapshot, list[str]], Mapping[str, bytes]]
+    ) -> dict[str, bytes]:
+        fetched = fetch(snapshot, [prefix + each for each in names])
+        return {each.removeprefix(prefix): content for each, content in fetched.items()}
+
+    texts = told(indexing.wanted_texts(files), hub.texts)
+    if adapter:
+        headers = told([each for each in (ADAPTER_WEIGHTS,) if each in files], hub.headers)
+        found: ModelIndex | AdapterIndex = indexing.index_adapter(name, files, texts, headers)
+    else:
+        headers = told(indexing.weight_files(files, texts), partial(hub.headers, ends=indexing.header_end))
+        found = indexing.index_model(name, files, texts, headers)
+    return Seen(found, snapshot, None, sum(files[each] for each in (*texts, *headers)), inside)
+
+
+def _refuse_bare_adapter(names: "Mapping[str, int] | set[str]", name: str) -> None:
+    if ADAPTER_CONFIG in names and "config.json" not in names:
+        raise ModelNameInvalid(
+            f"{name} is a LoRA adapter, not a whole model; give its base as `model`, it as `adapter`."
+        )
+
+
+def stamp_of(path: Path) -> Hashable:
+    """Name, size and time of every file of a model's folder (of the one that a file lies in)."""
+    with os.scandir(path if path.is_dir() else path.parent) as entries:
+        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    return tuple(sorted((name, status.st_size, status.st_mtime_ns) for name, status in files))

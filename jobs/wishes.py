@@ -1,0 +1,31 @@
+"""The names of models in a recipe, and where they stand."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from merge.document import pointer_of
+from merge.recipe import Recipe
+from merge.recipe_stages import ADAPTER, leaves
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One name in the recipe. ``pointer`` is its JSON pointer."""
+
+    role: str
+    name: str
+    pointer: str
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.role.endswith(ADAPTER)
+
+    @property
+    def model(self) -> str:
+        return self.role.removesuffix(ADAPTER)
+
+
+def wishes_of(recipe: Recipe) -> Iterator[Wish]:
+    """Every model that a recipe and its stages name."""
+    for each in leaves(recipe):
+        yield Wish(each.role, each.name, pointer_of(*each.at))

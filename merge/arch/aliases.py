@@ -1,0 +1,72 @@
+"""The same tensors under other names: files of one architecture differ in what stands before a name.
+
+GPT-2's own files say ``h.0.ln_1.weight``, fine-tuned ones ``transformer.h.0.ln_1.weight``; a vision-language
+model's text part was ``language_model.model`` once and is ``model.language_model`` now. No table is needed:
+what the names share at their end, and their shapes, tell which beginnings stand for each other.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+
+Shapes = Mapping[str, tuple[int, ...]]
+MOST_CANDIDATES = 512
+_LEAST_IN_COMMON = 2
+"""Parts at the end of a name that two names must share: the module's own name and the parameter's."""
+
+
+def other_names(ours: Shapes, theirs: Shapes) -> dict[str, str]:
+    """For names of ours that they lack, what they call them; nothing where that is not certain.
+
+    Two names can be the same tensor if they end alike and have one shape. Of several, the one is meant whose
+    difference (what is left when the like beginnings and ends are taken off) explains most names; where two
+    would do, none is.
+    """
+    missing = {name: shape for name, shape in ours.items() if name not in theirs}
+    spare = {name: shape for name, shape in theirs.items() if name not in ours}
+    found: dict[str, str] = {}
+    while missing and spare and (sure := _certain(missing, spare)):
+        found |= sure
+        missing = {name: shape for name, shape in missing.items() if name not in sure}
+        for other in sure.values():
+            del spare[other]
+    return found
+
+
+def _certain(missing: Shapes, spare: Shapes) -> dict[str, str]:
+    """What can be told at once; what is told makes room for more."""
+    by_end: defaultdict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for name, shape in spare.items():
+        for end in _ends(name):
+            by_end[end, shape].append(name)
+    found = {}
+    for name, shape in missing.items():
+        alike = next((by_end[end, shape] for end in _ends(name) if (end, shape) in by_end), [])
+        found[name] = [(_difference(name, other), other) for other in alike[:MOST_CANDIDATES]]
+    votes = Counter(difference for pairs in found.values() for difference, _ in pairs)
+    chosen = {name: _best(pairs, votes) for name, pairs in found.items()}
+    taken = Counter(other for other in chosen.values() if other is not None)
+    return {name: other for name, other in chosen.items() if other is not None and taken[other] == 1}
+
+
+def _ends(name: str) -> Iterator[str]:
+    """The ends of a name, part by part, the longest first."""
+    parts = name.split(".")
+    for place in range(max(1, len(parts) - _LEAST_IN_COMMON + 1)):
+        yield ".".join(parts[place:])
+
+
+def _difference(ours: str, theirs: str) -> tuple[str, str]:
+    a, b = ours.split("."), theirs.split(".")
+    while a and b and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    while a and b and a[0] == b[0]:
+        a, b = a[1:], b[1:]
+    return ".".join(a), ".".join(b)
+
+
+def _best(pairs: list[tuple[tuple[str, str], str]], votes: Counter[tuple[str, str]]) -> str | None:
+    """The candidate whose difference explains most names, if one does so alone."""
+    ranked = sorted(pairs, key=lambda each: -votes[each[0]])
+    if not ranked or (len(ranked) > 1 and votes[ranked[0][0]] == votes[ranked[1][0]]):
+        return None
+    return ranked[0][1]

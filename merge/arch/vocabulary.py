@@ -1,0 +1,76 @@
+"""Which tensors have one row for each token of the vocabulary."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from merge.arch.roles import layer_of, role_of
+
+_TOKENS = re.compile(
+    r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings?|tok_embeddings|token_embedding|shared|embeddings?)\.weight$"
+)
+_NO_TOKENS = re.compile(
+    r"position|(^|[._])pos(_|$)|wpe|token_type|segment|patch|vision|visual|audio|image|speech|codebook"
+    r"|score|classifier|qa_outputs|norm"
+)
+OTHER_TOWERS = re.compile(r"vision|visual|audio|image|speech|video|talker|token2wav|code_predictor")
+
+
+@dataclass(frozen=True)
+class VocabularyTensors:
+    """``rows`` tokens (padding included); ``tensors`` whose first dimension that is, by their part."""
+
+    rows: int
+    tensors: Mapping[str, Literal["embed", "head", "other"]]
+
+
+def vocabulary_tensors(
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> VocabularyTensors | None:
+    """The tensors of the text tower that are indexed by token: embeddings, output heads and their biases.
+
+    Told from names, and from ``vocab_size`` in the config or its text tower's; ``None`` where a model has
+    no token embedding.
+    """
+    embeds = [name for name in sorted(shapes) if _is_token_embedding(name, shapes[name])]
+    sizes = set(_sizes(config))
+    declared = [name for name in embeds if shapes[name][0] in sizes]
+    if not embeds:
+        return None
+    rows = shapes[(declared or embeds)[0]][0]
+    plain = rows not in set(_whole_numbers(config))
+    found: dict[str, Literal["embed", "head", "other"]] = {}
+    for name, shape in shapes.items():
+        if not shape or shape[0] != rows or layer_of(name) is not None or _NO_TOKENS.search(name):
+            continue
+        role = role_of(name, shape, config)
+        if name in embeds:
+            found[name] = "embed"
+        elif role == "head":
+            found[name] = "head"
+        elif role == "embed" or (plain and role in ("bias", "linear")):
+            found[name] = "other"
+    return VocabularyTensors(rows, found)
+
+
+def _is_token_embedding(name: str, shape: tuple[int, ...]) -> bool:
+    named = _TOKENS.search(name) is not None and _NO_TOKENS.search(name) is None
+    return named and len(shape) == 2 and layer_of(name) is None
+
+
+def _sizes(config: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in config.items():
+        if key == "vocab_size" and type(value) is int:
+            yield value
+        elif isinstance(value, Mapping) and not OTHER_TOWERS.search(key):
+            yield from _sizes(value)
+
+
+def _whole_numbers(config: Mapping[str, Any]) -> Iterator[int]:
+    """Every other size of the model, one of which a dimension might be by chance."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _whole_numbers(value)
+        elif type(value) is int and "vocab" not in key and not key.endswith(("_id", "_index")):
+            yield value

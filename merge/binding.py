@@ -1,0 +1,49 @@
+"""The steps of a plan bound to single tensors: methods with their params, by sharing what is the same."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from merge.arch.roles import Towers, is_conv1d
+from merge.chain import Bound, Chain
+from merge.contract.groups import Site
+from merge.contract.method import Kind, get
+from merge.outputs import OutputTensor
+from merge.plan import Plan
+
+
+class Binder:
+    """Makes the chain of each output of a plan; ``names`` are those of all outputs."""
+
+    def __init__(self, plan: Plan, names: Iterable[str]) -> None:
+        self._plan = plan
+        self._towers = Towers.of(names)
+        self._params: dict[Any, tuple[Bound, ...]] = {}
+
+    def chain(self, output: OutputTensor) -> Chain:
+        """The steps of the recipe, or the mean that a policy asks for, bound to one tensor."""
+        turned = is_conv1d(output.name, self._plan.models[self._plan.reference].config)
+        sources, layers = output.source_names(), self._towers.length(output.name)
+        site = Site(output.name, output.role, output.shape, sources, turned, layers)
+        if output.policy == "method":
+            return Chain(site, self._bound(output), output.weights, self._plan.recipe.seed)
+        method, count = get("linear"), len(output.sources)
+        bound = Bound(method, (method.settings({}, count),), "policy")
+        return Chain(site, (bound,), (1.0,) * count, self._plan.recipe.seed)
+
+    def _bound(self, output: OutputTensor) -> tuple[Bound, ...]:
+        count = len(output.sources)
+        key = (count, *map(id, output.settings))
+        if key not in self._params:
+            self._params[key] = tuple(
+                self._bind(place, settings, count) for place, settings in enumerate(output.settings)
+            )
+        return self._params[key]
+
+    def _bind(self, place: int, settings: Mapping[str, Any], count: int) -> Bound:
+        names = [step.method for step in self._plan.recipe.steps]
+        method = get(names[place])
+        label = f"{method.name}#{names[:place].count(method.name)}"
+        if method.kind is Kind.PREPARE:
+            each = tuple(method.settings(settings, count, position) for position in range(count))
+            return Bound(method, each, label)
+        return Bound(method, (method.settings(settings, count),), label)

@@ -1,0 +1,59 @@
+"""From stored codes to numbers: one module a scheme, each a function that decodes whole rows.
+
+A row is a line of the last dimension. Rows are decoded a piece at a time into the caller's memory, and an
+entry's value depends on nothing but what is stored, so that no block size can change a bit.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint.codecs import awq, fp4, gguf, gptq, packed, scaled
+from merge.checkpoint.codecs.parts import Parts
+from merge.checkpoint.header import Coded, TensorInfo
+
+PIECE_ELEMENTS = 1 << 18
+
+
+class Rows(Protocol):
+    """Decodes rows ``first`` to ``first + len(out)`` of a tensor into ``out``, float32 of (rows, columns)."""
+
+    def __call__(self, coded: Coded, first: int, out: Tensor, parts: Parts) -> None: ...
+
+
+SCHEMES: Mapping[str, Rows] = {
+    "awq": awq.rows,
+    "gguf": gguf.rows,
+    "gptq": gptq.rows,
+    "mxfp4": fp4.transposed_rows,
+    "nvfp4": fp4.rows,
+    "packed": packed.rows,
+    "scaled": scaled.rows,
+}
+"""What ``Coded.scheme`` may be."""
+
+
+def decode(info: TensorInfo, first: int, out: Tensor, parts: Parts, scratch: Callable[[int], Tensor]) -> None:
+    """Entries ``first`` onwards (flat, row-major) of a coded tensor into ``out``, flat, any float dtype.
+
+    ``scratch`` gives float32 memory of at least so many entries, for rows that are needed in part.
+    """
+    assert info.coded is not None  # the reader asks for coded tensors alone
+    rows = SCHEMES[info.coded.scheme]
+    columns, align, end = max(1, info.shape[-1]) if info.shape else 1, info.coded.align, first + out.numel()
+    most = max(1, PIECE_ELEMENTS // columns // align) * align
+    row = first // columns // align * align
+    while row * columns < end:
+        last = min(row + most, info.numel // columns)
+        begin, stop = row * columns, last * columns
+        whole = begin >= first and stop <= end
+        if whole and out.dtype == torch.float32 and (begin - first) % 2 == 0:  # pairs are written as one
+            rows(info.coded, row, out[begin - first : stop - first].view(-1, columns), parts)
+        else:
+            piece = scratch(stop - begin)[: stop - begin]
+            rows(info.coded, row, piece.view(-1, columns), parts)
+            low, high = max(begin, first), min(stop, end)
+            out[low - first : high - first].copy_(piece[low - begin : high - begin])
+        row = last

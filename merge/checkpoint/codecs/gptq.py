@@ -1,0 +1,61 @@
+"""GPTQ: integers packed along the inputs, transposed, with zero points and scales for groups of inputs.
+
+number[out, in] = scale[g, out] * (code[in, out] - zero[g, out]), g the group of that input. Parts: ``codes``
+(in * bits / 32, out), ``zeros`` (groups, out * bits / 32), ``scale`` (groups, out) and, where the inputs were
+reordered, ``groups`` (in). Settings: ``bits`` (2, 4 or 8) and ``plus``: files of the first format store zero
+points less one, modulo 2 to the power of bits.
+"""
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint.codecs.parts import Parts
+from merge.checkpoint.header import Coded
+from merge.errors import QuantizationMalformed
+
+
+def rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
+    """Decodes whole rows; see ``merge.checkpoint.codecs``."""
+    (count, inputs), bits, last = out.shape, coded.settings["bits"], first + out.shape[0]
+    stored = parts.mapped(coded.parts["codes"])[:, first:last].T
+    codes = unpacked(stored.contiguous().view(torch.uint8), bits).view(count, inputs)
+    scale = parts.mapped(coded.parts["scale"])[:, first:last].T.float().contiguous()
+    zero = _zeros(coded, first, last, parts)
+    size = inputs // scale.shape[1]
+    group = _reordered(coded, size, parts)
+    if group is None:
+        out.copy_(codes)
+        out.view(count, -1, size).sub_(zero[:, :, None]).mul_(scale[:, :, None])
+    else:
+        out.copy_(codes).sub_(zero[:, group]).mul_(scale[:, group])
+
+
+def unpacked(packed: Tensor, bits: int) -> Tensor:
+    """Bytes (..., k) to the codes in them (..., 8 / bits * k), from the lowest bits upwards; uint8."""
+    if bits == 8:
+        return packed
+    mask = (1 << bits) - 1
+    return torch.stack([packed >> shift & mask for shift in range(0, 8, bits)], -1).flatten(-2)
+
+
+def _zeros(coded: Coded, first: int, last: int, parts: Parts) -> Tensor:
+    """Zero points (outputs, groups) of outputs ``first`` to ``last``, float32."""
+    bits = coded.settings["bits"]
+    per = 32 // bits
+    words = parts.mapped(coded.parts["zeros"])[:, first // per : -(-last // per)].contiguous()
+    zeros = unpacked(words.view(torch.uint8), bits)[:, first % per : first % per + last - first]
+    if coded.settings["plus"]:
+        zeros = zeros + 1 & (1 << bits) - 1
+    return zeros.T.float().contiguous()
+
+
+def _reordered(coded: Coded, size: int, parts: Parts) -> Tensor | None:
+    """The group of each input, where it is not simply input // size."""
+    if "groups" not in coded.parts:
+        return None
+    group = parts.mapped(coded.parts["groups"])
+    if torch.equal(group, torch.arange(group.numel(), dtype=group.dtype) // size):
+        return None
+    if int(group.min()) < 0 or int(group.max()) >= coded.parts["scale"].shape[0]:
+        raise QuantizationMalformed(f"{coded.parts['groups'].name} names groups that have no scale.")
+    return group.long()

@@ -1,0 +1,57 @@
+"""What a scheme may ask of the files, and the few steps that several schemes share."""
+
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint.header import TensorInfo
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""The magnitudes of a four-bit float with two exponent bits and one of mantissa; bit 3 is the sign."""
+
+
+class Parts(Protocol):
+    """Stored parts of a tensor, each in its own dtype."""
+
+    def read(self, part: TensorInfo, first: int, count: int) -> Tensor:
+        """Entries ``first`` to ``first + count``, flat; the memory is used again at the next reading of a
+        part of that size.
+        """
+
+    def mapped(self, part: TensorInfo) -> Tensor:
+        """The whole part in its shape, backed by the file: only what is touched is read. Never written to."""
+
+
+def nibbles(packed: Tensor) -> Tensor:
+    """Bytes (..., k) to their halves (..., 2k), the low one first; uint8."""
+    return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+
+
+def float_bytes(codes: Tensor, out: Tensor) -> None:
+    """One-byte floats into float32 by a table of all 256: several times faster than a conversion."""
+    torch.index_select(_table(codes.dtype), 0, codes.view(torch.uint8).int(), out=out)
+
+
+def powers_of_two(exponents: Tensor) -> Tensor:
+    """2 to the power of (byte - 127), float32: the scales of the MX formats."""
+    return torch.exp2(exponents.float() - 127)
+
+
+@lru_cache(maxsize=8)
+def _table(dtype: torch.dtype) -> Tensor:
+    return torch.arange(256, dtype=torch.uint8).view(dtype).float()
+
+
+@lru_cache(maxsize=1)
+def e2m1_pairs() -> Tensor:
+    """For each byte the two four-bit floats in it, the low half first, as one eight-byte entry."""
+    values = torch.tensor([*E2M1, *(-value for value in E2M1)])
+    halves = nibbles(torch.arange(256, dtype=torch.uint8)[:, None]).int()
+    return values[halves].view(torch.float64).view(-1)
+
+
+def e2m1(codes: Tensor, out: Tensor) -> None:
+    """Pairs of four-bit floats, flat, into float32 ``out`` of twice the length."""
+    torch.index_select(e2m1_pairs(), 0, codes.int(), out=out.view(torch.float64))

@@ -1,0 +1,51 @@
+"""How methods on matrices see a tensor: which matrices it is made of, and what becomes of everything else."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from merge.contract.groups import TensorGroup
+from merge.kernels.sums import total
+
+Merge = Callable[[Sequence[Tensor]], Tensor]
+"""From one (outputs, inputs) matrix of every source to the merged one, which may be float64."""
+
+
+def weighted_deltas(group: TensorGroup) -> Sequence[Tensor]:
+    """Every task vector times its source's weight."""
+    pairs = zip(group.deltas, group.weights, strict=True)
+    return [delta if weight == 1 else delta * weight for delta, weight in pairs]
+
+
+def is_matrix(group: TensorGroup) -> bool:
+    """Whether the tensor is one matrix, or a stack of experts' matrices."""
+    shape = group.site.shape
+    stacked = len(shape) == 3 and group.role == "expert"
+    return (len(shape) == 2 or stacked) and min(shape) > 0
+
+
+def by_matrix(
+    group: TensorGroup, merge: Merge, otherwise: Merge | None = None, *, weighted: bool = True
+) -> Tensor:
+    """The merged task vector in the group's dtype: ``merge`` of each matrix, with rows for outputs.
+
+    A stack of experts (experts, outputs, inputs) is merged matrix by matrix. Of vectors, kernels and the like
+    it is what ``otherwise`` makes of them: their mean, if nothing else is said. Both get the task vectors
+    times the sources' weights, or as they are.
+    """
+    deltas = weighted_deltas(group) if weighted else group.deltas
+    if not is_matrix(group):
+        return (otherwise or mean)(deltas).to(group.base.dtype)
+    if len(group.site.shape) == 2:
+        merged = merge([delta.T for delta in deltas]).T if group.site.turned else merge(deltas)
+        return merged.to(group.base.dtype)
+    found = torch.empty_like(group.base)
+    for place, matrix in enumerate(found):
+        matrix.copy_(merge([delta[place] for delta in deltas]))
+    return found
+
+
+def mean(deltas: Sequence[Tensor]) -> Tensor:
+    """The arithmetic mean."""
+    return total(deltas) / len(deltas)

@@ -1,0 +1,135 @@
+"""One matrix that agrees with each of several on the directions that one uses: least squares over row
+spaces.
+
+With G_i = s_i A_i' A_i (n, n) and targets t_i (m, n): the loss is sum tr (M - t_i) G_i (M - t_i)'. With C =
+sum G_i = Q E Q' and a start M0, M = M0 + [sum (t_i - M0) G_i] Q h(E)/E Q', where h = 1 gives the limit of
+gradient descent from M0 (the minimum nearest to it), and h < 1 goes part of the way along a direction. Of C
+or the products of all rows A_i the smaller is decomposed, so that nothing is larger than the matrices
+together. All in float64.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NOTHING = 1e-10
+"""Eigenvalues of C below this share of the largest are rounding: M stays as it began in those directions."""
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+MOMENTUM = 0.9
+
+Response = Callable[[Tensor], Tensor]
+"""From falling eigenvalues to how far to go along each, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What one source asks for: ``target()`` (m, n), seen through ``rows`` (r, n) divided by ``length``."""
+
+    rows: Tensor
+    length: float
+    target: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class _System:
+    """C itself, or rows A with C = A'A; and what is missing at the start, sum (t_i - M0) G_i."""
+
+    square: bool
+    matrix: Tensor
+    missing: Tensor
+
+    def times(self, left: Tensor) -> Tensor:
+        """``left`` times C."""
+        return left @ self.matrix if self.square else (left @ self.matrix.T) @ self.matrix
+
+
+def closed(pulls: Sequence[Pull], start: Tensor, response: Response) -> Tensor:
+    """M for these pulls; see the module's text."""
+    if not pulls:
+        return start
+    system = _system(pulls, start)
+    wanted = system.matrix if system.square else system.matrix @ system.matrix.T
+    values, vectors = torch.linalg.eigh(wanted)
+    del wanted
+    kept = int((values > NOTHING * values[-1]).sum())
+    values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
+    basis = vectors if system.square else (system.matrix.T @ vectors) / values.sqrt()
+    moved: Tensor = ((system.missing @ basis) * (response(values) / values)) @ basis.T
+    return moved.add_(start)
+
+
+def descended(
+    pulls: Sequence[Pull], start: Tensor, rule: Literal["adam", "momentum"], rate: float, steps: int
+) -> Tensor:
+    """The same loss after some steps of an optimiser from ``start``, as the methods were published."""
+    found = start.clone()
+    if not pulls:
+        return found
+    system = _system(pulls, start)
+    first, second = torch.zeros_like(start), torch.zeros_like(start)
+    for step in range(1, steps + 1):
+        slope = (system.times(found - start) - system.missing).mul_(2)
+        if rule == "momentum":
+            first.mul_(MOMENTUM).add_(slope)
+            found -= first * rate
+        else:
+            found -= adam_step(slope, first, second, step) * rate
+    return found
+
+
+def adam_step(slope: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor:
+    """The direction of Adam's step; both moments are updated in place, and corrected for their start at 0."""
+    first.mul_(BETAS[0]).add_(slope * (1 - BETAS[0]))
+    second.mul_(BETAS[1]).add_(slope.square() * (1 - BETAS[1]))
+    root = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
+    return (first / (1 - BETAS[0] ** step)).div_(root)
+
+
+def _system(pulls: Sequence[Pull], start: Tensor) -> _System:
+    columns = start.shape[1]
+    square = sum(pull.rows.shape[0] for pull in pulls) >= columns
+    missing = torch.zeros_like(start)
+    every: list[Tensor] = []
+    gram = start.new_zeros(columns, columns) if square else start
+    for pull in pulls:
+        rows = pull.rows.to(torch.float64, copy=True).div_(pull.length)
+        off = pull.target() - start
+        if square:
+            own = rows.T @ rows
+            missing += off @ own
+            gram += own
+        else:
+            missing += (off @ rows.T) @ rows
+            every.append(rows)
+    return _System(square, gram if square else torch.cat(every), missing)
+
+
+def whole(values: Tensor) -> Tensor:
+    """All the way along every direction."""
+    return torch.ones_like(values)
+
+
+def flow(time: float) -> Response:
+    """As far as gradient flow comes in this time."""
+    return lambda values: -torch.expm1(-time * values)
+
+
+def leading(share: float) -> Response:
+    """All the way along this share of the directions, the largest ones; at least one."""
+
+    def response(values: Tensor) -> Tensor:
+        count = max(1, round(share * values.numel()))
+        return (torch.arange(values.numel(), device=values.device) < count).to(values)
+
+    return response
+
+
+def participating(values: Tensor) -> Tensor:
+    """All the way along as many directions as take part: (sum y)^2 / sum y^2, y the roots of the values."""
+    roots = values.sqrt()
+    count = float(roots.sum()) ** 2 / max(float(values.sum()), 1e-300)
+    return leading(count / max(1, values.numel()))(values)

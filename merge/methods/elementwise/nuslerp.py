@@ -1,0 +1,105 @@
+"""NuSLERP: SLERP with the place on the arc given by weights, of whole tensors, rows or columns.
+
+t = w_2 / (w_1 + w_2); with theta the angle between v_1 and v_2,
+x = (sin((1-t) theta) v_1 + sin(t theta) v_2) / sin(theta), plus the base where there is one, v_i being the
+sources or their differences from it; where v_1 and v_2 are parallel, opposite or zero, (1-t) v_1 + t v_2.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from merge.contract.groups import TensorGroup
+from merge.contract.method import Kind, Needs, method
+from merge.contract.params import knob, params
+from merge.contract.stats import Gram, Part, Stat, points_of
+from merge.kernels.geometry import arc
+from merge.kernels.reduce import column_sums, piece_sums
+from merge.kernels.sums import weighted_sum
+
+
+class _Columns(Part):
+    """Partial sums of columns, added up in the order of their pieces as soon as all before them are there."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(())
+        self.waiting: dict[int, Tensor] = {}
+        self.next = 0
+
+    def add(self, first_piece: int, block: list[Tensor]) -> None:
+        self.waiting[first_piece] = block[0]
+        while self.next in self.waiting:
+            pieces = self.waiting.pop(self.next)
+            self.next += len(pieces)
+            for piece in pieces:
+                self.total = self.total + piece
+
+    def absorb(self, other: Any) -> None:  # noqa: ARG002
+        raise AssertionError("columns of different tensors have nothing in common")
+
+
+class ColumnGram(Stat):
+    """Inner products of two quantities column by column: float64 (3, columns), <a, a>, <a, b>, <b, b>."""
+
+    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
+        """(pieces, 3, columns)."""
+        a, b = (value.to(torch.float64) for value in values)
+        rows = max(1, piece // a.shape[1])
+        return [torch.stack([column_sums(x * y, rows) for x, y in ((a, a), (a, b), (b, b))], dim=1)]
+
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
+        """The sums over all pieces."""
+        return part.total
+
+    def part(self) -> Part:
+        """Columns."""
+        return _Columns()
+
+
+WHOLE = Gram(points_of, when=("along", ("tensor",)))
+BY_COLUMN = ColumnGram(points_of, when=("along", ("columns",)))
+
+
+@params
+class Nuslerp:
+    along: Literal["tensor", "rows", "columns"] = knob(
+        "tensor",
+        "What is turned: the whole tensor as one vector, each of its rows (output units), or each of its "
+        "columns (inputs). A tensor of one dimension is one vector.",
+    )
+
+
+@method(
+    title="NuSLERP",
+    kind=Kind.COMBINE,
+    granularity="row",
+    paper="Shoemake 1985, Animating rotation with quaternion curves",
+    needs=Needs(base="optional", sources=(2, 2), stats=(WHOLE, BY_COLUMN), weight_sum=True),
+)
+def nuslerp(group: TensorGroup, p: Nuslerp) -> Tensor:
+    """Spherical interpolation of two sources by their weights; only the ratio of the weights matters. Where
+    the recipe names a base, the task vectors are interpolated and added to it. Unlike slerp it keeps to the
+    arc for small angles too.
+    """
+    a, b = group.points
+    share = group.weights[1] / sum(group.weights)
+    factors = [factor.to(a.dtype) for factor in arc(*_products(a, b, group, p), share)]
+    merged = weighted_sum((a, b), factors)
+    return merged if group.read_base is None else merged.add_(group.base)
+
+
+def _products(a: Tensor, b: Tensor, group: TensorGroup, p: Nuslerp) -> tuple[Tensor, Tensor, Tensor]:
+    """<a, a>, <a, b>, <b, b> of what is turned, float64, of a shape that broadcasts over the block."""
+    if p.along == "tensor":
+        (aa, ab), (_, bb) = group.stat(WHOLE)
+        one, two, three = torch.tensor([aa, ab, bb], dtype=torch.float64, device=a.device)
+    elif p.along == "columns" and len(group.site.shape) > 1:
+        one, two, three = group.stat(BY_COLUMN).to(a.device)
+    else:
+        wide = a.to(torch.float64), b.to(torch.float64)
+        one, two, three = (
+            piece_sums(wide[i] * wide[j], a.shape[1]).unsqueeze(1) for i, j in ((0, 0), (0, 1), (1, 1))
+        )
+    return one, two, three

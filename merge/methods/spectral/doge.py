@@ -1,0 +1,139 @@
+"""DOGE: a shared change, found by projected descent, that brings each task back what the merge takes from it.
+
+l_i = eta / |t_i|. P projects on the first floor(k / subspace) left singular vectors of all tasks' leading
+floor(k / N) ones side by side, k = min(m, n). D minimises the sum over tasks and rows of
+<t_j, t_j - sum l_i (t_i + D)>^2 by Adam from 0, its steps kept out of P. With masks M_i of the largest
+entries of t_i: x = base + scale * sum l_i (t_i + D) M_i.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from merge.contract.groups import TensorGroup
+from merge.contract.matrices import by_matrix, mean
+from merge.contract.method import Kind, Needs, Workspace, method
+from merge.contract.params import knob, params
+from merge.contract.stats import Threshold
+from merge.kernels.rowspace import adam_step
+from merge.kernels.signs import below
+from merge.kernels.sums import weighted_sum
+from merge.kernels.thin import column_basis, thin
+
+
+@params
+class Doge:
+    eta: float = knob(
+        0.07,
+        "Length that each task vector of a matrix is brought to. The default was tuned for CLIP: choose it "
+        "anew for a language model.",
+        ge=0,
+        by_depth=True,
+    )
+    density: float = knob(
+        0.3, "Share of each source's entries that is changed, those of its largest changes.", gt=0, le=1
+    )
+    scope: Literal["global", "tensor"] = knob(
+        "global", "Rank the changes over the whole model, or within each tensor."
+    )
+    subspace: int = knob(
+        6, "One such part of the directions is taken to be shared, and D stays out of it.", ge=1, le=1000
+    )
+    steps: int = knob(400, "Steps of the descent; stopping early is part of the method.", ge=0, le=500)
+    rate: float = knob(1e-4, "Learning rate of the descent.", ge=0, le=0.01)
+    projected: Literal["steps", "slopes"] = knob(
+        "steps",
+        "What is kept out of the shared directions: the steps, or, as the published code has it, the slopes, "
+        "out of which Adam makes steps that are not.",
+    )
+    scale: float = knob(1.0, "Factor on the merged task vector.", by_depth=True)
+
+
+FIRST = 1e-7
+"""How much longer the strongest direction of a source is made, to come before its others."""
+LARGEST = Threshold(share="density", scope="scope")
+
+
+@method(
+    title="DOGE",
+    kind=Kind.COMBINE,
+    granularity="tensor",
+    paper="arXiv:2501.01230",
+    needs=Needs(base=True, stats=(LARGEST,)),
+    workspace=Workspace(19.0, 3.0),
+    classes={"embed": "base", "head": "base", "norm": "base", "bias": "base"},
+)
+def doge(group: TensorGroup, p: Doge) -> Tensor:
+    """Brings every task vector to one length and adds up their largest entries, together with a change that
+    all share and that makes up, row by row, for what the sum does to each task, outside of the directions
+    that the tasks have in common. For experts of one base; `eta` must fit the model. A source's weight
+    multiplies its length. The published code moves in the shared directions after all, and stops at 100 per
+    cent density; neither happens here. Embeddings, heads, norms and biases stay the base's, as published,
+    unless `classes` says otherwise; kernels are averaged. Costs one eigendecomposition of the shorter side
+    for each source, and `steps` cheap steps that take longer.
+    """
+    thresholds = group.stat(LARGEST)
+
+    def plain(deltas: Sequence[Tensor]) -> Tensor:
+        return mean([delta * weight for delta, weight in zip(deltas, group.weights, strict=True)])
+
+    def merged(deltas: Sequence[Tensor]) -> Tensor:
+        return _merged(deltas, group.weights, thresholds, p)
+
+    return by_matrix(group, merged, plain, weighted=False).mul_(p.scale).add_(group.base)
+
+
+def _merged(
+    deltas: Sequence[Tensor], weights: Sequence[float], thresholds: Sequence[float], p: Doge
+) -> Tensor:
+    norms = [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
+    factors = [w * p.eta / norm if norm > 0 else 0.0 for w, norm in zip(weights, norms, strict=True)]
+    heard = [place for place, factor in enumerate(factors) if factor]
+    found = torch.zeros_like(deltas[0], dtype=torch.float64)
+    if not heard:
+        return found
+    wide = [deltas[place].double() for place in heard]
+    each = min(found.shape) // len(deltas)
+    shared = _descended(wide, [factors[place] for place in heard], _common(wide, each, p), p)
+    for place, own in zip(heard, wide, strict=True):
+        kept = deltas[place].abs() > below(thresholds[place]) if thresholds[place] > 0 else 1.0
+        found += (own + shared) * kept * factors[place]
+    return found
+
+
+def _common(deltas: Sequence[Tensor], each: int, p: Doge) -> Tensor:
+    """An orthonormal basis of the directions that D stays out of; it may be empty. Of directions that as many
+    sources have, the stronger come first: without that, copies and single sources would leave the choice to
+    rounding.
+    """
+    parts = [thin(delta, each) for delta in deltas]
+    leading = [part.left * (1 + FIRST * (part.values / part.values[:1])) for part in parts]
+    return column_basis(leading)[:, : min(deltas[0].shape) // p.subspace]
+
+
+def _descended(deltas: Sequence[Tensor], factors: Sequence[float], common: Tensor, p: Doge) -> Tensor:
+    """D."""
+    reach = sum(factors)
+    merged = weighted_sum(deltas, factors)
+    lacks = [_dots(delta, delta - merged) for delta in deltas]
+    del merged
+    shared, first, second = (torch.zeros_like(deltas[0]) for _ in range(3))
+    for step in range(1, p.steps + 1 if reach else 1):
+        slope = torch.zeros_like(shared)
+        for delta, lack in zip(deltas, lacks, strict=True):
+            slope += delta * ((_dots(delta, shared) * reach - lack) * (2 * reach))
+        move = adam_step(_without(slope, common), first, second, step)
+        shared -= (_without(move, common) if p.projected == "steps" else move) * p.rate
+    return shared
+
+
+def _dots(one: Tensor, other: Tensor) -> Tensor:
+    """The inner products of the rows, as a column."""
+    return (one * other).sum(dim=1, keepdim=True)
+
+
+def _without(matrix: Tensor, basis: Tensor) -> Tensor:
+    """What is left of the matrix outside of the span of ``basis``."""
+    return matrix - basis @ (basis.T @ matrix) if basis.shape[1] else matrix

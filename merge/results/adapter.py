@@ -1,0 +1,312 @@
+"""Makes a LoRA adapter in PEFT's form: factors of what the merge changes in every module.
+
+Each module is made by itself, in float64, by one thread, and lands in a file of its own under ``parts``, so
+that a run which was interrupted goes on module by module. At the end the parts become one file.
+"""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import hypot, isfinite, prod, sqrt
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from merge.blocks import Buffers, Crew, cast_out
+from merge.chain import Block, Chain
+from merge.checkpoint.adapter import CONFIG_FILE, WEIGHT_FILE
+from merge.checkpoint.dtype import torch_dtype
+from merge.checkpoint.layout import TensorSpec, lay_out
+from merge.checkpoint.reader import TensorReader
+from merge.checkpoint.writer import ShardWriter
+from merge.errors import NotFinite, NothingChanged
+from merge.finish import write_json
+from merge.forms.adapter import AdapterPlan, LoraModule
+from merge.journal import Finished, Journal
+from merge.kernels.keyed import key_of
+from merge.kernels.spectral import LowRank, decompose, decompose_product
+from merge.kernels.truncation import block_rows
+from merge.outputs import Input, OutputTensor
+from merge.plan import Plan
+from merge.results.peft import Made, Saved, adapter_config, factor_names, losses, saved_name
+from merge.sizing import Sizes
+
+PARTS = "parts"
+_FACTS = "facts"
+
+
+class Meter(Protocol):
+    """Stops where the caller wants that."""
+
+    def check(self) -> None:
+        """Raises ``Stopped``."""
+
+
+class Merging(Protocol):
+    """What the run does for the maker of a result."""
+
+    crew: Crew
+    buffers: Buffers
+    sizes: Sizes
+    readers: Mapping[str, TensorReader]
+
+    @property
+    def meter(self) -> Meter:
+        """Asked between blocks."""
+
+    def ready(self, outputs: Sequence[OutputTensor]) -> Iterator[Sequence[OutputTensor]]:
+        """The outputs some at a time, each when its statistics are there."""
+
+    def merged(self, output: OutputTensor, first: int, count: int) -> Tensor:
+        """Entries of a merged tensor, flat, in the dtype of the arithmetic; overwritten by the next call."""
+
+    def read(self, source: Input, first: int, count: int) -> Tensor:
+        """The same of one input."""
+
+    def chain(self, output: OutputTensor) -> Chain:
+        """The steps bound to this tensor."""
+
+    def finished(self, output: OutputTensor) -> None:
+        """Counts a tensor that was made."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was made of an adapter plan: modules, whole tensors, and the norm of each change left out."""
+
+    made: tuple[Made, ...]
+    saved: tuple[Saved, ...]
+    dropped: Mapping[str, float]
+
+
+def make_adapter(
+    plan: Plan, work: Merging, journal: Journal, budget: int
+) -> tuple[Finished, list[str], dict[str, Any]]:
+    """Makes the folder's files; gives the finished weights, the other files' names and facts to be told.
+
+    Of the ``budget`` bytes, those that the plan does not need keep changes between passes over them.
+    """
+    assert plan.adapter is not None
+    held = max(0, budget - work.sizes.peak_bytes) // work.sizes.threads
+    maker = _Maker(plan, plan.adapter, work, journal, held)
+    jobs = _jobs(plan.adapter, maker)
+    (journal.folder / PARTS).mkdir(exist_ok=True)
+    for batch in work.ready(plan.adapter.outputs):
+        work.crew.each(batch, lambda output: jobs[output.name]())
+    parts = maker.parts()
+    if not parts.saved and not any(made.rank for made in parts.made):
+        raise NothingChanged("No module of the result differs from the base: an adapter would be empty.")
+    finished = _assemble(parts, plan.adapter.dtype, journal)
+    base = plan.models["base"]
+    write_json(journal.folder / CONFIG_FILE, adapter_config(base, parts.made, parts.saved))
+    shutil.rmtree(journal.folder / PARTS)
+    roles = {output.name: output.role for output in plan.adapter.outputs}
+    return finished, [CONFIG_FILE], {"adapter": losses(parts.made, parts.saved, parts.dropped, roles)}
+
+
+def _jobs(adapter: AdapterPlan, maker: "_Maker") -> dict[str, Callable[[], None]]:
+    modules = {module.output.name: module for module in adapter.modules}
+    saved = {output.name for output in adapter.saved}
+    jobs: dict[str, Callable[[], None]] = {}
+    for place, output in enumerate(adapter.outputs):
+        file = f"{PARTS}/{place:05d}.safetensors"
+        if output.name in modules:
+            jobs[output.name] = maker.job(maker.factor, file, modules[output.name])
+        elif output.name in saved:
+            jobs[output.name] = maker.job(maker.save, file, output)
+        else:
+            jobs[output.name] = maker.job(maker.measure, file, output)
+    return jobs
+
+
+def _assemble(parts: Parts, dtype: str, journal: Journal) -> Finished:
+    """Puts the parts together to ``adapter_model.safetensors``, in the order of their names."""
+    done = journal.shards.get(WEIGHT_FILE)
+    if done is not None:
+        return done
+    specs: list[tuple[TensorSpec, str]] = []
+    for made in parts.made:
+        rows, columns = made.shape
+        for name, shape in zip(made.names, ((made.rank, columns), (rows, made.rank)), strict=True):
+            specs += [((name, dtype, shape), made.file)] if made.rank else []
+    specs += [((each.name, dtype, each.shape), each.file) for each in parts.saved]
+    specs.sort(key=lambda spec: spec[0][0])
+    layout = lay_out(WEIGHT_FILE, [spec for spec, _ in specs])
+    with ShardWriter(journal.folder / WEIGHT_FILE, layout) as writer:
+        for (name, _, _), file in specs:
+            writer.write_at(name, 0, load_file(journal.folder / file)[name].view(-1))
+        written = writer.finish()
+    finished = Finished(written.file, written.size, written.sha256)
+    journal.add_shard(finished)
+    return finished
+
+
+class _Maker:
+    """The arithmetic of one module, and the files it goes to."""
+
+    def __init__(self, plan: Plan, adapter: AdapterPlan, work: Merging, journal: Journal, held: int) -> None:
+        self._plan, self._adapter, self._work, self._journal = plan, adapter, work, journal
+        self._held = held
+        self._whole = plan.granularity == "tensor"
+        self._lock = threading.Lock()
+        self._files: dict[str, tuple[str, Any]] = {}
+
+    def job(self, make: Callable[[str, Any], None], file: str, what: Any) -> Callable[[], None]:
+        """Makes one part, unless an earlier run has."""
+        output = what.output if isinstance(what, LoraModule) else what
+
+        def work() -> None:
+            self._work.meter.check()
+            if file not in self._journal.shards:
+                make(file, what)
+            with self._lock:
+                self._files[output.name] = (file, what)
+            self._work.finished(output)
+
+        return work
+
+    def factor(self, file: str, module: LoraModule) -> None:
+        """A module's factors, with what is lost by cutting and by rounding them."""
+        low = self._from_factors(module) if module.factored else self._from_change(module)
+        if not isfinite(low.norm):
+            raise NotFinite(f"{module.output.name}: the change is not finite; check the weights and scales.")
+        left, right = (low.right.T, low.left.T) if module.turned else (low.left, low.right)
+        a, b = (self._rounded(module.output.name, side) for side in (right, left))
+        lost = hypot(low.error, _distance(left, right, b.double(), a.double()) / (low.norm or 1.0))
+        names = factor_names(module)
+        self._write(file, {names[0]: a, names[1]: b} if low.rank else {}, [low.norm, lost * low.norm])
+
+    def save(self, file: str, output: OutputTensor) -> None:
+        """A whole tensor."""
+        name = saved_name(output.name, self._lora_paths())
+        spec = (name, self._adapter.dtype, output.shape)
+        layout = lay_out(file, [spec])
+        dtype = torch_dtype(self._adapter.dtype, name)
+        with ShardWriter(self._journal.folder / file, layout) as writer:
+            for first, count in self._spans(output):
+                merged = self._work.merged(output, first, count)
+                writer.write_at(name, first, cast_out(name, merged, dtype, self._work.buffers))
+            self._record(writer)
+
+    def measure(self, file: str, output: OutputTensor) -> None:
+        """How large the change is that the adapter leaves out."""
+        total = sum(float(block.double().square().sum()) for block in self._change(output))
+        self._write(file, {}, [total**0.5, total**0.5])
+
+    def parts(self) -> Parts:
+        """Everything that was made, in the order of the plan."""
+        made, saved, dropped = [], [], {}
+        for output in self._adapter.outputs:
+            file, what = self._files[output.name]
+            tensors = load_file(self._journal.folder / file)
+            if isinstance(what, LoraModule):
+                norm, lost = tensors[_FACTS].tolist()
+                names = factor_names(what)
+                rank = tensors[names[0]].shape[0] if names[0] in tensors else 0
+                shape = output.shape[::-1] if what.turned else output.shape
+                made.append(Made(what, file, names, (shape[0], shape[1]), rank, norm, lost))
+            elif _FACTS in tensors:
+                dropped[output.name] = float(tensors[_FACTS][0])
+            else:
+                saved.append(Saved(output, file, next(iter(tensors)), output.shape))
+        return Parts(tuple(made), tuple(saved), dropped)
+
+    def _from_factors(self, module: LoraModule) -> LowRank:
+        """The sum of c_i s_i B_i A_i over the sources, by their own factors alone."""
+        output = module.output
+        lefts, rights = [], []
+        for source, factor in zip(output.sources, self._factors(output), strict=True):
+            adapter = self._plan.models[source.model].adapter
+            if adapter is not None and source.tensor in adapter.pairs and factor:
+                left, right = self._work.readers[source.model].factors(source.tensor, torch.float64)
+                lefts.append(left * factor)
+                rights.append(right)
+        if not lefts:
+            rows, columns = output.shape
+            return LowRank(torch.zeros(rows, 0).double(), torch.zeros(0, columns).double(), 0.0, 0.0)
+        return decompose_product(lefts, rights, self._adapter.wanted)
+
+    def _factors(self, output: OutputTensor) -> list[float]:
+        """What the steps, which are linear, multiply each source with: they are shown unit vectors."""
+        count = len(output.inputs)
+        units = list(torch.eye(count, dtype=torch.float64))
+        base, sources = (units[0], units[1:]) if output.base is not None else (None, units)
+        merged = self._work.chain(output).compute(Block(0, (count,), base, sources)).tolist()
+        return merged[1:] if output.base is not None else merged
+
+    def _from_change(self, module: LoraModule) -> LowRank:
+        output = module.output
+        rows, columns = output.shape
+        key = key_of(self._plan.recipe.seed, output.name, "lora")
+        entry = self._work.merged(output, 0, columns).element_size() if not self._whole else 0
+        blocks: Callable[[], Iterator[Tensor]] = lambda: self._change(output)  # noqa: E731
+        high = block_rows(columns)
+        if self._whole or rows * columns * entry <= self._held:
+            change = torch.cat([block.clone() for block in self._change(output)])
+            blocks = lambda: (change[row : row + high] for row in range(0, rows, high))  # noqa: E731
+        return decompose(blocks, (rows, columns), self._adapter.wanted, key)
+
+    def _change(self, output: OutputTensor) -> Iterator[Tensor]:
+        """The merged tensor minus the base's, in blocks of whole rows that the shape alone decides."""
+        columns = _columns(output)
+        total = prod(output.shape)
+        height = total // max(columns, 1) if self._whole else block_rows(columns)
+        base = Input("base", output.name)
+        for first in range(0, total, height * columns):
+            count = min(height * columns, total - first)
+            block: Tensor | None = None
+            for at, size in self._spans(output, first, count):
+                merged = self._work.merged(output, at, size)
+                if block is None:
+                    block = torch.empty(count, dtype=merged.dtype)
+                place = block[at - first : at - first + size].copy_(merged)
+                place.sub_(self._work.read(base, at, size))
+            assert block is not None  # a block has at least one span
+            yield block.view(-1, columns)
+
+    def _spans(
+        self, output: OutputTensor, first: int = 0, count: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Whole rows at a time, as many as fit."""
+        end = prod(output.shape) if count is None else first + count
+        columns = _columns(output)
+        step = end - first if self._whole else max(1, self._work.sizes.block // columns) * columns
+        for at in range(first, end, max(step, 1)):
+            self._work.meter.check()
+            yield at, min(step, end - at)
+
+    def _rounded(self, name: str, side: Tensor) -> Tensor:
+        dtype = torch_dtype(self._adapter.dtype, name)
+        return cast_out(name, side, dtype, self._work.buffers).clone().view(side.shape)
+
+    def _lora_paths(self) -> frozenset[str]:
+        return frozenset(module.path for module in self._adapter.modules)
+
+    def _write(self, file: str, tensors: Mapping[str, Tensor], facts: Sequence[float]) -> None:
+        specs = [(name, self._adapter.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+        layout = lay_out(file, [*specs, (_FACTS, "F64", (len(facts),))])
+        with ShardWriter(self._journal.folder / file, layout) as writer:
+            for name, tensor in tensors.items():
+                writer.write_at(name, 0, tensor.contiguous().view(-1))
+            writer.write_at(_FACTS, 0, torch.tensor(facts, dtype=torch.float64))
+            self._record(writer)
+
+    def _record(self, writer: ShardWriter) -> None:
+        written = writer.finish()
+        with self._lock:
+            self._journal.add_shard(Finished(written.file, written.size, written.sha256))
+
+
+def _columns(output: OutputTensor) -> int:
+    return max(1, prod(output.shape[1:]) if len(output.shape) > 1 else prod(output.shape))
+
+
+def _distance(left: Tensor, right: Tensor, other_left: Tensor, other_right: Tensor) -> float:
+    """Frobenius norm of left @ right - other_left @ other_right, without forming either."""
+    lefts = torch.cat([left - other_left, other_left], dim=1)
+    rights = torch.cat([right, right - other_right], dim=0)
+    squared = float(((lefts.T @ lefts) * (rights @ rights.T)).sum())
+    return sqrt(max(0.0, squared))

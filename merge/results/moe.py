@@ -1,0 +1,107 @@
+"""The routers of a mixture: one row an expert, drawn by a key or taken from what prompts look like inside.
+
+A row made from prompts is the mean of the positive prompts' vectors minus that of the negative ones', scaled
+to length 1, so that a token is sent where its own vector points. Vectors are the embeddings of a prompt's
+tokens (``cheap_embed``: the same row in every layer), or what the guide model holds where a layer begins:
+the mean over the tokens (``hidden``, ``hidden_avg``) or the last token's (``hidden_last``).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import pi, sqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint.reader import TensorReader
+from merge.forms.moe import FORWARD_BYTES, MoePlan, Router
+from merge.kernels.keyed import Draws, key_of
+from merge.plan import Plan
+from merge.results.hidden import embedded, layer_inputs, tokens_of
+
+Texts = tuple[list[Tensor], list[Tensor]]
+"""Token ids of the positive and of the negative prompts of one source."""
+
+
+def make_routers(
+    plan: Plan, readers: Mapping[str, TensorReader], folders: Mapping[str, Path], check: Callable[[], None]
+) -> dict[str, Tensor]:
+    """Every router of the plan by name, float32 (rows, width). ``check`` is called now and then.
+
+    Raises ``GateUnsupported`` where the guide's tokenizer or layers cannot be used.
+    """
+    assert plan.moe is not None
+    gate = plan.moe.asked.gate
+    if gate.endswith("random"):
+        return {router.output.name: _drawn(router, plan.recipe.seed, gate) for router in plan.moe.routers}
+    reader, folder = readers[plan.moe.guide], folders[plan.moe.guide]
+    texts = {
+        source.id: (tokens_of(folder, source.prompts), tokens_of(folder, source.negative_prompts))
+        for source in plan.recipe.sources
+    }
+    if gate == "cheap_embed":
+        rows = {
+            name: _row(*([embedded(reader, ids).mean(0) for ids in side] for side in sides))
+            for name, sides in texts.items()
+        }
+        return {
+            router.output.name: torch.stack([rows[name] for name in router.sources])
+            for router in plan.moe.routers
+        }
+    return _from_hidden(plan.moe, reader, folder, texts, check)
+
+
+def _drawn(router: Router, seed: int, gate: str) -> Tensor:
+    rows, width = router.output.shape
+    draws = Draws(key_of(seed, router.output.name, gate), 0, (rows, width))
+    if gate == "uniform_random":
+        return (draws.uniform() * 2 - 1) / sqrt(width)
+    radius = torch.sqrt(-2 * torch.log1p(-draws.uniform().double()))
+    return (radius * torch.cos(2 * pi * draws.uniform(1).double())).float()
+
+
+def _from_hidden(
+    moe: MoePlan,
+    reader: TensorReader,
+    folder: Path,
+    texts: Mapping[str, Texts],
+    check: Callable[[], None],
+) -> dict[str, Tensor]:
+    """Rows by source and layer, the sources some at a time so that their hidden states fit."""
+    last = moe.asked.gate == "hidden_last"
+    width = moe.routers[0].output.shape[1]
+    rows: dict[tuple[str, int], Tensor] = {}
+    for names in _batches(texts, width):
+        flat = [ids for name in names for side in texts[name] for ids in side]
+        for layer, states in enumerate(layer_inputs(reader, folder, flat, check)):
+            vectors = iter([state[-1] if last else state.mean(0) for state in states])
+            for name in names:
+                positive, negative = ([next(vectors) for _ in side] for side in texts[name])
+                rows[name, layer] = _row(positive, negative)
+    return {
+        router.output.name: torch.stack([rows[name, router.layer] for name in router.sources])
+        for router in moe.routers
+    }
+
+
+def _batches(texts: Mapping[str, Texts], width: int) -> Iterator[list[str]]:
+    """Sources whose hidden states take about ``FORWARD_BYTES`` together."""
+    batch: list[str] = []
+    held = 0
+    for name, sides in texts.items():
+        size = 8 * width * sum(ids.numel() for side in sides for ids in side)
+        if batch and held + size > FORWARD_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch.append(name)
+        held += size
+    if batch:
+        yield batch
+
+
+def _row(positive: Sequence[Tensor], negative: Sequence[Tensor]) -> Tensor:
+    row = torch.stack(list(positive)).double().mean(0)
+    if negative:
+        row = row - torch.stack(list(negative)).double().mean(0)
+    length = torch.linalg.vector_norm(row).clamp(min=1e-8)
+    return row.div(length).float()

@@ -1,0 +1,151 @@
+"""The words of PEFT's adapter folder: tensor names, ``adapter_config.json``, and what an adapter loses."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import hypot
+from typing import Any
+
+from merge.arch.roles import is_conv1d
+from merge.checkpoint.index import ModelIndex
+from merge.forms.adapter import LoraModule
+from merge.outputs import OutputTensor
+
+PREFIX = "base_model.model."
+_TASKS = (
+    ("ForCausalLM", "CAUSAL_LM"),
+    ("LMHeadModel", "CAUSAL_LM"),
+    ("ForSequenceClassification", "SEQ_CLS"),
+    ("ForTokenClassification", "TOKEN_CLS"),
+    ("ForQuestionAnswering", "QUESTION_ANS"),
+    ("ForConditionalGeneration", "SEQ_2_SEQ_LM"),
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A module's factors: ``names`` of A (rank, in) and B (out, rank), ``shape`` (out, in).
+
+    ``norm`` is that of the change, ``lost`` that of what the factors do not give back of it.
+    """
+
+    module: LoraModule
+    file: str
+    names: tuple[str, str]
+    shape: tuple[int, int]
+    rank: int
+    norm: float
+    lost: float
+
+    @property
+    def path(self) -> str:
+        """The module's name in the model."""
+        return self.module.path
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A tensor that the adapter holds whole, under ``name``."""
+
+    output: OutputTensor
+    file: str
+    name: str
+    shape: tuple[int, ...]
+
+
+def factor_names(module: LoraModule) -> tuple[str, str]:
+    """Names of A and B in the adapter's file."""
+    stem = PREFIX + module.path
+    if module.kind == "embedding":
+        return f"{stem}.lora_embedding_A", f"{stem}.lora_embedding_B"
+    return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+
+
+def saved_name(name: str, lora_paths: Iterable[str]) -> str:
+    """Name of a whole tensor: the bias of a module that also has factors stands under its base layer."""
+    path, _, last = name.rpartition(".")
+    return PREFIX + (f"{path}.base_layer.{last}" if path in set(lora_paths) else name)
+
+
+def adapter_config(base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved]) -> dict[str, Any]:
+    """``adapter_config.json``. Every module's alpha is its rank, so that its scale is 1."""
+    used = [each for each in made if each.rank]
+    ranks = Counter(each.rank for each in used)
+    rank = max(ranks, key=lambda value: (ranks[value], value)) if ranks else 1
+    others = {
+        each.path: each.rank
+        for each in sorted(used, key=lambda each: (-len(each.path), each.path))
+        if each.rank != rank
+    }
+    label, _, revision = base.label.partition("@")
+    biases = [each for each in saved if each.name.endswith(".base_layer.bias")]
+    whole = sorted({each.output.name.rpartition(".")[0] for each in saved if each not in biases})
+    return {
+        "peft_type": "LORA",
+        "task_type": _task(base.config),
+        "base_model_name_or_path": label,
+        "revision": revision.partition(":")[0] or None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "rank_pattern": others,
+        "alpha_pattern": dict(others),
+        "target_modules": _targets(base, [each.path for each in used]),
+        "modules_to_save": whole or None,
+        "bias": "lora_only" if biases else "none",
+        "fan_in_fan_out": any(is_conv1d(each.module.output.name, base.config) for each in used),
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def losses(
+    made: Sequence[Made], saved: Sequence[Saved], dropped: Mapping[str, float], roles: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the adapter holds and what it does not, for the manifest: errors are relative Frobenius norms.
+
+    ``error`` is over all modules with factors, ``total_error`` over the whole model, what was left out
+    counted as lost.
+    """
+    norm, lost = hypot(*(each.norm for each in made)), hypot(*(each.lost for each in made))
+    left_out: dict[str, list[float]] = {}
+    for name, change in dropped.items():
+        if change:
+            left_out.setdefault(roles[name], []).append(change)
+    gone = hypot(*(change for changes in left_out.values() for change in changes))
+    whole = hypot(norm, gone)
+    return {
+        "error": _share(lost, norm),
+        "total_error": _share(hypot(lost, gone), whole),
+        "modules": {each.path: {"rank": each.rank, "error": _share(each.lost, each.norm)} for each in made},
+        "saved": [each.output.name for each in saved],
+        "left_out": {
+            role: {"tensors": len(changes), "share": _share(hypot(*changes), whole)}
+            for role, changes in sorted(left_out.items())
+        },
+    }
+
+
+def _share(part: float, whole: float) -> float:
+    return float(f"{part / whole:.4g}") if whole else 0.0
+
+
+def _targets(base: ModelIndex, paths: Sequence[str]) -> list[str]:
+    """Last components of the modules' names where these mean nothing else, otherwise whole names."""
+    ours = set(paths)
+    ends = {path.rpartition(".")[2] for path in ours}
+    meant = {
+        name.removesuffix(".weight")
+        for name, info in base.tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2
+        and name.removesuffix(".weight").rpartition(".")[2] in ends
+    }  # fmt: skip
+    return sorted(ends if meant == ours else ours)
+
+
+def _task(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    first = str(names[0]) if isinstance(names, list) and names else ""
+    return next((task for end, task in _TASKS if first.endswith(end)), None)

@@ -1,0 +1,208 @@
+"""The rows that no model can lend, computed once before a run and kept in a file beside its shards."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.checkpoint.dtype import as_bytes
+from merge.checkpoint.reader import TensorReader
+from merge.recipe import Recipe
+from merge.tokenizer.align import Made
+from merge.tokenizer.approximate import (
+    Combination,
+    drawn,
+    lengths,
+    moments,
+    nearest_rows,
+    orthogonal_pursuit,
+)
+from merge.tokenizer.planned import BATCH_ROWS, VocabularyPlan, Wanted
+from merge.tokenizer.rows import HeldRows, MadeFile, MadeRows, PickedRows
+
+FILE = ".mergery-rows"
+_SPREADS = {"random": "deviation", "john_hewitt": "covariance"}
+_COMBINING = {"omp": orthogonal_pursuit, "common_interpolation": nearest_rows}
+
+Each = Callable[[Sequence["_Batch"], Callable[["_Batch"], None]], None]
+"""Does the work on every batch, on several threads or not."""
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One tensor of one model that needs rows, and where they go."""
+
+    model: str
+    tensor: str
+    flat: bool
+    part: MadeRows
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Targets whose rows are made alike: of the same amounts of the same shared tokens."""
+
+    made: Made
+    donor: str
+    donor_tensor: str
+    shared: tuple[int, ...]
+    targets: tuple[_Target, ...]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    rows: tuple[int, ...]
+
+
+class RowMaker:
+    """Computes what the tables of a plan list as made. ``dtype`` is that of the arithmetic to come."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        vocabulary: VocabularyPlan,
+        wanted: Sequence[Wanted],
+        readers: Mapping[str, TensorReader],
+        dtype: torch.dtype,
+    ) -> None:
+        self._recipe, self._vocabulary, self._readers, self._dtype = recipe, vocabulary, readers, dtype
+        self._targets = list(self._find(wanted))
+        self.told: list[dict[str, Any]] = []
+
+    def make(self, folder: Path, each: Each, memory: int) -> MadeFile | None:
+        """The file of all made rows, written anew unless an earlier run has finished it; ``None`` where none
+        are needed. ``told`` has the counts and errors afterwards. Where ``memory`` (bytes) suffices for all
+        shared rows they are held in it, otherwise they are read again and again.
+        """
+        if not self._targets:
+            return None
+        path, report = folder / FILE, folder / f"{FILE}.json"
+        parts = {(target.model, target.tensor): target.part for target in self._targets}
+        if path.exists() and report.exists():
+            self.told = json.loads(report.read_bytes())
+            return MadeFile(path, parts)
+        with path.open("wb") as file:
+            for target in self._targets:
+                self._moments(target, file.fileno())
+            for group in self._groups():
+                self._combine(group, file.fileno(), each, memory)
+            file.flush()
+            os.fsync(file.fileno())
+        report.write_text(json.dumps(self.told))
+        return MadeFile(path, parts)
+
+    @staticmethod
+    def clean(folder: Path) -> None:
+        """Removes the file from a finished result."""
+        (folder / FILE).unlink(missing_ok=True)
+        (folder / f"{FILE}.json").unlink(missing_ok=True)
+
+    def _find(self, wanted: Sequence[Wanted]) -> Iterator[_Target]:
+        begin = 0
+        for model, tensor, shape in dict.fromkeys(wanted):
+            if not self._vocabulary.tables[model].made:
+                continue
+            flat, width = len(shape) < 2, prod(shape[1:])
+            slots = self._slots(model, flat)
+            yield _Target(model, tensor, flat, MadeRows(begin, slots, width, self._dtype))
+            begin += (max(slots.values()) + 1) * width * self._dtype.itemsize
+
+    def _slots(self, table: str, flat: bool) -> dict[int, int]:
+        """A slot for each row; rows that are the mean share one."""
+        slots: dict[int, int] = {}
+        following = 0
+        for made in self._vocabulary.tables[table].made:
+            alone = flat or made.method == "mean"
+            for place, row in enumerate(made.rows):
+                slots[row] = following + (0 if alone else place)
+            following += 1 if alone else len(made.rows)
+        return slots
+
+    def _moments(self, target: _Target, fd: int) -> None:
+        """Rows that depend on the model's own rows as a whole: their mean, or draws around it."""
+        table = self._vocabulary.tables[target.model]
+        for made in table.made:
+            flat = target.flat
+            if made.method in _COMBINING and not flat:
+                continue
+            own = PickedRows(self._readers[target.model], target.tensor, range(table.own_tokens))
+            known = moments(own, None if flat else _SPREADS.get(made.method))
+            alone = flat or made.method == "mean"
+            name = f"{target.model}/{target.tensor}"
+            for row in made.rows[:1] if alone else made.rows:
+                values = known.mean if alone else drawn(known, self._recipe.seed, name, row)
+                self._write(fd, target.part, row, values[None])
+            self.told.append({"tensor": target.tensor, "model": target.model,
+                              "method": "mean" if flat else made.method, "rows": len(made.rows)})  # fmt: skip
+
+    def _groups(self) -> Iterator[_Group]:
+        found: dict[Any, tuple[Made, str, str, tuple[int, ...], list[_Target]]] = {}
+        for target in self._targets:
+            for made in self._vocabulary.tables[target.model].made:
+                if made.method not in _COMBINING or target.flat or made.donor is None:
+                    continue
+                tensor = self._counterpart(target, made.donor)
+                shared = tuple(self._vocabulary.alignment.shared(target.model, made.donor))
+                key = (made.method, made.donor, tensor, made.rows, shared)
+                found.setdefault(key, (made, made.donor, tensor, shared, []))[4].append(target)
+        for made, donor, tensor, shared, targets in found.values():
+            yield _Group(made, donor, tensor, shared, tuple(targets))
+
+    def _counterpart(self, target: _Target, donor: str) -> str:
+        """The donor's tensor that plays the part of the target's: of the same name, else of the same part;
+        its embedding where it has no head of its own.
+        """
+        theirs = self._vocabulary.tensors[donor].tensors
+        if target.tensor in theirs:
+            return target.tensor
+        part = self._vocabulary.tensors[target.model].tensors[target.tensor]
+        wide = [name for name in theirs if len(self._readers[donor].index.tensors[name].shape) > 1]
+        same = [name for name in wide if theirs[name] == part]
+        return (same or [name for name in wide if theirs[name] == "embed"])[0]
+
+    def _combine(self, group: _Group, fd: int, each: Each, memory: int) -> None:
+        reader, own = self._readers[group.donor], self._vocabulary.alignment.natural[group.donor]
+        picked = PickedRows(reader, group.donor_tensor, [own[at] for at in group.shared])
+        atoms = HeldRows(picked) if picked.count * picked.width * 4 <= memory else picked
+        sizes = lengths(atoms)
+        solve = _COMBINING[group.made.method]
+        places = [
+            PickedRows(
+                self._readers[target.model],
+                target.tensor,
+                [self._vocabulary.alignment.natural[target.model][at] for at in group.shared],
+            )
+            for target in group.targets
+        ]
+        errors: dict[int, Tensor] = {}
+
+        def work(batch: _Batch) -> None:
+            wanted = PickedRows(reader, group.donor_tensor, [own[at] for at in batch.rows])
+            targets = wanted.take(range(wanted.count))
+            found: Combination = solve(targets, atoms, sizes, self._recipe.tokenizer.k)
+            errors[batch.rows[0]] = found.errors
+            for target, rows in zip(group.targets, places, strict=True):
+                values = found.apply(rows)
+                for place, row in enumerate(batch.rows):
+                    self._write(fd, target.part, row, values[place : place + 1])
+
+        rows = group.made.rows
+        each([_Batch(rows[at : at + BATCH_ROWS]) for at in range(0, len(rows), BATCH_ROWS)], work)
+        left = torch.cat([errors[first] for first in sorted(errors)])
+        for target in group.targets:
+            self.told.append({
+                "tensor": target.tensor, "model": target.model, "method": group.made.method,
+                "donor": group.donor, "shared": len(group.shared), "rows": len(rows),
+                "error_mean": float(f"{float(left.mean()):.4g}"),
+                "error_max": float(f"{float(left.max()):.4g}"),
+            })  # fmt: skip
+
+    def _write(self, fd: int, part: MadeRows, row: int, values: Tensor) -> None:
+        flat = values.to(self._dtype).contiguous()
+        os.pwrite(fd, as_bytes(flat), part.begin + part.slots[row] * part.width * flat.element_size())

@@ -1,0 +1,292 @@
+"""The arithmetic of one run: from the blocks of the inputs to the entries that are written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge import passes
+from merge.binding import Binder
+from merge.blocks import Buffers, Crew, Inputs, cast_out
+from merge.chain import Block, Chain, Task
+from merge.checkpoint.dtype import torch_dtype
+from merge.checkpoint.layout import ShardLayout
+from merge.checkpoint.reader import TensorReader
+from merge.checkpoint.writer import ShardWriter
+from merge.contract.method import get
+from merge.forms.moe import MADE
+from merge.fused.loops import Loops, Measuring, Writing
+from merge.fused.windows import Windows
+from merge.journal import Journal
+from merge.meter import Meter
+from merge.outputs import INTEGERS, Input, OutputTensor, tensors_read
+from merge.plan import Plan
+from merge.sizing import Sizes
+from merge.stage_reader import StageReader
+from merge.statistics import NOTHING, Informed
+from merge.survey.measure import Surveyor
+from merge.tokenizer.rows import TableReader
+
+BATCH_ENTRIES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Item:
+    output: OutputTensor
+    chain: Chain | None
+    loop: Writing | None
+    first: int
+    count: int
+    last: bool
+
+
+class Work:
+    """The arithmetic of one run: which models a tensor is read from, and the passes over its blocks."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        readers: Mapping[str, TensorReader],
+        crew: Crew,
+        fitted: Sizes,
+        meter: Meter,
+        device: torch.device,
+        surveyor: Surveyor,
+        tables: TableReader | None,
+        informed: Informed,
+    ) -> None:
+        self._plan = plan
+        self._surveyor = surveyor
+        self.crew = crew
+        self.sizes = fitted
+        self.meter = meter
+        self._device = device
+        self.buffers = Buffers()
+        self.readers = readers
+        dtype = torch.float64 if plan.recipe.dtype.compute == "float64" else torch.float32
+        self._inputs = Inputs(readers, self.buffers, dtype, tables)
+        plainly = dtype == torch.float32 and device.type == "cpu"
+        entries = sum(prod(output.shape) for output in plan.outputs)
+        methods = [get(step.name) for step in plan.steps]
+        self._informed = {
+            output.name: informed.of(output, zip(methods, output.settings, strict=True))
+            for output in plan.outputs
+            if output.policy == "method"
+        }
+        self._loops = Loops(self._inputs, self.buffers, entries, plainly, self._note_read, self._informed)
+        self._outputs = {output.name: output for output in plan.outputs}
+        self._surveyed = {
+            output.name
+            for place, output in enumerate(plan.outputs)
+            if output.policy == "method" and surveyor.wants(place)
+        }
+        self._writing: dict[str, Writing | None] = {}
+        self._staged = any(isinstance(reader, StageReader) for reader in readers.values())
+        bind = Binder(plan, self._outputs).chain
+        self._chains = {output.name: bind(output) for output in plan.outputs if not copied(output)}
+        meter.bytes_total = sum(self._entry_bytes(o) * prod(o.shape) * self._passes(o) for o in plan.outputs)
+
+    def measure_global(self, journal: Journal) -> None:
+        """The passes over all tensors that global statistics need; skipped where the journal has their
+        values.
+        """
+        chains = list(self._chains.values())
+        shared = passes.share_global(chains)
+        if not shared:
+            return
+        if journal.shared is not None:
+            for held, value in zip(shared.values(), journal.shared, strict=True):
+                held.so_far = tuple(value)
+            for chain in chains:
+                for task in chain.tasks:
+                    if task.shared is not None:
+                        task.shared.rounds_done = task.stat.rounds
+            return
+        for level in range(1, passes.global_levels(chains) + 1):
+            for batch in passes.batches(chains, self.sizes.batch, BATCH_ENTRIES):
+                self._prepare([self._outputs[chain.site.name] for chain in batch], self.crew)
+                passes.measure(batch, level, self._load, self.crew, self.sizes.block, self._quick)
+            passes.close_shared(chains, level)
+        journal.add_shared([held.so_far for held in shared.values()])
+
+    def write(self, layout: ShardLayout, path: Path) -> ShardWriter:
+        """Computes and writes the tensors of one shard, which the caller must finish."""
+        with ExitStack() as stack:
+            writer = stack.enter_context(ShardWriter(path, layout))
+            for batch in self.ready([self._outputs[name] for name in layout.entries]):
+                self.crew.each(self._items(batch), lambda item: self._write_item(writer, item))
+            stack.pop_all()
+            return writer
+
+    def take(self, made: Mapping[str, Tensor]) -> None:
+        """Tensors that no input holds, by name."""
+        self._inputs.made = made
+
+    def ready(
+        self, outputs: Sequence[OutputTensor], crew: Crew | None = None
+    ) -> Iterator[Sequence[OutputTensor]]:
+        """The outputs some at a time, each when its statistics are there; measured by the run's crew, or
+        another.
+        """
+        crew = crew or self.crew
+        for batch in self._batches(outputs):
+            self._prepare(batch, crew)
+            chains = [self._chains[o.name] for o in batch if o.name in self._chains]
+            for level in range(1, max((chain.levels for chain in chains), default=0) + 1):
+                passes.measure(chains, level, self._load, crew, self.sizes.block, self._quick)
+            yield batch
+
+    def _prepare(self, outputs: Sequence[OutputTensor], crew: Crew) -> None:
+        """Has the stages measured that these are made from."""
+        for key, names in tensors_read(outputs).items():
+            reader = self.readers[key]
+            if isinstance(reader, StageReader):
+                reader.prepare(sorted(names), crew)
+
+    def chain_of(self, output: OutputTensor) -> Chain | None:
+        """The steps bound to this tensor; ``None`` where it is taken over."""
+        return self._chains.get(output.name)
+
+    def entries(self, output: OutputTensor, first: int, count: int) -> Iterator[tuple[int, Tensor]]:
+        """Entries as they are written, part by part, each with its first."""
+        chain = self._chains.get(output.name)
+        if output.name not in self._writing:
+            self._writing[output.name] = self._loops.writing(chain, output) if chain else None
+        loop = self._writing[output.name]
+        if chain is None:
+            spans = ((first + at, size) for at, size in _even_spans(count, self.sizes.block))
+        else:
+            spans = (span for span in chain.spans(self.sizes.block, first, count))
+        for at, size in spans:
+            yield from self._made(Item(output, chain, loop, at, size, False))
+
+    def merged(self, output: OutputTensor, first: int, count: int) -> Tensor:
+        """Entries of a merged tensor, flat, on the CPU; valid until the next call on the same thread."""
+        if copied(output):
+            return self._inputs.equal(output, first, count)
+        chain = self._chains[output.name]
+        return chain.compute(self._block(chain, first, count)).reshape(-1).cpu()
+
+    def finished(self, output: OutputTensor) -> None:
+        """Counts a tensor that was made from ``merged``."""
+        self.meter.add(self._entry_bytes(output) * prod(output.shape), 1)
+
+    def read(self, source: Input, first: int, count: int) -> Tensor:
+        """The same entries of one input, in the dtype of the arithmetic."""
+        return self._inputs.load((source,), first, count)[0]
+
+    def chain(self, output: OutputTensor) -> Chain:
+        """The steps bound to this tensor."""
+        return self._chains[output.name]
+
+    def measured(self, layout: ShardLayout) -> dict[str, list[float]]:
+        """What the survey found in the tensors of a shard that was written."""
+        found = {name: self._surveyor.measured(name) for name in layout.entries}
+        return {name: each.as_list() for name, each in found.items() if each is not None}
+
+    def skip(self, layout: ShardLayout) -> None:
+        """Counts a shard that need not be made."""
+        outputs = [self._outputs[name] for name in layout.entries]
+        read = sum(self._entry_bytes(o) * prod(o.shape) * self._passes(o) for o in outputs)
+        self.meter.add(read, len(outputs))
+
+    def _batches(self, outputs: Sequence[OutputTensor]) -> Any:
+        """Tensors without stats go through in one stream; with stats, some at a time, so that pages stay
+        cached.
+        """
+        if not self._staged and all(self._passes(output) == 1 for output in outputs):
+            return [outputs]
+        found: list[list[OutputTensor]] = [[]]
+        large = held = 0
+        for output in outputs:
+            if large >= self.sizes.batch or held >= BATCH_ENTRIES:
+                found.append([])
+                large = held = 0
+            found[-1].append(output)
+            entries = prod(output.shape)
+            large, held = large + (entries > passes.AT_ONCE), held + entries
+        return found
+
+    def _items(self, outputs: Sequence[OutputTensor]) -> Any:
+        for output in outputs:
+            chain = self._chains.get(output.name)
+            total = prod(output.shape)
+            loop = self._loops.writing(chain, output) if chain else None
+            size = self.sizes.block if loop is None else loop.span(self.sizes.block)
+            spans = chain.spans(size) if chain else _even_spans(total, size)
+            for first, count in spans:
+                yield Item(output, chain, loop, first, count, first + count == total)
+            if total == 0:
+                self.meter.add(0, 1)
+
+    def _write_item(self, writer: ShardWriter, item: Item) -> None:
+        self.meter.check()
+        name = item.output.name
+        for first, made in self._made(item):
+            writer.write_at(name, first, made)
+            if item.chain is not None and name in self._surveyed:
+                self._surveyor.look(item.chain, first, made, self._block)
+        self.meter.add(self._entry_bytes(item.output) * item.count, int(item.last))
+
+    def _made(self, item: Item) -> Iterator[tuple[int, Tensor]]:
+        """The item's entries as they are written, flat, each part with its first entry: by the compiled loop
+        in one go, else in blocks.
+        """
+        output, chain = item.output, item.chain
+        found = None if item.loop is None else item.loop.made(item.first, item.count)
+        if found is not None:
+            yield item.first, found
+            return
+        dtype = torch_dtype(output.dtype, output.name)
+        whole = [(item.first, item.count)]
+        for first, count in chain.spans(self.sizes.block, item.first, item.count) if chain else whole:
+            if chain is None:
+                merged = self._inputs.equal(output, first, count)
+            else:
+                merged = chain.compute(self._block(chain, first, count))
+            yield first, cast_out(output.name, merged, dtype, self.buffers)
+
+    def _load(self, chain: Chain, first: int, count: int) -> Block:
+        block = self._block(chain, first, count)
+        self._note_read(self._outputs[chain.site.name], count)
+        return block
+
+    def _note_read(self, output: OutputTensor, count: int) -> None:
+        self.meter.check()
+        self.meter.add(self._entry_bytes(output) * count)
+
+    def _quick(self, chain: Chain, tasks: Sequence[Task], guess: bool) -> Measuring | Windows | None:
+        return self._loops.measuring(chain, self._outputs[chain.site.name], tasks, guess)
+
+    def _block(self, chain: Chain, first: int, count: int) -> Block:
+        output = self._outputs[chain.site.name]
+        shape = chain.block_shape(count)
+        read = self._inputs.load(output.inputs, first, count)
+        tensors = [tensor.view(shape).to(self._device) for tensor in read]
+        base, sources = (tensors[0], tensors[1:]) if output.base is not None else (None, tensors)
+        known = self._informed.get(output.name, NOTHING).at(first, shape, tensors[0])
+        return Block(first, shape, base, sources, statistics=known)
+
+    def _entry_bytes(self, output: OutputTensor) -> int:
+        models = self._plan.models
+        infos = [models[source.model].tensors[source.tensor] for source in output.inputs]
+        return sum(info.nbytes // max(info.numel, 1) for info in infos)
+
+    def _passes(self, output: OutputTensor) -> int:
+        chain = self._chains.get(output.name)
+        return 1 + (0 if chain is None else passes.count(chain))
+
+
+def copied(output: OutputTensor) -> bool:
+    """Whether a tensor is taken over as it is: no arithmetic is done on whole numbers."""
+    return output.policy in ("equal", MADE) or output.dtype in INTEGERS
+
+
+def _even_spans(total: int, size: int) -> Any:
+    for first in range(0, total, size):
+        yield first, min(size, total - first)

@@ -1,0 +1,234 @@
+"""Quantised tensors made from random codes, each with the numbers they stand for in float64, word by word.
+
+Everything is written from the formats' definitions, with plain loops, and shares nothing with the engine.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Stored tensors of one module, what the config says of them, and the weight they stand for."""
+
+    stored: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    name: str
+    wanted: np.ndarray[Any, np.dtype[np.float64]]
+    scheme: str
+
+
+def _words(codes: np.ndarray[Any, Any], bits: int) -> Tensor:
+    """Packs the last axis into 32-bit words from the lowest bits upwards."""
+    per = 32 // bits
+    grouped = codes.reshape(*codes.shape[:-1], -1, per).astype(np.uint64)
+    words = sum(grouped[..., place] << np.uint64(bits * place) for place in range(per))
+    return torch.from_numpy(np.asarray(words, dtype=np.uint64).astype(np.uint32).view(np.int32))
+
+
+def gptq(bits: int = 4, version: str | None = None, reorder: bool = False) -> Case:
+    """48 outputs, 64 inputs in 4 groups; zero points over their whole range."""
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(0, 2**bits, (64, 48))
+    zeros = rng.integers(0, 2**bits, (4, 48))
+    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (4, 48))).half()
+    group = rng.permutation(np.arange(64) // 16) if reorder else np.arange(64) // 16
+    shift = 0 if version == "gptq_v2" else 1
+    stored = {
+        "m.qweight": _words(codes.T, bits).T.contiguous(),
+        "m.qzeros": _words((zeros - shift) % 2**bits, bits),
+        "m.scales": scale,
+        "m.g_idx": torch.from_numpy(group.astype(np.int32)),
+    }
+    wanted = np.zeros((48, 64))
+    for out in range(48):
+        for inner in range(64):
+            g = group[inner]
+            wanted[out, inner] = float(scale[g, out]) * (float(codes[inner, out]) - float(zeros[g, out]))
+    config = {"quant_method": "gptq", "bits": bits, "checkpoint_format": version or "gptq"}
+    return Case(stored, config, "m.weight", wanted, f"GPTQ ({bits} bits)")
+
+
+def awq() -> Case:
+    """48 outputs, 64 inputs in 2 groups."""
+    rng = np.random.default_rng(7)
+    codes, zeros = rng.integers(0, 16, (64, 48)), rng.integers(0, 16, (2, 48))
+    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (2, 48))).half()
+
+    def packed(values: np.ndarray[Any, Any]) -> Tensor:
+        words = np.zeros((values.shape[0], values.shape[1] // 8), dtype=np.uint32)
+        for word in range(words.shape[1]):
+            for place, output in enumerate(AWQ_ORDER):
+                words[:, word] |= (values[:, word * 8 + output] << 4 * place).astype(np.uint32)
+        return torch.from_numpy(words.view(np.int32))
+
+    wanted = np.zeros((48, 64))
+    for out in range(48):
+        for inner in range(64):
+            g = inner // 32
+            wanted[out, inner] = float(scale[g, out]) * (float(codes[inner, out]) - float(zeros[g, out]))
+    stored = {"m.qweight": packed(codes), "m.qzeros": packed(zeros), "m.scales": scale}
+    return Case(stored, {"quant_method": "awq", "bits": 4}, "m.weight", wanted, "AWQ (4 bits)")
+
+
+def packed(bits: int = 4) -> Case:
+    """compressed-tensors: symmetric codes, 24 outputs, 64 inputs in groups of 32."""
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 2**bits, (24, 64))
+    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (24, 2))).bfloat16()
+    wanted = np.zeros((24, 64))
+    for out in range(24):
+        for inner in range(64):
+            wanted[out, inner] = float(scale[out, inner // 32]) * (float(codes[out, inner]) - 2 ** (bits - 1))
+    stored = {
+        "m.weight_packed": _words(codes, bits), "m.weight_scale": scale,
+        "m.weight_shape": torch.tensor([24, 64]),
+    }  # fmt: skip
+    config = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"weights": {"num_bits": bits, "group_size": 32, "symmetric": True}}},
+    }
+    return Case(stored, config, "m.weight", wanted, f"compressed-tensors ({bits} bits)")
+
+
+def _eight(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) * 8).to(dtype)
+
+
+def _product(codes: Tensor, scale: Callable[[tuple[int, ...]], float]) -> np.ndarray[Any, Any]:
+    wanted = codes.double().numpy().copy()
+    for place in np.ndindex(*wanted.shape):
+        wanted[place] *= scale(place)
+    return wanted
+
+
+def deepseek() -> Case:
+    """Blocks of 16 by 32, none of which fits: 40 by 100."""
+    codes, scale = _eight(torch.float8_e4m3fn, (40, 100), 1), torch.rand(3, 4) + 0.5
+    wanted = _product(codes, lambda at: float(scale[at[0] // 16, at[1] // 32]))
+    stored = {"m.weight": codes, "m.weight_scale_inv": scale}
+    config = {"quant_method": "fp8", "weight_block_size": [16, 32]}
+    return Case(stored, config, "m.weight", wanted, "F8_E4M3")
+
+
+def per_tensor() -> Case:
+    """One scale, as ModelOpt and compressed-tensors write it, beside one for activations."""
+    codes, scale = _eight(torch.float8_e4m3fn, (24, 40), 2), torch.tensor([0.25])
+    stored = {"m.weight": codes, "m.weight_scale": scale, "m.input_scale": torch.tensor([1.0])}
+    wanted = _product(codes, lambda _: 0.25)
+    return Case(stored, {"quant_method": "modelopt"}, "m.weight", wanted, "F8_E4M3")
+
+
+def per_row(dtype: torch.dtype = torch.float8_e5m2) -> Case:
+    """A scale for each output."""
+    codes, scale = _eight(dtype, (24, 40), 3), (torch.rand(24, 1) + 0.5).bfloat16()
+    wanted = _product(codes, lambda at: float(scale[at[0], 0]))
+    stored = {"m.weight": codes, "m.weight_scale": scale}
+    return Case(stored, {"quant_method": "compressed-tensors"}, "m.weight", wanted, "F8_E5M2")
+
+
+def vector() -> Case:
+    """A vector of scales under the module's own name."""
+    codes, scale = _eight(torch.float8_e4m3fn, (24, 40), 4), torch.rand(24) + 0.5
+    wanted = _product(codes, lambda at: float(scale[at[0]]))
+    return Case({"m.weight": codes, "m.scale": scale}, {}, "m.weight", wanted, "F8_E4M3")
+
+
+def experts() -> Case:
+    """A stack of matrices with a stack of scales along the columns."""
+    codes, scale = _eight(torch.float8_e4m3fn, (3, 8, 12), 5), torch.rand(3, 1, 12) + 0.5
+    wanted = _product(codes, lambda at: float(scale[at[0], 0, at[2]]))
+    stored = {"m.gate_up_proj": codes, "m.gate_up_proj_scale": scale}
+    return Case(stored, {"quant_method": "fbgemm_fp8"}, "m.gate_up_proj", wanted, "F8_E4M3")
+
+
+def plain(dtype: torch.dtype = torch.float8_e4m3fn) -> Case:
+    """Eight-bit floats that are the numbers themselves."""
+    codes = _eight(dtype, (24, 40), 6)
+    name = {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}[dtype]
+    return Case({"m.weight": codes}, {}, "m.weight", codes.double().numpy(), name)
+
+
+def mx_eight() -> Case:
+    """Eight-bit floats in groups of 32 with a power of two each."""
+    codes = _eight(torch.float8_e4m3fn, (6, 64), 8)
+    exponent = torch.randint(120, 134, (6, 2), dtype=torch.uint8)
+    wanted = _product(codes, lambda at: 2.0 ** (int(exponent[at[0], at[1] // 32]) - 127))
+    stored = {"m.weight": codes, "m.weight_scale": exponent}
+    return Case(stored, {"quant_method": "mxfp8"}, "m.weight", wanted, "F8_E4M3")
+
+
+def int8() -> Case:
+    """bitsandbytes: the row's largest magnitude is 127."""
+    codes = torch.randint(-127, 128, (24, 40), dtype=torch.int8)
+    scale = torch.rand(24) + 0.5
+    wanted = _product(codes, lambda at: float(scale[at[0]]) / 127)
+    stored = {"m.weight": codes, "m.SCB": scale, "m.weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return Case(stored, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "m.weight", wanted, "INT8")
+
+
+def _four_bit(code: int) -> float:
+    return -E2M1[code - 8] if code > 7 else E2M1[code]
+
+
+def mxfp4() -> Case:
+    """gpt-oss: 2 experts of (64, 6), stored by columns in groups of 32."""
+    blocks = torch.randint(0, 256, (2, 6, 2, 16), dtype=torch.uint8)
+    scales = torch.randint(118, 130, (2, 6, 2), dtype=torch.uint8)
+    wanted = np.zeros((2, 64, 6))
+    for expert, column, group, byte in np.ndindex(2, 6, 2, 16):
+        code = int(blocks[expert, column, group, byte])
+        scale = 2.0 ** (int(scales[expert, column, group]) - 127)
+        wanted[expert, group * 32 + byte * 2, column] = _four_bit(code & 15) * scale
+        wanted[expert, group * 32 + byte * 2 + 1, column] = _four_bit(code >> 4) * scale
+    stored = {"m.gate_up_proj_blocks": blocks, "m.gate_up_proj_scales": scales}
+    return Case(stored, {"quant_method": "mxfp4"}, "m.gate_up_proj", wanted, "MXFP4")
+
+
+def nvfp4(divide: bool = False) -> Case:
+    """Groups of 16 with an eight-bit float each, and one number for all."""
+    codes = torch.randint(0, 256, (6, 16), dtype=torch.uint8)
+    scale = (torch.rand(6, 2) + 0.5).to(torch.float8_e4m3fn)
+    whole = torch.tensor([8.0])
+    wanted = np.zeros((6, 32))
+    for row, byte in np.ndindex(6, 16):
+        each = float(scale[row, byte // 8]) * (1 / 8 if divide else 8.0)
+        wanted[row, byte * 2] = _four_bit(int(codes[row, byte]) & 15) * each
+        wanted[row, byte * 2 + 1] = _four_bit(int(codes[row, byte]) >> 4) * each
+    names = ("m.weight_packed", "m.weight_global_scale") if divide else ("m.weight", "m.weight_scale_2")
+    stored = {names[0]: codes, "m.weight_scale": scale, names[1]: whole}
+    config = {"quant_method": "compressed-tensors" if divide else "modelopt"}
+    return Case(stored, config, "m.weight", wanted, "NVFP4")
+
+
+CASES: Mapping[str, Callable[[], Case]] = {
+    "gptq4": gptq,
+    "gptq8": lambda: gptq(8),
+    "gptq2": lambda: gptq(2),
+    "gptq4_v2": lambda: gptq(4, "gptq_v2"),
+    "gptq4_reordered": lambda: gptq(4, None, True),
+    "awq": awq,
+    "packed4": packed,
+    "packed8": lambda: packed(8),
+    "deepseek": deepseek,
+    "per_tensor": per_tensor,
+    "per_row": per_row,
+    "vector": vector,
+    "experts": experts,
+    "plain_e4m3": plain,
+    "plain_e5m2": lambda: plain(torch.float8_e5m2),
+    "mx_eight": mx_eight,
+    "int8": int8,
+    "mxfp4": mxfp4,
+    "nvfp4": nvfp4,
+    "nvfp4_divided": lambda: nvfp4(True),
+}

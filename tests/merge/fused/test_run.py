@@ -1,0 +1,120 @@
+"""Whole runs by compiled loops: the committed bytes, and the same words where something is wrong."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from merge.errors import FileSizeMismatch, NotFinite
+from merge.fused import compiler, loops
+from merge.plan import make_plan
+from merge.recipe import recipe_from
+from merge.run import run
+from tests.merge import exact
+from tests.merge.references import CHAINS, DIGESTS, planned, tensors_digest
+
+GIB = 1 << 30
+BY_ROWS = {"della_ties"}
+COMMITTED = json.loads(DIGESTS.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
+
+
+@pytest.fixture(autouse=True)
+def made(monkeypatch: pytest.MonkeyPatch) -> list[loops.Loops]:
+    """Every job is large enough; the loops of each run are kept here."""
+    found: list[loops.Loops] = []
+    start = loops.Loops.__init__
+
+    def noted(self: loops.Loops, *facts: object) -> None:
+        start(self, *facts)  # type: ignore[arg-type]
+        found.append(self)
+
+    monkeypatch.setattr(loops.Loops, "__init__", noted)
+    monkeypatch.setattr(loops, "LEAST_ENTRIES", 1)
+    monkeypatch.setattr(loops, "LEAST_TOTAL", 0)
+    return found
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_bytes_are_the_committed_ones(
+    folders: Mapping[str, Path],
+    tmp_path: Path,
+    chain: str,
+    made: list[loops.Loops],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = planned(folders, *CHAINS[chain])
+    for threads, span in ((1, 1 << 16), (3, 1 << 17)):
+        monkeypatch.setattr(loops, "WRITE_SPAN", span)
+        monkeypatch.setattr(loops, "MEASURE_SPAN", span)
+        out = tmp_path / str(threads)
+        run(plan, folders, out, budget_bytes=GIB, threads=threads)
+        assert tensors_digest(tmp_path / str(threads)) == COMMITTED[chain]
+        assert made[-1].made > 0 or chain in BY_ROWS, made[-1].reasons
+
+
+def test_bytes_do_not_depend_on_a_compiler(
+    folders: Mapping[str, Path], tmp_path: Path, made: list[loops.Loops], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(compiler.FOLDER_VARIABLE, "off")
+    monkeypatch.setattr(loops, "_COMPILER", compiler.Compiler())
+    run(planned(folders, *CHAINS["ties"]), folders, tmp_path / "out", budget_bytes=GIB, threads=2)
+    assert tensors_digest(tmp_path / "out") == COMMITTED["ties"]
+    assert made[-1].made == 0
+    assert set(made[-1].reasons) == {f"{compiler.FOLDER_VARIABLE} is off"}
+
+
+def spoiled(folder: Path, bad: float) -> str:
+    """Puts a number into the last entry of one tensor; gives the tensor's name."""
+    path = sorted(folder.glob("*.safetensors"))[0]
+    tensors = load_file(path)
+    name = max(tensors, key=lambda each: tensors[each].numel())
+    tensors[name].view(-1)[-1] = bad
+    save_file(tensors, path)
+    return name
+
+
+@pytest.mark.parametrize("chain", ["linear", "ties"])
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_an_entry_that_is_not_finite_is_named(tmp_path: Path, chain: str, bad: float) -> None:
+    folders = exact.family(tmp_path, shards=1)
+    name = spoiled(folders["b"], bad)
+    with pytest.raises(NotFinite, match=f"{name} of b holds NaN or infinity"):
+        run(planned(folders, *CHAINS[chain]), folders, tmp_path / "out", budget_bytes=GIB, threads=2)
+
+
+def test_a_result_beyond_the_dtype_is_named(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    document = {
+        "base": "base",
+        "sources": [{"id": "a", "model": "a"}],
+        "steps": [{"method": "task_arithmetic", "scale": 1e7}],
+        "dtype": {"output": "float16"},
+    }
+    plan = make_plan(recipe_from(document), exact.indices(folders), budget=GIB)
+    with pytest.raises(NotFinite, match=r"beyond 6.55e\+04"):
+        run(plan, folders, tmp_path / "out", budget_bytes=GIB, threads=2)
+
+
+def test_a_file_that_shrinks_after_the_start_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = exact.family(tmp_path, shards=1)
+    plan = planned(folders, *CHAINS["linear"])
+    compute = loops.Writing.made
+
+    def cut_first(self: loops.Writing, first: int, count: int) -> torch.Tensor | None:
+        for path in folders["b"].glob("*.safetensors"):
+            with path.open("r+b") as file:
+                file.truncate(100_000)
+        return compute(self, first, count)
+
+    monkeypatch.setattr(loops.Writing, "made", cut_first)
+    with pytest.raises(FileSizeMismatch, match="was cut short"):
+        run(plan, folders, tmp_path / "out", budget_bytes=GIB, threads=2)

@@ -1,0 +1,30 @@
+import torch
+
+from merge.kernels.curves import decay, tanh
+
+
+def test_decay_is_the_exponential_to_twelve_digits() -> None:
+    for most in (0.3, 1.0, 8.0, 60.0):
+        values = torch.linspace(0, most, 4001, dtype=torch.float64)
+        found, wanted = decay(values, most), torch.exp(-values)
+        assert float(((found - wanted) / wanted).abs().max()) < 1e-10
+        assert bool((found.diff() <= 0).all())
+    assert decay(torch.zeros(3, dtype=torch.float64), 0.0).tolist() == [1.0] * 3
+
+
+def test_tanh_is_exact_relative_to_its_value_from_the_smallest_to_the_largest() -> None:
+    values = torch.cat(
+        [torch.logspace(-300, 300, 2000, dtype=torch.float64), torch.linspace(0.1, 30, 3000).double()]
+    )
+    values = torch.cat([values, -values])
+    wanted = torch.tanh(values)
+    assert float(((tanh(values) - wanted) / wanted).abs().max()) < 1e-12
+    assert tanh(torch.zeros(2, dtype=torch.float64)).tolist() == [0.0, 0.0]
+
+
+def test_inputs_are_left_alone() -> None:
+    values = torch.linspace(0, 5, 100, dtype=torch.float64)
+    before = values.clone()
+    decay(values, 5.0)
+    tanh(values)
+    assert torch.equal(values, before)

@@ -1,0 +1,113 @@
+"""Statistics collected block by block are those of a plain run of the whole model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from merge.checkpoint.index import index_folder
+from merge.learn import outside
+from merge.learn.collect import collect, read_statistics
+from merge.learn.skeleton import Skeleton
+from tests.merge.learn import models
+
+KINDS = ("mean_abs_input", "input_second_moment", "gram", "activation_norm", "routing_counts")
+
+
+@pytest.mark.parametrize("kind", models.MAKERS)
+def test_statistics_are_those_of_the_whole_model(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        outside, "LARGE_BYTES", 2000
+    )  # rows of embeddings, heads left out: the paths of large models
+    folder = models.make(tmp_path / "model", kind)
+    given = models.samples()
+    index = index_folder(folder)
+    manifest = collect(folder, index, given, KINDS, tmp_path / "out")
+    found = read_statistics(tmp_path / "out")
+    seen = models.inputs_of_linears(models.whole(folder), models.batches(folder, given))
+    targets = Skeleton(index).targets
+    checked = 0
+    for name, target in targets.items():
+        module = target.parameter.removesuffix(".weight")
+        if target.expert is not None or not target.parameter.endswith(".weight") or module not in seen:
+            continue
+        rows = seen[module]
+        checked += 1
+        assert manifest.counted[name] == rows.shape[0]
+        torch.testing.assert_close(
+            found.get("mean_abs_input", name), rows.abs().mean(0).float(), rtol=2e-5, atol=1e-6
+        )
+        torch.testing.assert_close(
+            found.get("input_second_moment", name), rows.square().mean(0).float(), rtol=2e-5, atol=1e-6
+        )
+        assert index.tensors[name].shape[manifest.axis[name]] == rows.shape[1]
+        if len(index.tensors[name].shape) == 2:
+            gram = (rows.T @ rows / rows.shape[0]).float()
+            torch.testing.assert_close(found.get("gram", name), gram, rtol=1e-4, atol=1e-5)
+    assert checked >= 4
+
+
+def test_a_tied_head_that_is_not_stored_is_measured_under_its_own_name(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "tied")
+    index = index_folder(folder)
+    assert "lm_head.weight" not in index.tensors
+    manifest = collect(folder, index, models.samples(), ["mean_abs_input"], tmp_path / "out")
+    found = read_statistics(tmp_path / "out")
+    seen = models.inputs_of_linears(models.whole(folder), models.batches(folder, models.samples()))
+    head = found.get("mean_abs_input", "lm_head.weight")
+    torch.testing.assert_close(head, seen["lm_head"].abs().mean(0).float(), rtol=2e-5, atol=1e-6)
+    assert found.get("mean_abs_input", "model.embed_tokens.weight") is None
+    assert manifest.axis["lm_head.weight"] == 1
+    assert "model.embed_tokens.weight" in manifest.unmeasured
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen_moe", "gpt_oss"])
+def test_experts_are_measured_on_the_tokens_that_were_sent_to_them(kind: str, tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", kind)
+    index, given = index_folder(folder), models.samples()
+    manifest = collect(folder, index, given, KINDS, tmp_path / "out")
+    found = read_statistics(tmp_path / "out")
+    routed: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    model = models.whole(folder)
+    for path, module in model.named_modules():
+        if path.endswith("mlp.experts"):
+            module.register_forward_pre_hook(
+                lambda _, args, path=path: routed.setdefault(path, []).append((args[0], args[1]))
+            )
+    with torch.no_grad():
+        for batch in models.batches(folder, given):
+            model(**batch.inputs)
+    routers = found.names("routing_counts")
+    assert len(routers) == len(routed) == 2
+    for path, calls in routed.items():
+        rows = torch.cat([states.reshape(-1, states.shape[-1]) for states, _ in calls])
+        chosen = torch.cat([experts for _, experts in calls])
+        counts = torch.tensor([int((chosen == expert).sum()) for expert in range(4)])
+        layer = path.split(".")[2]
+        (router,) = (name for name in routers if name.split(".")[2] == layer)
+        assert torch.equal(found.get("routing_counts", router), counts)
+        for name, target in Skeleton(index).targets.items():
+            if target.parameter == f"{path}.gate_up_proj":
+                experts = range(4) if target.expert is None else [target.expert]
+                wanted = torch.stack(
+                    [rows[(chosen == e).any(1)].abs().sum(0) / max(counts[e], 1) for e in experts]
+                )
+                measured = found.get("mean_abs_input", name)
+                assert measured is not None
+                torch.testing.assert_close(measured, wanted.view(measured.shape), rtol=1e-4, atol=1e-6)
+                width, axis = rows.shape[1], manifest.axis[name]
+                assert index.tensors[name].shape[axis] == width
+
+
+def test_channels_that_are_never_anything_but_zero_are_counted(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = models.make(tmp_path / "model", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.input_layernorm.weight"][[2, 5, 7]] = 0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    manifest = collect(folder, index_folder(folder), models.samples(), ["mean_abs_input"], tmp_path / "out")
+    assert manifest.dead_channels["model.layers.0.self_attn.q_proj.weight"] == 3
+    assert manifest.dead_channels["model.layers.1.self_attn.q_proj.weight"] == 0

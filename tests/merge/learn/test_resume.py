@@ -1,0 +1,92 @@
+"""A measurement that was stopped goes on from the last finished block; the bytes do not tell."""
+
+from pathlib import Path
+
+import pytest
+
+from merge.checkpoint.index import index_folder
+from merge.errors import NotFinite, OutputExists, StatisticsInvalid, StatisticUnknown, Stopped
+from merge.learn import walk
+from merge.learn.collect import Progress, collect, read_statistics
+from merge.learn.statistics import FILE, MANIFEST
+from tests.merge.learn import models
+
+KINDS = ("mean_abs_input", "gram", "fisher")
+
+
+def contents(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in (FILE, MANIFEST)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "clip"])
+def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = models.make(tmp_path / "model", kind)
+    index, given = index_folder(folder), models.samples(16)
+    kinds = KINDS[:2] if kind == "clip" else KINDS
+    collect(folder, index, given, kinds, tmp_path / "once")
+    ran: list[str] = []
+    original = walk.Stage.run
+    monkeypatch.setattr(
+        walk.Stage, "run", lambda self, **options: (ran.append(self.path), original(self, **options))[1]
+    )
+    reports: list[Progress] = []
+    for _ in range(40):
+        begun = len(reports)
+        try:
+            collect(
+                folder, index, given, kinds, tmp_path / "often",
+                on_progress=reports.append, should_stop=lambda begun=begun: len(reports) > begun,
+            )  # fmt: skip
+            break
+        except Stopped:
+            assert not (tmp_path / "often").exists()
+    assert contents(tmp_path / "often") == contents(tmp_path / "once")
+    if kind == "clip":  # each block once, but for the one that each stop cut off
+        assert len(ran) <= 2 * len(set(ran))
+    assert reports[0].total >= 3 and reports[0].tokens_per_second > 0
+
+
+def test_states_that_are_not_the_ones_left_are_not_used(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "llama")
+    index, given = index_folder(folder), models.samples(16)
+    reports: list[Progress] = []
+    with pytest.raises(Stopped):
+        collect(
+            folder, index, given, ["gram"], tmp_path / "out",
+            on_progress=reports.append, should_stop=lambda: len(reports) > 0,
+        )  # fmt: skip
+    for path in (tmp_path / "out.partial" / "states").iterdir():
+        path.write_bytes(bytes(path.stat().st_size))
+    collect(folder, index, given, ["gram"], tmp_path / "out")
+    collect(folder, index, given, ["gram"], tmp_path / "again")
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
+def test_the_same_statistics_are_kept_and_others_are_not_overwritten(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "gpt2")
+    index, given = index_folder(folder), models.samples(16)
+    first = collect(folder, index, given, ["gram"], tmp_path / "out")
+    assert collect(folder, index, given, ["gram"], tmp_path / "out") == first
+    with pytest.raises(OutputExists):
+        collect(folder, index, given, ["fisher"], tmp_path / "out")
+    with pytest.raises(StatisticUnknown, match="no statistic called 'grams'"):
+        collect(folder, index, given, ["grams"], tmp_path / "other")
+    (tmp_path / "out" / MANIFEST).write_text("{}")
+    with pytest.raises(StatisticsInvalid):
+        read_statistics(tmp_path / "out")
+
+
+def test_a_model_that_overflows_is_stopped_with_the_modules_name(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = models.make(tmp_path / "model", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"].fill_(float("inf"))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert torch.isinf(tensors["model.layers.1.mlp.up_proj.weight"]).all()
+    with pytest.raises(NotFinite, match=r"model\.layers\.1 "):
+        collect(folder, index_folder(folder), models.samples(16), ["gram"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

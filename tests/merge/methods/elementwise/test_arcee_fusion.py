@@ -1,0 +1,103 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from merge.kernels.divergence import row_divergence
+from tests.merge.whole import merge_one
+
+
+def fuse(base: torch.Tensor, source: torch.Tensor, **settings: object) -> torch.Tensor:
+    return merge_one([("arcee_fusion", settings)], base, [source])
+
+
+def test_divergence_by_hand() -> None:
+    """(3/4, 1/4) against (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2)."""
+    ours, theirs = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)
+    wanted = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert float(row_divergence(ours, theirs)) == pytest.approx(wanted, rel=1e-7)
+
+
+def test_divergence_of_almost_equal_rows_is_not_drowned_in_rounding() -> None:
+    """To second order it is half the variance of the change: here a change of 1e-6 in one of 1000 entries."""
+    theirs = torch.zeros(1, 1000, dtype=torch.float64)
+    ours = theirs.clone()
+    ours[0, 0] = 1e-6
+    assert float(row_divergence(ours, theirs)) == pytest.approx(0.5e-12 * 0.001 * 0.999, rel=1e-2)
+    assert float(row_divergence(theirs, theirs)) == 0.0
+
+
+def test_worked_example() -> None:
+    """Twelve entries in one row; importance is proportional to the change. Q1 is the third smallest, the
+    median the sixth, Q3 the ninth: 1, 1, 1 (times the row's divergence), so what exceeds 1 by far is taken.
+    """
+    base = torch.zeros(1, 12)
+    change = torch.tensor([[0.5, 0.75, 1, 1, 1, 1, 1, 1, 1, 1.5, 2, 4]])
+    assert fuse(base, change).tolist() == [[0, 0, *[1.0] * 7, 1.5, 2, 4]]
+    spread = torch.tensor([[0.0, 0, 1, 1, 1, 2, 2, 2, 3, 3.5, 5.5, 9]])
+    assert fuse(base, spread).tolist() == [[0.0] * 10 + [5.5, 9.0]], "above 2 + 1.5 (3 - 1)"
+    assert fuse(base, spread, reach=0.7).tolist() == [[0.0] * 9 + [3.5, 5.5, 9.0]]
+
+
+def test_rows_that_moved_little_are_less_important() -> None:
+    base = torch.zeros(40, 8)
+    source = torch.zeros(40, 8)
+    source[:39, 0] = 0.01
+    source[39, 0] = 3.0
+    merged = fuse(base, source)
+    assert float(merged[39, 0]) == 3.0
+    assert float(fuse(base, source + 0.001 * torch.arange(8)).abs()[:39].max()) < 0.02
+
+
+def test_where_little_matters_every_change_is_taken() -> None:
+    base, source = torch.zeros(10, 10), torch.zeros(10, 10)
+    source[0] = torch.arange(10.0)
+    assert torch.equal(fuse(base, source), source)
+
+
+def test_nothing_changed_gives_the_base() -> None:
+    base = torch.randn(6, 5)
+    assert torch.equal(fuse(base, base.clone()), base)
+
+
+def test_the_weight_multiplies_what_is_taken() -> None:
+    base, source = torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])
+    assert merge_one([("arcee_fusion", {})], base, [source], weights=[0.5]).tolist() == [[0.0, 0.5]]
+
+
+def test_huge_and_tiny_values_stay_finite() -> None:
+    generator = torch.Generator().manual_seed(5)
+    for size in (1e37, 1e-45):
+        base, source = torch.randn(2, 5, 6, generator=generator) * size
+        assert bool(torch.isfinite(fuse(base, source)).all())
+
+
+def reference(base: NDArray[np.float64], source: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
+    """Straight from the definition, quartiles by a full sort."""
+    p, q = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (source, base))
+    importance = np.abs(source - base) * (p * np.log(p / q)).sum(axis=1, keepdims=True)
+    ordered = np.sort(importance.reshape(-1))
+    lower, median, upper = (ordered[int(share * (ordered.size - 1))] for share in (0.25, 0.5, 0.75))
+    return np.where(importance >= median + reach * (upper - lower), source, base)
+
+
+@pytest.mark.parametrize("reach", [0.0, 1.5, 3.0])
+@pytest.mark.parametrize("shape", [(64, 33), (1, 7), (200, 2)])
+def test_agrees_with_an_independent_float64_reference(shape: tuple[int, int], reach: float) -> None:
+    generator = torch.Generator().manual_seed(8)
+    base = torch.randn(shape, generator=generator)
+    source = base + 0.1 * torch.randn(shape, generator=generator)
+    merged = fuse(base, source, reach=reach)
+    wanted = reference(base.double().numpy(), source.double().numpy(), reach)
+    assert np.abs(merged.numpy() - wanted).max() < 1e-6
+
+
+def test_quartiles_are_exact_where_mergekit_samples() -> None:
+    generator = torch.Generator().manual_seed(8)
+    base = torch.randn(1100, 1000, generator=generator)
+    source = base + 0.1 * torch.randn(1100, 1000, generator=generator)
+    merged = fuse(base, source)
+    wanted = reference(base.double().numpy(), source.double().numpy(), 1.5)
+    assert float(((merged.numpy() != base.numpy()) != (wanted != base.numpy())).mean()) < 3e-6

@@ -1,0 +1,151 @@
+"""What every spectral method makes of tensors that are no plain matrix and of orientation; its memory."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from merge.chain import Block, Chain
+from merge.contract.groups import Site
+from merge.contract.method import Kind, registered
+from merge.plan import make_plan
+from merge.recipe import recipe_from
+from merge.run import run
+from merge.sizing import needed_budget
+from tests.merge import exact
+from tests.merge.methods.spectral.plain import close, deltas_of, merged
+from tests.merge.test_memory import WATCHED
+from tests.merge.whole import bound
+from tests.tiny import write_tensors
+
+SPECTRAL = [name for name, method in registered().items() if method.family == "spectral"]
+EVERY = pytest.mark.parametrize("name", SPECTRAL)
+PLAIN: Mapping[str, dict[str, Any]] = {"opcm": {"scope": "tensor"}, "doge": {"scope": "tensor"}}
+"""Settings under which a tensor's result depends on that tensor alone."""
+KEPT_APART = ("opcm", "doge")
+"""Methods whose lengths or ranks are of a whole tensor, so that a stack is not its matrices one by one."""
+
+
+def alone(
+    name: str, base: Tensor, deltas: list[Tensor], role: str = "linear", turned: bool = False
+) -> Tensor:
+    """One tensor by one method, as the engine calls it, where no stat is needed beforehand."""
+    site = Site("w", role, tuple(base.shape), tuple(f"m{place}" for place in range(len(deltas))), turned)
+    settings = {"density": 1.0, **PLAIN[name]} if name == "doge" else PLAIN.get(name, {})
+    chain = Chain(site, bound([(name, settings)], len(deltas)), (1.0,) * len(deltas), 0)
+    return chain.compute(Block(0, tuple(base.shape), base, [base + delta for delta in deltas]))
+
+
+def test_there_are_several() -> None:
+    assert len(SPECTRAL) >= 8
+    assert all(registered()[name].kind is Kind.COMBINE for name in SPECTRAL)
+    assert all(registered()[name].workspace is not None for name in SPECTRAL)
+
+
+@EVERY
+@pytest.mark.parametrize("shape", [(7,), (4, 3, 3, 3), (5, 6, 2)], ids=str)
+def test_vectors_and_kernels_are_averaged(name: str, shape: tuple[int, ...]) -> None:
+    deltas = deltas_of(3, shape)
+    wanted = sum(deltas[1:], deltas[0])
+    found = merged(name, deltas, **PLAIN.get(name, {}))
+    if name == "opcm":
+        norms = [float(torch.linalg.vector_norm(delta)) for delta in deltas]
+        wanted = wanted * sum(norms) / float(torch.linalg.vector_norm(wanted))
+    assert close(found, wanted / 3, 1e-12)
+
+
+@EVERY
+@pytest.mark.parametrize("shape", [(6, 11), (11, 6)], ids=str)
+def test_a_weight_stored_as_inputs_and_outputs_is_turned(name: str, shape: tuple[int, int]) -> None:
+    base, *deltas = deltas_of(4, shape)
+    wanted = alone(name, base, deltas)
+    assert close(alone(name, base.T.contiguous(), [d.T for d in deltas], turned=True).T, wanted, 1e-9)
+
+
+@EVERY
+def test_a_stack_of_experts_is_merged_expert_by_expert(name: str) -> None:
+    base, *deltas = deltas_of(4, (3, 7, 5))
+    found = alone(name, base, deltas, role="expert")
+    if name in KEPT_APART:
+        assert found.shape == base.shape
+        return
+    each = [alone(name, base[e], [delta[e] for delta in deltas]) for e in range(3)]
+    assert close(found, torch.stack(each), 1e-12)
+
+
+@EVERY
+def test_scale_zero_gives_the_base(name: str) -> None:
+    base, *deltas = deltas_of(4, (6, 9))
+    site = Site("w", "linear", (6, 9), ("a", "b", "c"))
+    settings = {**PLAIN.get(name, {}), "scale": 0.0, **({"density": 1.0} if name == "doge" else {})}
+    chain = Chain(site, bound([(name, settings)], 3), (1.0,) * 3, 0)
+    assert torch.equal(chain.compute(Block(0, (6, 9), base, [base + d for d in deltas])), base)
+
+
+@EVERY
+def test_classes_and_orientation_follow_the_plan(tmp_path: Path, name: str) -> None:
+    """GPT-2 stores its weights turned; embeddings and heads are left to the policy of their class."""
+    shapes = {"transformer.h.0.attn.c_attn.weight": (24, 72), "transformer.wte.weight": (40, 24)}
+    kept = {"config": {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "dtype": torch.float32}
+    folders = {n: exact.write(tmp_path / n, n, shapes, **kept) for n in ("base", "a", "b")}  # type: ignore[arg-type]
+    document = {
+        "base": "base",
+        "sources": [{"id": n, "model": n} for n in "ab"],
+        "steps": [{"method": name, **PLAIN.get(name, {})}],
+    }
+    plan = make_plan(recipe_from(document), exact.indices(folders), budget=1 << 30)
+    policies = {output.role: output.policy for output in plan.outputs}
+    assert policies == {"linear": "method", "embed": registered()[name].classes["embed"]}
+    run(plan, folders, tmp_path / "out", budget_bytes=1 << 30, threads=1)
+    made = read(tmp_path / "out")["transformer.h.0.attn.c_attn.weight"]
+    base, *sources = (read(folders[n])["transformer.h.0.attn.c_attn.weight"] for n in ("base", "a", "b"))
+    if name != "doge":
+        wanted = alone(name, base.T.contiguous(), [source.T - base.T for source in sources]).T
+        assert close(made, wanted, 1e-6)
+
+
+def workspace_of(name: str, sources: int) -> int:
+    """Bytes for one entry."""
+    declared = registered()[name].workspace
+    assert declared is not None
+    return ceil(8 * (declared.entries + declared.each * sources))
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+SHAPES = {"wide": (640, 1700), "tall": (1700, 640), "square": (2048, 2048)}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [*((name, "wide") for name in SPECTRAL), ("knots", "tall"), ("iso_c", "square")]
+)
+def test_memory_stays_under_the_estimate(tmp_path: Path, name: str, shape: str) -> None:
+    """Anonymous memory, while it merges one tensor on the least budget that the plan accepts for it."""
+    rows, columns = SHAPES[shape]
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(rows, columns, generator=generator)
+    for model in ("base", "s0", "s1", "s2"):
+        change = 0.0 if model == "base" else torch.randn(rows, columns, generator=generator) / 50
+        tensors = {"model.layers.0.mlp.up_proj.weight": (base + change).to(torch.bfloat16)}
+        write_tensors(tmp_path / model, tensors, 1)
+        (tmp_path / model / "config.json").write_text("{}")
+    document = {
+        "base": "base",
+        "sources": [{"id": n, "model": n} for n in ("s0", "s1", "s2")],
+        "steps": [{"method": name, **({"steps": 3} if name == "doge" else {})}],
+    }
+    least = needed_budget(4, 4, rows * columns, workspace_of(name, 3))
+    command = [sys.executable, "-c", WATCHED, str(tmp_path), json.dumps(document), str(least)]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert told["seen"] > 10
+    assert told["peak"] < least

@@ -1,0 +1,107 @@
+"""One digest for the output of every method and of chains; ``make references`` writes them anew.
+
+A change of any byte that a method makes shows as a change of ``digests.json``, to be explained by a higher
+version of the method or of the engine. The models are made of keyed whole numbers alone (``exact.py``).
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from merge.plan import Plan, make_plan
+from merge.recipe import recipe_from
+from merge.run import run
+from tests.merge import exact, informed
+from tests.merge.every import METHODS, count_of, moved, steps_of
+
+DIGESTS = Path(__file__).with_name("digests.json")
+BUDGET = 96 << 20
+DARE_L1 = {"method": "dare", "density": 0.5, "rescale": "l1"}
+CHAINS: Mapping[str, tuple[str, list[dict[str, Any]]]] = {
+    "linear": ("abc", [{"method": "linear"}]),
+    "slerp": ("ab", [{"method": "slerp", "t": [0.2, 0.8]}]),
+    "task_arithmetic": ("abc", [{"method": "task_arithmetic", "scale": 0.4}]),
+    "ties": ("abc", [{"method": "ties", "density": 0.3}]),
+    "ties_global": ("abc", [{"method": "ties", "density": 0.3, "scope": "global"}]),
+    "dare_task_arithmetic": ("abc", [{"method": "dare", "density": 0.3}, {"method": "task_arithmetic"}]),
+    "dare_ties": ("abc", [DARE_L1, {"method": "ties", "density": 0.6, "scope": "global"}]),
+    "passthrough": ("a", [{"method": "passthrough", "scale": 0.5}]),
+    "della_ties": (
+        "abc",
+        [{"method": "della", "density": 0.5, "rescale": "l1"}, {"method": "ties", "density": 1.0}],
+    ),
+    "breadcrumbs_ties": (
+        "abc",
+        [{"method": "breadcrumbs", "density": 0.7}, {"method": "ties", "density": 1.0}],
+    ),
+    "trim_dare_sce": (
+        "abc",
+        [
+            {"method": "trim", "density": 0.5, "scope": "global"},
+            {"method": "dare", "density": 0.5, "rescale": "l2"},
+            {"method": "sce", "density": 0.5},
+        ],
+    ),
+}
+"""Chains by name: the sources and the steps."""
+
+
+def chains() -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """The chains above, and every method of the catalogue at its defaults and with every setting moved."""
+    found = dict(CHAINS)
+    for method in METHODS:
+        for kind, values in (("defaults", {}), ("moved", moved(method))):
+            steps = [{"method": name, **settings} for name, settings in steps_of(method, dict(values))]
+            found[f"{method.name}.{kind}"] = ("abc"[: count_of(method)], steps)
+    return found
+
+
+def planned(folders: Mapping[str, Path], used: str, steps: list[dict[str, Any]], **more: Any) -> Plan:
+    """A plan with weights 1, 1/2 and 2."""
+    document: dict[str, Any] = {
+        "base": "base",
+        "sources": [
+            {"id": name, "model": name, "weight": weight}
+            for name, weight in zip(used, (1.0, 0.5, 2.0), strict=False)
+        ],
+        "steps": steps,
+        "shard_bytes": 150_000,
+        "seed": 7,
+    }
+    return make_plan(
+        recipe_from(document | more), exact.indices(folders), budget=BUDGET, measured=tuple(folders)
+    )
+
+
+def tensors_digest(folder: Path) -> str:
+    """sha256 (hex) over names, dtypes, shapes and bytes of all tensors, whatever files they lie in."""
+    digest = hashlib.sha256()
+    tensors = {n: t for path in folder.glob("*.safetensors") for n, t in load_file(path).items()}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    """Runs every chain once and writes the digests."""
+    found = {}
+    with tempfile.TemporaryDirectory() as root:
+        folders = exact.family(Path(root) / "family", shards=2)
+        for name, (used, steps) in chains().items():
+            out = Path(root) / name
+            plan = planned(folders, used, steps)
+            known = informed.folders_for(plan, Path(root))
+            run(plan, folders, out, budget_bytes=BUDGET, threads=1, statistics=known)
+            found[name] = tensors_digest(out)
+    DIGESTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

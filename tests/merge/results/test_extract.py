@@ -1,0 +1,243 @@
+"""LoRA extraction: a merged or fine-tuned model minus its base."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from math import hypot
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merge.checkpoint.index import attach, index_adapter_folder, index_folder
+from merge.errors import FindingsError, NothingChanged, PlanRefused, RecipeInvalid, Stopped
+from merge.journal import partial_folder
+from merge.recipe import recipe_from
+from tests import tiny
+from tests.merge.results.adapters import BUDGET, changes, made, planned, relative, weights
+
+LORA = ("self_attn.q_proj", "mlp.down_proj")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for number, name in enumerate(("base", "a", "b")):
+        tiny.llama(folder / name, expert=number, layers=2, hidden=16)
+        tiny.gpt2(folder / f"gpt2-{name}", expert=number)
+    return folder
+
+
+def extract(**result: Any) -> dict[str, Any]:
+    return {
+        "base": "base",
+        "sources": [{"id": "a", "model": "a"}],
+        "steps": ["passthrough"],
+        "result": {"form": "adapter", **result},
+    }
+
+
+def logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, adapter)
+        with torch.no_grad():
+            found: torch.Tensor = model(torch.arange(24)[None]).logits
+    return found
+
+
+def test_full_rank_reloads_in_peft_as_the_dense_model(root: Path, tmp_path: Path) -> None:
+    document = extract(rank=64, classes={"norm": "save", "embed": "lora"})
+    report = made(root, document, str(tmp_path / "out"))
+    assert torch.allclose(logits(root / "base", tmp_path / "out"), logits(root / "a"), atol=2e-5)
+    assert report.manifest["adapter"]["total_error"] < 1e-6
+
+
+def test_conv1d_weights_are_turned(root: Path, tmp_path: Path) -> None:
+    document = extract(rank=64, classes={"norm": "save", "bias": "save"}, include=["*.h.*", "*ln_f*"])
+    document |= {"base": "gpt2-base", "sources": [{"id": "a", "model": "gpt2-a"}]}
+    made(root, document, str(tmp_path / "out"))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is True
+    assert config["bias"] == "lora_only"
+    ours, dense, base = (weights(root / f"gpt2-{name}") for name in ("a", "a", "base"))
+    whole = changes(tmp_path / "out")
+    name = "transformer.h.0.mlp.c_fc.weight"
+    assert relative(dense[name] - base[name], whole[name]) < 1e-6
+    for outer in ("transformer.wte.weight", "transformer.wpe.weight"):
+        ours[outer] = base[outer]
+    tiny.gpt2(tmp_path / "expected", expert=1)
+    tiny.write_tensors(
+        tmp_path / "expected", {name: tensor.float().contiguous() for name, tensor in ours.items()}
+    )
+    assert torch.allclose(
+        logits(root / "gpt2-base", tmp_path / "out"), logits(tmp_path / "expected"), atol=2e-5
+    )
+
+
+def test_error_of_every_module_and_in_total_is_told_truly(root: Path, tmp_path: Path) -> None:
+    told = made(root, extract(rank=4), str(tmp_path / "out")).manifest["adapter"]
+    base, tuned, found = weights(root / "base"), weights(root / "a"), changes(tmp_path / "out")
+    lost, norms, left_out = [], [], []
+    for name, tensor in tuned.items():
+        change = tensor - base[name]
+        if name not in found:
+            left_out.append(float(change.norm()))
+            continue
+        module = told["modules"][name.removesuffix(".weight")]
+        values = torch.linalg.svdvals(change)
+        assert module["rank"] == 4
+        assert module["error"] == pytest.approx(float(values[4:].norm() / values.norm()), rel=1e-3)
+        assert module["error"] == pytest.approx(relative(change, found[name]), rel=1e-3)
+        lost.append(float((change - found[name]).norm()))
+        norms.append(float(change.norm()))
+    assert told["error"] == pytest.approx(hypot(*lost) / hypot(*norms), rel=1e-3)
+    assert told["total_error"] == pytest.approx(hypot(*lost, *left_out) / hypot(*norms, *left_out), rel=1e-3)
+    assert told["left_out"].keys() == {"embed", "norm"}
+
+
+def test_error_asked_for_is_kept_by_every_module_with_ranks_of_its_own(root: Path, tmp_path: Path) -> None:
+    told = made(root, extract(error=0.4), str(tmp_path / "out")).manifest["adapter"]
+    base, tuned, found = weights(root / "base"), weights(root / "a"), changes(tmp_path / "out")
+    for name, change in found.items():
+        assert relative(tuned[name] - base[name], change) <= 0.4
+    assert len({module["rank"] for module in told["modules"].values()}) > 1
+    index = index_adapter_folder(tmp_path / "out")
+    assert attach(index_folder(root / "base"), index).adapter is not None
+
+
+def test_max_rank_caps_the_rank_that_an_error_asks_for(root: Path, tmp_path: Path) -> None:
+    told = made(root, extract(error=0.01, max_rank=3), str(tmp_path / "out")).manifest["adapter"]
+    assert {module["rank"] for module in told["modules"].values()} == {3}
+    assert told["error"] > 0.01
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_of_the_factors_is_counted_as_loss(root: Path, tmp_path: Path, dtype: str) -> None:
+    document = extract(rank=64) | {"dtype": {"output": dtype}}
+    told = made(root, document, str(tmp_path / "out")).manifest["adapter"]
+    base, tuned, found = weights(root / "base"), weights(root / "a"), changes(tmp_path / "out")
+    name = "model.layers.0.self_attn.q_proj"
+    change = tuned[f"{name}.weight"] - base[f"{name}.weight"]
+    assert told["modules"][name]["error"] == pytest.approx(
+        relative(change, found[f"{name}.weight"]), rel=0.05
+    )
+    assert told["modules"][name]["error"] > 1e-4
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"method": "ties", "density": 0.4}],
+        [{"method": "ties", "density": 0.4, "scope": "global"}],
+        [{"method": "della", "density": 0.5}, "task_arithmetic"],
+        ["arcee_fusion"],
+    ],
+)
+def test_any_merge_can_be_extracted(root: Path, tmp_path: Path, steps: list[Any]) -> None:
+    sources = [{"id": "a", "model": "a"}, {"id": "b", "model": "b", "weight": 0.5}]
+    merge = {"base": "base", "sources": sources[: 1 if steps == ["arcee_fusion"] else 2], "steps": steps}
+    made(root, merge | {"dtype": {"output": "float32"}}, str(tmp_path / "dense"))
+    made(
+        root,
+        merge | {"result": {"form": "adapter", "rank": 64, "exclude": ["class:head"]}},
+        str(tmp_path / "out"),
+    )
+    base, dense = weights(root / "base"), weights(tmp_path / "dense")
+    for name, change in changes(tmp_path / "out").items():
+        assert relative(dense[name] - base[name], change) < 1e-5
+
+
+def test_patterns_choose_and_the_rest_is_left_as_the_base_has_it(root: Path, tmp_path: Path) -> None:
+    document = extract(rank=2, include=["*.q_proj.*", "*.v_proj.*"], exclude=["layer:1"])
+    told = made(root, document, str(tmp_path / "out")).manifest["adapter"]
+    assert set(told["modules"]) == {f"model.layers.0.self_attn.{name}" for name in ("q_proj", "v_proj")}
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(told["modules"])
+    assert told["left_out"]["linear"]["tensors"] == 12
+
+
+def test_equal_models_give_no_adapter(root: Path, tmp_path: Path) -> None:
+    document = extract(rank=2) | {"sources": [{"id": "a", "model": "base"}]}
+    with pytest.raises(NothingChanged, match="No module"):
+        made(root, document, str(tmp_path / "out"))
+
+
+def test_same_bytes_for_threads_budgets_and_after_a_stop(root: Path, tmp_path: Path) -> None:
+    document = extract(rank=3, classes={"norm": "save"})
+    made(root, document, str(tmp_path / "one"))
+    made(root, document, str(tmp_path / "two"), threads=2, budget_bytes=1 << 30)
+    asked = iter(range(1000))
+    with pytest.raises(Stopped):
+        made(root, document, str(tmp_path / "three"), should_stop=lambda: next(asked) > 25)
+    parts = list((partial_folder(tmp_path / "three") / "parts").iterdir())
+    assert 1 <= len(parts) < 15
+    made(root, document, str(tmp_path / "three"))
+    digests = {
+        name: {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (tmp_path / name).iterdir()
+        }
+        for name in ("one", "two", "three")
+    }
+    assert digests["one"] == digests["two"] == digests["three"]
+    assert "adapter_model.safetensors" in digests["one"]
+
+
+def test_tied_embedding_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    for number, name in enumerate(("base", "a")):
+        tiny.llama(tmp_path / name, expert=number, tied=True)
+    plan = planned(tmp_path, extract(rank=2, classes={"embed": "lora"}))
+    assert [(f.code, f.tensor) for f in plan.findings] == [("adapter_left_out", "model.embed_tokens.weight")]
+
+
+def test_other_vocabulary_does_not_stop_an_adapter_that_leaves_it(tmp_path: Path) -> None:
+    tiny.llama(tmp_path / "base", tokenizer=False)
+    tiny.llama(tmp_path / "a", expert=1, vocab=264, tokenizer=False)
+    told = made(tmp_path, extract(rank=2, exclude=["class:head"])).manifest["adapter"]
+    assert told["left_out"].keys() == {"norm"}
+    with pytest.raises(PlanRefused, match=r"lm_head\.weight is \[264, 16\]"):
+        planned(tmp_path, extract(rank=2))
+
+
+def test_too_small_a_budget_is_a_finding(root: Path) -> None:
+    with pytest.raises(PlanRefused, match="The memory budget is 100000 bytes") as refused:
+        planned(root, extract(rank=2), budget=100_000)
+    assert refused.value.findings[0].code == "budget_too_small"
+
+
+REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
+    "no base": ({"base": None}, "base_missing"),
+    "slices": ({"slices": [{"sources": [{"id": "a", "layers": [0, 1]}]}]}, "adapter_with_slices"),
+    "vocabulary": ({"tokenizer": {"source": "union"}}, "adapter_with_tokenizer"),
+    "nothing chosen": ({"result": {"form": "adapter", "rank": 1, "include": ["nowhere"]}}, "adapter_empty"),
+    "two aims": ({"result": {"form": "adapter", "rank": 1, "error": 0.1}}, "field_invalid"),
+    "no aim": ({"result": {"form": "adapter"}}, "field_invalid"),
+    "no form": ({"result": {"rank": 3}}, "field_missing"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_said_before_anything_is_read(root: Path, case: str) -> None:
+    change, code = REFUSED[case]
+    with pytest.raises(FindingsError) as refused:
+        planned(root, extract(rank=2) | change)
+    assert code in {finding.code for finding in refused.value.findings}
+
+
+def test_unknown_form_is_named() -> None:
+    with pytest.raises(RecipeInvalid, match="must be one of checkpoint, adapter, moe"):
+        recipe_from(extract(rank=2) | {"result": {"form": "adaptor"}})
+
+
+def test_estimate_covers_the_largest_adapter_that_can_come_out(root: Path, tmp_path: Path) -> None:
+    plan = planned(root, extract(error=0.0, max_rank=16))
+    made(root, extract(error=0.0, max_rank=16), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < plan.estimate.output_bytes * 1.3
+    assert 0 < plan.estimate.peak_memory_bytes <= BUDGET

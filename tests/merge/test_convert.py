@@ -1,0 +1,162 @@
+"""Pickles become safetensors in a child that can do nothing else; what is more than tensors is refused."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from merge import convert as converting
+from merge.__main__ import main
+from merge.checkpoint.index import index_folder
+from merge.convert import convert, pickled_files
+from merge.errors import FileMissing, NoWeights, OutputExists, PickleRefused, TensorNameInvalid
+from merge.unpickle import convert_file
+from tests import tiny
+
+
+def pickled(folder: Path, tensors: dict[str, Any], name: str = "pytorch_model.bin", **how: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, folder / name, **how)
+    return folder
+
+
+def test_a_model_is_converted_with_its_config_and_tokenizer(tmp_path: Path) -> None:
+    source = tiny.llama(tmp_path / "m", tied=True)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    (source / "modeling_evil.py").write_text("raise SystemExit")
+    tied = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}
+    out = convert(pickled(source, tied), tmp_path / "out")
+    found = load_file(out / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert index_folder(out).tokenizer == index_folder(tiny.llama(tmp_path / "n", tied=True)).tokenizer
+    names = {item.name for item in out.iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_shards_stay_shards_with_an_index(tmp_path: Path) -> None:
+    names = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
+    folder = tmp_path / "m"
+    for place, name in enumerate(names):
+        pickled(folder, {f"w{place}": torch.full((3,), float(place))}, name)
+    index = {"weight_map": {"w0": names[0], "w1": names[1]}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    made = index_folder(convert(folder, tmp_path / "out"))
+    assert made.shards == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    assert set(made.tensors) == {"w0", "w1"}
+
+
+def test_views_copies_and_the_older_format_are_written_apart(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    tensors = {"a": whole, "b": whole.T, "c": whole[1], "d": whole, "step": 7, "e": torch.tensor(3)}
+    folder = pickled(tmp_path, {"state_dict": tensors}, "x.ckpt", _use_new_zipfile_serialization=False)
+    convert_file(folder / "x.ckpt", folder / "x.safetensors", {})
+    found = load_file(folder / "x.safetensors")
+    assert found.keys() == {"a", "b", "c", "d", "e"}
+    assert all(torch.equal(found[name], tensors[name]) for name in found)
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    pickled(folder, {"w": Evil(tmp_path / "made")})
+    with pytest.raises(PickleRefused, match=r"pytorch_model\.bin is not converted"):
+        convert(folder, tmp_path / "out")
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, pickle.dumps([1, 2], 2), pickle.dumps({"a": 1}, 2)])
+def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.bin").write_bytes(content)
+    with pytest.raises((ValueError, EOFError, RuntimeError, pickle.UnpicklingError)):
+        convert_file(tmp_path / "x.bin", tmp_path / "x.safetensors", {})
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_is_asked_for_tensors_alone(tmp_path: Path, zipped: bool) -> None:
+    pickled(tmp_path, {"w": Evil(tmp_path / "made")}, "x.bin", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(pickle.UnpicklingError):
+        convert_file(tmp_path / "x.bin", tmp_path / "x.safetensors", {})
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_name_that_is_a_path_is_refused(tmp_path: Path) -> None:
+    pickled(tmp_path, {"../../x": torch.ones(2)}, "x.bin")
+    with pytest.raises(TensorNameInvalid):
+        convert_file(tmp_path / "x.bin", tmp_path / "x.safetensors", {})
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "import socket; socket.socket()",
+        "import os; os.execv('/bin/true', ['true'])",
+        "import subprocess; subprocess.run(['/bin/true'])",
+    ],
+)
+def test_behind_the_guard_there_is_no_network_and_no_other_program(attempt: str) -> None:
+    code = f"from merge.unpickle import guard\nassert guard()\n{attempt}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "PermissionError" in done.stderr
+
+
+def test_the_guard_is_up_before_anything_is_read() -> None:
+    code = (
+        "import socket, sys, merge.unpickle as child\n"
+        "child.convert_file = lambda *_: socket.socket()\n"
+        "sys.exit(child.main(['a', 'b', 'c']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, "PermissionError" in json.loads(done.stdout)["error"]) == (2, True)
+
+
+def test_the_child_sees_no_secret_and_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert "HF_TOKEN" not in converting._environment()
+    monkeypatch.setattr(converting, "_SPARE_BYTES", 64 << 20)
+    with pytest.raises(PickleRefused):
+        convert(pickled(tmp_path / "m", {"w": torch.ones(2)}), tmp_path / "out")
+
+
+def test_the_weights_are_found_among_other_pickles(tmp_path: Path) -> None:
+    for name in ("training_args.bin", "optimizer.pt", "model.pth"):
+        pickled(tmp_path, {"w": torch.ones(1)}, name)
+    assert pickled_files(tmp_path) == ["model.pth"]
+    pickled(tmp_path, {"w": torch.ones(1)}, "other.pt")
+    with pytest.raises(NoWeights, match="not clear"):
+        pickled_files(tmp_path)
+    with pytest.raises(NoWeights, match="no pickle"):
+        pickled_files(tmp_path / "absent")
+    (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "gone.bin"}}')
+    with pytest.raises(FileMissing, match=r"gone\.bin"):
+        pickled_files(tmp_path)
+
+
+def test_the_command_converts_and_tells_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pickled(tmp_path / "m", {"w": torch.ones(2)})
+    assert main(["convert", str(folder), str(tmp_path / "out")]) == 0
+    assert main(["convert", str(folder), str(tmp_path / "out")]) == 2
+    assert "already there" in capsys.readouterr().err
+    with pytest.raises(OutputExists):
+        convert(folder, tmp_path / "out")

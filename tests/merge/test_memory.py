@@ -1,0 +1,79 @@
+"""How much memory a merge takes, measured from outside what it believes of itself."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from merge.checkpoint.layout import plan_shards
+
+MOST = 512 << 20
+MODELS = 9
+WATCHED = """
+import json, sys, threading
+from pathlib import Path
+from merge.__main__ import index_models, model_folders
+from merge.plan import make_plan
+from merge.recipe import recipe_from
+from merge.run import run
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+def watch():
+    while not done.wait(0.005):
+        peaks.append(anonymous())
+
+folder, document = Path(sys.argv[1]), json.loads(sys.argv[2])
+budget = int(sys.argv[3]) if len(sys.argv) > 3 else 1 << 30
+recipe = recipe_from(document)
+plan = make_plan(recipe, index_models(recipe, folder), budget=budget)
+idle, peaks, done = anonymous(), [0], threading.Event()
+watcher = threading.Thread(target=watch)
+watcher.start()
+run(plan, model_folders(recipe, folder), folder / "out", budget_bytes=budget, threads=2)
+done.set()
+watcher.join()
+print(json.dumps({"peak": max(peaks) - idle, "seen": len(peaks)}))
+"""
+
+
+def sparse(folder: Path, entries: int) -> None:
+    """A model of two bf16 tensors of zeros that take no room on the disk."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    rows = entries // 2 // 4096
+    (shard,) = plan_shards([(f"{n}.weight", "BF16", (rows, 4096)) for n in "ab"], 1 << 40)
+    with (folder / shard.file).open("wb") as file:
+        file.write(shard.header_bytes)
+        file.truncate(shard.size)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "steps", "entries"),
+    [
+        (True, [{"method": "linear"}], 64 << 20),
+        (True, [{"method": "dare"}, {"method": "ties", "density": 0.5, "scope": "global"}], 48 << 20),
+        (False, [{"method": "task_arithmetic"}], 48 << 20),
+    ],
+    ids=["linear compiled", "dare, ties compiled", "task arithmetic eager"],
+)
+def test_no_model_and_no_tensor_is_ever_held(
+    tmp_path: Path, compiled: bool, steps: list[dict[str, object]], entries: int
+) -> None:
+    """One tensor of every model, as it is stored, would already break the limit."""
+    assert MODELS * entries // 2 * 2 > 0.8 * MOST
+    names = ["base", *(f"s{number}" for number in range(MODELS - 1))]
+    for name in names:
+        sparse(tmp_path / name, entries)
+    document = {"base": "base", "sources": [{"id": n, "model": n} for n in names[1:]], "steps": steps}
+    environment = dict(os.environ) if compiled else {**os.environ, "MERGERY_KERNELS": "off"}
+    command = [sys.executable, "-c", WATCHED, str(tmp_path), json.dumps(document)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    told = json.loads(done.stdout)
+    assert told["seen"] > 10
+    assert told["peak"] < MOST

@@ -1,0 +1,302 @@
+"""Models of different vocabularies, merged: every row of the result is what its token asks for."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from merge.errors import PlanRefused
+from merge.kernels.sums import total
+from tests import tiny
+from tests.merge.tokenizer import small
+
+CHAT = ("<|im_start|>", "<|im_end|>")
+SOURCES = [{"id": "a", "model": "a"}, {"id": "b", "model": "b"}]
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A base, a model with a chat format, and one with other merges whose special tokens come first."""
+    small.speaker(tmp_path / "base", merges=[("t", "h")])
+    small.speaker(tmp_path / "a", merges=[("t", "h")], added=(*tiny.SPECIAL, *CHAT), expert=1)
+    small.speaker(
+        tmp_path / "b",
+        merges=[("a", "n"), ("t", "h"), ("th", "e")],
+        added=(*CHAT[1:], *tiny.SPECIAL),
+        expert=2,
+    )
+    return tmp_path
+
+
+def mean(*rows: torch.Tensor) -> torch.Tensor:
+    return total(rows) / len(rows)
+
+
+def has_ids_of_its_rows(out: Path) -> Any:
+    """The loaded tokenizer, after a look at every id and at the model's sizes."""
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    assert tokenizer.get_vocab() == small.ids_of(out)
+    model = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+    assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size >= len(tokenizer)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(model.config, name) == getattr(tokenizer, name)
+    return tokenizer
+
+
+@pytest.mark.parametrize("tensor", [EMBED, HEAD])
+def test_union_without_a_base(root: Path, tensor: str) -> None:
+    out, _ = small.merged(root, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    a, b, found = (small.rows(root / name, tensor) for name in ("a", "b", "out"))
+    assert found.keys() == a.keys() | b.keys()
+    for token, row in found.items():
+        ours, theirs = a.get(token), b.get(token)
+        wanted = mean(ours if ours is not None else theirs, theirs if theirs is not None else ours)
+        assert torch.equal(row, wanted), token
+    tokenizer = has_ids_of_its_rows(out)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the an<|im_end|>").input_ids) == [
+        "the", "Ġ", "an", "<|im_end|>"
+    ]  # fmt: skip
+
+
+def test_union_with_a_base_fills_task_vectors_from_it(root: Path) -> None:
+    document = {
+        "base": "base",
+        "sources": SOURCES,
+        "steps": ["task_arithmetic"],
+        "tokenizer": {"source": "union"},
+    }
+    out, report = small.merged(root, document)
+    base, a, b, found = (small.rows(root / name) for name in ("base", "a", "b", "out"))
+    for token, row in found.items():
+        had = [model[token] for model in (a, b) if token in model]
+        start = base[token] if token in base else mean(*had)
+        tasks = [(model.get(token, start if token in base else had[0])) - start for model in (a, b)]
+        torch.testing.assert_close(row, start + total(tasks), atol=1e-6, rtol=0, msg=token)
+    has_ids_of_its_rows(out)
+    told = report.manifest["vocabulary"]
+    assert (told["ground"], told["new"], told["tokens"]) == ("base", 4, 265)
+    assert told["models"]["a"] == {"own": 263, "filled": 2}
+
+
+def test_a_sources_vocabulary_comes_with_its_special_ids(root: Path) -> None:
+    (root / "b" / "chat_template.jinja").write_text("{{ messages }}")
+    out, _ = small.merged(root, {"sources": SOURCES, "tokenizer": {"source": "b"}})
+    assert (out / "tokenizer.json").read_bytes() == (root / "b" / "tokenizer.json").read_bytes()
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    ids = small.ids_of(root / "b")
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": [ids["</s>"]], "do_sample": True}
+    has_ids_of_its_rows(out)
+    a, b, found = (small.rows(root / name) for name in ("a", "b", "out"))
+    assert all(torch.equal(found[token], mean(a.get(token, b[token]), b[token])) for token in b)
+
+
+def test_the_references_special_ids_move_with_their_tokens(root: Path) -> None:
+    """The result has the base's tokens; the config is the first source's, whose ids are others."""
+    out, _ = small.merged(root, {"base": "base", "sources": SOURCES[1:], "tokenizer": {"source": "union"}})
+    has_ids_of_its_rows(out)
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [small.ids_of(root / "base")["</s>"]]
+
+
+def test_tied_embeddings_are_one_tensor_here_too(tmp_path: Path) -> None:
+    small.speaker(tmp_path / "a", tied=True, expert=1)
+    small.speaker(tmp_path / "b", tied=True, expert=2, added=(*tiny.SPECIAL, *CHAT))
+    out, _ = small.merged(tmp_path, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    assert HEAD not in small.weights(out)
+    has_ids_of_its_rows(out)
+
+
+def test_padding_is_kept_unless_another_is_asked_for(tmp_path: Path) -> None:
+    small.speaker(tmp_path / "a", rows=300, expert=1)
+    small.speaker(tmp_path / "b", expert=2)
+    padded, _ = small.merged(tmp_path, {"sources": SOURCES, "tokenizer": {"source": "a"}})
+    a, b, found = (small.weights(tmp_path / name)[EMBED] for name in ("a", "b", "out"))
+    assert torch.equal(found[260:], a[260:])
+    assert torch.equal(found[:260], mean(a[:260], b))
+    choice = {"source": "a", "pad_to_multiple_of": 64}
+    wider, _ = small.merged(tmp_path, {"sources": SOURCES, "tokenizer": choice}, out="wider")
+    made = small.weights(wider)[EMBED]
+    assert made.shape[0] == 320
+    torch.testing.assert_close(made[300:], mean(a[:260].mean(dim=0), b.mean(dim=0)).expand(20, -1))
+    assert json.loads((wider / "config.json").read_text())["vocab_size"] == 320
+    assert json.loads((padded / "config.json").read_text())["vocab_size"] == 300
+
+
+def test_rules_for_single_tokens(root: Path) -> None:
+    rules = {
+        "<|im_end|>": {"source": "b", "force": True},
+        "the": {"source": "zero"},
+        "<think>": {"source": {"model": "a", "token": "<s>"}},
+    }
+    out, _ = small.merged(root, {"sources": SOURCES, "tokenizer": {"source": "union", "tokens": rules}})
+    a, b, found = (small.rows(root / name) for name in ("a", "b", "out"))
+    assert torch.equal(found["<|im_end|>"], b["<|im_end|>"])
+    assert torch.equal(found["the"], mean(torch.zeros_like(b["the"]), b["the"]))
+    assert torch.equal(found["<think>"], a["<s>"])
+    tokenizer = has_ids_of_its_rows(out)
+    assert tokenizer("<think>").input_ids == [small.ids_of(out)["<think>"]]
+
+
+@pytest.mark.parametrize("steps", [["linear"], [{"method": "ties", "density": 0.4}]], ids=["linear", "ties"])
+def test_bytes_do_not_depend_on_threads_or_memory(root: Path, steps: list[Any]) -> None:
+    document = {
+        "base": "base", "sources": SOURCES, "steps": steps,
+        "tokenizer": {"source": "union", "approximate": "omp", "k": 4},
+    }  # fmt: skip
+    digests = set()
+    for threads, budget in ((1, small.GIB), (3, small.GIB), (2, 1 << 26)):
+        out, _ = small.merged(root, document, f"{threads}", threads=threads, budget_bytes=budget)
+        digests.add(hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest())
+        assert not list(out.glob(".*")), "nothing of the work is left"
+    assert len(digests) == 1
+
+
+def test_an_adapter_acts_on_the_rows_before_they_move(root: Path) -> None:
+    tiny.lora(root / "tuned", {"model.embed_tokens": (263, 16), "lm_head": (263, 16)})
+    plain, _ = small.merged(root, {"sources": SOURCES[:1], "tokenizer": {"source": "a"}}, "plain")
+    tuned = [{**SOURCES[0], "adapter": "tuned"}]
+    alone, _ = small.merged(root, {"sources": tuned}, "alone")
+    both = {"sources": [*tuned, SOURCES[1]], "tokenizer": {"source": "b"}, "overrides": [
+        {"match": "*", "policy": "source:a"}
+    ]}  # fmt: skip
+    moved, _ = small.merged(root, both, "moved")
+    changed, found, before = small.rows(alone), small.rows(moved), small.rows(plain)
+    shared = found.keys() & changed.keys()
+    assert len(shared) == 262
+    assert all(torch.equal(found[token], changed[token]) for token in shared)
+    assert not torch.equal(changed["x"], before["x"])
+
+
+def test_plans_do_not_depend_on_the_hash_seed(root: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from merge.__main__ import index_models;"
+        "from merge.plan import make_plan; from merge.recipe import recipe_from; root = Path(sys.argv[1]);"
+        "r = recipe_from({'sources': ['b', 'a'], 'steps': ['linear'], 'tokenizer': {'source': 'union'}});"
+        "p = make_plan(r, index_models(r, root), budget=1 << 30);"
+        "print(p.digest, [t.text for t in p.vocabulary.alignment.new], 'torch' in sys.modules)"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(root)], env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(told) == 1
+    assert told.pop().strip().endswith("['<|im_start|>'] False")
+
+
+def test_a_run_goes_on_with_the_rows_it_had_made(root: Path) -> None:
+    document = {"sources": SOURCES, "tokenizer": {"source": "union", "approximate": "omp"}}
+    out, _ = small.merged(root, document)
+    again, stop = root / "again", iter([False] * 10 + [True] * 1000)
+    with pytest.raises(Exception, match="stopped"):
+        small.merged(root, document, "again", threads=1, should_stop=lambda: next(stop))
+    assert (root / "again.partial" / ".mergery-rows.json").exists()
+    small.merged(root, document, "again")
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert (again / "mergery.json").read_bytes() == (out / "mergery.json").read_bytes()
+
+
+def codes(root: Path, document: dict[str, Any]) -> dict[str, str]:
+    """Findings of a plan, by code."""
+    try:
+        findings = small.plan_of(root, document).findings
+    except PlanRefused as refused:
+        findings = refused.findings
+    return {finding.code: finding.message for finding in findings}
+
+
+def test_without_a_section_the_difference_is_told_with_a_way_out(root: Path) -> None:
+    found = codes(root, {"sources": SOURCES})
+    assert "ids mean another token" in found["tokenizer_differs"]
+    assert "source: union" in found["tokenizer_differs"]
+    assert "source: union" in found["vocabulary_mismatch"]
+
+
+def test_the_plan_tells_what_is_shared_and_what_is_filled(root: Path) -> None:
+    plan = small.plan_of(root, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    told = {
+        finding.model: finding.message for finding in plan.findings if finding.code == "vocabulary_aligned"
+    }
+    assert (
+        told["a"] == "a has 263 of the result's 265 rows (2 from b); 0 of its tokens are not in the result."
+    )
+    summary = plan.summary()["vocabulary"]
+    assert summary["models"]["b"] == {"own": 264, "filled": 1}
+
+
+def test_equal_vocabularies_need_no_tables(tmp_path: Path) -> None:
+    for name, expert in (("a", 1), ("b", 2)):
+        small.speaker(tmp_path / name, expert=expert)
+    plan = small.plan_of(tmp_path, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    assert (plan.vocabulary, plan.rows) == (None, {})
+
+
+def test_models_whose_tokens_nobody_knows_are_refused(root: Path) -> None:
+    (root / "b" / "tokenizer.json").unlink()
+    document = {"sources": SOURCES, "tokenizer": {"source": "union"}}
+    assert "b has no tokenizer" in codes(root, document)["vocabulary_unknown"]
+    (root / "b" / "tokenizer.model").write_bytes(b"\x0a")
+    assert "binary form" in codes(root, document)["vocabulary_unknown"]
+
+
+def test_a_base_that_lends_rows_of_another_width_is_named(root: Path) -> None:
+    small.speaker(root / "wide", added=(*tiny.SPECIAL, "<new>"), hidden=32)
+    found = codes(root, {"base": "wide", "sources": SOURCES, "tokenizer": {"source": "base"}})
+    assert "takes rows from wide" in found["fill_missing"]
+
+
+def test_a_hostile_tokenizer_is_a_finding(root: Path) -> None:
+    file = root / "b" / "tokenizer.json"
+    document = json.loads(file.read_text())
+    document["model"]["vocab"]["twin"] = 5
+    small.write_json(file, document)
+    found = codes(root, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    assert "share id 5" in found["vocabulary_invalid"]
+
+
+def test_one_tokenizer_cannot_be_of_two_kinds(root: Path) -> None:
+    file = root / "b" / "tokenizer.json"
+    document = json.loads(file.read_text())
+    words = {"▁word": 0, "▁other": 1, "<0x41>": 2}
+    document["model"] |= {"vocab": words, "merges": [], "byte_fallback": True}
+    document["added_tokens"] = []
+    small.write_json(file, document)
+    found = codes(root, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    assert "none could make both" in found["tokenizer_union_impossible"]
+
+
+def test_a_tokenizer_that_cannot_be_extended_is_named(root: Path) -> None:
+    ids = small.ids_of(root / "a")
+    (root / "a" / "tokenizer.json").unlink()
+    small.write_json(root / "a" / "vocab.json", ids)
+    document = {"sources": SOURCES, "tokenizer": {"source": "union"}}
+    assert "no tokenizer.json" in codes(root, document)["tokenizer_not_writable"]
+
+
+def test_a_rule_for_a_token_nobody_has_is_named(root: Path) -> None:
+    rules = {"<s>": {"source": {"model": "a", "token": "nope"}}}
+    found = codes(root, {"sources": SOURCES, "tokenizer": {"source": "a", "tokens": rules | {}}})
+    assert "token_missing" not in found, "a has <s> and nothing is forced"
+    rules["<s>"]["force"] = True  # type: ignore[index]
+    found = codes(root, {"sources": SOURCES, "tokenizer": {"source": "a", "tokens": rules}})
+    assert "asks a for a token" in found["token_missing"]
+
+
+def test_a_special_token_that_gets_lost_is_told(root: Path) -> None:
+    small.speaker(root / "c", added=("<s>", "</s>"), expert=3)
+    sources = [{"id": "a", "model": "a"}, {"id": "c", "model": "c"}]
+    found = codes(root, {"sources": sources, "tokenizer": {"source": "c"}})
+    assert "pad_token_id of a is token" in found["special_token_lost"]
+    out, _ = small.merged(root, {"sources": sources, "tokenizer": {"source": "c"}})
+    assert json.loads((out / "config.json").read_text())["pad_token_id"] is None

@@ -1,0 +1,116 @@
+"""The texts that a job names: a file of a Hub dataset, an upload, or a file inside the allowed roots."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import Protocol
+
+from db import artifacts
+from hub.snapshot import Hub
+from jobs.calibration import PARQUET, check_start, hub_place, kind_of
+from jobs.errors import NotFound
+from jobs.places import find_inside
+from jobs.statistics import label_of, samples_for
+from merge.errors import CalibrationEmpty, CalibrationFormat, CalibrationTooLarge
+from merge.learn.samples import MAX_BYTES, Samples, default_set, documents_of
+from merge.recipe import Recipe
+from merge.recipe_calibration import CalibrationData, Data
+from worker.workshop import Workshop
+
+COLUMN = "text"
+ROWS_AT_ONCE = 1024
+
+
+class Named(Protocol):
+    """Where a file is: exactly one of ``hub`` (with ``file``), ``dataset`` and ``path``."""
+
+    @property
+    def hub(self) -> str | None: ...
+    @property
+    def file(self) -> str | None: ...
+    @property
+    def dataset(self) -> str | None: ...
+    @property
+    def path(self) -> str | None: ...
+
+
+def read_file(
+    workshop: Workshop, tenant_id: str, wanted: Named, hub: Hub, limit: int, pointer: str = ""
+) -> tuple[str, bytes]:
+    """Name and content of a file; of one on this disk no more than ``limit`` bytes and one.
+
+    Raises ``RequestInvalid``, ``NotFound`` or a ``HubError``.
+    """
+    if wanted.hub is not None and wanted.file is not None:
+        repo, revision = hub_place(wanted.hub, pointer)
+        snapshot = hub.pin(repo, revision, "dataset")
+        return wanted.file, hub.read_file(snapshot, wanted.file, limit)
+    if wanted.dataset is not None:
+        with workshop.transaction() as session:
+            row = artifacts.dataset(session, tenant_id, wanted.dataset, with_body=True)
+            if row is None:
+                raise NotFound("dataset", wanted.dataset)
+            return row.name, row.body
+    path = find_inside(wanted.path or "", workshop.settings.model_roots, folder=False)
+    with path.open("rb") as file:
+        return path.name, file.read(limit + 1)
+
+
+def read_samples(workshop: Workshop, tenant_id: str, recipe: Recipe, data: Data, hub: Hub) -> Samples:
+    """All of a calibration set, checked to its end; raises a subclass of ``CalibrationInvalid`` besides what
+    ``read_file`` raises.
+    """
+    if not isinstance(data, CalibrationData):
+        texts, sha256 = default_set()
+        return samples_for(recipe, label_of(data), sha256, texts)
+    limit = workshop.settings.max_calibration_bytes
+    name, raw = read_file(workshop, tenant_id, data, hub, limit, "/calibration/data")
+    label = label_of(data)
+    kind = kind_of(name, raw)
+    check_start(label, kind, raw[: len(PARQUET)] if kind == PARQUET else raw, len(raw), limit)
+    texts = parquet_texts(raw, label) if kind == PARQUET else documents_of(raw, kind, label)
+    return samples_for(recipe, label, hashlib.sha256(raw).hexdigest(), texts)
+
+
+def parquet_texts(raw: bytes, label: str, limit: int = MAX_BYTES) -> tuple[str, ...]:
+    """The column ``text`` of a Parquet file, without empty ones; ``limit`` bounds the bytes of all of them,
+    however small the file is.
+    """
+    texts, size = [], 0
+    for text in _column(raw, label, limit):
+        size += len(text)
+        if size > limit:
+            raise CalibrationTooLarge(f"{label} unfolds to more than {limit} bytes; give fewer documents.")
+        if text.strip():
+            texts.append(text)
+    if not texts:
+        raise CalibrationEmpty(f"{label} holds no text but white space; give documents.")
+    return tuple(texts)
+
+
+def _column(raw: bytes, label: str, limit: int) -> Iterator[str]:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(io.BytesIO(raw)) as file:
+            schema = file.schema_arrow
+            if COLUMN not in schema.names or schema.field(COLUMN).type not in (
+                arrow.string(),
+                arrow.large_string(),
+            ):
+                names = ", ".join(schema.names[:20])
+                raise CalibrationFormat(f"{label} has no column {COLUMN!r} of texts; it has {names}.")
+            _check_unfolded(file.metadata, label, limit)
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[COLUMN], use_threads=False):
+                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise CalibrationFormat(f"{label} cannot be read as Parquet ({str(error)[:200]}).") from error
+
+
+def _check_unfolded(metadata: object, label: str, limit: int) -> None:
+    """Whether what the file says of itself is within bounds, before any of it is unfolded."""
+    groups = metadata.num_row_groups  # type: ignore[attr-defined]
+    said = sum(metadata.row_group(at).total_byte_size for at in range(groups))  # type: ignore[attr-defined]
+    if said > limit:
+        raise CalibrationTooLarge(f"{label} unfolds to {said} bytes; at most {limit} are read.")

@@ -1,0 +1,137 @@
+"""Statistics that are kept on this disk, by tenant and digest; a folder is there as a whole or not at all."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import structlog
+
+from worker.artifacts import keep
+from worker.scratch import bytes_in, is_linked
+
+log = structlog.get_logger("worker.statistics")
+
+WAIT_SECONDS = 0.5
+Key = tuple[str, str]
+
+
+@dataclass
+class Store:
+    """``<root>/<tenant>/<digest>``. Used as a context manager by one job: what it holds stays until then.
+
+    A folder that is held has a shared ``flock``, which the kernel drops when the process dies.
+    """
+
+    root: Path
+    tenant: str
+    _held: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for lock in self._held.values():
+            os.close(lock)
+        self._held.clear()
+
+    def folder(self, digest: str) -> Path:
+        """Where the statistics of a digest are, or would be."""
+        return self.root / self.tenant / digest
+
+    def hold(self, digest: str) -> bool:
+        """Keeps statistics from being removed while the job lasts; whether they are there."""
+        if digest not in self._held:
+            lock = _lock(self.folder(digest), fcntl.LOCK_SH)
+            if lock < 0:
+                return False
+            self._held[digest] = lock
+        return True
+
+    def put(self, digest: str, made: Path) -> Path:
+        """Moves a finished folder in, and holds it."""
+        keep(made, self.folder(digest))
+        self.hold(digest)
+        return self.folder(digest)
+
+    @contextmanager
+    def only_one(self, digest: str, checkpoint: Callable[[], None]) -> Iterator[None]:
+        """Lets one job at a time measure a digest; the others wait, asking ``checkpoint`` whether to stop."""
+        path = self.root / self.tenant / f".{digest}.measuring"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while (lock := _lock_file(path)) < 0:
+            checkpoint()
+            time.sleep(WAIT_SECONDS)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def evict(root: Path, limit: int, oldest: Sequence[Key]) -> list[Key]:
+    """Removes what was used longest ago until no more than ``limit`` bytes are kept, but nothing that a job
+    holds. ``oldest`` are (tenant, digest), the longest unused first; what is not among them goes before.
+    """
+    ranks = {key: rank for rank, key in enumerate(oldest)}
+    sizes = _sizes(root)
+    total = sum(sizes.values())
+    removed = []
+    for key in sorted(sizes, key=lambda key: ranks.get(key, -1)):
+        if total <= limit:
+            break
+        if _remove(root / key[0] / key[1]):
+            total -= sizes[key]
+            removed.append(key)
+            log.info("statistics_removed", tenant=key[0], digest=key[1], bytes=sizes[key])
+    return removed
+
+
+def _sizes(root: Path) -> Mapping[Key, int]:
+    folders = (path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith("."))
+    return {(path.parent.name, path.name): bytes_in(path) for path in folders}
+
+
+def _remove(folder: Path) -> bool:
+    lock = _lock(folder, fcntl.LOCK_EX)
+    if lock < 0:
+        return False
+    try:
+        gone = folder.with_name(f".{folder.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+    finally:
+        os.close(lock)
+    return True
+
+
+def _lock(folder: Path, how: int) -> int:
+    """An open, locked folder; -1 where there is none, or somebody holds it otherwise."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+        if is_linked(lock, folder):
+            return lock
+    os.close(lock)
+    return -1
+
+
+def _lock_file(path: Path) -> int:
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_linked(lock, path):
+            return lock
+    os.close(lock)
+    return -1
