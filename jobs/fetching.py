@@ -27,7 +27,8 @@ def parts_of(plan: Plan, role: str) -> dict[str, Spans]:
     found = {}
     for file, spans in ranges_in(plan, role).items():
         wanted = joined(spans, GAP_BYTES)
-        if length(wanted) < MOSTLY * sizes[file]:
+        spared = sizes[file] - length(wanted)
+        if spared > GAP_BYTES and spared > (1 - MOSTLY) * sizes[file]:
             found[file] = wanted
     return found
 
