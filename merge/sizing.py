@@ -24,9 +24,10 @@ class Sizes:
 
 def entry_bytes(models: int, compute_bytes: int, workspace: int = 0) -> int:
     """Bytes held for one entry of the output while it is computed: inputs, deltas, copies of both,
-    temporaries; or inputs, deltas, the result, and the ``workspace`` that a method has declared, in bytes.
+    temporaries; or inputs, deltas, a copy of them, the result, and the ``workspace`` that a method has
+    declared, in bytes.
     """
-    return max(compute_bytes * (4 * models + 10), compute_bytes * (2 * models + 2) + workspace)
+    return max(compute_bytes * (4 * models + 10), compute_bytes * (3 * models + 2) + workspace)
 
 
 def sizes(

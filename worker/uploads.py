@@ -10,12 +10,14 @@ from queue import SimpleQueue
 from types import TracebackType
 
 LOOK_SECONDS = 0.2
+HANDS = 2
 
 
 @dataclass
 class Uploads:
-    """One upload at a time, in the order of the shards. Merging does not wait for it: its files lie on the
-    disk in any case, and checking the result can begin while the last of them are on their way.
+    """Two uploads at a time, begun in the order of the shards, so that one is hashed and announced while the
+    other is sent. Merging does not wait for them: its files lie on the disk in any case, and checking the
+    result can begin while the last of them are on their way.
 
     ``send`` uploads one file under a name; ``checkpoint`` raises when the job is to stop. Used as a context
     manager: leaving it drops the uploads that have not begun. One that hangs then is left to a daemon thread,
@@ -30,7 +32,8 @@ class Uploads:
     )
 
     def __enter__(self) -> "Uploads":
-        threading.Thread(target=self._run, name="upload", daemon=True).start()
+        for _ in range(HANDS):
+            threading.Thread(target=self._run, name="upload", daemon=True).start()
         return self
 
     def __exit__(
@@ -38,7 +41,8 @@ class Uploads:
     ) -> None:
         for future in self._waiting:
             future.cancel()
-        self._queue.put(None)
+        for _ in range(HANDS):
+            self._queue.put(None)
 
     def add(self, name: str, path: Path) -> None:
         """Hands one finished file over; raises what an earlier upload failed with."""

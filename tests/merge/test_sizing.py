@@ -30,3 +30,20 @@ def test_the_needed_budget_is_enough_and_nothing_less_is() -> None:
     needed = needed_budget(9, 8, 3_000_000)
     assert sizes(9, 8, 3_000_000, 4, needed) is not None
     assert sizes(9, 8, 3_000_000, 4, needed - 1) is None
+
+
+@pytest.mark.parametrize("workspace", [0, 8, 400])
+def test_a_declared_workspace_is_part_of_what_is_held(workspace: int) -> None:
+    needed = needed_budget(4, 4, 3_000_000, workspace)
+    fitted = sizes(4, 4, 3_000_000, 4, needed, workspace)
+    assert fitted is not None
+    assert fitted.peak_bytes >= 3_000_000 * (workspace + 4 * 4 * 2)
+    assert sizes(4, 4, 3_000_000, 4, needed - 1, workspace) is None
+
+
+def test_what_threads_hold_besides_leaves_room_for_fewer() -> None:
+    budget = needed_budget(4, 4, 3_000_000) * 3
+    alone, beside = (sizes(4, 4, 3_000_000, 4, budget, 0, held) for held in (0, 300 * MIB))
+    assert alone is not None and beside is not None
+    assert beside.threads < alone.threads
+    assert beside.threads * 300 * MIB < beside.peak_bytes <= budget

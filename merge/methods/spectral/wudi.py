@@ -48,7 +48,7 @@ class Wudi:
     granularity="tensor",
     paper="arXiv:2503.08099",
     needs=Needs(base=True),
-    workspace=Workspace(5.0, 6.0),
+    workspace=Workspace(4.0, 5.0),
     classes={"embed": "mean", "head": "mean"},
 )
 def wudi(group: TensorGroup, p: Wudi) -> Tensor:

@@ -31,7 +31,7 @@ SHAPES: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {
     "small.weight": ((6, 6), F32),
 }
 IDS = "abcdefgh"
-SMALL, GIB = 96 << 20, 1 << 30
+SMALL, GIB = 112 << 20, 1 << 30
 
 
 def tensor(model: str, name: str) -> Tensor:
