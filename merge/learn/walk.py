@@ -27,6 +27,7 @@ from merge.learn.batches import Batch
 from merge.learn.outside import Guard, moved_buffers
 from merge.learn.skeleton import Skeleton, Weights
 from merge.learn.states import States
+from merge.learn.towers import Tower, block_lists
 from merge.learn.trees import TreeUnknown, detached, leaves_of, map_floats, tensors_in
 
 REST = ""
@@ -43,16 +44,6 @@ class _Reached(Exception):
     def __init__(self, path: str, output: Any = None) -> None:
         self.path = path
         self.output = output
-
-
-@dataclass
-class _Tower:
-    """A list of blocks: which are done, and what the last of them gave."""
-
-    path: str
-    now: States
-    spare: States
-    last: str | None = None
 
 
 @dataclass
@@ -108,7 +99,7 @@ class Walk:
         self._undo: list[Callable[[], None]] = []
         self._scratch = scratch
         scratch.mkdir(parents=True, exist_ok=True)
-        self.towers: dict[str, _Tower] = {}
+        self.towers: dict[str, Tower] = {}
         self.every: dict[str, States] = {}
         """Where what leaves each block is kept too, by path; for gradients."""
         self._trace: Trace | None = None
@@ -268,7 +259,7 @@ class Walk:
     def _find_blocks(self) -> None:
         for number, (path, blocks) in enumerate(block_lists(self.skeleton.module)):
             pair = [States(self._scratch / f"states-{number}{side}.bin") for side in "ab"]
-            self.towers[path] = _Tower(path, pair[0], pair[1])
+            self.towers[path] = Tower(path, pair[0], pair[1])
             for index, block in enumerate(blocks):
                 name = f"{path}.{index}"
                 self._blocks[name] = (block, path, block.forward)
@@ -325,7 +316,7 @@ class Walk:
             if path and path != self.tower_of(path).last:
                 raise NotByBlocks(f"the output of {path} is used again after later blocks")
 
-    def tower_of(self, path: str) -> _Tower:
+    def tower_of(self, path: str) -> Tower:
         """The list that a block stands in."""
         return self.towers[self._blocks[path][1]]
 
@@ -385,7 +376,7 @@ class Stage:
             tower.last = self.path
             walk.done.append(self.path)
 
-    def _keep(self, tower: _Tower, output: Any) -> None:
+    def _keep(self, tower: Tower, output: Any) -> None:
         try:
             tower.spare.put(output)
             if self.path in self._walk.every:
@@ -405,19 +396,3 @@ class Stage:
                     f"is not "
                     "finite: the model is broken, or its numbers are too large for its precision."
                 )
-
-
-def block_lists(module: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """The outermost lists of modules with weights: the towers of blocks, with their paths."""
-    found: list[str] = []
-    for path, each in module.named_modules():
-        if not isinstance(each, nn.ModuleList) or any(path.startswith(f"{above}.") for above in found):
-            continue
-        alike = len({type(block) for block in each}) == 1 or path.rpartition(".")[2] in _USUAL
-        if len(each) and alike and all(any(True for _ in block.parameters()) for block in each):
-            found.append(path)
-            yield path, each
-
-
-_USUAL = frozenset({"layers", "layer", "blocks", "block", "h"})
-"""What a list of blocks of several kinds (attention and recurrence, dense and sparse) is called."""

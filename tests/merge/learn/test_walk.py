@@ -13,7 +13,8 @@ from merge.checkpoint.reader import TensorReader
 from merge.learn import walk
 from merge.learn.observe import Observers
 from merge.learn.skeleton import Skeleton, Stored
-from merge.learn.walk import REST, NotByBlocks, Walk, block_lists
+from merge.learn.towers import block_lists
+from merge.learn.walk import REST, NotByBlocks, Walk
 from tests.merge.learn import models
 
 

@@ -1,0 +1,34 @@
+"""The lists of blocks of a model, found from its module tree."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from merge.learn.states import States
+
+
+@dataclass
+class Tower:
+    """A list of blocks: which are done, and what the last of them gave."""
+
+    path: str
+    now: States
+    spare: States
+    last: str | None = None
+
+
+def block_lists(module: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """The outermost lists of modules with weights: the towers of blocks, with their paths."""
+    found: list[str] = []
+    for path, each in module.named_modules():
+        if not isinstance(each, nn.ModuleList) or any(path.startswith(f"{above}.") for above in found):
+            continue
+        alike = len({type(block) for block in each}) == 1 or path.rpartition(".")[2] in _USUAL
+        if len(each) and alike and all(any(True for _ in block.parameters()) for block in each):
+            found.append(path)
+            yield path, each
+
+
+_USUAL = frozenset({"layers", "layer", "blocks", "block", "h"})
+"""What a list of blocks of several kinds (attention and recurrence, dense and sparse) is called."""
