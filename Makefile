@@ -4,10 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 MODELS ?= tiny
-PYTEST_ARGS ?=
+# Two at a time: each has servers of its own. `make test PYTEST_ARGS='tests/hub -x'` runs a part.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types catalog references openapi docs up chaos bench bench-mergekit bench-overlap load clean
+.PHONY: help setup demo test check lint format types catalog references openapi docs up chaos bench bench-mergekit eval bench-overlap load quality quality-llm clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -68,8 +69,21 @@ bench/.mergekit/bin/mergekit-yaml:
 	$(PYTHON) -m venv bench/.mergekit
 	PIP_DISABLE_PIP_VERSION_CHECK=1 bench/.mergekit/bin/python -m pip install --quiet torch==2.13.0 mergekit==0.1.5
 
+eval: bench/.eval/bin/lm-eval  ## lm-evaluation-harness in an environment of its own, beside our own scorers
+	bench/.eval/bin/python -m tests.scoring.harness.real
+
+bench/.eval/bin/lm-eval:
+	$(PYTHON) -m venv bench/.eval
+	PIP_DISABLE_PIP_VERSION_CHECK=1 bench/.eval/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 -e '.[eval]'
+
 bench-overlap: $(READY)  ## a whole job over a slow line, beside its slowest stage
 	$(BIN)/python -m bench.overlap
+
+quality: $(READY)  ## how good every method is on two benches (an hour of one core, kept), and its page
+	$(BIN)/python -m quality methods
+
+quality-llm: $(READY)  ## what AIM does on a tiny and a real language model (kept), and its page
+	$(BIN)/python -m quality aim
 
 load: $(READY)  ## 200 concurrent clients, thinking a second each, against an API of its own
 	$(BIN)/python -m bench.load

@@ -48,6 +48,7 @@ KINDS: Mapping[str, Kind] = {
     "media_type_unsupported": Kind(415, "The request body has a content type this path does not take"),
     "validation_failed": Kind(422, "A field is missing, unknown or wrong"),
     "recipe_invalid": Kind(422, "The recipe is wrong"),
+    "append_refused": Kind(422, "No model can join this result"),
     "plan_refused": Kind(422, "The recipe cannot work on these models"),
     "idempotency_mismatch": Kind(422, "This Idempotency-Key was used with another request"),
     "plan_timeout": Kind(504, "Planning took too long"),

@@ -14,14 +14,16 @@ from api.bodies import check_tree, load_json
 from api.deps import Desk, found
 from api.errors import Problem, from_room, from_validation
 from api.schemas.jobs import job_out
-from db import jobs
+from db import jobs, trials
 from hub.errors import HubError
 from jobs import credentials, idempotency, submit
+from jobs.append import append_order
 from jobs.errors import PlanTimeout
 from jobs.idempotency import Replay, Reservation
 from jobs.keys import Caller
-from jobs.planning import Planned
-from jobs.request import JobRequest
+from jobs.kinds import Asking, Ready, plan_order
+from jobs.request import AppendRequest, JobOrder, read_order
+from jobs.searching import PointRequest, point_order
 from merge.errors import FindingsError, MergeError
 from merge.mergekit import Translation, read_documents, read_recipe
 
@@ -37,7 +39,7 @@ class Order:
     the recipe lies in what the caller sent, so that findings point there.
     """
 
-    request: JobRequest
+    request: JobOrder
     notes: tuple[str, ...] = ()
     prefix: str = RECIPE
 
@@ -78,6 +80,8 @@ def order_of(document: Any) -> Order:
     """The order that plain data describes; the recipe may be a list of mergekit's documents. Raises a 422
     problem with a pointer for every mistake.
     """
+    if isinstance(document, dict) and document.get("kind", "merge") != "merge":
+        return Order(_request(document), prefix="")
     recipe = document.get("recipe") if isinstance(document, dict) else None
     documents: list[Any] = recipe if isinstance(recipe, list) else [recipe]
     if not isinstance(document, dict) or not documents or not all(isinstance(d, dict) for d in documents):
@@ -98,7 +102,7 @@ def read_yaml(raw: bytes, options: Mapping[str, str]) -> Order:
     return Order(_request({**_options(options), "recipe": translation.recipe}), translation.notes, "")
 
 
-def plan(desk: Desk, caller: Caller, order: Order) -> Planned:
+def plan(desk: Desk, caller: Caller, order: Order) -> Ready:
     """Looks at the models and plans. Raises a problem with all findings, ``PlanTimeout``, ``HubError``."""
     request, settings = order.request, desk.settings
     token = None
@@ -108,15 +112,15 @@ def plan(desk: Desk, caller: Caller, order: Order) -> Planned:
     room = shutil.disk_usage(settings.scratch).free if settings.scratch.is_dir() else None
     started = time.perf_counter()
     try:
-        return desk.planner.plan(
-            request.recipe,
+        asking = Asking(
+            desk.planner,
             token,
             caller.tenant_id,
             settings.plan_timeout_seconds,
             notes=order.notes,
             scratch_free=room,
-            whole=request.evaluate.scores_parents,
         )
+        return plan_order(request, asking)
     except FindingsError as error:
         raise from_room(error, order.prefix) from None
     finally:
@@ -155,6 +159,27 @@ def again(desk: Desk, caller: Caller, job_id: str, key: Key | None = None) -> Ac
             return Accepted(keep_answer(session, held, job_out(made)), 202, False)
 
 
+def order_to_append(desk: Desk, caller: Caller, job_id: str, request: AppendRequest) -> Order:
+    """The order by which a model joins the result of an earlier job. Raises a 404 problem, ``IllegalState``,
+    or a 422 problem where nothing can join it.
+    """
+    with desk.read() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+    try:
+        return Order(append_order(job, request))
+    except MergeError as error:
+        raise from_room(error) from None
+
+
+def order_of_point(desk: Desk, caller: Caller, job_id: str, number: int, request: PointRequest) -> Order:
+    """The merge of one candidate of a search. Raises a 404 problem and ``IllegalState``."""
+    with desk.read() as session:
+        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        rows = trials.of_search(session, job.root_id, number - 1, 1)
+        trial = found(next((row for row in rows if row.number == number), None), "trial", str(number))
+        return Order(point_order(job, trial, request))
+
+
 @contextmanager
 def reserved(desk: Desk, caller: Caller, key: Key | None) -> Iterator[Reservation | Replay | None]:
     """Holds the idempotency key of a request, if it has one; a request that fails frees it."""
@@ -182,7 +207,7 @@ def keep_answer(session: Any, held: Reservation | None, body: dict[str, Any]) ->
     return plain
 
 
-def _plan_if_possible(desk: Desk, caller: Caller, order: Order) -> Planned | None:
+def _plan_if_possible(desk: Desk, caller: Caller, order: Order) -> Ready | None:
     try:
         return plan(desk, caller, order)
     except PlanTimeout:
@@ -207,9 +232,9 @@ def _translation(documents: Sequence[dict[str, Any]], prefix: str) -> Translatio
         raise from_room(error, prefix) from None
 
 
-def _request(document: dict[str, Any]) -> JobRequest:
+def _request(document: dict[str, Any]) -> JobOrder:
     try:
-        return JobRequest.model_validate(document)
+        return read_order(document)
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False, include_input=False), "body") from None
 

@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cold", action="store_true", help="drop the inputs from the page cache before each merge"
     )
     parser.add_argument("--report", default="sampled", choices=("sampled", "full", "none"))
+    parser.add_argument("--digests", default="on", choices=("on", "off"), help="sha256 of every output file")
     parser.add_argument("--dir", type=Path, help="where the temporary folder is made")
     parser.add_argument("--family", type=Path, help="a folder for the models, kept for the next time")
     parser.add_argument("--json", type=Path, help="also write the rows here")
@@ -129,6 +130,7 @@ def measured(folder: Path, method: str, threads: int, start: float, options: arg
     inputs = [folder / name for name in (*(("base",) if timed.based else ()), *EXPERTS[: timed.experts])]
     floors, merges, theirs = [], [], []
     for _ in range(options.repeat):
+        _stir(folder, _bytes(inputs[0]))
         floors.append(floor_seconds(inputs, folder / "copy"))
         if options.cold:
             _drop(inputs)
@@ -175,6 +177,7 @@ def merge_seconds(folder: Path, method: str, threads: int, options: argparse.Nam
     """One merge in a fresh process, memory watched from outside."""
     command = [sys.executable, "-m", "bench.engine", "--child", method, "--dir", str(folder)]
     command += ["--threads", str(threads), "--budget", str(options.budget), "--report", options.report]
+    command += ["--digests", options.digests]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -184,6 +187,7 @@ def merge_seconds(folder: Path, method: str, threads: int, options: argparse.Nam
         done = threading.Event()
         watch = threading.Thread(target=_watch, args=(child.pid, peaks, done))
         watch.start()
+        _stir(folder, _bytes(folder / EXPERTS[0]))
         child.stdin.write("go\n")
         child.stdin.flush()
         line = child.stdout.readline()
@@ -255,10 +259,12 @@ def _watch(pid: int, peaks: list[int], done: threading.Event) -> None:
 def _child(options: argparse.Namespace) -> None:
     """One merge in this process: says when it is ready, waits for a word, and tells the seconds."""
     from merge.__main__ import index_models, model_folders
+    from merge.methods import load
     from merge.plan import make_plan
     from merge.recipe import recipe_from
     from merge.run import run
 
+    load()
     timed = RECIPES[options.child]
     document: dict[str, Any] = {
         "sources": [{"id": n, "model": n} for n in EXPERTS[: timed.experts]],
@@ -286,6 +292,7 @@ def _child(options: argparse.Namespace) -> None:
         budget_bytes=options.budget,
         threads=int(options.threads),
         survey=options.report,
+        digests=options.digests == "on",
     )
     told = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - busy, "sync": waited[0]}
     print(json.dumps(told), flush=True)
@@ -298,6 +305,18 @@ def _drop(inputs: Sequence[Path]) -> None:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _stir(folder: Path, size: int) -> None:
+    """Takes so much memory for a file and lets it go. Where a hypervisor takes back what is free for a while,
+    the first touch of a page costs more than everything else that is done with it, and whoever writes first
+    would pay for all.
+    """
+    path, block = folder / "stirred", bytes(1 << 20)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(0, size, len(block)):
+            file.write(block)
+    path.unlink()
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -1,6 +1,6 @@
 """Synthetic Llama-shaped models: a base and experts near it, written block by block."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -52,8 +52,15 @@ def _count(width: int, vocabulary: int) -> int:
     return LAYERS * each + 2 * vocabulary * width + width
 
 
-def write_model(folder: Path, shapes: dict[str, tuple[int, int]], number: int, noise: torch.Tensor) -> None:
-    """One bf16 model in shards of 500 MB, from repeated noise, with a config that transformers accepts."""
+def write_model(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    number: int,
+    noise: torch.Tensor,
+    *,
+    config: bool = True,
+) -> None:
+    """One bf16 model in shards of 500 MB, of repeated noise; with a ``config`` that transformers accepts."""
     folder.mkdir()
     tensors = [(name, "BF16", shape[1:] if shape[0] == 1 else shape) for name, shape in shapes.items()]
     shards = plan_shards(tensors, SHARD_BYTES)
@@ -67,15 +74,22 @@ def write_model(folder: Path, shapes: dict[str, tuple[int, int]], number: int, n
             writer.finish()
     if len(shards) > 1:
         (folder / index_file(shards)).write_bytes(index_json(shards))
+    if config:
+        write_config(folder, shapes)
+
+
+def write_config(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """What transformers wants to know of a Llama with these matrices."""
     (folder / "config.json").write_text(_config(shapes))
 
 
-def _config(shapes: dict[str, tuple[int, int]]) -> str:
+def _config(shapes: Mapping[str, tuple[int, int]]) -> str:
     vocabulary, width = shapes["model.embed_tokens.weight"]
     inner = shapes["model.layers.0.mlp.gate_proj.weight"][0]
+    layers = sum(name.endswith("mlp.gate_proj.weight") for name in shapes)
     return (
         '{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", '
-        f'"hidden_size": {width}, "intermediate_size": {inner}, "num_hidden_layers": {LAYERS}, '
+        f'"hidden_size": {width}, "intermediate_size": {inner}, "num_hidden_layers": {layers}, '
         f'"num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": {vocabulary}, '
         '"tie_word_embeddings": false}'
     )

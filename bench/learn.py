@@ -6,6 +6,8 @@ through the model as Transformers loads it (all but the head, whose product coll
 collects ``mean_abs_input`` on the same tokens, in one process, in turn.
 ``python -m bench.learn memory`` collects on a sparse file of the shape of Llama-2-7B,
 a few blocks, and watches the peak of anonymous memory.
+``python -m bench.learn regmean`` (``bench/regmean.py``) merges two models of the shape of a 1B model by
+RegMean, beside the forward passes, products and decompositions that this takes at the least.
 """
 
 import argparse
@@ -44,7 +46,7 @@ SHAPES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a table of one line, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=tuple(SHAPES))
+    parser.add_argument("what", choices=(*SHAPES, "regmean"))
     parser.add_argument(
         "--blocks", type=int, default=None, help="blocks of 512 tokens (32 for speed, 4 for memory)"
     )
@@ -53,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
+    if options.what == "regmean":
+        from bench.regmean import regmean
+
+        regmean(options.blocks or 8, options.layers or 2)
+        return
     shape = dict(SHAPES[options.what])
     if options.layers:
         shape["num_hidden_layers"] = options.layers
@@ -60,10 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = make(Path(folder) / "model", shape, filled=options.what == "speed")
         run = _speed if options.what == "speed" else _memory
-        run(model, _samples(blocks), options)
+        run(model, samples_of_words(blocks), options)
 
 
-def make(folder: Path, shape: dict[str, int], *, filled: bool) -> Path:
+def make(folder: Path, shape: dict[str, int], *, filled: bool, seed: int = 0) -> Path:
     """A Llama of bf16 weights (zeros that take no room on the disk unless ``filled``) and a tokenizer of
     words.
     """
@@ -81,7 +88,7 @@ def make(folder: Path, shape: dict[str, int], *, filled: bool) -> Path:
         file.write(shard.header_bytes)
         file.truncate(shard.size)
         if filled:
-            generator = torch.Generator().manual_seed(0)
+            generator = torch.Generator().manual_seed(seed)
             for info in shard.entries.values():
                 scale = 1.0 if len(info.shape) == 1 else info.shape[-1] ** -0.5
                 values = torch.randn(info.shape, generator=generator).mul_(scale).bfloat16()
@@ -93,7 +100,8 @@ def make(folder: Path, shape: dict[str, int], *, filled: bool) -> Path:
 def _tensors(shape: dict[str, int]) -> list[TensorSpec]:
     width, inner = shape["hidden_size"], shape["intermediate_size"]
     narrow = width * shape["kv"] // shape["heads"]
-    found: list[TensorSpec] = [("model.embed_tokens.weight", "BF16", (32000, width))]
+    words = shape.get("vocab_size", 32000)
+    found: list[TensorSpec] = [("model.embed_tokens.weight", "BF16", (words, width))]
     for layer in range(shape["num_hidden_layers"]):
         for name, size in (
             ("input_layernorm", (width,)), ("self_attn.q_proj", (width, width)),
@@ -103,7 +111,10 @@ def _tensors(shape: dict[str, int]) -> list[TensorSpec]:
             ("mlp.up_proj", (inner, width)), ("mlp.down_proj", (width, inner)),
         ):  # fmt: skip
             found.append((f"model.layers.{layer}.{name}.weight", "BF16", size))
-    return [*found, ("model.norm.weight", "BF16", (width,)), ("lm_head.weight", "BF16", (32000, width))]
+    found.append(("model.norm.weight", "BF16", (width,)))
+    if not shape.get("tie_word_embeddings"):
+        found.append(("lm_head.weight", "BF16", (words, width)))
+    return found
 
 
 def _tokenizer(folder: Path) -> None:
@@ -117,7 +128,7 @@ def _tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
-def _samples(blocks: int) -> Samples:
+def samples_of_words(blocks: int) -> Samples:
     rng = random.Random(1)
     return samples_of([" ".join(f"w{rng.randrange(WORDS)}" for _ in range(512)) for _ in range(blocks)])
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -20,9 +20,10 @@ def put(
     passed: bool | None,
     detail: Mapping[str, Any],
     scores: Iterable[Mapping[str, Any]],
+    task_sha256: str | None = None,
 ) -> str:
     """Records one evaluation set with its scores, in place of an earlier one of that name. Gives its id."""
-    facts = {"kind": kind, "passed": passed, "detail": dict(detail)}
+    facts = {"kind": kind, "passed": passed, "detail": dict(detail), "task_sha256": task_sha256}
     row = insert(Evaluation).values(id=new_id("eval"), job_id=job_id, name=name, **facts)
     row = row.on_conflict_do_update(index_elements=["job_id", "name"], set_=facts)
     evaluation_id = session.scalars(row.returning(Evaluation.id)).one()
@@ -39,6 +40,15 @@ def of_job(session: Session, job_id: str) -> list[tuple[Evaluation, list[Evaluat
     found = session.scalars(rows.order_by(Evaluation.created_at, Evaluation.id)).all()
     scores = _scores(session, [each.id for each in found])
     return [(each, [score for score in scores if score.evaluation_id == each.id]) for each in found]
+
+
+def named(session: Session, job_id: str, name: str) -> tuple[Evaluation, Sequence[EvaluationScore]] | None:
+    """One evaluation of a job, by its id or its name, with its scores."""
+    rows = select(Evaluation).where(
+        Evaluation.job_id == job_id, or_(Evaluation.id == name, Evaluation.name == name)
+    )
+    found = session.scalars(rows.limit(1)).first()
+    return None if found is None else (found, _scores(session, [found.id]))
 
 
 def _scores(session: Session, evaluation_ids: Sequence[str]) -> Sequence[EvaluationScore]:

@@ -10,9 +10,12 @@ from sqlalchemy.orm import Session
 from db.models.score import KnownScore
 
 
-def put(session: Session, tenant_id: str, key: str, scores: Sequence[dict[str, Any]]) -> None:
-    """Keeps the scores of one model on one set; what is there already stays."""
-    row = insert(KnownScore).values(tenant_id=tenant_id, key=key, scores=list(scores))
+def put(
+    session: Session, tenant_id: str, key: str, scores: Sequence[dict[str, Any]], *, model: str, task: str
+) -> None:
+    """Keeps the scores of one model on one set, by their digests; what is there already stays."""
+    facts = {"scores": list(scores), "model_sha256": model, "task_sha256": task}
+    row = insert(KnownScore).values(tenant_id=tenant_id, key=key, **facts)
     session.execute(row.on_conflict_do_nothing(index_elements=["tenant_id", "key"]))
 
 

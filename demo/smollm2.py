@@ -56,9 +56,11 @@ def pad(rows: Sequence[Row], filler: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train_expert(
-    task: str, base: Path, rows: Sequence[Labelled], folder: Path, say: Callable[[str], None]
+    task: str, base: Path, rows: Sequence[Labelled], folder: Path, say: Callable[[str], None], seed: int = 0
 ) -> None:
-    """Tunes the top layers on one task and writes the whole model, bfloat16, into ``folder``."""
+    """Tunes the top layers on one task and writes the whole model, bfloat16, into ``folder``; ``seed`` draws
+    the batches.
+    """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base, local_files_only=True)
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     model.requires_grad_(False)
@@ -67,7 +69,8 @@ def train_expert(
         parameter.requires_grad_(True)
     model.train()
     optimizer = torch.optim.AdamW(tuned, lr=RATE, weight_decay=0.0, fused=True)
-    rng, started, loss = random.Random(f"expert {task}"), time.monotonic(), math.nan
+    rng = random.Random(f"expert {task}" + (f" seed {seed}" if seed else ""))
+    started, loss = time.monotonic(), math.nan
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / STEPS))

@@ -8,18 +8,15 @@ import collections
 import json
 import random
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.errors import TextsMissing
+from demo.packages import apt_indexes
 from demo.texts import KINDS, read_nouns, split_of, wordnet_folder
 
 TASKS = ("sums", "debian", "wordnet")
 QUESTIONS = {"validation": 64, "held-out": 96}
-APT_HELPER = Path("/usr/lib/apt/apt-helper")
 SECTIONS = {
     "admin": "system administration",
     "database": "database",
@@ -76,20 +73,8 @@ class Question:
 
 def debian_descriptions() -> list[Labelled]:
     """One-line descriptions of Debian packages with their section, from apt's package index."""
-    if not (shutil.which("apt-get") and APT_HELPER.exists()):
-        raise TextsMissing("the Debian expert learns from apt's package index, and this machine has no apt")
-    targets = ["apt-get", "indextargets", "--format", "$(FILENAME)", "Created-By: Packages"]
-    listed = subprocess.run(targets, capture_output=True, text=True, check=True).stdout.split()
-    files = [file for file in listed if Path(file).exists()]
-    if not files:
-        raise TextsMissing(
-            "apt has no package index here; run `apt-get update` once, then start the demo again"
-        )
     found: dict[str, Labelled] = {}
-    for file in files:
-        index = subprocess.run(
-            [str(APT_HELPER), "cat-file", file], capture_output=True, text=True, check=True
-        ).stdout
+    for index in apt_indexes():
         for each in descriptions(index):
             found.setdefault(each.text, each)
     return list(found.values())

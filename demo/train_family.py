@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from demo.texts import DOMAINS, KINDS, Entry, Part, collect, wordnet_folder
+from demo.texts import KINDS, Entry, Part, collect, wordnet_folder
 
 VOCABULARY, SEQUENCE, BATCH = 1024, 128, 16
 END = "<eos>"
@@ -47,7 +47,7 @@ def train_tokenizer(texts: dict[str, list[str]], file: Path) -> PreTrainedTokeni
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        some = (text for domain in DOMAINS for text in _some(texts[domain], 1_500_000))
+        some = (text for domain in texts for text in _some(texts[domain], 1_500_000))
         bpe.train_from_iterator(some, trainer)
         file.parent.mkdir(parents=True, exist_ok=True)
         bpe.save(str(file))
@@ -68,7 +68,7 @@ def _some(texts: list[str], characters: int) -> list[str]:
 def streams(texts: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
     """One long token row a domain (int64, shape [tokens]), documents joined by the end token."""
     rows = {}
-    for domain in DOMAINS:
+    for domain in texts:
         ids: list[int] = [0]
         for encoded in tokenizer(_some(texts[domain], 6_000_000))["input_ids"]:
             ids += [*encoded, 0]

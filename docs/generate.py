@@ -14,7 +14,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))
 
-ROOMS = ("merge", "hub", "jobs", "worker", "scoring", "api", "cli")
+ROOMS = ("merge", "hub", "jobs", "worker", "scoring", "search", "api", "cli")
 
 
 def error_classes() -> dict[str, type]:
@@ -98,6 +98,13 @@ def method_section(name: str, method: dict[str, Any]) -> list[str]:
         lines += ["| setting | values | default | may vary | meaning |", "|---|---|---|---|---|"]
         lines += [setting_row(key, value) for key, value in method["schema"]["properties"].items()]
         lines.append("")
+    if needs.get("factors"):
+        lines += [
+            "Merges factors: every source is a [LoRA adapter](recipe.md#a-lora-adapter) over the base.",
+            "",
+        ]
+    if method.get("continues"):
+        lines += ["[One more model can join](recipe.md#one-more-model) its result later.", ""]
     if needs.get("statistics"):
         asked = dict.fromkeys((s["kind"], s["of"].replace("base", "the base")) for s in needs["statistics"])
         told = ", ".join(f"`{kind}` of {of}" for kind, of in asked)
@@ -109,6 +116,50 @@ def method_section(name: str, method: dict[str, Any]) -> list[str]:
     for law, why in method.get("breaks", {}).items():
         lines += [f"Breaks the law of *{law}*: {why}", ""]
     return lines
+
+
+def evidence_table() -> list[str]:
+    """What the quality bench measured of every method, best on bench A first."""
+    from merge.catalog import catalogue
+    from merge.evidence import evidence
+
+    told = evidence()
+    if not told["methods"]:
+        return []
+    made, benches = told["made"], told["benches"]
+    titles = [f"{b['title'].partition(':')[0]}: {b['unit']}" for b in benches.values()]
+    lines = [
+        "# Measured on our bench",
+        "",
+        f"Written by `{made['command']}` on {made['date']}; [quality.md](quality.md) says how,",
+        "and has every task's scores. ± is one standard error over seeds. Every coefficient was chosen on",
+        "validation items, all alike. *Over averaging* is the distance to `linear` on bench A.",
+        "",
+        f"| method | {' | '.join(titles)} | over averaging | remark |",
+        "|---|" + "---|" * (len(titles) + 2),
+    ]
+    for name in sorted(catalogue(), key=lambda name: _rank(told["methods"].get(name, {}))):
+        lines.append(evidence_row(name, told["methods"].get(name, {}), list(benches)))
+    for bound in ("experts", "average", "base"):
+        values = " | ".join(f"{bench[bound]:.1f}" for bench in benches.values())
+        lines.append(f"| *{bound}* | {values} | | |")
+    return [*lines, ""]
+
+
+def _rank(found: dict[str, Any]) -> float:
+    return -float(found.get("a", {}).get("value", -1e9))
+
+
+def evidence_row(name: str, found: dict[str, Any], benches: list[str]) -> str:
+    """One row of the table: values, the distance to plain averaging, and what is to be said."""
+    first = found.get("a", {})
+    cells = [
+        f"{each['value']:.1f} ± {each['stderr']:.1f}" if "value" in each else ""
+        for each in (found.get(bench, {}) for bench in benches)
+    ]
+    over = f"{first['over_average']:+.1f} ± {first['over_average_stderr']:.1f}" if "value" in first else ""
+    why = found.get("reason", "") or first.get("why_not", "" if found else "not run yet")
+    return f"| [`{name}`](#{name}) | {' | '.join(cells)} | {over} | {why} |"
 
 
 def methods_page() -> str:
@@ -126,6 +177,7 @@ def methods_page() -> str:
     for name, entry in listing().items():
         if name not in PRESETS:
             lines += method_section(name, entry.as_dict())
+    lines += evidence_table()
     lines += [
         "# Presets",
         "",

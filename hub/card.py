@@ -57,7 +57,8 @@ def render_card(
     ``manifest`` is ``mergery.json``; used are ``recipe`` (with pinned models), ``recipe_sha256``,
     ``plan_sha256``, ``mergery`` (``engine``, ``device``), ``methods`` (name -> version) and ``files`` (path
     -> ``{"sha256"}``). An adapter has only its base as base model. Each of ``scores`` is ``{"set", "metric",
-    "result": number, "parents": {role: number}, "higher_is_better": bool}``.
+    "result": number, "stderr"?: number, "parents": {role: number}, "clear"?: [role], "higher_is_better":
+    bool}``; ``clear`` are the parents from which the result surely differs.
     """
     methods = _methods(manifest)
     parts = [
@@ -66,6 +67,7 @@ def render_card(
         _summary(inputs, methods, endpoint),
         _license_note(inputs),
         _inputs_table(inputs, endpoint),
+        _members(manifest),
         _scores_table(scores or ()),
         _recipe(manifest),
         _reproduction(inputs, endpoint),
@@ -141,6 +143,27 @@ def _inputs_table(inputs: Sequence[CardInput], endpoint: str) -> str:
     return "## Inputs\n\n" + _table(("role", "model", "commit", "licence"), rows)
 
 
+def _members(manifest: Mapping[str, Any]) -> str:
+    """What a bundle holds, and how each of it becomes a model."""
+    bundle = manifest.get("bundle")
+    members = bundle.get("members") if isinstance(bundle, Mapping) else None
+    if not isinstance(bundle, Mapping) or not isinstance(members, Mapping):
+        return ""
+    rows = [
+        (_code(str(name)), _number(told.get("share")), _number(told.get("error")))
+        for name, told in members.items()
+        if isinstance(told, Mapping)
+    ]
+    first = next(iter(members), "MEMBER")
+    intro = (
+        f"This is a bundle ({_plain(str(bundle.get('kind')))}): it keeps several models in little space. "
+        "A member becomes an ordinary checkpoint with\n\n"
+    )
+    command = _fence(f"python -m merge materialise BUNDLE {shlex.quote(str(first))} OUT\n", "sh")
+    about = "\n`error` is what a member's change has lost, relative to its norm.\n\n"
+    return f"## Members\n\n{intro}{command}{about}" + _table(("member", "share of entries", "error"), rows)
+
+
 def _scores_table(scores: Sequence[Mapping[str, Any]]) -> str:
     if not scores:
         return ""
@@ -149,7 +172,9 @@ def _scores_table(scores: Sequence[Mapping[str, Any]]) -> str:
     for score in scores:
         parents = {str(role): value for role, value in (score.get("parents") or {}).items()}
         better = "higher" if score.get("higher_is_better") else "lower"
-        cells = [_number(score.get("result")), *(_number(parents.get(role)) for role in roles)]
+        clear = {str(role) for role in score.get("clear") or ()}
+        own = _number(score.get("result")) + (f" ± {_number(score['stderr'])}" if score.get("stderr") else "")
+        cells = [own, *(_number(parents.get(role)) + ("\\*" if role in clear else "") for role in roles)]
         rows.append(
             (
                 _plain(str(score.get("set", ""))),
@@ -158,7 +183,11 @@ def _scores_table(scores: Sequence[Mapping[str, Any]]) -> str:
             )
         )
     head = ("set", "measure", "**this model**", *(_plain(role) for role in roles))
-    return "## Scores\n\n" + _table(head, rows)
+    note = "\n± is one standard error; \\* marks parents from which the result differs on the same items "
+    note += "(paired bootstrap, 95 %).\n"
+    return (
+        "## Scores\n\n" + _table(head, rows) + (note if any(score.get("clear") for score in scores) else "")
+    )
 
 
 def _recipe(manifest: Mapping[str, Any]) -> str:

@@ -9,18 +9,14 @@ from sqlalchemy.orm import Session
 from db import webhooks
 from db.models.base import new_id
 from db.models.job import Job, JobEvent
+from jobs.request import ORDERS
 
 ENDPOINT_TEST = "endpoint.test"
 EVALUATION_COMPLETED = "evaluation.completed"
-OPT_IN = frozenset({"merge.progress"})
+ENDINGS = ("succeeded", "failed", "cancelled", "expired")
+OPT_IN = frozenset(f"{kind}.progress" for kind in ORDERS)
 TYPES = (
-    "merge.queued",
-    "merge.started",
-    "merge.progress",
-    "merge.succeeded",
-    "merge.failed",
-    "merge.cancelled",
-    "merge.expired",
+    *(f"{kind}.{what}" for kind in ORDERS for what in ("queued", "started", "progress", *ENDINGS)),
     EVALUATION_COMPLETED,
     ENDPOINT_TEST,
 )

@@ -18,6 +18,7 @@ from merge.errors import (
     CalibrationFormat,
     CalibrationMissing,
     CalibrationTooLarge,
+    CalibrationTooShort,
 )
 from merge.learn.samples import default_set, documents_of
 from merge.recipe import Recipe
@@ -135,7 +136,7 @@ def check_start(label: str, kind: str, first: bytes, size: int, limit: int) -> N
         return
     whole = first[: first.rfind(b"\n") + 1]
     if whole.strip():
-        with suppress(CalibrationEmpty):
+        with suppress(CalibrationEmpty, CalibrationTooShort):
             documents_of(whole, kind, label)
     else:
         _check_characters(first, label)

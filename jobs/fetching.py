@@ -13,7 +13,7 @@ def streams(plan: Plan) -> bool:
     """Whether weights may be read while they arrive, and in part: not where models are run, or where a stage
     reads files by itself.
     """
-    return plan.moe is None and not plan.statistics.needed and not plan.staged.stages
+    return plan.moe is None and not plan.statistics.folders and not plan.staged.stages
 
 
 def parts_of(plan: Plan, role: str) -> dict[str, Spans]:

@@ -19,6 +19,7 @@ from merge.recipe_calibration import Data
 DATA_BYTES = 64 << 20
 CACHE = 64
 PIN_SECONDS = 2.0
+WAYS = " Upload it (POST /v1/datasets) and name its id, or name a file of a Hub dataset."
 
 
 class NotRemembered(LookupError):
@@ -61,8 +62,9 @@ class DataLooks:
                 if isinstance(error, HubError) and error.retryable:
                     unclear = error
                 else:
-                    code = CalibrationMissing.code if isinstance(error, RequestInvalid) else error.code
-                    findings.append(Finding("error", code, str(error), pointer))
+                    missing = isinstance(error, RequestInvalid)
+                    code = CalibrationMissing.code if missing else error.code
+                    findings.append(Finding("error", code, f"{error}{WAYS if missing else ''}", pointer))
         if findings:
             raise PlanRefused(tuple(findings))
         if unclear is not None:

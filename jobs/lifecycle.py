@@ -18,6 +18,7 @@ from jobs.errors import IllegalState, LeaseLost, NotFound
 from jobs.states import PHASES, State, is_terminal, may_move
 
 PROGRESS_EVENT_SECONDS = 1.0
+SCORE_FACTS = ("stderr", "n", "higher_is_better", "known_key", "differences")
 BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 300.0
 WORKER_LOST = "worker_lost"
@@ -120,15 +121,15 @@ def record_artifact(
 
 
 def record_evaluation(session: Session, fence: Fence, evaluation: Mapping[str, Any]) -> str:
-    """Stores an evaluation: name, kind, passed, detail, scores = [{subject, metric, value, stderr, n}]; its
-    id.
+    """Stores an evaluation: name, kind, passed, detail, task_sha256, scores = [{subject, metric, value,
+    stderr, n, higher_is_better, known_key, differences}]; its id.
 
-    ``subject`` is ``result``, ``base`` or a source id.
+    ``subject`` is ``result``, ``base``, a source's or a model's id.
     """
     job = _owned(session, fence)
     scores = [
         {"subject": each["subject"], "metric": each["metric"], "value": float(each["value"])}
-        | {"stderr": each.get("stderr"), "n": each.get("n")}
+        | {name: each.get(name) for name in SCORE_FACTS}
         for each in evaluation.get("scores", ())
     ]
     evaluation_id = evaluations.put(
@@ -139,7 +140,9 @@ def record_evaluation(session: Session, fence: Fence, evaluation: Mapping[str, A
         passed=evaluation.get("passed"),
         detail=evaluation.get("detail") or {},
         scores=scores,
+        task_sha256=evaluation.get("task_sha256"),
     )
+    scores = [{name: value for name, value in each.items() if name != "known_key"} for each in scores]
     data = {"evaluation_id": evaluation_id, "name": evaluation["name"], "kind": evaluation["kind"]}
     passed = evaluation.get("passed")
     events.record(session, job, "evaluation.completed", {**data, "passed": passed, "scores": scores})

@@ -11,17 +11,15 @@ from jobs.errors import ModelNameInvalid
 from jobs.places import files_inside, prefix_of
 from merge.checkpoint import index as indexing
 from merge.checkpoint.adapter import CONFIG_FILE as ADAPTER_CONFIG
-from merge.checkpoint.adapter import WEIGHT_FILE as ADAPTER_WEIGHTS
-from merge.checkpoint.adapter import AdapterIndex
-from merge.checkpoint.index import ModelIndex
-from merge.errors import FileMissing
+from merge.checkpoint.index import AdapterLike, ModelIndex
+from merge.file_errors import FileMissing
 
 
 @dataclass(frozen=True)
 class Seen:
     """A model or an adapter as its small files describe it, and where it was found."""
 
-    index: ModelIndex | AdapterIndex
+    index: ModelIndex | AdapterLike
     snapshot: Snapshot | None
     folder: Path | None
     size_bytes: int
@@ -34,7 +32,7 @@ def see_folder(path: Path, name: str, adapter: bool) -> Seen:
     folder = path if path.is_dir() else path.parent
     if adapter:
         files, texts, headers = indexing.read_folder(path, name, adapter=True)
-        found: ModelIndex | AdapterIndex = indexing.index_adapter(name, files, texts, headers)
+        found: ModelIndex | AdapterLike = indexing.index_adapter(name, files, texts, headers)
     else:
         if path.is_dir():
             _refuse_bare_adapter({item.name for item in path.iterdir() if item.is_file()}, name)
@@ -59,8 +57,8 @@ def see_snapshot(hub: Hub, snapshot: Snapshot, name: str, inside: str, adapter: 
 
     texts = told(indexing.wanted_texts(files), hub.texts)
     if adapter:
-        headers = told([each for each in (ADAPTER_WEIGHTS,) if each in files], hub.headers)
-        found: ModelIndex | AdapterIndex = indexing.index_adapter(name, files, texts, headers)
+        headers = told(indexing.adapter_weight_files(files), hub.headers)
+        found: ModelIndex | AdapterLike = indexing.index_adapter(name, files, texts, headers)
     else:
         headers = told(indexing.weight_files(files, texts), partial(hub.headers, ends=indexing.header_end))
         found = indexing.index_model(name, files, texts, headers)

@@ -1,17 +1,19 @@
 """Where a name in a recipe leads: to a Hub repository, or to a folder inside the operator's allowed roots."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jobs.errors import ModelNameInvalid
+from merge.checkpoint.gguf.parts import part_stem
 
 HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95})"
     r"(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{0,254}))?"
 )
 INSIDE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,254}){0,8}")
+JOB_NAME = re.compile(rf"(?P<job>job_[0-9A-HJKMNP-TV-Z]{{26}})(?::(?P<inside>{INSIDE.pattern}))?")
 MODEL_NAME = re.compile(rf"{HUB_NAME.pattern}(?::(?P<inside>{INSIDE.pattern}))?")
 WEIGHTS = (".safetensors", ".gguf")
 
@@ -34,13 +36,22 @@ class FolderPlace:
     path: Path
 
 
-def find_model(name: str, roots: Sequence[Path]) -> HubPlace | FolderPlace:
-    """``org/name[@revision][:folder or file]`` is the Hub's; ``/absolute``, ``./relative`` and any other
-    form is a folder, or a weight file, in a root.
+def find_model(
+    name: str, roots: Sequence[Path], made_by: Callable[[str], str | Path] | None = None
+) -> HubPlace | FolderPlace:
+    """``org/name[@revision][:folder or file]`` is the Hub's; ``job_01K…[:folder]`` is what that job has made,
+    where ``made_by`` tells the repository or folder; ``/absolute``, ``./relative`` and any other form is a
+    folder, or a weight file, in a root.
 
     One name never means two things: what has the Hub's form is never looked for on disk. Raises
     ``ModelNameInvalid``.
     """
+    job = JOB_NAME.fullmatch(name)
+    if made_by is not None and job is not None:
+        made, inside = made_by(job["job"]), job["inside"]
+        if isinstance(made, Path):
+            return FolderPlace(made if inside is None else find_inside(inside, (made,), folder=True))
+        name = made if inside is None else f"{made}:{inside}"
     found = MODEL_NAME.fullmatch(name)
     if found is not None:
         return HubPlace(found["repo"], found["revision"], found["inside"] or "")
@@ -54,12 +65,14 @@ def prefix_of(inside: str) -> str:
 
 
 def files_inside(files: Mapping[str, int], inside: str) -> dict[str, int]:
-    """The files of the model, without the prefix: all of a repository's, a folder's, or one weight file."""
+    """The files of the model, without the prefix: all of a repository's, a folder's, or one weight file with
+    the other parts of its split.
+    """
     prefix = prefix_of(inside)
     return {
         name.removeprefix(prefix): size
         for name, size in files.items()
-        if (name == inside if inside.endswith(WEIGHTS) else name.startswith(prefix))
+        if (part_stem(name) == part_stem(inside) if inside.endswith(WEIGHTS) else name.startswith(prefix))
     }
 
 

@@ -21,15 +21,18 @@ from jobs.fetching import spared_bytes
 from jobs.informing import DATA_BYTES, DataLooks, NotRemembered
 from jobs.kept import Kept, Value
 from jobs.looking import Seen, see_folder, see_snapshot, stamp_of
+from jobs.pinned import PinnedInput
 from jobs.places import FolderPlace, find_model
 from jobs.remarks import remarks
 from jobs.statistics import Shelf
 from jobs.wishes import Wish, wishes_of
 from merge.checkpoint import index as indexing
+from merge.checkpoint.bundle import BundleIndex
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding, MergeError, PlanRefused
 from merge.plan import Plan, check_recipe, make_plan
 from merge.recipe import Recipe
+from merge.recipe_stages import ADAPTER
 
 THREADS = 16
 INDEX_CACHE = 64
@@ -42,54 +45,6 @@ PINNED_SECONDS = 60.0
 COMMIT_LENGTH = 40
 
 HubFactory = Callable[[str, str | None], Hub]
-
-
-@dataclass(frozen=True)
-class PinnedInput:
-    """One model that the job reads. ``role`` is ``base``, a source id, or ``<source id>+adapter``.
-
-    A Hub model has a ``snapshot``, and may lie ``inside`` it; a folder model has a ``folder``.
-    ``size_bytes`` counts what is read of it.
-    """
-
-    role: str
-    name: str
-    snapshot: Snapshot | None
-    folder: Path | None
-    size_bytes: int
-    inside: str = ""
-    stamp: str | None = None
-    """Of a folder: differs when somebody has touched it."""
-    listed_bytes: int = 0
-    """Bytes of all its files that are looked at, read or not."""
-
-    @property
-    def pinned_name(self) -> str:
-        """The name with the commit it was pinned to."""
-        if self.snapshot is None:
-            return self.name
-        return f"{self.snapshot.repo}@{self.snapshot.sha}" + (f":{self.inside}" if self.inside else "")
-
-    @property
-    def is_restricted(self) -> bool:
-        """Whether not everybody may read it."""
-        return self.snapshot is not None and (self.snapshot.private or self.snapshot.gated)
-
-    def row(self) -> dict[str, Any]:
-        """The columns of ``job_input``."""
-        pinned = self.snapshot
-        return {
-            "role": self.role,
-            "kind": "hub" if pinned else "folder",
-            "repo": pinned.repo if pinned else self.name,
-            "requested_revision": pinned.requested_revision if pinned else None,
-            "sha": pinned.sha if pinned else None,
-            "size_bytes": self.size_bytes,
-            "license": pinned.license if pinned else None,
-            "private": bool(pinned and pinned.private),
-            "gated": bool(pinned and pinned.gated),
-            "params": {"inside": self.inside} if self.inside else {},
-        }
 
 
 @dataclass(frozen=True)
@@ -109,6 +64,15 @@ class Planned:
     """Calibration data by JSON pointer."""
     whole: bool = False
     """Whether weight files are fetched whole although the merge reads a part of them."""
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """What the job works on: the recipe, every model pinned."""
+        return self.recipe.model_dump(mode="json")
+
+    def saying(self, facts: Mapping[str, Any]) -> "Planned":
+        """The same, with more in its summary."""
+        return replace(self, summary={**self.summary, **facts})
 
 
 @dataclass
@@ -181,6 +145,43 @@ class Planner:
             self._plans.put(_plan_key(recipe, who, named, wishes, seen, data), planned)
         return self._informed(planned, tenant, scratch_free)
 
+    def look(
+        self, wishes: Sequence[Wish], token: str | None, tenant: str, deadline_seconds: float | None = None
+    ) -> tuple[tuple[PinnedInput, ...], dict[str, ModelIndex]]:
+        """Pins and looks at models as ``plan`` does, for a job that merges none; raises as it does."""
+        who = (tenant, hashlib.sha256((token or "").encode()).digest())
+        seen = self._look(wishes, self.hub_factory(tenant, token), who, deadline_seconds)
+        return tuple(_input(wish, seen[wish.role]) for wish in wishes), _attach(wishes, seen)
+
+    def look_at_bundle(
+        self, name: str, token: str | None, tenant: str, deadline_seconds: float | None = None
+    ) -> tuple[PinnedInput, BundleIndex]:
+        """A bundle's manifest and headers. Raises as ``plan`` does."""
+        who = (tenant, hashlib.sha256((token or "").encode()).digest())
+        wish = Wish(f"bundle{ADAPTER}", name, "/bundle")
+        seen = self._look([wish], self.hub_factory(tenant, token), who, deadline_seconds)[wish.role]
+        if not isinstance(seen.index, BundleIndex):
+            _refuse((_finding(wish, "bundle_refused", f"{name} is an adapter, and no bundle."),))
+        assert isinstance(seen.index, BundleIndex)
+        return _input(wish, seen), seen.index
+
+    def pin_dataset(
+        self, repo: str, revision: str | None, token: str | None, tenant: str, deadline_seconds: float | None
+    ) -> Snapshot:
+        """The commit that a dataset's revision names. Raises ``HubError`` and ``PlanTimeout``."""
+        who = (tenant, hashlib.sha256((token or "").encode()).digest())
+        hub = self.hub_factory(tenant, token)
+
+        def pinned() -> Snapshot:
+            key = (who, "dataset", repo, revision)
+            return self._pins.get(key, lambda: hub.pin(repo, revision, "dataset"), PIN_SECONDS)
+
+        asked = self._pool.submit(pinned)
+        if wait_for([asked], timeout=deadline_seconds).not_done:
+            asked.cancel()
+            raise PlanTimeout(deadline_seconds or 0.0)
+        return asked.result()
+
     def _said(
         self,
         plan: Plan,
@@ -196,16 +197,16 @@ class Planner:
         summary["queue"] = queue
         summary["findings"] = [each.as_dict() for each in findings]
         summary["inputs"] = [each.row() for each in inputs]
-        summary["estimate"] = {**summary["estimate"], "download_bytes": _download_bytes(inputs)}
+        summary["estimate"] = {**summary["estimate"], "download_bytes": download_bytes(inputs)}
         return Planned(summary, plan, inputs, plan.recipe, queue, findings, models, data, whole)
 
     def _informed(self, planned: Planned, tenant: str, scratch_free: int | None) -> Planned:
         """The plan without the passes over data whose statistics are there by now."""
         plan = planned.plan
-        if self.shelf is None or not plan.statistics.needed:
+        if self.shelf is None or not plan.statistics.folders:
             return planned
         measured = self.shelf.held(tenant, self.digests(planned, tenant))
-        if measured == frozenset(plan.statistics.needed) - frozenset(plan.statistics.missing):
+        if measured == plan.statistics.found:
             return planned
         again = make_plan(
             plan.recipe,
@@ -289,7 +290,7 @@ class Planner:
 
         Without ``hub`` only what is remembered counts; raises ``NotRemembered`` where that is not enough.
         """
-        place = find_model(name, self.model_roots)
+        place = find_model(name, self.model_roots, self.shelf.results(who[0]) if self.shelf else None)
         if isinstance(place, FolderPlace):
             stamp = (str(place.path), adapter, stamp_of(place.path))
             known = self._indices.get(
@@ -340,7 +341,7 @@ def _attach(wishes: Sequence[Wish], seen: Mapping[str, Seen]) -> dict[str, Model
             models[wish.role] = index
             continue
         try:
-            models[wish.model] = indexing.attach(models[wish.model], index)
+            models[wish.model] = indexing.attach(models[wish.model], index, wish.member)
         except MergeError as error:
             findings.append(_finding(wish, error.code, str(error)))
     _refuse(tuple(findings))
@@ -380,7 +381,7 @@ def _as_read(each: PinnedInput, plan: Plan, whole: bool) -> PinnedInput:
     return replace(each, size_bytes=each.size_bytes - sum(index.files[file] for file in unread))
 
 
-def _download_bytes(inputs: Sequence[PinnedInput]) -> int:
+def download_bytes(inputs: Sequence[PinnedInput]) -> int:
     """What comes from the Hub; a model that is named twice comes once."""
     sizes: dict[str, int] = {}
     for each in inputs:

@@ -2,9 +2,23 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from merge.recipe import Recipe
+from merge.recipe_parts import ModelName, SourceId
+from scoring.settings import BY_KIND, METRICS, Kind, LmEvalSettings, Settings
+from search.errors import SpaceInvalid
+from search.order import SearchOrder
+from search.space import Point, Space
 
 REPO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 DAY = 86_400.0
@@ -41,12 +55,32 @@ class EvalData(_Part):
 
 
 class EvalSet(_Part):
-    """One set to score the result (and its parents) on."""
+    """One set to score models on. Its ``settings`` are those of its kind (docs/scoring.md)."""
 
     name: Name
-    kind: Literal["perplexity", "choice"]
-    data: EvalData
-    limit: int | None = Field(None, ge=1, le=100_000, description="Only the first so many texts or questions")
+    kind: Kind
+    data: EvalData | None = Field(None, description="Everything but a built-in task of lm_eval needs it")
+    limit: int | None = Field(None, ge=1, le=100_000, description="Only the first so many items")
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        try:
+            asked = self.asked
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(["settings", *(str(each) for each in first["loc"])])
+            raise ValueError(f"{place} of a {self.kind} set: {first['msg']}") from None
+        if isinstance(asked, LmEvalSettings):
+            asked.check(self.data is not None)
+        elif self.data is None:
+            raise ValueError(f"a {self.kind} set needs data")
+        return self
+
+    @property
+    def asked(self) -> Settings:
+        """The settings, with what is not said by default; raises pydantic's ``ValidationError``."""
+        return BY_KIND[self.kind].model_validate(self.settings)
 
 
 class EvaluateRequest(_Part):
@@ -58,6 +92,9 @@ class EvaluateRequest(_Part):
     parents: bool = True
     margin: float | None = Field(
         None, ge=0, description="Relative; nothing: scores do not decide about publishing"
+    )
+    loss_margin: float | None = Field(
+        0.25, ge=0, description="How much worse than its worst parent the result may predict common texts"
     )
 
     @model_validator(mode="after")
@@ -94,13 +131,17 @@ class WebhookRequest(_Part):
     secret: SecretStr | None = Field(None, description="whsec_…; without it one is made and never shown")
 
 
-class JobRequest(_Part):
-    """The whole order for a job."""
+class ScoredModel(_Part):
+    """A model to be scored; ``id`` is what its scores are called by."""
 
-    kind: Literal["merge"] = "merge"
-    recipe: Recipe
-    output: OutputRequest = OutputRequest()
-    evaluate: EvaluateRequest = EvaluateRequest()
+    id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    model: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
+class JobOrder(_Part):
+    """What the orders of all kinds of jobs have in common."""
+
+    kind: str
     webhook: WebhookRequest | None = None
     metadata: Annotated[dict[Key, Text], Field(max_length=MOST_METADATA)] = {}
     priority: int = Field(0, ge=-100, le=100, description="Higher starts earlier")
@@ -113,5 +154,232 @@ class JobRequest(_Part):
     )
 
     def spec(self) -> dict[str, Any]:
-        """The order as it is stored: everything but secrets. ``JobRequest.model_validate`` reads it again."""
+        """The order as it is stored: everything but secrets. ``read_order`` reads it again."""
         return self.model_dump(mode="json", exclude={"webhook": {"secret"}})
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """What the job works on, as the job's row has it until its models are pinned."""
+        raise TypeError(f"{type(self).__name__} does not say what it works on")
+
+    @property
+    def evaluation_sets(self) -> tuple[EvalSet, ...]:
+        """The sets that models are scored on."""
+        return ()
+
+
+class ModelOrder(JobOrder):
+    """An order whose result is a model: it can be checked, scored and published."""
+
+    output: OutputRequest = OutputRequest()
+    evaluate: EvaluateRequest = EvaluateRequest()
+
+    @property
+    def evaluation_sets(self) -> tuple[EvalSet, ...]:
+        """The sets that the result and its parents are scored on."""
+        return self.evaluate.sets
+
+
+class JobRequest(ModelOrder):
+    """The order for a merge."""
+
+    kind: Literal["merge"] = "merge"
+    recipe: Recipe
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """The recipe."""
+        return self.recipe.model_dump(mode="json")
+
+
+class MaterialiseRequest(ModelOrder):
+    """The order to give a bundle's member back as a checkpoint: one member, or several with weights, which
+    gives the base plus the weighted sum of their changes.
+    """
+
+    kind: Literal["materialise"]
+    bundle: ModelName = Field(description="org/name[@revision], or a folder in the allowed roots")
+    member: SourceId | None = None
+    members: Annotated[dict[SourceId, float], Field(max_length=32)] = {}
+    base: ModelName | None = Field(None, description="The base, where it is not where the bundle says")
+    dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = Field(
+        None, description="What is written; nothing: what the base is in"
+    )
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> Self:
+        if (self.member is None) == (not self.members):
+            raise ValueError("give exactly one of member and members")
+        return self
+
+    @property
+    def wanted(self) -> str | dict[str, float]:
+        """The member, or the members with their weights."""
+        return self.members if self.member is None else self.member
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """The bundle and what is wanted of it, until they are pinned: then it is a recipe."""
+        wanted = {"member": self.member} if self.member is not None else {"members": self.members}
+        return {"bundle": self.bundle, **wanted}
+
+
+class AppendRequest(ModelOrder):
+    """The order to let one more model join the result of an earlier merge: a ``model``, or an ``adapter``
+    (with ``member`` one of a bundle) over the base.
+    """
+
+    kind: Literal["merge"] = "merge"
+    model: ModelName | None = Field(None, description="As in a recipe; nothing: the base, with an adapter")
+    adapter: ModelName | None = None
+    member: SourceId | None = None
+    id: SourceId = Field("joined", description="What the model is called in the recipe")
+    weight: float = Field(1.0, description="Factor on its task vector")
+
+    @model_validator(mode="after")
+    def _joins(self) -> Self:
+        if self.model is None and self.adapter is None:
+            raise ValueError("name the model that joins, or an adapter over the base")
+        return self
+
+    def order(self, recipe: Recipe) -> JobRequest:
+        """The merge that does it."""
+        told = {name: getattr(self, name) for name in ModelOrder.model_fields if name != "kind"}
+        return JobRequest(recipe=recipe, **told)
+
+
+class ScoreRequest(JobOrder):
+    """The order to score models as they are; the first is what the others are compared with, unless
+    ``against`` names another.
+    """
+
+    kind: Literal["score"]
+    models: Annotated[tuple[ScoredModel, ...], Field(min_length=1, max_length=32)]
+    evaluate: EvaluateRequest
+    against: str | None = Field(None, description="The id of the model that differences are taken from")
+    queue: Literal["cpu", "gpu"] = Field("cpu", description="The workers that do it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, order: Any) -> Any:
+        models = order.get("models") if isinstance(order, dict) else None
+        if not isinstance(models, list):
+            return order
+        full = [{"model": each} if isinstance(each, str) else each for each in models]
+        named = [
+            {"id": f"m{place}", **each} if isinstance(each, dict) else each for place, each in enumerate(full)
+        ]
+        return {**order, "models": named}
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
+        ids = [each.id for each in self.models]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two models have the same id")
+        if self.against is not None and self.against not in ids:
+            raise ValueError(f"against names {self.against!r}, which is none of the models")
+        if not self.evaluate.sets:
+            raise ValueError("evaluate.sets is empty, so there is nothing to score on")
+        if self.evaluate.margin is not None:
+            raise ValueError("evaluate.margin decides about publishing, and nothing is published here")
+        return self
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """The models."""
+        return {"models": [each.model_dump() for each in self.models]}
+
+    @property
+    def evaluation_sets(self) -> tuple[EvalSet, ...]:
+        """The sets that every model is scored on."""
+        return self.evaluate.sets
+
+
+class SearchRequest(JobOrder):
+    """The order to look for the settings of a recipe with which its result scores best."""
+
+    kind: Literal["search"]
+    recipe: Recipe
+    search: SearchOrder
+    evaluate: EvaluateRequest
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> Self:
+        if not self.evaluate.sets:
+            raise ValueError("evaluate.sets is empty, so there is nothing to search by")
+        if self.evaluate.margin is not None:
+            raise ValueError("evaluate.margin decides about publishing, and nothing is published here")
+        sets = {each.name: each.kind for each in self.evaluate.sets}
+        for objective in self.search.objectives:
+            if objective.set not in sets:
+                raise ValueError(
+                    f"an objective names the set {objective.set!r}; evaluate has {', '.join(sets)}"
+                )
+            known = METRICS[sets[objective.set]]
+            if not known:
+                raise ValueError(
+                    f"the set {objective.set!r} is of lm_eval, which needs models on disk; a search makes "
+                    "its candidates in memory: take another kind of set"
+                )
+            if objective.metric is not None and not objective.metric.startswith(known):
+                raise ValueError(
+                    f"a {sets[objective.set]} set does not measure {objective.metric!r}, "
+                    f"but {', '.join(known)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _has_its_places(self) -> Self:
+        document = self.recipe.model_dump(mode="json")
+        for point in (*self.search.spaces.corners, self.search.spaces.first):
+            try:
+                Recipe.model_validate(self.search.spaces.place(document, full(self.search.spaces, point)))
+            except SpaceInvalid as error:
+                raise ValueError(f"{error.pointer.lstrip('/').replace('/', '.')}: {error}") from None
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                at = ".".join(map(str, first["loc"]))
+                raise ValueError(f"within the space the recipe is wrong at {at}: {first['msg']}") from None
+        return self
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """The recipe that is varied."""
+        return self.recipe.model_dump(mode="json")
+
+    @property
+    def evaluation_sets(self) -> tuple[EvalSet, ...]:
+        """The sets that candidates are scored on."""
+        return self.evaluate.sets
+
+
+def full(space: Space, point: Point) -> Point:
+    """The point with every source and step that may be out taken in."""
+    return point | {name: True for name, each in space.dimensions.items() if each.switches}
+
+
+ORDERS: dict[str, type[JobOrder]] = {
+    "merge": JobRequest,
+    "materialise": MaterialiseRequest,
+    "score": ScoreRequest,
+    "search": SearchRequest,
+}
+"""Every kind of job; ``jobs/kinds.py`` plans them, ``worker/run_job.py`` does them."""
+
+
+def read_order(document: dict[str, Any]) -> JobOrder:
+    """The order in plain data, by its ``kind`` (``merge`` if it has none). Raises ``ValidationError``."""
+    kind = document.get("kind", "merge")
+    found = ORDERS.get(kind) if isinstance(kind, str) else None
+    return (found or _AnyKind).model_validate(document)
+
+
+class _AnyKind(JobOrder):
+    """What nothing else could read: says which kinds there are."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _unknown(cls, kind: Any) -> str:
+        raise ValueError(f"there is no kind of job {str(kind)[:40]!r}; there are {', '.join(ORDERS)}")

@@ -28,7 +28,9 @@ TERMINAL = frozenset(state for state, moves in ALLOWED.items() if not moves)
 ACTIVE = frozenset({State.RUNNING, State.CANCELLING})
 RETRYABLE = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})
 
-PHASES = ("resolving", "downloading", "measuring", "merging", "evaluating", "uploading", "finalising")
+PHASES = (
+    "resolving", "downloading", "measuring", "merging", "searching", "evaluating", "uploading", "finalising",
+)  # fmt: skip
 
 
 def may_move(before: str, after: str) -> bool:

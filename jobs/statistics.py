@@ -6,23 +6,27 @@ one in a folder by a stamp under which an earlier job has left what it read.
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sqlalchemy.orm import Session
 
-from db import artifacts, statistics
+from db import artifacts, jobs, statistics
 from hub.snapshot import Snapshot
 from jobs.calibration import FIRST_BYTES, DataSeen, Upload, bound
+from jobs.errors import ModelNameInvalid
 from jobs.places import prefix_of
 from merge.checkpoint.index import ModelIndex
+from merge.contract.informed import JOINT
 from merge.learn.samples import Samples
 from merge.learn.statistics import statistics_digest
 from merge.plan import Plan
 from merge.recipe import Recipe
 from merge.recipe_calibration import CalibrationData, Data
+from merge.recipe_stages import ADAPTER
 
 Transaction = Callable[[], AbstractContextManager[Session]]
 
@@ -44,6 +48,27 @@ class Shelf:
                 return None
             first = artifacts.start_of(session, row.id, FIRST_BYTES)
             return Upload(row.name, row.sha256, row.size, first)
+
+    def results(self, tenant: str) -> Callable[[str], str | Path]:
+        """Where what a job of the tenant's has made is: ``org/name@commit``, or a folder of this service.
+        The function raises ``ModelNameInvalid`` where there is nothing.
+        """
+
+        def made_by(job_id: str) -> str | Path:
+            with self.transaction() as session:
+                job = jobs.of_tenant(session, tenant, job_id)
+                state, made = (None, None) if job is None else (job.state, job.result)
+            if state is None:
+                raise ModelNameInvalid(f"There is no job {job_id!r} whose result could be read.")
+            if not made or not (made.get("repo") or made.get("folder")):
+                raise ModelNameInvalid(f"The job {job_id} is {state} and has made no model.")
+            if made.get("repo"):
+                return f"{made['repo']}@{made['commit']}"
+            if not (folder := Path(made["folder"])).is_dir():
+                raise ModelNameInvalid(f"What the job {job_id} made is no longer kept here.")
+            return folder
+
+        return made_by
 
     def model_of(self, tenant: str, stamp: str) -> str | None:
         """The digest of a model in a folder, if it was read before."""
@@ -84,19 +109,59 @@ def digests_of(
     tenant: str,
     shelf: Shelf,
 ) -> dict[str, str]:
-    """What the statistics of each model are found by; a model that only reading would tell is left out."""
-    found = {}
-    for key, kinds in plan.statistics.needed.items():
-        index, pinned = plan.models[key], inputs[key]
-        model: str | None = None
-        if pinned.snapshot is not None:
-            model = model_digest(index, listed_sums(pinned.snapshot, prefix_of(pinned.inside), index))
-        elif pinned.stamp is not None:
-            model = shelf.model_of(tenant, pinned.stamp)
-        if model is not None:
-            samples = samples_for(plan.recipe, key, bound(plan.recipe, data, key).sha256)
-            found[key] = digest_of(index, model, samples, kinds)
-    return found
+    """What the folders of statistics are found by, by their keys; what only reading models would tell is left
+    out.
+    """
+    asked, recipe = plan.statistics, plan.recipe
+    models = _known_models(plan, inputs, tenant, shelf)
+    keys = dict.fromkeys((*asked.needed, *asked.joint))
+    samples = {key: samples_for(recipe, key, bound(recipe, data, key).sha256) for key in keys}
+    found = {
+        key: digest_of(plan.models[key], models[key], samples[key], kinds)
+        for key, kinds in asked.needed.items()
+        if key in models
+    }
+    joint = plan.joint.digests(models, samples) if asked.joint else {}
+    return found | {key + JOINT: digest for key, digest in joint.items()}
+
+
+def _known_models(plan: Plan, inputs: Mapping[str, PinnedModel], tenant: str, shelf: Shelf) -> dict[str, str]:
+    """The digests of models whose files need not be read for them."""
+    found: dict[str, str | None] = {}
+    for key in models_to_know(plan):
+        index, pinned = plan.models[key], inputs.get(key)
+        if pinned is not None and pinned.snapshot is not None:
+            adapter = inputs.get(key + ADAPTER) if index.adapter is not None else None
+            sums = listed_sums(pinned.snapshot, prefix_of(pinned.inside), index.shards)
+            lent = adapter_sums(index, adapter)
+            found[key] = None if lent is None else model_digest(index, sums, lent)
+        elif pinned is not None and pinned.stamp is not None and index.adapter is None:
+            found[key] = shelf.model_of(tenant, pinned.stamp)
+    return {key: digest for key, digest in found.items() if digest is not None}
+
+
+def models_to_know(plan: Plan) -> tuple[str, ...]:
+    """The models whose weights decide what is measured."""
+    asked = plan.statistics
+    merged = (each.model for output in plan.outputs for each in output.inputs) if asked.joint else ()
+    return tuple(dict.fromkeys((*asked.needed, *asked.joint, *merged)))
+
+
+def adapter_sums(index: ModelIndex, pinned: PinnedModel | None) -> dict[str, str] | None:
+    """The digests of an adapter's weight files as its commit lists them; nothing where a model has none,
+    ``None`` where they must be read.
+    """
+    if index.adapter is None:
+        return {}
+    if pinned is None or pinned.snapshot is None:
+        return None
+    return listed_sums(pinned.snapshot, prefix_of(pinned.inside), adapter_files(index))
+
+
+def adapter_files(index: ModelIndex) -> list[str]:
+    """The weight files of a model's adapter."""
+    files = index.adapter.files if index.adapter is not None else {}
+    return [name for name in files if name.endswith(".safetensors")]
 
 
 def samples_for(recipe: Recipe, label: str, sha256: str, texts: tuple[str, ...] = ()) -> Samples:
@@ -111,16 +176,19 @@ def digest_of(index: ModelIndex, model_sha256: str, samples: Samples, kinds: tup
     return statistics_digest(model_sha256, tokenizer, samples.sha256, kinds, samples.settings)
 
 
-def model_digest(index: ModelIndex, sums: Mapping[str, str]) -> str:
-    """sha256 (hex) of a model's structure and of its weights, by the digests of its weight files."""
+def model_digest(index: ModelIndex, sums: Mapping[str, str], adapter: Mapping[str, str]) -> str:
+    """sha256 (hex) of a model's structure and of its weights, by the digests of its weight files and of its
+    adapter's.
+    """
     facts = {"structure": index.digest, "weights": {name: sums[name] for name in index.shards}}
+    facts |= {"adapter": dict(adapter)} if adapter else {}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def listed_sums(snapshot: Snapshot, prefix: str, index: ModelIndex) -> dict[str, str]:
-    """The digests of a Hub model's weight files, as the commit lists them."""
+def listed_sums(snapshot: Snapshot, prefix: str, names: Iterable[str]) -> dict[str, str]:
+    """The digests of files of a Hub model, as the commit lists them."""
     files = {file.path: file.sha256 or file.git_oid for file in snapshot.files}
-    return {name: files[prefix + name] for name in index.shards}
+    return {name: files[prefix + name] for name in names}
 
 
 def stamp_text(stamp: Hashable) -> str:
@@ -133,9 +201,10 @@ def told(summary: dict[str, Any], plan: Plan) -> dict[str, Any]:
     said = summary["statistics"]
     if said is None:
         return summary
-    calibration, needed = plan.recipe.calibration, plan.statistics.needed
+    calibration, asked = plan.recipe.calibration, plan.statistics
+    needed = dict.fromkeys((*asked.needed, *asked.joint))
     data = {key: label_of(calibration.data_of(key)) for key in needed}
-    found = sorted(set(needed) - set(plan.statistics.missing))
+    found = sorted(set(needed) - set(asked.run_on))
     return {**summary, "statistics": {**said, "found": found, "data": data}}
 
 

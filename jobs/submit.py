@@ -1,5 +1,7 @@
 """Check, record, announce: how a job comes to be. The caller commits; the dispatcher hears of it then."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,11 @@ from jobs import credentials, events, webhooks
 from jobs.errors import ConfirmationNeeded, IllegalState, NotFound, QuotaExceeded, RequestInvalid
 from jobs.keyring import Keyring
 from jobs.keys import Caller
+from jobs.kinds import Ready
+from jobs.pinned import PinnedInput
 from jobs.places import find_inside
-from jobs.planning import PinnedInput, Planned
-from jobs.request import JobRequest
+from jobs.planning import Planned
+from jobs.request import JobOrder, JobRequest, ModelOrder
 from jobs.states import RETRYABLE
 from merge.catalog import catalogue
 from merge.recipe import Recipe, recipe_digest
@@ -35,9 +39,7 @@ class Rules:
     allow_http: bool = False
 
 
-def submit(
-    session: Session, caller: Caller, request: JobRequest, planned: Planned | None, rules: Rules
-) -> Job:
+def submit(session: Session, caller: Caller, request: JobOrder, planned: Ready | None, rules: Rules) -> Job:
     """A queued job with its inputs, its webhook and its first event. Without ``planned`` the worker plans
     it first.
 
@@ -45,9 +47,9 @@ def submit(
     """
     _check_quota(session, caller, rules)
     _check_parts(session, caller, request, rules)
-    if planned is not None:
+    if planned is not None and isinstance(request, ModelOrder):
         check_publishing(request, planned.inputs)
-    recipe = planned.recipe if planned else request.recipe
+    method, subject, digest = _subject(request, planned)
     job_id = new_id("job")
     facts: dict[str, Any] = {
         "id": job_id,
@@ -55,10 +57,10 @@ def submit(
         "tenant_id": caller.tenant_id,
         "kind": request.kind,
         "phase": None if planned else "resolving",
-        "method": main_method(recipe),
+        "method": method,
         "spec": request.spec(),
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_sha256": recipe_digest(recipe),
+        "recipe": subject,
+        "recipe_sha256": digest,
         "plan": planned.summary if planned else None,
         "queue": planned.queue if planned else "cpu",
         "priority": request.priority,
@@ -131,7 +133,7 @@ INPUT_COLUMNS = (
 )
 
 
-def check_publishing(request: JobRequest, inputs: Iterable[PinnedInput]) -> None:
+def check_publishing(request: ModelOrder, inputs: Iterable[PinnedInput]) -> None:
     """Raises ``ConfirmationNeeded`` for a public output from gated or private inputs without the caller's
     word.
     """
@@ -157,6 +159,15 @@ def main_method(recipe: Recipe) -> str:
     return recipe.steps[0].method
 
 
+def _subject(request: JobOrder, planned: Ready | None) -> tuple[str | None, dict[str, Any], str]:
+    """The method by which the job is listed, what it works on, and the digest of that."""
+    subject = planned.subject if planned else request.subject
+    if isinstance(request, JobRequest):
+        recipe = planned.recipe if isinstance(planned, Planned) else request.recipe
+        return main_method(recipe), subject, recipe_digest(recipe)
+    return None, subject, hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()
+
+
 def _check_quota(session: Session, caller: Caller, rules: Rules) -> None:
     """Far from the limit one look is enough; near it the tenant's submits go one at a time."""
     own, queued = _quota(session, caller)
@@ -175,11 +186,13 @@ def _quota(session: Session, caller: Caller) -> tuple[int | None, int]:
     return found
 
 
-def _check_parts(session: Session, caller: Caller, request: JobRequest, rules: Rules) -> None:
+def _check_parts(session: Session, caller: Caller, request: JobOrder, rules: Rules) -> None:
     if request.hub_credential is not None:
         credentials.find_credential(session, caller.tenant_id, request.hub_credential)
-    for position, each in enumerate(request.evaluate.sets):
+    for position, each in enumerate(request.evaluation_sets):
         pointer = f"/evaluate/sets/{position}/data"
+        if each.data is None:
+            continue
         if each.data.dataset is not None:
             found = artifacts.dataset(session, caller.tenant_id, each.data.dataset)
             if found is None:
@@ -190,7 +203,7 @@ def _check_parts(session: Session, caller: Caller, request: JobRequest, rules: R
             find_inside(each.data.path, rules.model_roots, folder=False)
 
 
-def _add_webhook(session: Session, job: Job, request: JobRequest, rules: Rules) -> None:
+def _add_webhook(session: Session, job: Job, request: JobOrder, rules: Rules) -> None:
     wanted = request.webhook
     if wanted is None:
         return

@@ -10,11 +10,12 @@ from merge.recipe_stages import ADAPTER, leaves
 
 @dataclass(frozen=True)
 class Wish:
-    """One name in the recipe. ``pointer`` is its JSON pointer."""
+    """One name in the recipe. ``pointer`` is its JSON pointer, ``member`` the model of a bundle it means."""
 
     role: str
     name: str
     pointer: str
+    member: str | None = None
 
     @property
     def is_adapter(self) -> bool:
@@ -28,4 +29,4 @@ class Wish:
 def wishes_of(recipe: Recipe) -> Iterator[Wish]:
     """Every model that a recipe and its stages name."""
     for each in leaves(recipe):
-        yield Wish(each.role, each.name, pointer_of(*each.at))
+        yield Wish(each.role, each.name, pointer_of(*each.at), each.member)

@@ -13,8 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
+from merge.append import Joining, append_to_folder
+from merge.bundle.command import add_routing
+from merge.bundle.recipe import OUTPUT_DTYPES, member_of_folder
 from merge.catalog import FOLDER
 from merge.checkpoint.index import ModelIndex, attach, index_adapter_folder, index_folder
+from merge.contract.informed import JOINT
 from merge.errors import FindingsError, MergeError
 from merge.learn.command import add_measure
 from merge.mergekit import read_file
@@ -22,7 +26,7 @@ from merge.plan import Plan, collector_at_rest, make_plan
 from merge.presets import entry, listing
 from merge.recipe import Recipe
 from merge.recipe_stages import ADAPTER, leaves
-from merge.show import model_tables, plan_tables, progress_bar
+from merge.show import measuring_bar, model_tables, plan_tables, progress_bar
 
 GIB = 1 << 30
 EXTENTS = ("sampled", "full", "none")
@@ -52,25 +56,38 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "merge a recipe into a new folder", ("recipe", "out")),
         ("plan", _plan, "show what a run would do, from headers alone", ("recipe",)),
         ("translate", _translate, "show a mergekit config as a recipe", ("recipe",)),
+        ("materialise", _materialise, "give a bundle's member as a checkpoint", ("bundle", "member", "out")),
+        ("append", _append, "let one more model join an earlier result", ("result", "model", "out")),
         ("inspect", _inspect, "show what a model folder holds", ("model",)),
         ("convert", _convert, "make safetensors of pickles (.bin), behind a guard", ("model", "out")),
     ):
         sub = commands.add_parser(name, help=about)
         for argument in takes:
-            sub.add_argument(argument, type=Path)
+            sub.add_argument(argument, type=str if argument == "member" else Path)
         sub.set_defaults(command=command)
-        if name in ("run", "plan"):
+        if name in ("run", "plan", "materialise", "append"):
             about = "memory beyond the interpreter's own, such as 512MiB (default 1GiB)"
             sub.add_argument("--memory", type=bytes_of, default=GIB, help=about)
         if name in ("plan", "inspect", "translate"):
             sub.add_argument("--json", action="store_true", help="as JSON, with everything")
         if name == "inspect":
             sub.add_argument("--tensors", action="store_true", help="list every tensor")
-        if name == "run":
+        if name == "materialise":
+            sub.add_argument("--base", type=Path, help="the base's folder, where it is not where it was")
+            sub.add_argument("--dtype", choices=OUTPUT_DTYPES, help="what is written (default: the base's)")
+        if name == "append":
+            sub.add_argument("--base", type=Path, help="the base's folder, where it is not where it was")
+            sub.add_argument("--adapter", action="store_true", help="MODEL is a LoRA adapter over the base")
+            sub.add_argument("--id", default="joined", help="what the model is called")
+            sub.add_argument("--weight", type=float, default=1.0, help="factor on its task vector")
+        if name in ("run", "materialise", "append"):
             sub.add_argument("--threads", type=int, default=os.cpu_count() or 1)
             sub.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
             sub.add_argument("--report", choices=EXTENTS, default="sampled", help="what the report measures")
+            about = "sha256 of the weights; off is quicker, but a merge that was broken off then starts over"
+            sub.add_argument("--digests", choices=("on", "off"), default="on", help=about)
     add_measure(commands, bytes_of)
+    add_routing(commands)
     methods = commands.add_parser("methods", help="list methods, or describe one")
     methods.add_argument("name", nargs="?")
     methods.set_defaults(command=_methods)
@@ -102,7 +119,8 @@ def index_models(recipe: Recipe, root: Path) -> dict[str, ModelIndex]:
     for each in leaves(recipe):
         if each.is_adapter:
             model = each.role.removesuffix(ADAPTER)
-            found[model] = attach(found[model], index_adapter_folder(root / each.name, each.name))
+            adapter = index_adapter_folder(root / each.name, each.name)
+            found[model] = attach(found[model], adapter, each.member)
         else:
             found[each.role] = index_folder(root / each.name, each.name)
     return found
@@ -115,7 +133,25 @@ def _planned(options: argparse.Namespace) -> tuple[Plan, Path]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    plan, root = _planned(options)
+    _carry_out(*_planned(options), options)
+
+
+def _materialise(options: argparse.Namespace) -> None:
+    recipe = member_of_folder(options.bundle, options.member, options.base, options.dtype)
+    plan = make_plan(recipe, index_models(recipe, Path()), budget=options.memory)
+    _carry_out(plan, Path(), options)
+
+
+def _append(options: argparse.Namespace) -> None:
+    model, weight = str(options.model), options.weight
+    named = {"adapter": model} if options.adapter else {"model": model}
+    joining = Joining(**named, id=options.id, weight=weight)
+    recipe = append_to_folder(options.result, options.base, joining)
+    plan = make_plan(recipe, index_models(recipe, Path()), budget=options.memory)
+    _carry_out(plan, Path(), options)
+
+
+def _carry_out(plan: Plan, root: Path, options: argparse.Namespace) -> None:
     for finding in plan.findings:
         print(f"{finding.severity}: {finding.message}", file=sys.stderr)
     from merge.run import run  # loads torch, which the other commands do without
@@ -133,27 +169,36 @@ def _run(options: argparse.Namespace) -> None:
             on_progress=tell,
             survey=options.report,
             statistics=statistics,
+            digests=options.digests == "on",
         )
     for file in report.files:
-        print(f"{file.sha256}  {file.file}")
+        print(f"{file.sha256 or '-'}  {file.file}")
 
 
 def _statistics(
     plan: Plan, folders: Mapping[str, Path], root: Path, options: argparse.Namespace
 ) -> dict[str, Path]:
     """Where what is measured on data lies, measured now where it is not there yet."""
-    if not plan.statistics.needed:
+    needed = plan.statistics.folders
+    if not needed:
         return {}
     from merge.gather import gather  # loads transformers, which merges without data do without
 
     def tell(key: str, is_new: bool) -> None:
         verb = "measuring" if is_new else "using"
-        print(f"{verb} {', '.join(plan.statistics.needed[key])} of {key}", file=sys.stderr)
+        print(f"{verb} {', '.join(needed[key])} of {key.removesuffix(JOINT)}", file=sys.stderr)
 
-    beside = options.out.absolute().parent
-    return gather(
-        plan, folders, root, beside, device=options.device, memory_bytes=options.memory, on_model=tell
-    )
+    with measuring_bar(Console(stderr=True)) as advance:
+        return gather(
+            plan,
+            folders,
+            root,
+            options.out.absolute().parent,
+            device=options.device,
+            memory_bytes=options.memory,
+            on_model=tell,
+            on_progress=advance,
+        )
 
 
 def _plan(options: argparse.Namespace) -> None:

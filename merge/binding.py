@@ -18,17 +18,19 @@ class Binder:
         self._plan = plan
         self._towers = Towers.of(names)
         self._params: dict[Any, tuple[Bound, ...]] = {}
+        self._stands_for = {source.id: source.stands_for for source in plan.recipe.sources}
 
     def chain(self, output: OutputTensor) -> Chain:
         """The steps of the recipe, or the mean that a policy asks for, bound to one tensor."""
         turned = is_conv1d(output.name, self._plan.models[self._plan.reference].config)
         sources, layers = output.source_names(), self._towers.length(output.name)
-        site = Site(output.name, output.role, output.shape, sources, turned, layers)
+        counts = tuple(self._stands_for.get(source.model, 1) for source in output.sources)
+        site = Site(output.name, output.role, output.shape, sources, turned, layers, counts)
         if output.policy == "method":
             return Chain(site, self._bound(output), output.weights, self._plan.recipe.seed)
         method, count = get("linear"), len(output.sources)
         bound = Bound(method, (method.settings({}, count),), "policy")
-        return Chain(site, (bound,), (1.0,) * count, self._plan.recipe.seed)
+        return Chain(site, (bound,), tuple(map(float, counts)), self._plan.recipe.seed)
 
     def _bound(self, output: OutputTensor) -> tuple[Bound, ...]:
         count = len(output.sources)

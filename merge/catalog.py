@@ -24,7 +24,7 @@ class MethodEntry:
     any, ``statistics`` (what is measured on data). ``schema`` is
     the JSON schema of one value of each setting; ``x-by-depth`` settings also take a list, ``x-by-source``
     ones may be set by every source. ``workspace`` is what a method on whole tensors says it holds (see
-    ``merge.contract.method.Workspace``).
+    ``merge.contract.method.Workspace``). One that ``continues`` can go on from its own result.
     """
 
     name: str
@@ -41,6 +41,7 @@ class MethodEntry:
     breaks: dict[str, str] = field(default_factory=dict)
     linear: bool = False
     workspace: list[float] = field(default_factory=list)
+    continues: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form, keys in declaration order."""
@@ -69,6 +70,12 @@ class MethodEntry:
         """What the plan warns of, each the fields of a ``Caution``."""
         cautions: list[dict[str, Any]] = self.needs.get("cautions", [])
         return cautions
+
+    @property
+    def ends(self) -> dict[str, Any] | None:
+        """Settings that count layers, the fields of an ``Ends``; ``None`` where it has none."""
+        ends: dict[str, Any] | None = self.needs.get("ends")
+        return ends
 
     def problems(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
         """(setting, sentence) for everything wrong with settings as a recipe writes them: lists are depth

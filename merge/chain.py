@@ -11,7 +11,7 @@ from torch import Tensor
 from merge.contract.groups import DeltaGroup, Site, Statistics, Stats, TensorGroup
 from merge.contract.method import Granularity, Kind, Method, coarsest
 from merge.contract.stats import Part, Stat, Term, deltas_of, own_delta
-from merge.errors import ShapeBroken
+from merge.errors import MethodMalformed, ShapeBroken
 from merge.kernels.keyed import Draws, key_of
 from merge.sizing import PIECE_ELEMENTS
 
@@ -73,7 +73,7 @@ class Task:
 @dataclass(frozen=True)
 class Block:
     """Entries ``first`` onwards of one tensor, of the base (where read) and of every source, all of
-    ``shape``.
+    ``shape``; and where the combine takes factors, the ``change`` that it made of them.
     """
 
     first: int
@@ -82,6 +82,7 @@ class Block:
     sources: Sequence[Tensor]
     draws: Callable[..., Any] = Draws
     statistics: Statistics = field(default_factory=dict)
+    change: Tensor | None = None
 
 
 @dataclass
@@ -104,6 +105,11 @@ class Chain:
     def granularity(self) -> Granularity:
         """What must be together."""
         return coarsest([bound.method.granularity for bound in self.steps])
+
+    @property
+    def on_factors(self) -> Bound | None:
+        """The combine, where it works on the factors of adapters."""
+        return next((bound for bound in self.steps if bound.method.needs.factors), None)
 
     @property
     def piece(self) -> int:
@@ -247,6 +253,10 @@ class _Flow:
                 function(delta, self._own(stage, position), bound.params[position])
                 for position, delta in enumerate(deltas)
             ]
+        elif bound.method.needs.factors:
+            if self._block.change is None:
+                raise MethodMalformed(f"{bound.method.name} takes factors, and the block comes without any")
+            self.combined = self._base() + self._block.change
         elif bound.method.kind is Kind.COMBINE:
             self.combined = function(self._group(stage), bound.params[0])
         else:

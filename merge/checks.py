@@ -8,6 +8,7 @@ from merge.catalog import MethodEntry, catalogue, nearest
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.vocabulary import differences
 from merge.document import pointer_of
+from merge.ends import Ends
 from merge.errors import Finding
 from merge.limits import Caution, Limit, conflicts
 from merge.presets import listing
@@ -158,6 +159,23 @@ def check_cautions(
                     at: list[str | int] = ["steps", position]
                     at += [caution.setting] if caution.setting else []
                     yield warning("method_caution", f"{entry.name}: {sentence}.", *at)
+
+
+def check_ends(
+    recipe: Recipe, resolved: Iterable[tuple[Sequence[Mapping[str, Any]], int]]
+) -> Iterator[Finding]:
+    """Layers at the ends of a model, and transitions beside them, that it has no room for, by (settings of
+    every step, layers of the tensor's tower, 0 outside of one); each once a step.
+    """
+    ending = [(at, entry) for at, s in enumerate(recipe.steps) if (entry := catalogue()[s.method]).ends]
+    seen: set[tuple[int, str]] = set()
+    for settings, layers in resolved if ending else ():
+        for position, entry in ending if layers else ():
+            defaults = {name: body["default"] for name, body in entry.settings.items()}
+            sentence = Ends(**(entry.ends or {})).told(layers, defaults, settings[position])
+            if sentence is not None and (position, sentence) not in seen:
+                seen.add((position, sentence))
+                yield warning("layers_without_room", f"{entry.name}: {sentence}.", "steps", position)
 
 
 def check_models(

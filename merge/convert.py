@@ -16,7 +16,8 @@ from pathlib import Path
 from merge.checkpoint.header import TensorInfo, check_file_name, parse_header, parse_json_object
 from merge.checkpoint.index import index_folder, read_header, safe_path
 from merge.checkpoint.shard_index import STEMS
-from merge.errors import FileMissing, NoWeights, OutputExists, PickleRefused
+from merge.errors import OutputExists
+from merge.file_errors import FileMissing, NoWeights, PickleRefused
 from merge.finish import MODEL_FILES, READER_FILES, sync_folder
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")

@@ -12,6 +12,7 @@ from typing import Any
 from merge.checkpoint.index import safe_path
 from merge.checkpoint.layout import index_file, index_json
 from merge.checkpoint.tokenizer import TOKENIZER_FILES
+from merge.file_errors import BundleBaseChanged
 from merge.journal import Journal, sample_of, sha256_of
 from merge.plan import ENGINE_VERSION, Plan
 from merge.recipe import canonical, recipe_digest
@@ -19,6 +20,7 @@ from merge.recipe_stages import stage_of
 from merge.report import OutputFile
 from merge.result_config import in_vocabulary, main_dtype, output_config, takes_ends
 from merge.survey.page import render_page
+from merge.survey.saliency import saliency
 from merge.survey.summary import Measured, summarise
 from merge.tokenizer.files import with_new_tokens
 from merge.tokenizer.planned import VocabularyPlan
@@ -58,10 +60,22 @@ def inputs_manifest(
         what, files = identified(key, plan.weight_files(key))
         told[key][what] = files
         if index.adapter is not None:
-            weights = sorted(name for name in index.adapter.files if name.endswith(".safetensors"))
-            what, files = identified(f"{key}+adapter", weights)
+            what, files = identified(f"{key}+adapter", index.adapter.weights)
             told[key] |= {"adapter": index.adapter.label, f"adapter_{what}": files}
     return told
+
+
+def check_bases(plan: Plan, inputs: Mapping[str, Any]) -> None:
+    """Raises ``BundleBaseChanged`` where a bundle's member is read over weights that it was not made over."""
+    for key, index in plan.models.items():
+        over = index.adapter.over if index.adapter is not None else None
+        given = inputs.get(key, {})
+        for file, digest in given.get(over.way, {}).items() if over is not None else ():
+            if over is not None and over.files.get(file, digest) != digest:
+                raise BundleBaseChanged(
+                    f"{file} of {index.label} is not the file that {given['adapter']} was made over "
+                    f"({over.model}): its weights have changed."
+                )
 
 
 def write_small_files(plan: Plan, folders: Mapping[str, Path], out: Path) -> list[str]:
@@ -69,13 +83,13 @@ def write_small_files(plan: Plan, folders: Mapping[str, Path], out: Path) -> lis
     files: dict[str, bytes] = {}
     config = plan.result_config()
     if config:
-        files["config.json"] = _json(output_config(config, main_dtype(plan.outputs)))
-    files |= _copies(plan, folders, plan.reference, MODEL_FILES)
+        files["config.json"] = _json(output_config(config, main_dtype(plan.outputs), plan.code))
+    files |= small_files(plan, folders, plan.reference, MODEL_FILES)
     chosen = plan.recipe.tokenizer.source
     reader = chosen if chosen is not None and chosen in folders else plan.reference
     if plan.vocabulary is not None:
         reader = plan.vocabulary.alignment.ground
-    files |= _copies(plan, folders, reader, READER_FILES)
+    files |= small_files(plan, folders, reader, READER_FILES)
     if plan.vocabulary is not None:
         files = _with_vocabulary(files, plan, plan.vocabulary, folders)
     template = chosen_template(plan.recipe, plan.models)
@@ -96,12 +110,14 @@ def _with_vocabulary(
     if found.new:
         lenders = dict.fromkeys(token.origin for token in found.new if token.flags is None)
         origins = {
-            key: safe_path(folders[key], "tokenizer.json").read_bytes() for key in lenders if key is not None
+            key: small_files(plan, folders, key, ("tokenizer.json",))["tokenizer.json"]
+            for key in lenders
+            if key is not None
         }
         made = with_new_tokens(made, found.new, origins)
     lent: dict[str, Mapping[str, Any]] = {}
     if takes_ends(plan.recipe, vocabulary, plan.reference):
-        told = _copies(plan, folders, found.ground, MODEL_FILES)
+        told = small_files(plan, folders, found.ground, MODEL_FILES)
         lent = {name: ends_of(json.loads(content)) for name, content in told.items()}
         lent["config.json"] = ends_of(plan.models[found.ground].config)
     for name in ("config.json", *MODEL_FILES):
@@ -111,12 +127,17 @@ def _with_vocabulary(
     return made
 
 
-def write_survey(plan: Plan, extent: str, journal: Journal, out: Path) -> list[str]:
-    """Writes the merge report as JSON and as a page; gives their names."""
+def write_survey(
+    plan: Plan, extent: str, journal: Journal, out: Path, statistics: Mapping[str, Path]
+) -> list[str]:
+    """Writes the merge report as JSON and as a page; gives their names. ``statistics`` are the folders of
+    what was measured on data, by model key.
+    """
     told = {name: numbers for done in journal.shards.values() for name, numbers in done.measured.items()}
     found = {name: Measured.from_list(numbers) for name, numbers in told.items()}
     from_base = any(output.base is not None for output in plan.outputs)
     survey = summarise(plan.outputs, found, extent=extent, from_base=from_base)
+    survey["saliency"] = saliency(plan.statistics.needed, plan.models, statistics)
     names = " + ".join(plan.recipe.source_ids())
     title = f"{', '.join(step.name for step in plan.steps)}: {names}"
     _write(out / SURVEY_FILE, _json(survey))
@@ -148,7 +169,7 @@ def write_manifest(
         "methods": {step.name: step.version for part in plan.parts() for step in part.steps},
         "inputs": dict(inputs),
         **(told or {}),
-        "files": {file.file: {"sha256": file.sha256, "size": file.size} for file in files},
+        "files": {file.file: {"sha256": file.sha256 or None, "size": file.size} for file in files},
     }
     content = _json(manifest)
     _write(out / MANIFEST_FILE, content)
@@ -179,11 +200,20 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _copies(plan: Plan, folders: Mapping[str, Path], key: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Files of one model; what lies beside a model that is a single file is not its own."""
-    folder, own = folders[key], plan.models[key].files
-    there = [name for name in names if name in own and (folder / name).is_file()]
-    found = {name: safe_path(folder, name).read_bytes() for name in there}
+def small_files(plan: Plan, folders: Mapping[str, Path], key: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Those of the named files that one model has; what lies beside a model that is a single file is not its
+    own. A bundle's member has the base's, or where any of them differed, those that are kept for it.
+    """
+    folder, own = folders[key], {name: name for name in plan.models[key].files}
+    adapter = plan.models[key].adapter
+    kept = {name.rpartition("/")[2]: name for name in (adapter.small if adapter is not None else ())}
+    if kept.keys() & set(names):
+        folder, own = folders[f"{key}+adapter"], kept
+    there = {name: own[name] for name in names if name in own and (folder / own[name]).is_file()}
+    found = {name: safe_path(folder, place).read_bytes() for name, place in there.items()}
+    facts = plan.models[key].tokenizer
+    made = facts.made_texts() if facts is not None else {}
+    found |= {name: made[name] for name in names if name in made}
     if "tokenizer_config.json" in found:
         found["tokenizer_config.json"] = _without(found["tokenizer_config.json"], "auto_map")
     return found

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ FILE = ".mergery-journal"
 _SAMPLES = 16
 _SAMPLE_BYTES = 1 << 14
 _READ_BYTES = 1 << 20
+_COPY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class Finished:
     """A shard that is done; ``released`` once its file was uploaded and deleted, ``measured`` is what the
-    survey found in its tensors.
+    survey found in its tensors, ``facts`` what the maker of the result wants to know of them in the end.
     """
 
     file: str
@@ -26,6 +27,7 @@ class Finished:
     sha256: str
     released: bool = False
     measured: Mapping[str, list[float]] = field(default_factory=dict)
+    facts: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Journal:
 def open_journal(folder: Path, plan_digest: str, inputs: Mapping[str, Any]) -> Journal:
     """The journal of ``folder``, which is emptied first where it belongs to another plan or to other inputs.
 
-    Finished shards whose file is gone or no longer has its sha256 are forgotten.
+    Finished shards whose file is gone, or has another sha256 or none, are forgotten.
     """
     head = {"plan": plan_digest, "inputs": dict(inputs)}
     lines = _lines(folder / FILE)
@@ -97,6 +99,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def copy_file(source: Path, folder: Path, file: str, check: Callable[[], None]) -> Finished:
+    """Copies a file into ``folder`` under the name ``file``, durably; ``check`` may stop it."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, (folder / file).open("wb") as made:
+        while piece := read.read(_COPY_BYTES):
+            check()
+            digest.update(piece)
+            made.write(piece)
+        made.flush()
+        os.fsync(made.fileno())
+    return Finished(file, (folder / file).stat().st_size, digest.hexdigest())
+
+
 def sample_of(path: Path) -> str:
     """sha256 (hex) of the size and of 16 evenly spread samples of a file: tells changed weights without
     reading all.
@@ -112,7 +127,8 @@ def sample_of(path: Path) -> str:
 
 def _whole(folder: Path, done: Finished) -> bool:
     path = folder / done.file
-    return path.is_file() and path.stat().st_size == done.size and sha256_of(path) == done.sha256
+    there = bool(done.sha256) and path.is_file() and path.stat().st_size == done.size
+    return there and sha256_of(path) == done.sha256
 
 
 def _append(folder: Path, fact: Mapping[str, Any]) -> None:

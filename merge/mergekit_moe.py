@@ -11,7 +11,7 @@ _KEYS = ("architecture", "base_model", "dtype", "experts", "experts_per_token", 
 _EXPERT_KEYS = ("negative_prompts", "noise_scale", "positive_prompts", "residual_scale", "source_model")
 _GATES = ("cheap_embed", "hidden", "hidden_avg", "hidden_last", "random", "uniform_random")
 _DTYPES = ("bfloat16", "float16", "float32")
-_FAMILIES = {"mixtral": "mixtral", "qwen3": "qwen3_moe", "qwen": "qwen2_moe"}
+_FAMILIES = {"mixtral": "mixtral", "deepseek": "deepseek", "qwen3": "qwen3_moe", "qwen": "qwen2_moe"}
 
 
 def is_moe(document: Mapping[str, Any]) -> bool:
@@ -36,6 +36,8 @@ def translate_moe(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     gate = _one_of(document, "gate_mode", "hidden", _GATES)
     if gate.startswith("hidden"):
         notes.append("every prompt is run by itself: no padding takes part in its mean")
+    if any(source.get("noise_scale") for source in (*experts, *shared)):
+        notes.append("noise differs from mergekit's: it is keyed by seed, source and tensor")
     result: dict[str, Any] = {
         "form": "moe",
         "architecture": _architecture(document.get("architecture")),
@@ -68,10 +70,6 @@ def _expert(found: Any, at: tuple[str | int, ...], name: str) -> dict[str, Any]:
     for key in found:
         if key not in _EXPERT_KEYS:
             refuse(*at, str(key), unknown(str(key), _EXPERT_KEYS, "key"))
-    if found.get("noise_scale"):
-        refuse(*at, "noise_scale", "Experts are copied as they are: noise is not added.")
-    if found.get("residual_scale") not in (None, 1, 1.0):
-        refuse(*at, "residual_scale", "Experts are copied as they are: they are not scaled.")
     model, adapter = parse_reference(found.get("source_model"), *at, "source_model")
     source: dict[str, Any] = {"id": name, "model": model}
     if adapter is not None:
@@ -79,6 +77,9 @@ def _expert(found: Any, at: tuple[str | int, ...], name: str) -> dict[str, Any]:
     for key, ours in (("positive_prompts", "prompts"), ("negative_prompts", "negative_prompts")):
         if found.get(key):
             source[ours] = found[key]
+    for key in ("noise_scale", "residual_scale"):
+        if found.get(key) is not None:
+            source[key] = found[key]
     return source
 
 
@@ -95,7 +96,8 @@ def _architecture(value: Any) -> str:
     plain = "".join(char for char in str(value).lower() if char.isalnum())
     found = next((ours for theirs, ours in _FAMILIES.items() if plain.startswith(theirs)), None)
     if found is None:
-        refuse("architecture", f"{str(value)[:40]!r} is not made; made are Mixtral, Qwen2-MoE and Qwen3-MoE.")
+        made = "Mixtral, DeepSeek-MoE, Qwen2-MoE and Qwen3-MoE"
+        refuse("architecture", f"{str(value)[:40]!r} is not made; made are {made}.")
     return found
 
 

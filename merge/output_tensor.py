@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from merge.contract.informed import Statistic
+
 
 @dataclass(frozen=True, slots=True)
 class Input:
@@ -56,6 +58,18 @@ class OutputTensor:
         ]
         counts = [plain[:place].count(name) for place, name in enumerate(plain)]
         return tuple(f"{name}#{count}" if count else name for name, count in zip(plain, counts, strict=True))
+
+
+def asked(output: OutputTensor, statistic: Statistic) -> tuple[Input, ...]:
+    """The tensors of which an output needs a statistic: the base's, those of all sources, or of one of
+    them.
+    """
+    if statistic.of == "base":
+        return () if output.base is None else (output.base,)
+    if statistic.of == "sources":
+        return output.sources
+    place = ("first", "second").index(statistic.of)
+    return output.sources[place : place + 1]
 
 
 def tensors_read(outputs: Iterable[OutputTensor]) -> dict[str, frozenset[str]]:

@@ -9,7 +9,7 @@ from merge.arch.roles import Role, Towers, layer_of, role_of, running_statistic,
 from merge.catalog import catalogue
 from merge.checkpoint.header import DTYPE_NAMES, TensorInfo
 from merge.checkpoint.index import ModelIndex
-from merge.checks import check_cautions, check_limits, error, warning
+from merge.checks import check_cautions, check_ends, check_limits, error, warning
 from merge.errors import Finding
 from merge.missing import HINT, settle
 from merge.output_tensor import Input as Input
@@ -168,6 +168,10 @@ def resolve_outputs(
     findings += check_limits(recipe, [(o.name, o.settings) for o in outputs if o.policy == "method"])
     findings += check_cautions(
         recipe, [(o.settings, len(o.weights)) for o in outputs if o.policy == "method"]
+    )
+    towers = Towers.of(output.name for output in outputs)
+    findings += check_ends(
+        recipe, ((o.settings, towers.length(o.name)) for o in outputs if o.policy == "method")
     )
     return Outcome(tuple(outputs), tuple(_shortened(findings)), arranged.layers(reads_base))
 

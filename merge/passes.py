@@ -10,7 +10,7 @@ from torch import Tensor
 from merge.blocks import Crew
 from merge.chain import Block, Chain, Shared, Task
 from merge.contract.stats import Counts
-from merge.fused.loops import Measuring
+from merge.fused.spans import Measuring
 from merge.fused.windows import Windows
 
 AT_ONCE = 1 << 15
@@ -63,10 +63,25 @@ def global_levels(chains: Sequence[Chain]) -> int:
 def count(chain: Chain) -> int:
     """How many passes over this tensor its stats take."""
     levels = set()
-    for task in chain.tasks:
-        once = chain.entries <= AT_ONCE and not task.stat.is_global(task.params) and task.stat.at_once
-        levels |= {task.first_level + at for at in range(1 if once else task.stat.rounds)}
+    if not alone(chain):
+        for task in chain.tasks:
+            once = chain.entries <= AT_ONCE and not task.stat.is_global(task.params) and task.stat.at_once
+            levels |= {task.first_level + at for at in range(1 if once else task.stat.rounds)}
     return len(levels)
+
+
+def alone(chain: Chain) -> bool:
+    """Whether a small tensor's stats are found from the block that is merged, without a pass of their own."""
+    small = 0 < chain.entries <= AT_ONCE and bool(chain.tasks)
+    return small and all(t.stat.at_once and not t.stat.is_global(t.params) for t in chain.tasks)
+
+
+def settle(chain: Chain, whole: Block) -> None:
+    """Finds the stats of such a tensor from all of it."""
+    for level in range(1, chain.levels + 1):
+        due = [task for task in chain.tasks if task.due(level)]
+        for task, values in chain.quantities(whole, due):
+            task.so_far, task.rounds_done = task.stat.whole(values, task.params), task.stat.rounds
 
 
 def measure(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from merge.arch.layer_config import recut
 from merge.catalog import MethodEntry, catalogue
 from merge.checkpoint.index import ModelIndex
-from merge.checkpoint.layout import ShardLayout, plan_shards
+from merge.checkpoint.layout import ShardLayout
 from merge.checks import check_models, check_needs, check_settings, check_steps, error, warning
 from merge.effective import by_class
 from merge.errors import Finding, PlanRefused
@@ -29,14 +29,17 @@ from merge.estimate import (
     with_measuring,
     with_vocabulary,
 )
-from merge.forms.adapter import AdapterPlan, plan_adapter
+from merge.forms.adapter import AdapterPlan
 from merge.forms.asked import check_result
-from merge.forms.moe import MoePlan, plan_moe
+from merge.forms.bundle import BundlePlan
+from merge.forms.factored import check_factors, check_saved, factor_bytes
+from merge.forms.formed import form
+from merge.forms.moe import MoePlan
 from merge.inputs import in_one_language, lend_configs
 from merge.measuring import NOTHING_MEASURED, StatisticsPlan, plan_statistics
+from merge.members import with_members
 from merge.outputs import (
     FLOATS,
-    Outcome,
     OutputTensor,
     reference_key,
     resolve_outputs,
@@ -46,11 +49,12 @@ from merge.outputs import (
 from merge.recipe import Recipe, canonical, recipe_digest
 from merge.recipe_stages import key_in, parted, stage_of, within
 from merge.stages import NO_STAGES, Staged, plan_stages
+from merge.together import Asked
 from merge.tokenizer.align import RowTable
 from merge.tokenizer.planned import VocabularyPlan, plan_vocabulary
 
-ENGINE_VERSION = 1
-"""Goes up whenever the same plan would give other bytes."""
+ENGINE_VERSION = 2
+"""Goes up whenever the same plan would give other bytes (docs/decisions/019-engine-version.md)."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,15 @@ class Plan:
     moe: MoePlan | None = None
     statistics: StatisticsPlan = NOTHING_MEASURED
     staged: Staged = NO_STAGES
+    bundle: BundlePlan | None = None
+    members: Mapping[str, "Plan"] = field(default_factory=dict)
+    """What a twin bundle keeps of each source, as adapters over its merge."""
 
     def weight_files(self, key: str) -> tuple[str, ...]:
         """The weight files of a model that hold anything the outputs are made from; all of one that is to be
         measured.
         """
-        if key in self.statistics.missing:
+        if key in self.statistics.missing or (self.statistics.joint_missing and key in self.models):
             return self.models[key].shards
         stage, own = parted(key)
         if stage is not None:
@@ -93,15 +100,32 @@ class Plan:
 
     def tensors_of(self, key: str) -> frozenset[str]:
         """The tensors of a model, not of a stage's, that the outputs are made from."""
-        read = tensors_read(self.outputs) if self.adapter is None else self.adapter.tensors_read()
+        if self.bundle is not None and self.bundle.keeps_base and key == "base":
+            return frozenset(self.models[key].tensors)
+        own = self.adapter or (self.bundle if self.bundle is not None and self.bundle.kept else None)
+        read = tensors_read(self.outputs) if own is None else own.tensors_read()
         lent = self.vocabulary.tensors[key].tensors if key in self.rows and self.vocabulary else ()
         guiding = self.moe.tensors_read(key, self.models[key]) if self.moe is not None else ()
         return frozenset({*read.get(key, ()), *lent, *guiding})
+
+    @property
+    def joint(self) -> Asked:
+        """The statistics that take several models."""
+        return Asked(self.recipe, self.models, self.outputs, self.steps, self.statistics.joint)
 
     def parts(self) -> Iterator["Plan"]:
         """This plan, then those of its stages."""
         yield self
         yield from (stage.plan for stage in self.staged.stages.values())
+
+    @property
+    def written_because(self) -> str | None:
+        """Why the result must be written and cannot be made in memory, if so: a clause for the reader."""
+        forms = {"an adapter": self.adapter, "a mixture of experts": self.moe, "a bundle": self.bundle}
+        reasons = [f"its result is {form}" for form, asked in forms.items() if asked is not None]
+        reasons += ["it has stages"] if self.staged.stages else []
+        reasons += ["it lines up vocabularies"] if self.vocabulary is not None else []
+        return reasons[0] if reasons else None
 
     @property
     def origin(self) -> str:
@@ -117,10 +141,17 @@ class Plan:
         config = cut_config(self.models, self.reference, self.layers)[0]
         return config if self.moe is None else self.moe.config(config)
 
+    @property
+    def code(self) -> Mapping[str, str]:
+        """The classes that the result is loaded with where transformers has none."""
+        return self.moe.code if self.moe is not None else {}
+
     def form_summary(self) -> dict[str, Any]:
         """The form of the result, and what the plan says about it."""
-        made = self.adapter or self.moe
-        return {"form": self.recipe.result.form, **(made.summary() if made is not None else {})}
+        made = self.adapter or self.moe or self.bundle
+        told = {"form": self.recipe.result.form, **(made.summary() if made is not None else {})}
+        own = {member: plan.estimate.output_bytes for member, plan in self.members.items()}
+        return told | ({"member_bytes": own, "bytes": self.estimate.output_bytes} if own else {})
 
     @property
     def rows(self) -> Mapping[str, RowTable]:
@@ -191,7 +222,8 @@ def check_recipe(recipe: Recipe) -> tuple[Finding, ...]:
     """What is wrong with a recipe whatever its models are: methods, settings, chain, number of sources."""
     stages = [each for name, part in recipe.stages.items() for each in within(name, check_recipe(part))]
     findings = tuple(check_steps(recipe))
-    return (*stages, *(findings or (*check_settings(recipe), *check_needs(recipe), *check_result(recipe))))
+    checks = (check_settings, check_needs, check_factors, check_result)
+    return (*stages, *(findings or (each for check in checks for each in check(recipe))))
 
 
 @contextmanager
@@ -242,11 +274,12 @@ def plan_or_findings(
     if any(finding.code in ("architecture_mismatch", "quantized") for finding in findings):
         return None, findings
     outcome = resolve_outputs(recipe, models, vocabulary)
-    adapter, moe, outcome = _formed(recipe, models, outcome)
-    findings += outcome.findings
+    formed = form(recipe, models, outcome)
+    adapter, moe, outcome = formed.adapter, formed.moe, formed.outcome
+    findings += (*outcome.findings, *check_saved(recipe, models, outcome.tensors))
     findings += cut_config(models, reference, outcome.layers)[1]
     findings += tuple(_mixed_dtypes(models, used))
-    shards = _laid_out(recipe, models[reference], outcome)
+    shards = formed.shards(recipe, models[reference])
     steps = tuple(catalogue()[step.method] for step in recipe.steps)
     estimate = estimate_of(recipe, models, outcome, shards, steps, budget, adapter)
     if vocabulary is not None:
@@ -254,7 +287,8 @@ def plan_or_findings(
         findings += tuple(vocabulary.check_room(recipe.tokenizer.k, budget))
     statistics, told = plan_statistics(recipe, models, outcome.tensors, steps, measured, budget)
     estimate = staged.estimate(with_measuring(estimate, statistics), recipe, outcome.tensors)
-    held = staged.held_bytes(recipe)
+    held = staged.held_bytes(recipe) + factor_bytes(recipe, models, outcome.tensors)
+    held += formed.held_bytes
     findings += (
         *told,
         *staged.check_room(budget),
@@ -268,7 +302,7 @@ def plan_or_findings(
     read = dict.fromkeys((*used, *(vocabulary.tables if vocabulary is not None else ())))
     digest = _digest(recipe, {key: kept[key] for key in read}, steps, vocabulary)
     kept |= staged.leaves()
-    return Plan(
+    plan = Plan(
         recipe,
         digest,
         kept,
@@ -286,26 +320,9 @@ def plan_or_findings(
         moe,
         statistics,
         staged,
-    ), findings
-
-
-def _formed(
-    recipe: Recipe, models: Mapping[str, ModelIndex], outcome: Outcome
-) -> tuple[AdapterPlan | None, MoePlan | None, Outcome]:
-    """The outputs of the form that is asked for, with its own plan where it has one."""
-    if recipe.result.form == "adapter":
-        adapter, findings = plan_adapter(recipe, models, outcome)
-        return adapter, None, Outcome(adapter.outputs, findings)
-    if recipe.result.form == "moe":
-        return None, *plan_moe(recipe, models, outcome)
-    return None, None, outcome
-
-
-def _laid_out(recipe: Recipe, reference: ModelIndex, outcome: Outcome) -> tuple[ShardLayout, ...]:
-    """The output files; those of an adapter are known when it is made."""
-    written = [(o.name, o.dtype, o.shape) for o in outcome.tensors]
-    is_known = written and recipe.result.form != "adapter"
-    return plan_shards(written, recipe.shard_bytes, reference.stem) if is_known else ()
+        formed.bundle,
+    )
+    return with_members(plan, partial(plan_or_findings, budget=budget))
 
 
 def _stops(findings: Sequence[Finding]) -> bool:

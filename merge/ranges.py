@@ -48,13 +48,7 @@ def length(spans: Iterable[tuple[int, int]]) -> int:
 
 
 def _of_adapter(adapter: AdapterIndex, names: Iterable[str]) -> list[TensorInfo]:
-    found: list[TensorInfo] = []
-    for name in names:
-        if (pair := adapter.pairs.get(name)) is not None:
-            found += [pair.a, pair.b]
-        if (whole := adapter.replaced.get(name)) is not None:
-            found.append(whole)
-    return found
+    return [part for name in names for part in adapter.stored(name)]
 
 
 def _by_file(parts: Iterable[TensorInfo]) -> dict[str, list[TensorInfo]]:

@@ -34,7 +34,15 @@ from merge.recipe_parts import (
     Step,
     nearest_name,
 )
-from merge.recipe_results import FORM_TAGS, AdapterResult, CheckpointResult, Missing, MoeResult, Result
+from merge.recipe_results import (
+    FORM_TAGS,
+    AdapterResult,
+    BundleResult,
+    CheckpointResult,
+    Missing,
+    MoeResult,
+    Result,
+)
 from merge.recipe_stages import MOST_STAGES, check_stages, of_stage, within
 from merge.recipe_tokenizer import CHAT_TEMPLATES, RULE_TAGS, TokenizerChoice, TokenOf, TokenRule
 
@@ -172,14 +180,23 @@ def recipe_from(document: dict[str, Any]) -> Recipe:
     return recipe
 
 
+_LEFT_OUT = (("member", None), ("stands_for", 1))
+
+
 def canonical(recipe: Recipe) -> bytes:
     """Canonical JSON: every field, keys sorted, whole floats as integers. Equal meaning, equal bytes.
 
-    ``calibration`` is left out where no step measures anything on data.
+    ``calibration`` is left out where no step measures anything on data, ``member`` where none is named, and
+    ``stands_for`` where it is 1.
     """
     document = _plain(recipe.model_dump(mode="json"))
     if not recipe.informed:
         del document["calibration"]
+    for part in (document, *document["stages"].values()):
+        part["sources"] = [
+            {key: value for key, value in source.items() if (key, value) not in _LEFT_OUT}
+            for source in part["sources"]
+        ]
     return json.dumps(
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
@@ -213,6 +230,10 @@ def _cross_checks(recipe: Recipe) -> Iterator[Finding]:
                 position,
                 "id",
             )
+        source = recipe.sources[position]
+        if source.member is not None and source.adapter is None:
+            message = f"{name} names a member, but no bundle: give the bundle as adapter."
+            yield _error("member_without_bundle", message, "sources", position, "member")
         if name in ids[:position]:
             yield _error("duplicate_id", f"Two sources are called {name}.", "sources", position, "id")
     yield from _tokenizer_checks(recipe, ids)
@@ -312,7 +333,7 @@ _FIELDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("calibration",): tuple(Calibration.model_fields),
     ("calibration", "data"): tuple(CalibrationData.model_fields),
     ("calibration", "by_source"): tuple(CalibrationData.model_fields),
-    ("result",): tuple({**AdapterResult.model_fields, **MoeResult.model_fields}),
+    ("result",): tuple({**AdapterResult.model_fields, **MoeResult.model_fields, **BundleResult.model_fields}),
     ("tokenizer", "tokens"): tuple(TokenRule.model_fields),
 }
 

@@ -151,18 +151,25 @@ class Source(Part):
     """One model to merge: ``weight`` is its say, ``settings`` are its own values of the steps' settings.
 
     ``prompts`` are texts that this expert of a mixture is meant for, ``negative_prompts`` texts that it is
-    not.
+    not. Normal numbers times ``noise_scale`` are added to the expert's tensors, and what it adds to the
+    stream is multiplied by ``residual_scale``.
 
     A setting's name may be written ``method.name`` where several steps have one of that name.
+    Where ``adapter`` is a bundle, ``member`` says which of its models is meant. ``stands_for`` says of how
+    many models this one is a merge already: so often it counts in the means that a policy asks for.
     """
 
     id: SourceId
     model: ModelName
     weight: CurveField = 1.0
     adapter: ModelName | None = None
+    member: SourceId | None = None
     prompts: Prompts = ()
     negative_prompts: Prompts = ()
+    noise_scale: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    residual_scale: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
     settings: Settings = {}
+    stands_for: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = 1
 
 
 class Step(Part):

@@ -52,12 +52,14 @@ class Recipe(Protocol):
 @dataclass(frozen=True)
 class Named:
     """A model that a recipe names. ``role`` is ``base``, a source's id, ``<id>+adapter`` or ``donor``, in a
-    stage with the stage's name and a dot before it; ``at`` is the path of the name.
+    stage with the stage's name and a dot before it; ``at`` is the path of the name, ``member`` the model of a
+    bundle that is meant.
     """
 
     role: str
     name: str
     at: tuple[str | int, ...]
+    member: str | None = None
 
     @property
     def stage(self) -> str | None:
@@ -98,7 +100,8 @@ def named_models(recipe: Recipe) -> Iterator[Named]:
     for position, source in enumerate(recipe.sources):
         yield Named(source.id, source.model, ("sources", position, "model"))
         if source.adapter is not None:
-            yield Named(source.id + ADAPTER, source.adapter, ("sources", position, "adapter"))
+            at = ("sources", position, "adapter")
+            yield Named(source.id + ADAPTER, source.adapter, at, source.member)
     if recipe.tokenizer.donor is not None:
         yield Named("donor", recipe.tokenizer.donor, ("tokenizer", "donor"))
 
@@ -109,7 +112,7 @@ def leaves(recipe: Recipe) -> Iterator[Named]:
     for name, stage in recipe.stages.items():
         for each in named_models(stage):
             if each.stage is None:
-                yield Named(key_in(name, each.role), each.name, ("stages", name, *each.at))
+                yield Named(key_in(name, each.role), each.name, ("stages", name, *each.at), each.member)
 
 
 def in_order(recipe: Recipe) -> tuple[str, ...]:

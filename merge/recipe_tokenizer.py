@@ -35,22 +35,29 @@ class TokenRule(Part):
     force: bool = False
 
 
+Approximate = Literal[
+    "omp", "common_interpolation", "landmark_pca", "stb", "mp_rope", "subword", "mean", "zero", "random",
+    "john_hewitt",
+]  # fmt: skip
+
+
 class TokenizerChoice(Part):
     """Whose tokens the result knows, and where the rows come from that a model lacks.
 
     ``source`` is ``base``, ``union``, ``donor`` or a source's id; ``None`` aligns nothing. ``donor`` is a
     further model that lends its vocabulary only. ``approximate`` makes missing rows from rows that a model
-    has, with ``k`` of them a row where the method picks some.
+    has, with ``k`` of them a row where the method picks some. Before that, ``byte_match`` takes the row of
+    the same single byte, ``prefix_match`` that of the longest beginning of the token that the model knows.
     """
 
     source: SourceId | None = None
     tokens: Annotated[dict[TokenText, TokenRule], Field(max_length=4096)] = Field(default={})
     pad_to_multiple_of: Annotated[int, Field(ge=1, le=1 << 16, strict=True)] | None = None
     donor: ModelName | None = None
-    approximate: (
-        Literal["omp", "common_interpolation", "subword", "mean", "zero", "random", "john_hewitt"] | None
-    ) = None
+    approximate: Approximate | None = None
     k: Annotated[int, Field(ge=1, le=1024, strict=True)] = 64
+    byte_match: bool = False
+    prefix_match: bool = False
 
     @property
     def aligns(self) -> bool:

@@ -44,8 +44,9 @@ class Together:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A finished file of weights. ``reused`` where an earlier run had made it. The file may be read until the
-    callback returns, and may be deleted in it (then it is recorded as released, and not made again).
+    """A finished file of weights, with no ``sha256`` where none was wanted. ``reused`` where an earlier run
+    had made it. The file may be read until the callback returns, and may be deleted in it (then it is
+    recorded as released, and not made again).
     """
 
     file: str
@@ -57,7 +58,9 @@ class ShardDone:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One file of the result; ``released`` files were deleted by the caller and are not in the folder."""
+    """One file of the result, with no ``sha256`` where none was wanted; ``released`` files were deleted by
+    the caller and are not in the folder.
+    """
 
     file: str
     sha256: str

@@ -15,9 +15,15 @@ _LEFT_OUT = ("auto_map", "_name_or_path", "quantization_config", "compression_co
 _WORDS = {short: word for word, short in DTYPE_NAMES.items()}
 
 
-def output_config(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
-    """The config of the result: without remote code, local paths and quantisation, in the stored dtype."""
+def output_config(
+    config: Mapping[str, Any], dtype: str | None, code: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The config of the result: without remote code, local paths and quantisation, in the stored dtype.
+    ``code`` names the classes that it is loaded with where transformers has none.
+    """
     made = {key: value for key, value in config.items() if key not in _LEFT_OUT}
+    if code:
+        made["auto_map"] = dict(code)
     if dtype is None:
         return made
     made = _with_dtype(made, dtype)

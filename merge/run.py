@@ -13,27 +13,32 @@ from typing import Any
 
 import torch
 
+from merge.append import STATE_FILE, state_of
 from merge.blocks import Crew, kept_memory, torch_threads
-from merge.checkpoint.index import safe_path
+from merge.bundle.making import BundleWork
+from merge.bundle.story import Tools, bundle_shards, finish_bundle
 from merge.checkpoint.layout import ShardLayout
 from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.writer import ShardWriter
-from merge.errors import BudgetTooSmall, FileMissing, InputChanged, OutputExists
+from merge.errors import BudgetTooSmall, InputChanged, OutputExists
 from merge.estimate import compute_bytes, models_held, whole_entries, workspace_bytes
 from merge.finish import (
     MANIFEST_FILE,
+    check_bases,
     inputs_manifest,
     read_manifest,
     sync_folder,
+    write_json,
     write_manifest,
     write_small_files,
     write_survey,
 )
+from merge.forms.factored import factor_bytes
 from merge.journal import FILE, Finished, Journal, open_journal, partial_folder, sha256_of
 from merge.meter import Meter, Silent
 from merge.methods import load as load_methods
 from merge.plan import Plan
-from merge.recipe_stages import key_in, of_stage, stage_of
+from merge.recipe_stages import key_in, of_stage
 from merge.report import OutputFile, Progress, Report, ShardDone, Together
 from merge.results.adapter import make_adapter
 from merge.results.moe import make_routers
@@ -41,6 +46,7 @@ from merge.sizing import Sizes, sizes
 from merge.stage_reader import FOLDER as STAGES
 from merge.stage_reader import Alone, Lent, Stages
 from merge.stages import Stage
+from merge.stamps import Stamp, input_stamps
 from merge.statistics import Informed, open_statistics, with_statistics
 from merge.survey.measure import Extent, Surveyor
 from merge.tables import open_tables
@@ -67,6 +73,7 @@ def run(
     survey: Extent = "sampled",
     statistics: Mapping[str, Path] | None = None,
     lent: Lent | None = None,
+    digests: bool = True,
 ) -> Report:
     """Merges into the folder ``out``, which appears when everything in it is complete.
 
@@ -78,21 +85,32 @@ def run(
     start), ``wait_for(folder key, file, begin, end)`` returns when these bytes are there; files of folders
     that are ``pinned``, by file, to what identifies them are not sampled. ``on_progress`` and
     ``should_stop`` are called from worker threads, one at a time. ``lent`` is what the stages of a recipe
-    give to a stage that is written. Raises ``Stopped``, ``NotFinite``, ``TensorsDiffer``,
+    give to a stage that is written. Without ``digests`` shards get no sha256, and none is taken over from an
+    earlier run. Raises ``Stopped``, ``NotFinite``, ``TensorsDiffer``,
     ``InputChanged``, ``OutputExists``, ``DiskFull`` and others of ``MergeError``.
     """
     load_methods()
-    _check_inputs(plan, folders)
-    measured = open_statistics(plan.statistics.needed, statistics or {})
+    stamps = input_stamps(plan, folders)
+    measured = open_statistics(plan.statistics.folders, statistics or {})
     inputs = with_statistics(inputs_manifest(plan, folders, pinned), measured)
+    check_bases(plan, inputs)
     if out.exists():
         return _already_there(plan, inputs, out)
     partial = partial_folder(out)
     journal = open_journal(partial, plan.digest, inputs)
     held = lent.held_bytes if lent is not None else plan.staged.held_bytes(plan.recipe)
-    fitted = _fitted(plan, budget_bytes, max(1, threads), held)
-    together = Together({**plan.staged.written(), "": plan.outputs}, on_progress)
+    fitted = fitted_sizes(plan, budget_bytes, max(1, threads), held)
+    members = {name: member.outputs for name, member in plan.members.items()}
+    together = Together({**members, **plan.staged.written(), "": plan.outputs}, on_progress)
     meter = Meter(plan, together.of(""), should_stop)
+    again = bound(
+        run,
+        budget_bytes=budget_bytes,
+        threads=threads,
+        device=device,
+        should_stop=should_stop,
+        survey="none",
+    )
     with ExitStack() as stack:
         stack.enter_context(kept_memory())
         stack.enter_context(torch_threads(1))
@@ -103,14 +121,6 @@ def run(
         }
         if lent is None:
             stages = Stages(plan, readers, folders, partial / STAGES, stack)
-            again = bound(
-                run,
-                budget_bytes=budget_bytes,
-                threads=threads,
-                device=device,
-                should_stop=should_stop,
-                survey="none",
-            )
             write = bound(_write_stage, again, plan, together, wait_for, pinned)
             stages.open(write, bound(_computing, meter, torch.device(device)))
             lent = stages.lent(plan)
@@ -124,13 +134,23 @@ def run(
         tables = stack.enter_context(
             open_tables(plan, readers, partial, max(1, threads), budget_bytes, meter.check)
         )
-        work = Work(plan, readers, workers, fitted, meter, torch.device(device), surveyor, tables, informed)
+        work = Work(
+            plan, readers, workers, fitted, meter, torch.device(device), surveyor, tables, informed, digests
+        )
         work.measure_global(journal)
         weights, small, told = _made(plan, folders, work, journal, budget_bytes, on_shard)
+    if plan.bundle is not None:
+        run_member = bound(_run_member, again, plan, together, wait_for, pinned)
+        take = bound(_hand_over, journal=journal, reused=False, on_shard=on_shard)
+        tools = Tools(take, run_member, wait_for, meter.check)
+        more, small, told = finish_bundle(plan, inputs, folders, journal, tools)
+        weights += more
     if plan.vocabulary is not None and tables is not None:
         told = {**told, "vocabulary": {**plan.vocabulary.summary(), "made": list(tables.told)}}
-    if survey != "none":
-        small += write_survey(plan, survey, journal, partial)
+    if survey != "none" and not (plan.bundle is not None and plan.bundle.kept):
+        small += write_survey(plan, survey, journal, partial, statistics or {})
+    if wait_for is None:
+        _check_unchanged(stamps, partial)
     manifest, files = write_manifest(plan, inputs, weights, small, partial, torch.device(device).type, told)
     RowMaker.clean(partial)
     shutil.rmtree(partial / STAGES, ignore_errors=True)
@@ -153,10 +173,18 @@ def _made(
     if plan.adapter is not None:
         made, small, told = make_adapter(plan, work, journal, budget)
         return [_hand_over(made, journal, False, on_shard)], small, told
+    if plan.bundle is not None:
+        layouts, doing = bundle_shards(plan, work, journal.folder)
+        return list(_shards(layouts, doing, journal, on_shard)), [], {}
     if plan.moe is not None:
         work.take(make_routers(plan, work.readers, folders, work.meter.check))
     weights = list(_shards(plan.shards, work, journal, on_shard))
-    return weights, write_small_files(plan, folders, journal.folder), {}
+    small = write_small_files(plan, folders, journal.folder)
+    state = state_of(plan.recipe, work.state())
+    if state is not None:
+        write_json(journal.folder / STATE_FILE, state.as_dict())
+        small.append(STATE_FILE)
+    return weights, small, {}
 
 
 def _write_stage(
@@ -182,6 +210,23 @@ def _write_stage(
     )
 
 
+def _run_member(
+    again: Callable[..., Report],
+    plan: Plan,
+    together: Together,
+    wait_for: WaitFor | None,
+    pinned: Mapping[str, Mapping[str, str]],
+    member: str,
+    folders: Mapping[str, Path],
+    at: Path,
+) -> Report:
+    """Makes the adapter of a twin's member in the folder ``at``."""
+    own = {key: pinned[key] for key in (member, f"{member}+adapter") if key in pinned}
+    return again(
+        plan.members[member], folders, at, on_progress=together.of(member), wait_for=wait_for, pinned=own
+    )
+
+
 def _wait_in(wait_for: WaitFor, stage: str, key: str, file: str, begin: int, end: int) -> None:
     wait_for(key_in(stage, key), file, begin, end)
 
@@ -194,7 +239,7 @@ def _computing(meter: Meter, device: torch.device, stage: Stage, readers: Mappin
     return Work(plan, readers, alone, small, Silent(plan, meter), device, unseen, None, Informed({}, {}))
 
 
-def _fitted(plan: Plan, budget: int, threads: int, lent_bytes: int) -> Sizes:
+def fitted_sizes(plan: Plan, budget: int, threads: int, lent_bytes: int) -> Sizes:
     """Blocks and threads that stay under ``budget`` bytes. Whole tensors too are merged side by side, each on
     one thread: products and decompositions on several give other bytes.
     """
@@ -202,7 +247,7 @@ def _fitted(plan: Plan, budget: int, threads: int, lent_bytes: int) -> Sizes:
     whole, _ = whole_entries(plan.granularity, plan.outputs)
     workspace = workspace_bytes(plan.steps, plan.outputs)
     fit = sizes if plan.adapter is None else plan.adapter.sizes
-    beside = lent_bytes + plan.statistics.held_bytes
+    beside = lent_bytes + plan.statistics.held_bytes + factor_bytes(plan.recipe, plan.models, plan.outputs)
     fitted = fit(models, entry, whole, threads, budget, workspace, beside)
     if fitted is None:
         raise BudgetTooSmall(
@@ -211,27 +256,14 @@ def _fitted(plan: Plan, budget: int, threads: int, lent_bytes: int) -> Sizes:
     return fitted
 
 
-def _check_inputs(plan: Plan, folders: Mapping[str, Path]) -> None:
-    """Every folder that is read is there, with files of the sizes the plan was made from."""
-    for name, stage in plan.staged.stages.items():
-        _check_inputs(stage.plan, of_stage(folders, name))
-    needed = dict.fromkeys((plan.reference, *plan.rows, *(i.model for o in plan.outputs for i in o.inputs)))
-    for key in needed:
-        index = plan.models[key]
-        if stage_of(index.label) is not None:
-            continue
-        wanted = [(key, file, index.files[file]) for file in plan.weight_files(key)]
-        if index.adapter is not None:
-            weights = [name for name in index.adapter.files if name.endswith(".safetensors")]
-            wanted += [(f"{key}+adapter", file, index.adapter.files[file]) for file in weights]
-        for folder, file, size in wanted:
-            if folder not in folders:
-                raise FileMissing(f"The folder of {folder} was not given.")
-            path = safe_path(folders[folder], file)
-            if not path.is_file() or path.stat().st_size != size:
-                raise InputChanged(
-                    f"{file} of {index.label} is not the file that was planned with; plan again."
-                )
+def _check_unchanged(stamps: Sequence[Stamp], partial: Path) -> None:
+    """Where an input was written to, nothing that was made of it can be gone on with."""
+    try:
+        for stamp in stamps:
+            stamp.check()
+    except InputChanged:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _already_there(plan: Plan, inputs: Mapping[str, Any], out: Path) -> Report:
@@ -242,7 +274,9 @@ def _already_there(plan: Plan, inputs: Mapping[str, Any], out: Path) -> Report:
             f"{out} is already there and is not this merge; choose another folder or remove it."
         )
     (out / FILE).unlink(missing_ok=True)
-    files = [OutputFile(name, f["sha256"], f["size"], reused=True) for name, f in found["files"].items()]
+    files = [
+        OutputFile(name, f["sha256"] or "", f["size"], reused=True) for name, f in found["files"].items()
+    ]
     own = out / MANIFEST_FILE
     files.append(OutputFile(MANIFEST_FILE, sha256_of(own), own.stat().st_size, reused=True))
     return Report(out, tuple(files), found, len(plan.outputs), 0)
@@ -256,7 +290,7 @@ def _reader(plan: Plan, key: str, folders: Mapping[str, Path], wait_for: WaitFor
 
 def _shards(
     layouts: Sequence[ShardLayout],
-    work: Work,
+    work: Work | BundleWork,
     journal: Journal,
     on_shard: Callable[[ShardDone], None],
 ) -> list[OutputFile]:
@@ -286,17 +320,20 @@ def _shards(
                 for each in pending:
                     journal.add_shard(each.result())
                 raise
-            pending.append(closer.submit(_durable, writer, work.measured(layout)))
+            told = (work.measured(layout), work.facts(layout))
+            pending.append(closer.submit(_durable, writer, *told))
             hand_over(1)
         hand_over(0)
     return found
 
 
-def _durable(writer: ShardWriter, measured: dict[str, list[float]]) -> Finished:
+def _durable(
+    writer: ShardWriter, measured: dict[str, list[float]], facts: dict[str, list[float]]
+) -> Finished:
     """Makes a shard durable whose entries are all written."""
     with writer:
         written = writer.finish()
-    return Finished(written.file, written.size, written.sha256, measured=measured)
+    return Finished(written.file, written.size, written.sha256, measured=measured, facts=facts)
 
 
 def _hand_over(

@@ -39,11 +39,11 @@ def plan_tables(plan: Plan) -> RenderableType:
             "time, roughly": f"{estimate.seconds:.0f} s",
         }
     )
-    if plan.statistics.missing:
+    if plan.statistics.run_on:
         measured = plan.statistics
         cost.add_row(
             "measures first",
-            f"{', '.join(measured.missing)}: {measured.tokens:,} tokens, "
+            f"{', '.join(measured.run_on)}: {measured.tokens:,} tokens, "
             f"{decimal(measured.memory_bytes)} of memory, {measured.seconds:.0f} s",
         )
     steps = " → ".join(step["method"] for step in summary["steps"])
@@ -111,6 +111,20 @@ def progress_bar(console: Console) -> Iterator[Any]:
         def tell(done: Done) -> None:
             said = f"{decimal(done.bytes_done)}, {done.tensors_done} of {done.tensors_total} tensors"
             progress.update(task, completed=done.bytes_done, total=done.bytes_total, said=said)
+
+        yield tell
+
+
+@contextmanager
+def measuring_bar(console: Console) -> Iterator[Any]:
+    """A bar for models that are run on data; gives the callback to hand to ``merge.gather``."""
+    columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=1.0, said="")
+
+        def tell(done: Any) -> None:
+            said = f"{done.block or 'outside the blocks'}, {done.tokens_per_second:,.0f} tokens/s"
+            progress.update(task, completed=done.share, said=said)
 
         yield tell
 

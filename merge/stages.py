@@ -169,7 +169,7 @@ def plan_stages(
         findings += within(name, told)
         if plan is None:
             return None, findings
-        made[name] = Stage(plan, _index_of(name, plan))
+        made[name] = Stage(plan, index_of(name, plan))
     findings += tuple(_twice_aligned(recipe, made))
     ways = _ways(recipe, made)
     stages = {name: replace(stage, why=ways[name]) for name, stage in made.items()}
@@ -182,8 +182,8 @@ def _given(recipe: Recipe, stages: Mapping[str, Stage]) -> dict[str, ModelIndex]
     return {role: stages[name].index for role, name in named.items() if name and name in stages}
 
 
-def _index_of(name: str, plan: "Plan") -> ModelIndex:
-    """The folder that the stage would be, as ``index_folder`` would describe it."""
+def index_of(name: str, plan: "Plan") -> ModelIndex:
+    """The folder that the stage (or another merge) would be, as ``index_folder`` would describe it."""
     tensors = {key: info for shard in plan.shards for key, info in shard.entries.items()}
     config = output_config(plan.result_config(), main_dtype(plan.outputs))
     if plan.vocabulary is not None and config:

@@ -1,7 +1,8 @@
 """Statistics measured on data, read from their folders and lined up with the blocks of a merge."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -15,19 +16,25 @@ from merge.checkpoint.header import Header, header_size, parse_header
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
 from merge.contract.groups import Statistics
-from merge.contract.informed import KINDS, Matrix, Statistic
+from merge.contract.informed import KINDS, Matrix, Memo, Statistic, folder_key
 from merge.contract.method import Method
 from merge.contract.params import schema_of
 from merge.errors import NotFinite, StatisticsInvalid, StatisticsMissing, StatisticsUnfit
 from merge.journal import sample_of
 from merge.learn.statistics import FILE, read_manifest
-from merge.output_tensor import Input, OutputTensor
+from merge.output_tensor import Input, OutputTensor, asked
 
 
 class Measured(Protocol):
-    """The statistics of one model. ``names`` are ``"<kind>/<tensor>"``."""
+    """The statistics of one model. ``names`` are ``"<kind>/<tensor>"``, ``twins`` those that several tensors
+    share, by what all of them are stored as.
+    """
 
     label: str
+
+    @property
+    def twins(self) -> Mapping[str, str]:
+        """What a name that is not alone is stored as."""
 
     @property
     def names(self) -> Mapping[str, tuple[int, ...]]:
@@ -55,6 +62,8 @@ class StatisticsFolder:
                 if f"{kind}/{first}" in stored:
                     self._stored.setdefault(f"{kind}/{tensor}", f"{kind}/{first}")
         self.names = {name: stored[own].shape for name, own in self._stored.items()}
+        counts = Counter(self._stored.values())
+        self.twins = {name: own for name, own in self._stored.items() if counts[own] > 1}
 
     def read(self, name: str, first: int, count: int) -> Tensor:
         """Entries of one statistic, flat, as float32; raises ``NotFinite``."""
@@ -120,6 +129,7 @@ class Part:
     name: str
     shape: tuple[int, ...]
     axis: int
+    memo: Memo | None = None
     _channels: Tensor | None = None
 
     def flat(self, first: int, count: int) -> Tensor:
@@ -135,7 +145,9 @@ class Part:
     def at(self, first: int, shape: Sequence[int], like: Tensor) -> Any:
         """What a method is handed for the block of this shape that begins at ``first``."""
         if KINDS[self.statistic.kind].layout == "square":
-            return Matrix(self._whole().to(like.device, like.dtype), self.axis)
+            stored = self.held.twins.get(self.name)
+            name = None if stored is None else (self.held.label, stored)
+            return Matrix(lambda: self._whole().to(like.device), self.axis, name, self.memo)
         return self.flat(first, prod(shape)).view(*shape).to(like.device, like.dtype)
 
     def _whole(self) -> Tensor:
@@ -183,6 +195,8 @@ class OutputStatistics:
 
 
 NOTHING = OutputStatistics({})
+KEPT = 2
+"""Systems that are kept for the next tensors with the same inputs: between q, k and v stands o."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +205,7 @@ class Informed:
 
     measured: Mapping[str, Measured]
     configs: Mapping[str, Mapping[str, Any]]
+    memo: Memo = field(default_factory=lambda: Memo(KEPT))
 
     def of(self, output: OutputTensor, steps: Iterable[tuple[Method, Mapping[str, Any]]]) -> OutputStatistics:
         """Those of one output that the steps (methods with their settings) make use of. Raises
@@ -201,15 +216,13 @@ class Informed:
             return NOTHING
         return OutputStatistics(
             {
-                statistic: tuple(
-                    self._part(statistic, source, output) for source in _inputs(output, statistic)
-                )
+                statistic: tuple(self._part(statistic, source, output) for source in asked(output, statistic))
                 for statistic in declared
             }
         )
 
     def _part(self, statistic: Statistic, source: Input, output: OutputTensor) -> Part | None:
-        held, prefix = self.measured.get(source.model), f"{statistic.kind}/"
+        held, prefix = self.measured.get(folder_key(statistic.kind, source.model)), f"{statistic.kind}/"
         names = [name.removeprefix(prefix) for name in held.names if name.startswith(prefix)] if held else []
         if held is None or not names:
             raise StatisticsMissing(
@@ -224,7 +237,7 @@ class Informed:
             return None
         axis = held.axis(tensor)
         where = len(output.shape) - 1 if axis is None else axis
-        part = Part(statistic, held, f"{statistic.kind}/{tensor}", output.shape, where)
+        part = Part(statistic, held, f"{statistic.kind}/{tensor}", output.shape, where, self.memo)
         part.check()
         return part
 
@@ -261,9 +274,3 @@ def _needed(method: Method, settings: Mapping[str, Any]) -> list[Statistic]:
         return []
     defaults = {name: body["default"] for name, body in schema_of(method.params)["properties"].items()}
     return [each for each in method.needs.statistics if each.needed({**defaults, **settings})]
-
-
-def _inputs(output: OutputTensor, statistic: Statistic) -> tuple[Input, ...]:
-    if statistic.of == "sources":
-        return output.sources
-    return () if output.base is None else (output.base,)

@@ -1,11 +1,11 @@
 """The arithmetic of one run: from the blocks of the inputs to the entries that are written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,17 +18,20 @@ from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.layout import ShardLayout
 from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.writer import ShardWriter
+from merge.contract.factors import Factors
 from merge.contract.method import get
+from merge.factored import Factored
 from merge.forms.moe import MADE
-from merge.fused.loops import Loops, Measuring, Writing
+from merge.fused.loops import Loops
+from merge.fused.spans import Measuring, Writing
 from merge.fused.windows import Windows
-from merge.journal import Journal
 from merge.meter import Meter
 from merge.outputs import INTEGERS, Input, OutputTensor, tensors_read
 from merge.plan import Plan
+from merge.results.moe import changed_expert
 from merge.sizing import Sizes
 from merge.stage_reader import StageReader
-from merge.statistics import NOTHING, Informed
+from merge.statistics import NOTHING, Informed, OutputStatistics
 from merge.survey.measure import Surveyor
 from merge.tokenizer.rows import TableReader
 
@@ -45,6 +48,15 @@ class Item:
     last: bool
 
 
+class Shared(Protocol):
+    """Where what was measured over all tensors is kept: a journal, or nowhere."""
+
+    shared: list[Any] | None
+
+    def add_shared(self, values: list[Any]) -> None:
+        """Keeps them."""
+
+
 class Work:
     """The arithmetic of one run: which models a tensor is read from, and the passes over its blocks."""
 
@@ -59,8 +71,10 @@ class Work:
         surveyor: Surveyor,
         tables: TableReader | None,
         informed: Informed,
+        digests: bool = True,
     ) -> None:
         self._plan = plan
+        self._digests = digests
         self._surveyor = surveyor
         self.crew = crew
         self.sizes = fitted
@@ -70,14 +84,11 @@ class Work:
         self.readers = readers
         dtype = torch.float64 if plan.recipe.dtype.compute == "float64" else torch.float32
         self._inputs = Inputs(readers, self.buffers, dtype, tables)
+        self._factored = Factored(readers)
         plainly = dtype == torch.float32 and device.type == "cpu"
         entries = sum(prod(output.shape) for output in plan.outputs)
-        methods = [get(step.name) for step in plan.steps]
-        self._informed = {
-            output.name: informed.of(output, zip(methods, output.settings, strict=True))
-            for output in plan.outputs
-            if output.policy == "method"
-        }
+        self._informed: dict[str, OutputStatistics] = {}
+        self.inform(informed, plan.outputs)
         self._loops = Loops(self._inputs, self.buffers, entries, plainly, self._note_read, self._informed)
         self._outputs = {output.name: output for output in plan.outputs}
         self._surveyed = {
@@ -91,7 +102,15 @@ class Work:
         self._chains = {output.name: bind(output) for output in plan.outputs if not copied(output)}
         meter.bytes_total = sum(self._entry_bytes(o) * prod(o.shape) * self._passes(o) for o in plan.outputs)
 
-    def measure_global(self, journal: Journal) -> None:
+    def inform(self, informed: Informed, outputs: Iterable[OutputTensor]) -> None:
+        """Lays down the statistics on data of these outputs."""
+        methods = [get(step.name) for step in self._plan.steps]
+        for output in outputs:
+            if output.policy == "method":
+                steps = zip(methods, output.settings, strict=True)
+                self._informed[output.name] = informed.of(output, steps)
+
+    def measure_global(self, journal: Shared) -> None:
         """The passes over all tensors that global statistics need; skipped where the journal has their
         values.
         """
@@ -114,10 +133,18 @@ class Work:
             passes.close_shared(chains, level)
         journal.add_shared([held.so_far for held in shared.values()])
 
+    def state(self) -> Mapping[str, float]:
+        """Settings with which a later run goes on from this result; none where the method cannot."""
+        for chain in self._chains.values():
+            for stage, bound in enumerate(chain.steps):
+                if bound.method.state is not None:
+                    return bound.method.state(chain.stats(stage, None), bound.params[0], chain.site)
+        return {}
+
     def write(self, layout: ShardLayout, path: Path) -> ShardWriter:
         """Computes and writes the tensors of one shard, which the caller must finish."""
         with ExitStack() as stack:
-            writer = stack.enter_context(ShardWriter(path, layout))
+            writer = stack.enter_context(ShardWriter(path, layout, self._digests))
             for batch in self.ready([self._outputs[name] for name in layout.entries]):
                 self.crew.each(self._items(batch), lambda item: self._write_item(writer, item))
             stack.pop_all()
@@ -137,6 +164,7 @@ class Work:
         for batch in self._batches(outputs):
             self._prepare(batch, crew)
             chains = [self._chains[o.name] for o in batch if o.name in self._chains]
+            chains = [chain for chain in chains if not passes.alone(chain)]
             for level in range(1, max((chain.levels for chain in chains), default=0) + 1):
                 passes.measure(chains, level, self._load, crew, self.sizes.block, self._quick)
             yield batch
@@ -156,13 +184,14 @@ class Work:
         """Entries as they are written, part by part, each with its first."""
         chain = self._chains.get(output.name)
         if output.name not in self._writing:
-            self._writing[output.name] = self._loops.writing(chain, output) if chain else None
+            self._writing[output.name] = self._loop(chain, output)
         loop = self._writing[output.name]
         if chain is None:
             spans = ((first + at, size) for at, size in _even_spans(count, self.sizes.block))
         else:
             spans = (span for span in chain.spans(self.sizes.block, first, count))
         for at, size in spans:
+            self.meter.check()
             yield from self._made(Item(output, chain, loop, at, size, False))
 
     def merged(self, output: OutputTensor, first: int, count: int) -> Tensor:
@@ -170,7 +199,7 @@ class Work:
         if copied(output):
             return self._inputs.equal(output, first, count)
         chain = self._chains[output.name]
-        return chain.compute(self._block(chain, first, count)).reshape(-1).cpu()
+        return self._computed(chain, first, count).reshape(-1).cpu()
 
     def finished(self, output: OutputTensor) -> None:
         """Counts a tensor that was made from ``merged``."""
@@ -179,6 +208,11 @@ class Work:
     def read(self, source: Input, first: int, count: int) -> Tensor:
         """The same entries of one input, in the dtype of the arithmetic."""
         return self._inputs.load((source,), first, count)[0]
+
+    def merged_factors(self, output: OutputTensor) -> Factors | None:
+        """The merged change as factors, where the combine takes and gives those and nothing comes after."""
+        chain = self._chains[output.name]
+        return None if chain.on_factors is None or chain.adjusts else self._factored.made(chain, output)
 
     def chain(self, output: OutputTensor) -> Chain:
         """The steps bound to this tensor."""
@@ -189,9 +223,16 @@ class Work:
         found = {name: self._surveyor.measured(name) for name in layout.entries}
         return {name: each.as_list() for name, each in found.items() if each is not None}
 
+    def facts(self, layout: ShardLayout) -> dict[str, list[float]]:  # noqa: ARG002
+        """What a checkpoint needs to know of its shards in the end: nothing."""
+        return {}
+
     def skip(self, layout: ShardLayout) -> None:
         """Counts a shard that need not be made."""
-        outputs = [self._outputs[name] for name in layout.entries]
+        self.skip_outputs([self._outputs[name] for name in layout.entries])
+
+    def skip_outputs(self, outputs: Sequence[OutputTensor]) -> None:
+        """Counts tensors that need not be made."""
         read = sum(self._entry_bytes(o) * prod(o.shape) * self._passes(o) for o in outputs)
         self.meter.add(read, len(outputs))
 
@@ -216,7 +257,7 @@ class Work:
         for output in outputs:
             chain = self._chains.get(output.name)
             total = prod(output.shape)
-            loop = self._loops.writing(chain, output) if chain else None
+            loop = self._loop(chain, output)
             size = self.sizes.block if loop is None else loop.span(self.sizes.block)
             spans = chain.spans(size) if chain else _even_spans(total, size)
             for first, count in spans:
@@ -230,7 +271,7 @@ class Work:
         for first, made in self._made(item):
             writer.write_at(name, first, made)
             if item.chain is not None and name in self._surveyed:
-                self._surveyor.look(item.chain, first, made, self._block)
+                self._surveyor.look(item.chain, first, made, self._block, self._loops.summing)
         self.meter.add(self._entry_bytes(item.output) * item.count, int(item.last))
 
     def _made(self, item: Item) -> Iterator[tuple[int, Tensor]]:
@@ -248,8 +289,25 @@ class Work:
             if chain is None:
                 merged = self._inputs.equal(output, first, count)
             else:
-                merged = chain.compute(self._block(chain, first, count))
+                merged = self._computed(chain, first, count)
+                merged = changed_expert(self._plan, output, merged, first)
             yield first, cast_out(output.name, merged, dtype, self.buffers)
+
+    def _computed(self, chain: Chain, first: int, count: int) -> Tensor:
+        if passes.alone(chain) and not all(task.measured for task in chain.tasks):
+            whole = self._block(chain, 0, chain.entries)
+            passes.settle(chain, whole)
+            if count == chain.entries:
+                return chain.compute(whole)
+        alone = chain.on_factors is not None and not chain.adjusts
+        return chain.compute(self._block(chain, first, count, base_alone=alone))
+
+    def _loop(self, chain: Chain | None, output: OutputTensor) -> Writing | None:
+        """The compiled loop of a tensor, unless more is done to it than its chain says."""
+        more = self._plan.moe is not None and output.name in self._plan.moe.changed
+        if chain is None or more or passes.alone(chain):
+            return None
+        return self._loops.writing(chain, output)
 
     def _load(self, chain: Chain, first: int, count: int) -> Block:
         block = self._block(chain, first, count)
@@ -263,14 +321,19 @@ class Work:
     def _quick(self, chain: Chain, tasks: Sequence[Task], guess: bool) -> Measuring | Windows | None:
         return self._loops.measuring(chain, self._outputs[chain.site.name], tasks, guess)
 
-    def _block(self, chain: Chain, first: int, count: int) -> Block:
+    def _block(self, chain: Chain, first: int, count: int, base_alone: bool = False) -> Block:
+        """These entries of all inputs; ``base_alone`` where the steps look at factors and the base only."""
         output = self._outputs[chain.site.name]
         shape = chain.block_shape(count)
-        read = self._inputs.load(output.inputs, first, count)
+        read = self._inputs.load(output.inputs[:1] if base_alone else output.inputs, first, count)
         tensors = [tensor.view(shape).to(self._device) for tensor in read]
         base, sources = (tensors[0], tensors[1:]) if output.base is not None else (None, tensors)
         known = self._informed.get(output.name, NOTHING).at(first, shape, tensors[0])
-        return Block(first, shape, base, sources, statistics=known)
+        change = None
+        if chain.on_factors is not None:
+            change = self._factored.change(chain, output, first, count, self._inputs.dtype)
+            change = change.view(shape).to(self._device)
+        return Block(first, shape, base, sources, statistics=known, change=change)
 
     def _entry_bytes(self, output: OutputTensor) -> int:
         models = self._plan.models

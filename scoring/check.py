@@ -1,15 +1,17 @@
 """Does a model folder work at all? It is loaded, its tokenizer tried, and a few tokens are generated."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
-from scoring.errors import ModelUnusable, ScoringStopped
+from scoring.check_report import CheckFinding as CheckFinding
+from scoring.check_report import CheckReport as CheckReport
+from scoring.check_report import Vitals
+from scoring.errors import ModelUnusable, ScoreNotFinite, ScoringStopped
 from scoring.model import LoadedModel, fitting_threads, load, names
 from scoring.template import render_chat
+from scoring.vitals import vitals_of
 
 SAMPLES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -22,55 +24,7 @@ CHAT = [
     {"role": "assistant", "content": "Paris."},
     {"role": "user", "content": "And of Italy?"},
 ]
-STEPS = ("load", "tokenizer", "chat_template", "forward", "generate")
-
-
-@dataclass(frozen=True, slots=True)
-class CheckFinding:
-    """One thing the check has to say: an error means the model does not work, a warning that it looks odd."""
-
-    severity: Literal["error", "warning"]
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What the check found out. ``ok`` is False as soon as one finding is an error.
-
-    ``round_trip`` and ``chat_template`` are None where there is nothing to try; ``generated`` is the greedy
-    continuation of ``prompt`` (None for a model without a causal head).
-    """
-
-    findings: tuple[CheckFinding, ...]
-    architecture: str | None = None
-    parameters: int | None = None
-    causal: bool | None = None
-    round_trip: bool | None = None
-    chat_template: bool | None = None
-    finite: bool | None = None
-    prompt: str | None = None
-    generated: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether the model can be published."""
-        return not any(finding.severity == "error" for finding in self.findings)
-
-    @property
-    def errors(self) -> tuple[CheckFinding, ...]:
-        """The findings that are errors."""
-        return tuple(finding for finding in self.findings if finding.severity == "error")
-
-    @property
-    def sentence(self) -> str:
-        """The first error and how many more there are; empty for a model that works."""
-        more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
-        return self.errors[0].message + more if self.errors else ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form, with ``ok``."""
-        return {"ok": self.ok, **asdict(self)}
+STEPS = ("load", "tokenizer", "chat_template", "forward", "generate", "vitals")
 
 
 class _Notes:
@@ -89,13 +43,19 @@ def check_model(
     *,
     device: str = "cpu",
     dtype: str = "auto",
+    texts: Sequence[str] = (),
+    only_vitals: bool = False,
+    writes: bool = True,
     on_progress: Callable[[str], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CheckReport:
     """Tries a model folder out, from local files and without any code of its own.
 
-    ``on_progress`` is called with each name of STEPS as that step begins; ``should_stop`` is asked at the
-    same moments and raises ScoringStopped. What is wrong with the model is in the report, never an exception.
+    On the first of ``texts`` a language model's vitals are taken, which ``scoring.vitals.compare`` holds
+    against those of its parents; with ``only_vitals`` nothing else is tried, and unless the model ``writes``
+    nothing is generated for them. ``on_progress`` is called with each name of STEPS as that step begins;
+    ``should_stop`` is asked at the same moments and raises ScoringStopped. What is wrong with the model is in
+    the report, never an exception.
     """
 
     def begin(step: str) -> None:
@@ -109,10 +69,15 @@ def check_model(
     except ModelUnusable as error:
         return CheckReport((CheckFinding("error", error.reason, str(error)),))
     with fitting_threads(loaded):
-        return _try_out(loaded, begin)
+        if only_vitals:
+            begin("vitals")
+            notes = _Notes()
+            vitals = _take_vitals(loaded, texts, notes, writes)
+            return CheckReport(tuple(notes.findings), vitals=vitals)
+        return _try_out(loaded, texts, begin)
 
 
-def _try_out(loaded: LoadedModel, begin: Callable[[str], None]) -> CheckReport:
+def _try_out(loaded: LoadedModel, texts: Sequence[str], begin: Callable[[str], None]) -> CheckReport:
     notes = _Notes()
     _check_tensors(loaded, notes)
     begin("tokenizer")
@@ -123,6 +88,8 @@ def _try_out(loaded: LoadedModel, begin: Callable[[str], None]) -> CheckReport:
     finite = _check_forward(loaded, notes)
     begin("generate")
     prompt, generated = _check_generation(loaded, notes) if finite else (None, None)
+    begin("vitals")
+    vitals = _take_vitals(loaded, texts, notes) if finite else None
     return CheckReport(
         findings=tuple(notes.findings),
         architecture=loaded.architecture,
@@ -133,6 +100,7 @@ def _try_out(loaded: LoadedModel, begin: Callable[[str], None]) -> CheckReport:
         finite=finite,
         prompt=prompt,
         generated=generated,
+        vitals=vitals,
     )
 
 
@@ -266,6 +234,25 @@ def _check_generation(loaded: LoadedModel, notes: _Notes) -> tuple[str | None, s
             "degenerate_generation", f"after {SAMPLES[0]!r} the model only repeats itself: {text[:80]!r}"
         )
     return SAMPLES[0], text
+
+
+def _take_vitals(
+    loaded: LoadedModel, texts: Sequence[str], notes: _Notes, writes: bool = True
+) -> Vitals | None:
+    """The vitals of a whole language model that can read."""
+    broken = {finding.code for finding in notes.findings if finding.severity == "error"}
+    if not texts or not loaded.causal or loaded.tokenizer is None or broken:
+        return None
+    try:
+        return vitals_of(loaded, texts, writes=writes)
+    except ScoreNotFinite as error:
+        notes.error("not_finite", str(error))
+    except ModelUnusable as error:
+        notes.error(error.reason, str(error))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        notes.warn("vitals_not_taken", f"{loaded.architecture} could not be tried on texts: {reason}")
+    return None
 
 
 def is_degenerate(ids: list[int]) -> bool:

@@ -5,41 +5,51 @@ Loads without torch. Equal keys mean equal scores, so a score that is known need
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from scoring.tasks import Task
 
-SCORER_VERSION = 1
+SCORER_VERSION = 2
 """Goes up whenever the same model and set would give other numbers."""
 NOT_SCORED = frozenset({"mergery.json", "README.md", "LICENSE", ".gitattributes"})
 """Files of a model folder that change no score."""
 
 
-def model_digest(folder: Path, known: Mapping[str, str]) -> str:
+def model_digest(folder: Path, known: Mapping[str, str], coming: Iterable[str] = ()) -> str:
     """sha256 (hex) over the names and contents of a model folder's files.
 
     ``known`` maps names to the sha256 (hex) of files that somebody has read already; the others are read.
+    Files that are ``coming`` count as if they were there.
     """
-    names = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file() and path.name not in NOT_SCORED and not path.name.startswith(".")
-    )
-    return _digest({name: known.get(name) or _sha256(folder / name) for name in names})
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    names = {name for name in there if name not in NOT_SCORED and not name.startswith(".")}
+    return _digest({name: known.get(name) or _sha256(folder / name) for name in sorted({*names, *coming})})
 
 
-def score_key(model: str, task: Task, device: str) -> str:
-    """sha256 (hex) of everything that decides the scores of one model on one set; the set's name does not.
+def task_digest(task: Task) -> str:
+    """sha256 (hex) of the items of a set, its kind and its settings; the set's name does not count."""
+    names = [each.name for each in fields(task) if each.name not in ("name", "settings")]
+    items = {name: _plain(getattr(task, name)) for name in names}
+    return _digest({"scorer": SCORER_VERSION, "settings": task.settings.model_dump(mode="json"), **items})
 
-    ``model`` is its ``model_digest``; of the device its type counts.
+
+def score_key(model: str, task: Task | str, device: str, head: str | None = None) -> str:
+    """sha256 (hex) of everything that decides the scores of one model on one set.
+
+    ``model`` is its ``model_digest``; a set may be given by its ``task_digest``; of the device its type
+    counts; ``head`` is the digest of the model whose zero-shot head is used, if it is not the model's own.
     """
-    items = {name: value for name, value in asdict(task).items() if name != "name"}
-    return _digest(
-        {"scorer": SCORER_VERSION, "model": model, "task": items, "device": device.partition(":")[0]}
-    )
+    digest = task if isinstance(task, str) else task_digest(task)
+    return _digest({"model": model, "task": digest, "device": device.partition(":")[0], "head": head})
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

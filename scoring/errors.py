@@ -5,6 +5,9 @@ ScoringError
 ├── SetTooLarge       an evaluation set is larger than the limits allow
 ├── ModelUnusable     the folder does not hold a model that local code can load
 ├── NotCausal         the model has no language-model head, so likelihoods do not exist
+├── HarnessMissing    lm-evaluation-harness is not installed here
+├── HarnessFailed     lm-evaluation-harness ended without scores
+├── CandidateUnfit    weights in memory are not those of the model that they are to be put into
 ├── ScoreNotFinite    the model answered with NaN or infinity
 └── ScoringStopped    the caller asked to stop
 """
@@ -49,6 +52,24 @@ class NotCausal(ScoringError):
     """Perplexity and choice likelihoods need a causal language model, and this is none."""
 
     code = "model_not_causal"
+
+
+class HarnessMissing(ScoringError):
+    """A set is for lm-evaluation-harness, and the worker does not have it (``pip install mergery[eval]``)."""
+
+    code = "harness_missing"
+
+
+class HarnessFailed(ScoringError):
+    """lm-evaluation-harness ended without scores; the sentence has the last thing it said."""
+
+    code = "harness_failed"
+
+
+class CandidateUnfit(ScoringError):
+    """Weights in memory are not those of the model that they are to be put into: a name, a shape, a lack."""
+
+    code = "candidate_unfit"
 
 
 class ScoreNotFinite(ScoringError):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
@@ -45,6 +46,13 @@ class LoadedModel:
     causal: bool
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    stored: tuple[str, ...] = ()
+    """The names of the tensors that the checkpoint holds."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return self.model.dtype  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
@@ -77,6 +85,11 @@ class LoadedModel:
             else:
                 out = self.model(**inputs, use_cache=False).logits[:, kept]
         return out.float()  # type: ignore[no-any-return]
+
+    @cached_property
+    def keeps_a_past(self) -> bool:
+        """Whether the model can go on from keys and values of what it has read already."""
+        return {"past_key_values", "use_cache"} <= set(signature(self.model.forward).parameters)
 
     @cached_property
     def _picks_positions(self) -> bool:
@@ -135,7 +148,39 @@ def load(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> Loaded
         causal=architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
         missing=tuple(sorted(info["missing_keys"])),
         unexpected=tuple(sorted(info["unexpected_keys"])),
+        stored=_stored(folder),
     )
+
+
+def built_from(loaded: LoadedModel, weights: dict[str, Tensor]) -> Any:
+    """A model of the same class and config with these weights, rearranged as the library does for a file.
+
+    Raises ModelUnusable for weights that do not fit.
+    """
+    cls, device = type(loaded.model), loaded.device
+    try:
+        model, info = cls.from_pretrained(
+            None,
+            config=loaded.model.config,
+            state_dict=weights,
+            dtype=loaded.dtype,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        message = f"the candidate does not load as {cls.__name__}: {_first_line(error)}"
+        raise ModelUnusable("load_failed", message) from error
+    if info["missing_keys"]:
+        lacking = names(sorted(info["missing_keys"]))
+        raise ModelUnusable("missing_tensors", f"the candidate lacks {lacking}")
+    return model.to(device).eval()
+
+
+def _stored(folder: Path) -> tuple[str, ...]:
+    found: list[str] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found += file.keys()
+    return tuple(found)
 
 
 def load_tokenizer(folder: Path) -> Any | None:

@@ -1,23 +1,33 @@
-"""Scores a model folder on evaluation sets: load once, measure likelihoods in batches, turn them into
-scores.
-"""
+"""Scores a model folder on evaluation sets: load once, turn each set into tokens once, measure in batches."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from scoring.errors import ModelUnusable, NotCausal, ScoreNotFinite, ScoringStopped
+from scoring.errors import ModelUnusable, NotCausal, ScoringStopped, SetInvalid
+from scoring.likelihood import log_likelihoods as log_likelihoods
 from scoring.model import LoadedModel, fitting_threads, load, names
-from scoring.score import Measured, Score, choice_score, elected, text_scores
-from scoring.tasks import ChoiceTask, PerplexityTask, Task
-from scoring.windows import Pass, Row, batches, choice_rows, passes, text_rows
+from scoring.score import Score
+from scoring.scorers import choice, classification, exact_match, perplexity, retrieval, similarity, zero_shot
+from scoring.scorers.prepared import How, Prepared
+from scoring.settings import EMBEDDING, LIKELIHOOD
+from scoring.tasks import Task, ZeroShotTask
 
-LOGIT_ENTRIES = 32 << 20  # float32 logits held at a time: 128 MiB
-LONGEST_WINDOW = 1024
+POOLER = "pooler."
+"""Weights that a checkpoint may lack where only hidden states are read."""
+SCORERS: Mapping[str, Callable[[LoadedModel, Any, How], Prepared]] = {
+    "perplexity": perplexity.prepare,
+    "choice": choice.prepare,
+    "exact_match": exact_match.prepare,
+    "classification": classification.prepare,
+    "zero_shot": zero_shot.prepare,
+    "similarity": similarity.prepare,
+    "retrieval": retrieval.prepare,
+}
+NO_HEADS: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +52,31 @@ def score_model(
     *,
     device: str = "cpu",
     dtype: str = "float32",
-    window: int = 512,
+    window: int | None = None,
     batch_tokens: int = 4096,
     per_example: bool = False,
+    heads: Mapping[str, Tensor] = NO_HEADS,
     on_progress: OnProgress = _ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Score]:
     """Scores of one model on every task, in the order of the tasks.
 
-    A perplexity task gives ``bits_per_byte`` and ``perplexity``, a choice task ``accuracy`` (the choice with
-    the highest likelihood per UTF-8 byte is taken). ``window`` is the longest context in tokens (less where
-    the model allows less). The same folder, tasks and device give the same numbers. Raises ModelUnusable,
+    A perplexity task gives ``bits_per_byte`` and ``perplexity``, a choice task ``accuracy``, exact match
+    ``exact_match``, classification and zero-shot ``accuracy`` and ``log_loss``, similarity ``spearman``,
+    retrieval ``ndcg_at_10`` and ``recall_at_<k>``. ``window`` is the longest context in tokens in place of
+    what the tasks say (less where the model allows less). ``heads`` are zero-shot heads, [classes,
+    features], by task name. The same folder, tasks and device give the same numbers. Raises ModelUnusable,
     NotCausal, ScoreNotFinite or ScoringStopped (asked before every batch).
     """
     if should_stop():
         raise ScoringStopped("scoring was asked to stop")
-    loaded = load(folder, device=device, dtype=dtype)
     return score_loaded(
-        loaded,
+        load(folder, device=device, dtype=dtype),
         tasks,
         window=window,
         batch_tokens=batch_tokens,
         per_example=per_example,
+        heads=heads,
         on_progress=on_progress,
         should_stop=should_stop,
     )
@@ -73,27 +86,58 @@ def score_loaded(
     loaded: LoadedModel,
     tasks: Sequence[Task],
     *,
-    window: int = 512,
+    window: int | None = None,
     batch_tokens: int = 4096,
     per_example: bool = False,
+    heads: Mapping[str, Tensor] = NO_HEADS,
     on_progress: OnProgress = _ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Score]:
     """As score_model, for a model that is already loaded."""
-    require_scorable(loaded)
-    length = _window(loaded, window)
-    rows = [_rows(loaded, task, length) for task in tasks]
-    total, done = sum(row.scored > 0 for each in rows for row in each), 0
-    scores: list[Score] = []
+    how = How(batch_tokens, window, per_example)
     with fitting_threads(loaded):
-        for index, task in enumerate(tasks):
-            likelihoods = [0.0] * len(rows[index])
-            for values in _measure(loaded, rows[index], batch_tokens, should_stop):
-                for position, value in values.items():
-                    likelihoods[position] = value
-                done += len(values)
-                on_progress(ScoreProgress(task.name, done, total))
-            scores += _scores(task, rows[index], likelihoods, per_example, loaded)
+        prepared = prepare(loaded, tasks, how, heads)
+        return measure(loaded, tasks, prepared, on_progress=on_progress, should_stop=should_stop)
+
+
+def prepare(
+    loaded: LoadedModel, tasks: Sequence[Task], how: How, heads: Mapping[str, Tensor] = NO_HEADS
+) -> list[Prepared]:
+    """Every task in tokens of this model, to be measured with any weights that it has later."""
+    require_fit(loaded, tasks)
+    for task in tasks:
+        if task.kind not in SCORERS:
+            raise SetInvalid(task.name, None, "kind", f"is {task.kind!r}, which scoring.harness.run measures")
+    return [
+        zero_shot.prepare(loaded, task, how, heads.get(task.name))
+        if isinstance(task, ZeroShotTask)
+        else SCORERS[task.kind](loaded, task, how)
+        for task in tasks
+    ]
+
+
+def measure(
+    loaded: LoadedModel,
+    tasks: Sequence[Task],
+    prepared: Sequence[Prepared],
+    *,
+    on_progress: OnProgress = _ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Score]:
+    """The scores of prepared tasks."""
+    total, done = sum(each.total for each in prepared), 0
+    scores: list[Score] = []
+    for task, each in zip(tasks, prepared, strict=True):
+        measuring = each.measure(loaded)
+        while True:
+            if should_stop():
+                raise ScoringStopped(f"scoring of {loaded.folder.name} was asked to stop")
+            try:
+                done += next(measuring)
+            except StopIteration as end:
+                scores += end.value
+                break
+            on_progress(ScoreProgress(task.name, done, total))
     return scores
 
 
@@ -107,109 +151,23 @@ def require_scorable(loaded: LoadedModel) -> None:
             f"{name} is a {loaded.architecture}, which has no causal language-model head; "
             "score it on nothing, or merge language models"
         )
+    _require_whole(loaded, loaded.missing)
+
+
+def require_fit(loaded: LoadedModel, tasks: Sequence[Task]) -> None:
+    """Refuses models that cannot be scored on these tasks; raises NotCausal or ModelUnusable."""
+    kinds = {task.kind for task in tasks}
+    if kinds & LIKELIHOOD:
+        require_scorable(loaded)
+    missing = loaded.missing
+    if kinds <= EMBEDDING:
+        missing = tuple(each for each in missing if POOLER not in each)
+    _require_whole(loaded, missing)
+
+
+def _require_whole(loaded: LoadedModel, missing: Sequence[str]) -> None:
+    name = loaded.folder.name
     if loaded.tokenizer is None:
         raise ModelUnusable("no_tokenizer", f"{name} has no tokenizer files, so texts cannot be scored on it")
-    if loaded.missing:
-        raise ModelUnusable(
-            "missing_tensors", f"{name} lacks {names(loaded.missing)}; its scores would be chance"
-        )
-
-
-def _window(loaded: LoadedModel, window: int) -> int:
-    config = loaded.model.config.get_text_config()
-    own = (
-        getattr(config, "max_position_embeddings", None)
-        or getattr(config, "n_positions", None)
-        or LONGEST_WINDOW
-    )
-    return max(8, min(window, int(own), LONGEST_WINDOW))
-
-
-def _rows(loaded: LoadedModel, task: Task, length: int) -> list[Row]:
-    if isinstance(task, PerplexityTask):
-        return list(text_rows(loaded.tokenizer, task.texts, length))
-    rows = list(choice_rows(loaded.tokenizer, task.questions, length))
-    if any(row.scored == 0 for row in rows):
-        message = (
-            f"the tokenizer of {loaded.folder.name} has no start token, so set {task.name!r} cannot have"
-        )
-        raise ModelUnusable("no_start_token", f"{message} questions without a context")
-    return rows
-
-
-def _measure(
-    loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, should_stop: Callable[[], bool]
-) -> Iterator[dict[int, float]]:
-    vocabulary = loaded.vocabulary or 1
-    budget = max(1, min(batch_tokens, LOGIT_ENTRIES // vocabulary))
-    for group in batches(passes(rows), budget):
-        if should_stop():
-            raise ScoringStopped(f"scoring of {loaded.folder.name} was asked to stop")
-        yield log_likelihoods(loaded, rows, group)
-
-
-def log_likelihoods(loaded: LoadedModel, rows: Sequence[Row], group: Sequence[Pass]) -> dict[int, float]:
-    """Summed log-likelihood, in nats, of the scored part of each row of a group of passes; one forward
-    pass.
-    """
-    width = max(len(each.ids) for each in group)
-    ids = torch.zeros(len(group), width, dtype=torch.long)
-    mask = torch.zeros(len(group), width, dtype=torch.long)
-    wanted: set[int] = set()
-    for line, each in enumerate(group):
-        ids[line, : len(each.ids)] = torch.tensor(each.ids)
-        mask[line, : len(each.ids)] = 1
-        for index in each.rows:
-            _within_vocabulary(loaded, rows[index])
-            wanted.update(range(rows[index].first - 1, len(rows[index].ids) - 1))
-    positions = sorted(wanted)
-    logits = loaded.logits(ids, mask, positions)
-    place = {position: k for k, position in enumerate(positions)}
-    values = {
-        index: _row_likelihood(logits[line], place[rows[index].first - 1], rows[index])
-        for line, each in enumerate(group)
-        for index in each.rows
-    }
-    if not all(map(math.isfinite, values.values())):
-        raise ScoreNotFinite(f"{loaded.folder.name} answers with NaN or infinity; its weights are broken")
-    return values
-
-
-def _within_vocabulary(loaded: LoadedModel, row: Row) -> None:
-    if loaded.vocabulary is not None and max(row.ids) >= loaded.vocabulary:
-        message = (
-            f"the tokenizer of {loaded.folder.name} gives token {max(row.ids)}, "
-            f"but the embedding has {loaded.vocabulary} rows; take the tokenizer that belongs to the model"
-        )
-        raise ModelUnusable("token_out_of_range", message)
-
-
-def _row_likelihood(logits_TV: Tensor, begin: int, row: Row) -> float:  # noqa: N803
-    predicted = logits_TV[begin : begin + row.scored]
-    wanted = torch.tensor(row.ids[row.first :], device=predicted.device)
-    chosen = predicted.gather(1, wanted[:, None])[:, 0]
-    return float((chosen - predicted.logsumexp(dim=1)).double().sum())
-
-
-def _scores(
-    task: Task, rows: Sequence[Row], likelihoods: Sequence[float], per_example: bool, loaded: LoadedModel
-) -> list[Score]:
-    if isinstance(task, ChoiceTask):
-        return [choice_score(task.name, _right(task, likelihoods), per_example)]
-    measured = [Measured(row.item, value, row.scored) for row, value in zip(rows, likelihoods, strict=True)]
-    scores = text_scores(task.name, [len(text.encode()) for text in task.texts], measured, per_example)
-    if not scores:
-        raise ModelUnusable(
-            "nothing_scored", f"no token of set {task.name!r} can be scored with {loaded.folder.name}"
-        )
-    return scores
-
-
-def _right(task: ChoiceTask, likelihoods: Sequence[float]) -> list[bool]:
-    right, begin = [], 0
-    for question in task.questions:
-        end = begin + len(question.choices)
-        sizes = [len(choice.encode()) for choice in question.choices]
-        right.append(elected(likelihoods[begin:end], sizes) == question.answer)
-        begin = end
-    return right
+    if missing:
+        raise ModelUnusable("missing_tensors", f"{name} lacks {names(missing)}; its scores would be chance")

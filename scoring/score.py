@@ -1,4 +1,4 @@
-"""What a score is, and the arithmetic from likelihoods to scores; plain numbers, no torch.
+"""What a score is, and the arithmetic from what was measured to scores; plain numbers, no torch.
 
 Likelihoods are natural logarithms. Standard errors: of a mean, the sample deviation over sqrt(n); of a ratio
 of sums (bits per byte), the usual linearised estimate over the scored windows (Cochran, Sampling Techniques,
@@ -7,19 +7,37 @@ of sums (bits per byte), the usual linearised estimate over the scored windows (
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-HIGHER_IS_BETTER = {"bits_per_byte": False, "perplexity": False, "accuracy": True}
+LOWER_IS_BETTER = frozenset(
+    {
+        "bits_per_byte",
+        "perplexity",
+        "log_loss",
+        "byte_perplexity",
+        "word_perplexity",
+        "brier_score",
+        "ter",
+        "wer",
+    }
+)
+"""The metrics of which less is more; of all others more is more."""
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a larger value of a metric means a better model."""
+    return metric.rpartition(":")[2] not in LOWER_IS_BETTER
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
     """One number about a model.
 
-    ``task`` is the set's name, ``metric`` one of HIGHER_IS_BETTER, ``stderr`` None where it cannot be
-    estimated, ``n`` the texts or questions behind the number. ``per_example`` holds one value an item, in
-    the order of the set: bits per byte, perplexity, or 1.0 / 0.0 for right and wrong.
+    ``task`` is the set's name, ``stderr`` None where it cannot be estimated, ``n`` the items behind the
+    number. ``per_example`` holds one value an item, in the order of the set: bits per byte, perplexity, 1.0 /
+    0.0 for right and wrong, a cosine. ``weights`` are what the metric puts beside them: the bytes of a text,
+    its tokens, the score that people gave a pair; None where every item counts alike.
     """
 
     task: str
@@ -28,11 +46,12 @@ class Score:
     stderr: float | None
     n: int
     per_example: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = None
 
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger value means a better model."""
-        return HIGHER_IS_BETTER[self.metric]
+        return higher_is_better(self.metric)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -41,9 +60,13 @@ class Score:
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> "Score":
         """What ``as_dict`` gave, also after a journey through JSON."""
-        each = told["per_example"]
         facts = {name: told[name] for name in ("task", "metric", "value", "stderr", "n")}
-        return cls(**facts, per_example=None if each is None else tuple(each))
+        each, weights = told.get("per_example"), told.get("weights")
+        return cls(
+            **facts,
+            per_example=None if each is None else tuple(each),
+            weights=None if weights is None else tuple(weights),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +109,53 @@ def text_scores(
     if not used:
         return []
     total_nats, total_tokens = math.fsum(nats[i] for i in used), sum(tokens[i] for i in used)
-    bits = [nats[i] / math.log(2) for i in used]
-    bytes_used = [float(sizes[i]) for i in used]
+    total_bits, total_bytes = total_nats / math.log(2), float(sum(sizes[i] for i in used))
     if len(used) > 1:
-        bits_error = ratio_stderr(bits, bytes_used)
-        loss_error = ratio_stderr([nats[i] for i in used], [float(tokens[i]) for i in used])
+        own_nats, own_bytes = [nats[i] for i in used], [float(sizes[i]) for i in used]
+        bits_error = ratio_stderr([each / math.log(2) for each in own_nats], own_bytes)
+        loss_error = ratio_stderr(own_nats, [float(tokens[i]) for i in used])
     else:
         # One text: its windows are the samples, each given its share of the bytes by its share of the tokens.
         loss_error = ratio_stderr([-w.log_likelihood for w in windows], [float(w.tokens) for w in windows])
-        bits_error = None if loss_error is None else loss_error * total_tokens / bytes_used[0] / math.log(2)
+        bits_error = None if loss_error is None else loss_error * total_tokens / total_bytes / math.log(2)
     perplexity = _exp(total_nats / total_tokens)
-    each_bits = tuple(b / size for b, size in zip(bits, bytes_used, strict=True))
-    each_perplexity = tuple(_exp(nats[i] / tokens[i]) for i in used)
-    value = math.fsum(bits) / math.fsum(bytes_used)
-    perplexity_error = None if loss_error is None else perplexity * loss_error
+    bits = Score(task, "bits_per_byte", total_bits / total_bytes, bits_error, len(used))
+    error = None if loss_error is None else perplexity * loss_error
+    measured = Score(task, "perplexity", perplexity, error, len(used))
+    if not per_example:
+        return [bits, measured]
+    every = range(len(sizes))
+    of_bytes = tuple(float(sizes[i]) if tokens[i] else 0.0 for i in every)
+    each_bits = tuple(nats[i] / math.log(2) / sizes[i] if tokens[i] else 0.0 for i in every)
+    each_perplexity = tuple(_exp(nats[i] / tokens[i]) if tokens[i] else 1.0 for i in every)
     return [
-        Score(task, "bits_per_byte", value, bits_error, len(used), each_bits if per_example else None),
-        Score(
-            task,
-            "perplexity",
-            perplexity,
-            perplexity_error,
-            len(used),
-            each_perplexity if per_example else None,
-        ),
+        replace(bits, per_example=each_bits, weights=of_bytes),
+        replace(measured, per_example=each_perplexity, weights=tuple(map(float, tokens))),
+    ]
+
+
+def stream_scores(task: str, size: int, windows: Sequence[Measured], per_example: bool) -> list[Score]:
+    """As ``text_scores``, of one text of ``size`` bytes whose windows are the items; a window's bytes are its
+    share of the tokens.
+    """
+    total = sum(window.tokens for window in windows)
+    if not total:
+        return []
+    nats, tokens = [-w.log_likelihood for w in windows], [float(w.tokens) for w in windows]
+    of_bytes = [size * each / total for each in tokens]
+    bits = [each / math.log(2) for each in nats]
+    loss, loss_error = math.fsum(nats) / total, ratio_stderr(nats, tokens)
+    value, n = math.fsum(bits) / size, len(windows)
+    first = Score(task, "bits_per_byte", value, ratio_stderr(bits, of_bytes), n)
+    error = None if loss_error is None else _exp(loss) * loss_error
+    second = Score(task, "perplexity", _exp(loss), error, n)
+    if not per_example:
+        return [first, second]
+    each_bits = tuple(b / size for b, size in zip(bits, of_bytes, strict=True))
+    each_perplexity = tuple(_exp(b / t) for b, t in zip(nats, tokens, strict=True))
+    return [
+        replace(first, per_example=each_bits, weights=tuple(of_bytes)),
+        replace(second, per_example=each_perplexity, weights=tuple(tokens)),
     ]
 
 
@@ -118,15 +164,59 @@ def _exp(value: float) -> float:
 
 
 def elected(log_likelihoods: Sequence[float], sizes: Sequence[int]) -> int:
-    """Index of the choice with the highest log-likelihood per byte; the first of equals."""
+    """Index of the choice with the highest log-likelihood for its size; the first of equals."""
     rates = [value / max(size, 1) for value, size in zip(log_likelihoods, sizes, strict=True)]
     return rates.index(max(rates))
 
 
+def mean_score(task: str, metric: str, values: Sequence[float], per_example: bool) -> Score:
+    """A metric that is the mean of one number an item."""
+    mean = math.fsum(values) / len(values)
+    each = tuple(values) if per_example else None
+    return Score(task, metric, mean, mean_stderr(values), len(values), each)
+
+
 def choice_score(task: str, right: Sequence[bool], per_example: bool) -> Score:
     """Share of questions answered rightly."""
-    values = [float(r) for r in right]
-    mean = math.fsum(values) / len(values)
-    return Score(
-        task, "accuracy", mean, mean_stderr(values), len(values), tuple(values) if per_example else None
-    )
+    return mean_score(task, "accuracy", [float(each) for each in right], per_example)
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1; equal values share the mean of theirs.
+
+    >>> ranks([3.0, 1.0, 3.0])
+    [2.5, 1.0, 2.5]
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    found, begin = [0.0] * len(values), 0
+    while begin < len(order):
+        end = begin
+        while end < len(order) and values[order[end]] == values[order[begin]]:
+            end += 1
+        for place in order[begin:end]:
+            found[place] = (begin + 1 + end) / 2
+        begin = end
+    return found
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> float:
+    """Rank correlation: Pearson's of the ranks; 0 where one side is all the same."""
+    a, b = ranks(left), ranks(right)
+    middle = (len(a) + 1) / 2
+    above = math.fsum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
+    spread = math.fsum((x - middle) ** 2 for x in a) * math.fsum((y - middle) ** 2 for y in b)
+    return above / math.sqrt(spread) if spread > 0 else 0.0
+
+
+def aggregate(metric: str, values: Sequence[float], weights: Sequence[float] | None) -> float:
+    """The metric of some items, from what ``per_example`` and ``weights`` hold of them; NaN of none."""
+    if weights is None:
+        return math.fsum(values) / len(values) if values else math.nan
+    if metric == "spearman":
+        return spearman(values, weights)
+    total = math.fsum(weights)
+    if total <= 0:
+        return math.nan
+    if metric.endswith("perplexity"):
+        return _exp(math.fsum(math.log(v) * w for v, w in zip(values, weights, strict=True)) / total)
+    return math.fsum(v * w for v, w in zip(values, weights, strict=True)) / total

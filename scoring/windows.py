@@ -60,6 +60,22 @@ def text_rows(tokenizer: Any, texts: Sequence[str], length: int) -> Iterator[Row
             done = end
 
 
+def stream_rows(tokenizer: Any, texts: Sequence[str], length: int) -> Iterator[Row]:
+    """Windows over all texts one after another, with a start token before each where there is one; each
+    window is an item.
+    """
+    start = start_token(tokenizer)
+    ids: list[int] = []
+    for text in texts:
+        ids += ([start] if start is not None else []) + _encode(tokenizer, text)
+    done = item = 0
+    while done + 1 < len(ids):
+        begin = 0 if done == 0 else done + 1 - length // 2
+        end = min(begin + length, len(ids))
+        yield Row(item, tuple(ids[begin:end]), done + 1 - begin)
+        done, item = end - 1, item + 1
+
+
 def choice_rows(tokenizer: Any, questions: Sequence[Question], length: int) -> Iterator[Row]:
     """One row a choice, question by question; ``item`` counts choices through the whole set.
 

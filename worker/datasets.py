@@ -11,8 +11,8 @@ from jobs.calibration import PARQUET, check_start, hub_place, kind_of
 from jobs.errors import NotFound
 from jobs.places import find_inside
 from jobs.statistics import label_of, samples_for
-from merge.errors import CalibrationEmpty, CalibrationFormat, CalibrationTooLarge
-from merge.learn.samples import MAX_BYTES, Samples, default_set, documents_of
+from merge.errors import CalibrationFormat, CalibrationTooLarge
+from merge.learn.samples import MAX_BYTES, Samples, default_set, documents_of, enough
 from merge.recipe import Recipe
 from merge.recipe_calibration import CalibrationData, Data
 from worker.workshop import Workshop
@@ -81,11 +81,8 @@ def parquet_texts(raw: bytes, label: str, limit: int = MAX_BYTES) -> tuple[str, 
         size += len(text)
         if size > limit:
             raise CalibrationTooLarge(f"{label} unfolds to more than {limit} bytes; give fewer documents.")
-        if text.strip():
-            texts.append(text)
-    if not texts:
-        raise CalibrationEmpty(f"{label} holds no text but white space; give documents.")
-    return tuple(texts)
+        texts.append(text)
+    return enough(texts, label)
 
 
 def _column(raw: bytes, label: str, limit: int) -> Iterator[str]:

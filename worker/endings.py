@@ -11,6 +11,7 @@ from jobs.errors import JobError
 from jobs.lifecycle import Fence
 from merge.errors import FindingsError, MergeError
 from scoring.errors import ScoringError
+from search.errors import SearchError
 from worker.errors import DiskFull, OutOfMemory, Stop, TimedOut, Unexpected, WorkerError
 from worker.log import redacted
 
@@ -41,7 +42,7 @@ def _classify(error: BaseException) -> Failure:
         return Failure(error.code, str(error), [finding.as_dict() for finding in error.findings])
     if isinstance(error, HubError | WorkerError):
         return Failure(error.code, str(error), retryable=error.retryable)
-    if isinstance(error, MergeError | ScoringError | JobError):
+    if isinstance(error, MergeError | ScoringError | SearchError | JobError):
         return Failure(error.code, str(error))
     if is_out_of_memory(error):
         detail = (

@@ -6,6 +6,7 @@ WorkerError
 ├── TimedOut          the job took longer than its limit
 ├── OutputUnsafe      the result failed its check or its scores, so it is not published
 ├── CheckImpossible   the result could not be checked here, so it is not published
+├── MemoryShort       a model that is to be scored does not fit into memory
 ├── DeviceMissing     the GPU asked for is not there
 ├── WorkFolderBusy    another live process works in the same folder
 ├── AddressRefused    a webhook points where the service must not connect
@@ -56,6 +57,12 @@ class CheckImpossible(WorkerError):
     """
 
     code = "check_impossible"
+
+
+class MemoryShort(WorkerError):
+    """The worker's memory cannot hold a model that is to be scored; told before the download."""
+
+    code = "memory_short"
 
 
 class DeviceMissing(WorkerError):

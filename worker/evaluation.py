@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,19 @@ from db import scores as known_scores
 from db.models.job import Job
 from hub.snapshot import Hub
 from jobs import lifecycle
-from jobs.request import EvaluateRequest
+from jobs.request import EvalSet, ModelOrder
+from merge.learn.samples import default_set
+from scoring import vitals as signs
 from scoring.check import check_model
-from scoring.digest import model_digest, score_key
-from scoring.runner import ScoreProgress, score_model
+from scoring.check_report import CheckReport, Vitals
+from scoring.digest import score_key
+from scoring.paired import difference
 from scoring.score import Score
-from scoring.tasks import Limits, Task, parse_task
 from worker.context import JobContext
-from worker.datasets import read_file
+from worker.scorer import Scorer, Scores, Subject, twin_of
 from worker.workshop import Workshop
 
-RESULT = "result"
-Scores = Mapping[str, Sequence[Score]]
+RESULT, BASE = "result", "base"
 
 
 @dataclass(frozen=True)
@@ -34,35 +35,28 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model folder to be scored; ``sha256s`` are those of its files (hex, by name) that are known."""
-
-    folder: Path
-    sha256s: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class Evaluator:
-    """Holds the evaluation sets of one job, read and checked before anything expensive."""
+    """Checks and scores the result of one merge."""
 
     workshop: Workshop
     tenant_id: str
     context: JobContext
-    tasks: tuple[Task, ...]
-    order: EvaluateRequest
+    scorer: Scorer
+    order: ModelOrder
 
     @classmethod
     def prepare(
-        cls, workshop: Workshop, context: JobContext, job: Job, order: EvaluateRequest, hub: Hub
+        cls,
+        workshop: Workshop,
+        context: JobContext,
+        job: Job,
+        order: ModelOrder,
+        sets: Sequence[EvalSet],
+        hub: Hub,
     ) -> "Evaluator":
-        """Reads every set. Raises ``SetInvalid``, ``SetTooLarge``, ``NotFound`` or what the Hub said."""
-        limits = Limits(file_bytes=workshop.settings.max_dataset_bytes)
-        tasks = []
-        for each in order.sets:
-            limit = workshop.settings.max_dataset_bytes
-            file, body = read_file(workshop, job.tenant_id, each.data, hub, limit, "/evaluate/sets")
-            tasks.append(parse_task(each.name, each.kind, body, file=file, limit=each.limit, limits=limits))
-        return cls(workshop, job.tenant_id, context, tuple(tasks), order)
+        """Reads every evaluation set; raises what ``Scorer.prepare`` raises."""
+        scorer = Scorer.prepare(workshop, job.tenant_id, context, sets, hub)
+        return cls(workshop, job.tenant_id, context, scorer, order)
 
     def judge(self, result: Subject, parents: Mapping[str, Subject]) -> Verdict:
         """Checks the result, scores it (and its parents where asked for), and records all of it."""
@@ -72,19 +66,66 @@ class Evaluator:
         if (short := self.shortage(size)) is not None:
             self.context.write(lifecycle.record_warning, "not_checked", short)
             return Verdict(None, short)
-        device = self.workshop.device
-        check = check_model(result.folder, device=device, should_stop=self.context.should_stop)
+        check = self._check(result, parents)
         self.context.write(
             lifecycle.record_evaluation,
             {"name": "check", "kind": "check", "passed": check.ok, "detail": check.as_dict()},
         )
         if not check.ok:
             return Verdict(False, check.sentence)
-        if not self.tasks:
+        if not self.scorer.tasks:
             return Verdict(True)
-        scores = self._score({RESULT: result, **(parents if self.order.parents else {})})
-        self._record(scores)
-        return Verdict(True, _too_bad(scores, self.order.margin), tuple(card_rows(scores)))
+        beside = parents if self.order.evaluate.parents else {}
+        scores = self.scorer.score({RESULT: result, **beside}, parents.get(BASE))
+        self.scorer.record(scores, {RESULT: [name for name in scores if name != RESULT]})
+        margin = self.order.evaluate.margin
+        return Verdict(True, _too_bad(scores, margin), tuple(card_rows(scores)))
+
+    def _check(self, result: Subject, parents: Mapping[str, Subject]) -> CheckReport:
+        """Does it load, read, answer and write, and does it know about as much as its parents?"""
+        texts, device = signs.sample(default_set()[0]), self.workshop.device
+        check = check_model(result.folder, device=device, texts=texts, should_stop=self.context.should_stop)
+        if not check.ok or check.vitals is None:
+            return check
+        beside = {}
+        for name, parent in parents.items():
+            size = sum(path.stat().st_size for path in parent.folder.glob("*.safetensors"))
+            if size > self.workshop.free_memory(device):
+                continue
+            found = self._vitals(parent, texts, writes=signs.repeats(check.vitals))
+            if found is not None:
+                beside[name] = found
+            self.context.checkpoint()
+        return check.beside(beside, signs.compare(check.vitals, beside, self.order.evaluate.loss_margin))
+
+    def _vitals(self, parent: Subject, texts: tuple[str, ...], *, writes: bool) -> Vitals | None:
+        """A parent's vitals; None where it has none. They are kept for other merges of it where its digest
+        takes no reading of weights.
+        """
+        if not parent.is_known:
+            return self._take(parent, texts, writes=writes)
+        task = signs.digest(texts, writes=writes)
+        key = score_key(parent.digest, task, self.workshop.device)
+        with self.workshop.transaction() as session:
+            known = known_scores.of_keys(session, self.tenant_id, [key]).get(key)
+        if known is not None:
+            return Vitals.from_dict(known[0]) if known else None
+        found = self._take(parent, texts, writes=writes)
+        told = [] if found is None else [found.as_dict()]
+        with self.workshop.transaction() as session:
+            known_scores.put(session, self.tenant_id, key, told, model=parent.digest, task=task)
+        return found
+
+    def _take(self, parent: Subject, texts: tuple[str, ...], *, writes: bool) -> Vitals | None:
+        report = check_model(
+            parent.folder,
+            device=self.workshop.device,
+            texts=texts,
+            should_stop=self.context.should_stop,
+            only_vitals=True,
+            writes=writes,
+        )
+        return report.vitals
 
     def _loads(self, result: Path) -> bool:
         """Only a whole model with a config can be checked: no adapter, and no bare state dict."""
@@ -100,77 +141,11 @@ class Evaluator:
 
         Checking needs the whole model, scoring needs it as float32; merging needs neither.
         """
-        needed = size * (4 // 2 if self.tasks else 1)
+        needed = size * (4 // 2 if self.scorer.tasks else 1)
         free = self.workshop.free_memory(self.workshop.device)
         if needed <= free:
             return None
         return f"its check needs {needed} bytes of memory and this worker has {free} free"
-
-    def _score(self, subjects: Mapping[str, Subject]) -> Scores:
-        """The scores of every subject; what was measured before is taken from there, the rest is kept."""
-        keys = {name: self._keys(subject) for name, subject in subjects.items()}
-        known = self._recall([key for each in keys.values() for key in each.values()])
-        unknown = {name: own for name, own in keys.items() if not known.keys() >= set(own.values())}
-        for place, (name, own) in enumerate(unknown.items()):
-
-            def on_progress(progress: ScoreProgress, place: int = place) -> None:
-                done = place * progress.total + progress.done
-                self.context.advance(done, len(unknown) * progress.total, unit="rows")
-
-            found = score_model(
-                subjects[name].folder,
-                [task for task in self.tasks if own[task.name] not in known],
-                device=self.workshop.device,
-                per_example=True,
-                on_progress=on_progress,
-                should_stop=self.context.should_stop,
-            )
-            known |= self._remember(own, found)
-            self.context.checkpoint()
-        return {
-            name: [replace(score, task=task) for task, key in own.items() for score in known[key]]
-            for name, own in keys.items()
-        }
-
-    def _keys(self, subject: Subject) -> dict[str, str]:
-        """What the scores of a subject are known by, for each set."""
-        digest = model_digest(subject.folder, subject.sha256s)
-        return {task.name: score_key(digest, task, self.workshop.device) for task in self.tasks}
-
-    def _recall(self, keys: Sequence[str]) -> dict[str, list[Score]]:
-        with self.workshop.transaction() as session:
-            found = known_scores.of_keys(session, self.tenant_id, keys)
-        return {key: [Score.from_dict(score) for score in scores] for key, scores in found.items()}
-
-    def _remember(self, keys: Mapping[str, str], scores: Sequence[Score]) -> dict[str, list[Score]]:
-        measured = {score.task for score in scores}
-        by_key = {
-            key: [score for score in scores if score.task == task]
-            for task, key in keys.items()
-            if task in measured
-        }
-        with self.workshop.transaction() as session:
-            for key, found in by_key.items():
-                known_scores.put(session, self.tenant_id, key, [score.as_dict() for score in found])
-        return by_key
-
-    def _record(self, scores: Scores) -> None:
-        for task in self.tasks:
-            rows = [
-                {
-                    "subject": subject,
-                    "metric": score.metric,
-                    "value": score.value,
-                    "stderr": score.stderr,
-                    "n": score.n,
-                }
-                for subject, found in scores.items()
-                for score in found
-                if score.task == task.name
-            ]
-            self.context.write(
-                lifecycle.record_evaluation, {"name": task.name, "kind": task.kind, "scores": rows}
-            )
 
 
 def unchecked() -> Verdict:
@@ -179,25 +154,29 @@ def unchecked() -> Verdict:
 
 
 def card_rows(scores: Scores) -> list[dict[str, Any]]:
-    """One row a set and metric: the result's score beside its parents'."""
+    """One row a set and metric: the result's score beside its parents', with what surely differs."""
     rows = []
     for score in scores[RESULT]:
-        parents = {
-            subject: other.value
-            for subject, found in scores.items()
-            for other in found
-            if subject != RESULT and (other.task, other.metric) == (score.task, score.metric)
-        }
+        twins = {name: twin_of(score, found) for name, found in scores.items() if name != RESULT}
+        parents = {name: twin for name, twin in twins.items() if twin is not None}
         rows.append(
             {
                 "set": score.task,
                 "metric": score.metric,
                 "result": score.value,
-                "parents": parents,
+                "stderr": score.stderr,
+                "n": score.n,
+                "parents": {name: twin.value for name, twin in parents.items()},
+                "clear": [name for name, twin in parents.items() if _differs(score, twin)],
                 "higher_is_better": score.higher_is_better,
             }
         )
     return rows
+
+
+def _differs(score: Score, twin: Score) -> bool:
+    found = difference(score, twin)
+    return found is not None and found.is_clear
 
 
 def _too_bad(scores: Scores, margin: float | None) -> str | None:

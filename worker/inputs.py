@@ -12,7 +12,6 @@ from hub.delivery import FILES_AT_ONCE, Delivery
 from hub.download import download
 from hub.growing import Parcel
 from hub.snapshot import Hub, Snapshot
-from merge.checkpoint.adapter import WEIGHT_FILE
 from merge.plan import Plan
 from merge.ranges import Spans, joined, length, needed_ranges, order_of
 
@@ -34,6 +33,7 @@ SMALL_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "adapter_config.json",
+    "bundle.json",
 )
 
 
@@ -80,8 +80,15 @@ def wanted_names(file_names: Iterable[str], weights: Iterable[str]) -> tuple[str
 def weights_of(plan: Plan, role: str) -> tuple[str, ...]:
     """The weight files of this role that the plan reads: a model's, or an adapter's."""
     if role.endswith("+adapter"):
-        return (WEIGHT_FILE,)
+        adapter = plan.models[role.removesuffix("+adapter")].adapter
+        return adapter.weights if adapter is not None else ()
     return plan.weight_files(role)
+
+
+def small_of(plan: Plan, role: str) -> tuple[str, ...]:
+    """The small files of this role that lie in folders of their own: those of a bundle's member."""
+    index = plan.models.get(role.removesuffix("+adapter"))
+    return index.adapter.small if role.endswith("+adapter") and index and index.adapter else ()
 
 
 @dataclass

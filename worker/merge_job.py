@@ -13,36 +13,38 @@ from typing import Any
 import structlog
 
 from db.models.job import Job
-from hub.card import CardInput, render_card
 from hub.delivery import Delivery
 from hub.errors import Tainted
 from hub.snapshot import Hub, Snapshot
 from hub.upload import MANIFEST, CommitResult, Push
 from jobs import lifecycle
+from jobs.append import STATE
 from jobs.fetching import parts_of, streams
+from jobs.kinds import Asking, naming, pin_sets, require_fit, sets_of
+from jobs.pinned import PinnedInput
 from jobs.places import files_inside, prefix_of
-from jobs.planning import PinnedInput, Planned, Planner
-from jobs.request import JobRequest
+from jobs.planning import Planned, Planner
+from jobs.request import EvalSet, ModelOrder
 from jobs.submit import check_publishing
-from merge.finish import SURVEY_FILE
+from merge.append import STATE_FILE
 from merge.plan import Plan
 from merge.recipe import Recipe
 from merge.report import Progress, Report, ShardDone
 from merge.run import run as run_merge
 from worker import device as devices
 from worker.artifacts import artifact_folder, keep
+from worker.cards import CARD, bundle_of, survey_of, write_card
 from worker.context import JobContext
 from worker.errors import CheckImpossible, DiskFull, OutputUnsafe
-from worker.evaluation import Evaluator, Subject, Verdict, unchecked
-from worker.inputs import Arrivals, Wanted, bring, wanted_names, weights_of
+from worker.evaluation import Evaluator, Verdict, unchecked
+from worker.inputs import Arrivals, Wanted, bring, small_of, wanted_names, weights_of
 from worker.measuring import Measurer
+from worker.scorer import Subject
 from worker.scratch import WorkFolder, ensure_room
 from worker.uploads import Uploads
 from worker.workshop import Workshop
 
 log = structlog.get_logger("worker.merge_job")
-
-CARD = "README.md"
 
 
 @dataclass
@@ -51,7 +53,7 @@ class MergeJob:
 
     workshop: Workshop
     job: Job
-    request: JobRequest
+    request: ModelOrder
     recipe: Recipe
     context: JobContext
     work: WorkFolder
@@ -61,17 +63,24 @@ class MergeJob:
     token: str | None
     push: Push | None = field(default=None, init=False)
     is_lean: bool = field(default=False, init=False)
+    told: dict[str, Any] = field(default_factory=dict, init=False)
+    sets: tuple[EvalSet, ...] = field(default=(), init=False)
 
     def run(self) -> dict[str, Any]:
         """Does the whole job; returns its result as the caller will see it."""
         planned = self._plan()
+        self.told = bundle_of(planned.plan)
         done = self._open_push()
         if done is not None:
+            self.told |= self._state_pushed(done)
             return self._published(done, None)
         kept = artifact_folder(self.workshop.settings.data_dir, self.job.id)
         if kept.exists():
+            self.told |= state_in(kept)
             return self._kept(kept, None)
-        evaluator = Evaluator.prepare(self.workshop, self.context, self.job, self.request.evaluate, self.hub)
+        evaluator = Evaluator.prepare(
+            self.workshop, self.context, self.job, self.request, self.sets, self.hub
+        )
         self.measurer.prepare(planned, self.hub)
         self._check_possible(evaluator, planned.plan)
         self._make_room(planned)
@@ -82,7 +91,9 @@ class MergeJob:
             statistics = self.measurer.measure(planned, folders, known)
             uploads = self._open_uploads(stack)
             report = self._merge(planned, arrivals, statistics, uploads)
-            self.context.write(lifecycle.record_report, survey_of(report.out))
+            self.told |= state_in(report.out)
+            if (survey := survey_of(report.out)) is not None:
+                self.context.write(lifecycle.record_report, survey)
             verdict = self._evaluate(evaluator, planned, folders, report)
             write_card(report, planned, verdict, self.request.output.repo or self.job.id)
             if self.push is None or uploads is None:
@@ -95,7 +106,11 @@ class MergeJob:
         whole = self.request.evaluate.scores_parents
         planned = self.planner.plan(self.recipe, self.token, self.job.tenant_id, whole=whole)
         check_publishing(self.request, planned.inputs)
+        self.sets = sets_of(self.request, self.job.plan)
+        require_fit(self.sets, planned)
         if self.job.plan is None:
+            self.sets = pin_sets(self.sets, Asking(self.planner, self.token, self.job.tenant_id))
+            planned = naming(planned, self.sets)
             self.context.write(lifecycle.record_inputs, [each.row() for each in planned.inputs])
             self.context.write(lifecycle.record_plan, planned.summary, planned.queue)
         return replace(planned, plan=relabelled(planned.plan, planned.inputs))
@@ -115,9 +130,17 @@ class MergeJob:
         )
         return self.push.prepare()
 
+    def _state_pushed(self, done: CommitResult) -> dict[str, Any]:
+        """As ``state_in``, of what an earlier attempt has pushed."""
+        snapshot = self.hub.pin(str(self.request.output.repo), done.sha)
+        if not any(file.path == STATE_FILE for file in snapshot.files):
+            return {}
+        return {STATE: json.loads(self.hub.texts(snapshot, [STATE_FILE])[STATE_FILE])}
+
     def _check_possible(self, evaluator: Evaluator, plan: Plan) -> None:
         """Refuses, before anything is moved, a result that could never be published as it was ordered."""
-        if self.push is None or self.request.output.publish != "checked" or not plan.shards:
+        checkable = plan.shards and plan.bundle is None
+        if self.push is None or self.request.output.publish != "checked" or not checkable:
             return
         short = evaluator.shortage(plan.estimate.output_bytes)
         if short is not None:
@@ -135,7 +158,7 @@ class MergeJob:
             ensure_room(self.work, download + plan.estimate.output_bytes, free=self.workshop.free_bytes)
         except DiskFull:
             scored = self.request.evaluate.sets or self.request.output.publish != "always"
-            if self.push is None or scored:
+            if self.push is None or scored or planned.plan.bundle is not None:
                 raise
             largest = max((shard.size for shard in plan.shards), default=plan.estimate.output_bytes)
             ensure_room(self.work, download + largest, free=self.workshop.free_bytes)
@@ -281,6 +304,7 @@ class MergeJob:
             "url": commit.url,
             "private": output.private,
             "checked": None if verdict is None else verdict.sound,
+            **self.told,
         }
 
     def _keep(self, report: Report, target: Path, verdict: Verdict) -> dict[str, Any]:
@@ -291,12 +315,14 @@ class MergeJob:
     def _kept(self, folder: Path, verdict: Verdict | None) -> dict[str, Any]:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         self.context.write(lifecycle.record_artifact, "folder", str(folder), size=size)
-        return {"folder": str(folder), "bytes": size, "checked": None if verdict is None else verdict.sound}
+        checked = None if verdict is None else verdict.sound
+        return {"folder": str(folder), "bytes": size, "checked": checked, **self.told}
 
 
-def recipe_of(job: Job, commits: Mapping[str, str]) -> Recipe:
-    """The job's recipe; where it names branches still, ``commits`` by role of an earlier attempt do."""
-    return Recipe.model_validate(job.recipe).renamed(commits)
+def state_in(folder: Path) -> dict[str, Any]:
+    """What a later job needs to let one more model join the result, if there is anything."""
+    kept = folder / STATE_FILE
+    return {STATE: json.loads(kept.read_bytes())} if kept.is_file() else {}
 
 
 def relabelled(plan: Plan, inputs: tuple[PinnedInput, ...]) -> Plan:
@@ -317,7 +343,8 @@ def wanted_files(
     """What to download of the Hub model of one role, which may lie ``inside`` its repository."""
     weights = weights_of(plan, role)
     prefix = prefix_of(inside)
-    names = wanted_names(files_inside({file.path: file.size for file in snapshot.files}, inside), weights)
+    files = files_inside({file.path: file.size for file in snapshot.files}, inside)
+    names = wanted_names(files, (*weights, *small_of(plan, role)))
     return Wanted(
         role,
         snapshot,
@@ -326,13 +353,6 @@ def wanted_files(
         frozenset(prefix + name for name in weights),
         {} if whole else {prefix + file: spans for file, spans in parts_of(plan, role).items()},
     )
-
-
-def survey_of(out: Path) -> dict[str, Any]:
-    """What the merge did to the weights. The numbers of single tensors may be many: they stay in the file."""
-    survey: dict[str, Any] = json.loads((out / SURVEY_FILE).read_bytes())
-    groups = [{name: told for name, told in group.items() if name != "tensors"} for group in survey["groups"]]
-    return {**survey, "groups": groups}
 
 
 def parents_of(planned: Planned, folders: Mapping[str, Path]) -> dict[str, Subject]:
@@ -349,36 +369,3 @@ def parents_of(planned: Planned, folders: Mapping[str, Path]) -> dict[str, Subje
             known = {file.path: file.sha256 for file in files if file.sha256 is not None}
             found[each.role] = Subject(folders[each.role], known)
     return found
-
-
-def write_card(report: Report, planned: Planned, verdict: Verdict, title: str) -> None:
-    """Puts the model card beside the weights."""
-    reference = next((each.snapshot for each in planned.inputs if each.role == planned.plan.origin), None)
-    inputs = [
-        CardInput(
-            each.role,
-            each.name,
-            each.snapshot.repo if each.snapshot else None,
-            each.snapshot.sha if each.snapshot else None,
-            each.snapshot.license if each.snapshot else None,
-        )
-        for each in planned.inputs
-    ]
-    card = render_card(
-        report.manifest,
-        verdict.card_scores,
-        title=title,
-        inputs=inputs,
-        library_name=library_of(planned.plan),
-        is_adapter=planned.plan.adapter is not None,
-        pipeline_tag=reference.pipeline_tag if reference else None,
-    )
-    (report.out / CARD).write_text(card, encoding="utf-8")
-
-
-def library_of(plan: Plan) -> str | None:
-    """What loads the result; nothing where there is no config."""
-    if plan.adapter is not None:
-        return "peft"
-    config = plan.models[plan.reference].config
-    return "diffusers" if "_class_name" in config else "transformers" if config else None

@@ -1,28 +1,34 @@
 """From a message to an ended job: claim it, do it under a lease, record how it ended whatever happened."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from db import jobs as rows
-from db.models.job import Job
+from db.models.job import Job, JobInput
+from hub.snapshot import Hub
 from jobs import credentials, lifecycle
 from jobs.errors import IllegalState, LeaseLost
+from jobs.kinds import Asking, recipe_of_member
 from jobs.lifecycle import Fence
 from jobs.planning import Planner
-from jobs.request import JobRequest
+from jobs.request import JobRequest, MaterialiseRequest, ModelOrder, ScoreRequest, SearchRequest
 from jobs.states import State
 from jobs.statistics import Shelf
+from merge.recipe import Recipe
 from worker import device as devices
 from worker.context import JobContext, storable
 from worker.endings import Failure, describe, settle_stop
 from worker.errors import Interrupted, Unexpected
 from worker.measuring import Measurer
-from worker.merge_job import MergeJob, recipe_of
+from worker.merge_job import MergeJob
+from worker.score_job import ScoreJob, pinned_order
 from worker.scratch import WorkFolder
+from worker.search_job import SearchJob
 from worker.statistics import Store
 from worker.workshop import Workshop
 
@@ -71,8 +77,8 @@ def _attempt(workshop: Workshop, job: Job, context: JobContext, work: WorkFolder
         devices.confirm(workshop.device)
         token = _open_token(workshop, job)
         with _store(workshop, job) as store, closing(_planner(workshop, store)) as planner:
-            measurer = Measurer(workshop, job.tenant_id, context, work, store)
-            result = _merge_job(workshop, job, context, work, planner, measurer, token).run()
+            hub = workshop.hub(token, job.tenant_id)
+            result = STORIES[job.kind](Attempt(workshop, job, context, work, store, planner, hub, token))
         return _end(context, lambda session: lifecycle.succeed(session, context.fence, result).state)
     except Exception as error:
         reason = error.reason if isinstance(error, Interrupted) else context.reason
@@ -102,30 +108,78 @@ def _planner(workshop: Workshop, store: Store) -> Planner:
     )
 
 
-def _merge_job(
-    workshop: Workshop,
-    job: Job,
-    context: JobContext,
-    work: WorkFolder,
-    planner: Planner,
-    measurer: Measurer,
-    token: str | None,
-) -> MergeJob:
-    with workshop.transaction() as session:
-        pinned = rows.inputs(session, job.id)
-    commits = {row.role: f"{row.repo}@{row.sha}" for row in pinned if row.sha is not None}
-    return MergeJob(
-        workshop,
-        job,
-        JobRequest.model_validate(job.spec),
-        recipe_of(job, commits),
-        context,
-        work,
-        planner,
-        measurer,
-        workshop.hub(token, job.tenant_id),
-        token,
+@dataclass(frozen=True)
+class Attempt:
+    """Everything that a story of a job is given."""
+
+    workshop: Workshop
+    job: Job
+    context: JobContext
+    work: WorkFolder
+    store: Store
+    planner: Planner
+    hub: Hub
+    token: str | None
+
+    def inputs(self) -> Sequence[JobInput]:
+        """The models as they were pinned, if they were."""
+        with self.workshop.transaction() as session:
+            return rows.inputs(session, self.job.id)
+
+
+def _merge(at: Attempt) -> dict[str, Any]:
+    return _made(at, JobRequest.model_validate(at.job.spec), Recipe.model_validate(at.job.recipe))
+
+
+def _materialise(at: Attempt) -> dict[str, Any]:
+    """A merge of one source; what was not planned when it was ordered has no recipe yet."""
+    request = MaterialiseRequest.model_validate(at.job.spec)
+    if "steps" in at.job.recipe:
+        return _made(at, request, Recipe.model_validate(at.job.recipe))
+    at.context.checkpoint()
+    return _made(at, request, recipe_of_member(request, Asking(at.planner, at.token, at.job.tenant_id)))
+
+
+def _made(at: Attempt, request: ModelOrder, recipe: Recipe) -> dict[str, Any]:
+    """The model that a recipe gives; where it names branches still, the commits of an earlier attempt do."""
+    pinned = recipe.renamed({row.role: pinned_name(row) for row in at.inputs() if row.sha is not None})
+    measurer = Measurer(at.workshop, at.job.tenant_id, at.context, at.work, at.store)
+    job = MergeJob(
+        at.workshop, at.job, request, pinned, at.context, at.work, at.planner, measurer, at.hub, at.token
     )
+    return job.run()
+
+
+def pinned_name(row: JobInput) -> str:
+    """The name of a Hub model with its commit, and the folder or file of the repository that it is."""
+    inside = row.params.get("inside")
+    return f"{row.repo}@{row.sha}" + (f":{inside}" if inside else "")
+
+
+def _score(at: Attempt) -> dict[str, Any]:
+    request = ScoreRequest.model_validate(at.job.spec)
+    pinned = pinned_order(request, {row.role: row for row in at.inputs()})
+    return ScoreJob(at.workshop, at.job, pinned, at.context, at.work, at.planner, at.hub, at.token).run()
+
+
+def _search(at: Attempt) -> dict[str, Any]:
+    request = SearchRequest.model_validate(at.job.spec)
+    recipe = Recipe.model_validate(at.job.recipe)
+    pinned = recipe.renamed({row.role: pinned_name(row) for row in at.inputs() if row.sha is not None})
+    measurer = Measurer(at.workshop, at.job.tenant_id, at.context, at.work, at.store)
+    order = request.model_copy(update={"recipe": pinned})
+    return SearchJob(
+        at.workshop, at.job, order, at.context, at.work, at.planner, measurer, at.hub, at.token
+    ).run()
+
+
+STORIES: dict[str, Callable[[Attempt], dict[str, Any]]] = {
+    "merge": _merge,
+    "materialise": _materialise,
+    "score": _score,
+    "search": _search,
+}
+"""How each kind of job is done; what comes back is its result."""
 
 
 def _open_token(workshop: Workshop, job: Job) -> str | None:

@@ -20,6 +20,16 @@ PUBLISH = {
     "always": "Always, even if a check fails",
     "never": "Never; keep it here",
 }
+SET_KINDS = {
+    "perplexity": "Perplexity",
+    "choice": "Multiple choice",
+    "exact_match": "Exact match",
+    "classification": "Classification",
+    "zero_shot": "Zero-shot classes",
+    "similarity": "Similarity",
+    "retrieval": "Retrieval",
+    "lm_eval": "lm-evaluation-harness",
+}
 _ROW = re.compile(r"(sources|steps|evaluate)-(\d{1,3})-([a-z0-9_]+)")
 _HUB_FILE = re.compile(r"(?P<hub>[^\s:]+/[^\s:]+):(?P<file>[^\s:]+)")
 
@@ -132,7 +142,8 @@ class Draft:
         """Names of the inputs that the page shows and that can be marked as wrong."""
         names = {"repo", "publish", "webhook_url", "credential"}
         rows: list[tuple[str, tuple[str, ...]]] = [
-            (f"evaluate-{at}-", ("name", "kind", "where", "limit")) for at in range(len(self.evaluate))
+            (f"evaluate-{at}-", ("name", "kind", "where", "limit", "settings"))
+            for at in range(len(self.evaluate))
         ]
         if self.tab == "yaml":
             names.add("document")
@@ -229,7 +240,21 @@ class Draft:
         }
         if limit := row.get("limit", "").strip():
             made["limit"] = self._whole(f"evaluate-{position}-limit", limit)
+        if settings := row.get("settings", "").strip():
+            made["settings"] = self._settings(f"evaluate-{position}-settings", settings)
+        if made["kind"] == "lm_eval" and "config" not in made.get("settings", {}):
+            del made["data"]
         return made
+
+    def _settings(self, name: str, text: str) -> dict[str, Any]:
+        try:
+            read = yaml.safe_load("{" + text + "}")
+        except yaml.YAMLError:
+            read = None
+        if isinstance(read, dict):
+            return read
+        self.wrong[name] = "Write name: value, name: value."
+        return {}
 
     def _whole(self, name: str, text: str) -> int:
         if not text.isascii() or not text.isdigit():
@@ -249,9 +274,13 @@ def _data_at(where: str) -> dict[str, str]:
 
 def _set_row(wanted: Mapping[str, Any]) -> dict[str, str]:
     """An evaluation set as it is typed."""
-    data = wanted["data"]
+    data = wanted.get("data") or {"path": "built in"}
     where = f"{data['hub']}:{data['file']}" if data.get("hub") else data.get("dataset") or data.get("path")
     row = {"name": wanted["name"], "kind": wanted["kind"], "where": where or ""}
+    if wanted.get("settings"):
+        row["settings"] = yaml.safe_dump(wanted["settings"], default_flow_style=True, width=10_000).strip()[
+            1:-1
+        ]
     return row | ({"limit": str(wanted["limit"])} if wanted.get("limit") else {})
 
 

@@ -12,11 +12,14 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from api.dashboard import views
+from api.dashboard.bars import bars_of, differences_of
+from api.dashboard.bundles import bundle_view
 from api.dashboard.render import page, text
+from api.dashboard.searches import search_view
 from api.dashboard.visit import PageRoute, Visit, Visitor
 from api.deps import Id, found
 from api.errors import Problem
-from db import artifacts, evaluations, jobs, reports
+from db import artifacts, evaluations, jobs, reports, trials
 from db import events as rows
 from db.models.job import Job, JobEvent
 from jobs import events
@@ -56,9 +59,12 @@ class Watch:
             self._read(session, job)
             scored = evaluations.of_job(session, job.id)
             subjects, scores = views.scores_of(scored)
+            tried = trials.of_search(session, job.root_id) if job.kind == "search" else []
             log = self.log[-LOG_MOST:]
             return job, {
                 "job": views.job_view(job),
+                "bundle": bundle_view(job),
+                "search": search_view(job, tried),
                 "csrf": self.visit.csrf,
                 "phases": views.phases_of(job, self.marks),
                 "measured": views.measured_of(self.marks),
@@ -67,6 +73,8 @@ class Watch:
                 "report": reports.has(session, job.id),
                 "subjects": subjects,
                 "scores": scores,
+                "bars": bars_of(scored),
+                "differences": differences_of(scored),
                 "checks": views.checks_of(scored),
                 "events": views.log_of(log),
                 "earlier": log[0].seq if len(self.log) > LOG_MOST else None,

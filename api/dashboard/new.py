@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api import intake
-from api.dashboard.draft import PUBLISH, Draft, input_of, methods_by_kind
+from api.dashboard.draft import PUBLISH, SET_KINDS, Draft, input_of, methods_by_kind
 from api.dashboard.render import page
 from api.dashboard.views import estimate_of, found, measuring_of, order_of, stage_said
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
@@ -19,7 +19,7 @@ from db import jobs
 from hub.errors import HubError
 from jobs import credentials
 from jobs.errors import JobError, PlanTimeout, RequestInvalid
-from jobs.planning import Planned
+from jobs.kinds import Ready
 from merge.document import load_documents
 from merge.errors import MergeError
 
@@ -51,7 +51,7 @@ def blank(
     if from_:
         with visit.desk.begin() as session:
             row = must_be(jobs.of_tenant(session, visit.caller.tenant_id, from_), "job", from_)
-            draft = Draft.from_order(order_of(row))
+            draft = Draft.from_order(order_of(row)) if "recipe" in row.spec else draft
     return _form(visit, draft)
 
 
@@ -110,7 +110,7 @@ def _order(draft: Draft) -> intake.Order:
     return intake.order_of(body)
 
 
-def _seen(planned: Planned) -> dict[str, Any]:
+def _seen(planned: Ready) -> dict[str, Any]:
     summary = planned.summary
     return EMPTY | {
         "findings": found(summary["findings"]),
@@ -151,5 +151,6 @@ def _form(visit: Visit, draft: Draft, plan: dict[str, Any] | None = None, status
         plan=plan,
         groups=methods_by_kind(),
         publish=PUBLISH,
+        set_kinds=SET_KINDS,
         credentials=tokens,
     )

@@ -6,22 +6,26 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import ValidationError
 
 from api.auth import session_of
 from api.cursors import Position
-from api.dashboard import access, hooks, live, new
+from api.dashboard import access, bundles, hooks, live, measured, new, score, searches
 from api.dashboard.draft import methods_by_kind, to_yaml
 from api.dashboard.forms import fields_of
 from api.dashboard.render import STATIC, page
 from api.dashboard.views import calls_of, job_row, order_of, recipe_of
 from api.dashboard.visit import HOME, Author, Form, PageRoute, Visit, Visitor, safe_path, same_site, see
 from api.deps import Id, InDesk, found
-from api.errors import Problem
+from api.errors import Problem, from_validation
+from api.intake import accept, order_to_append
 from db import jobs, reports
 from jobs import lifecycle, submit
 from jobs.errors import Unauthenticated
+from jobs.request import AppendRequest
 from jobs.states import State
 from merge import presets
+from merge.evidence import evidence_line
 from merge.survey.page import render_page
 
 ROWS = 25
@@ -34,7 +38,17 @@ CursorAsked = Annotated[str, Query(max_length=512)]
 
 def mount(app: FastAPI) -> None:
     """Adds every page and static file to the application."""
-    for each in (new.router, access.router, hooks.router, live.router, router):
+    for each in (
+        new.router,
+        access.router,
+        bundles.router,
+        hooks.router,
+        live.router,
+        measured.router,
+        score.router,
+        searches.router,
+        router,
+    ):
         app.include_router(each)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
@@ -129,6 +143,19 @@ def retry(visit: Author, job_id: Id) -> Response:
     return see(f"/jobs/{again.id}")
 
 
+@router.post("/jobs/{job_id}/append")
+def append(visit: Author, form: Form, job_id: Id) -> Response:
+    """Lets one more model join what a job has made, as a new job."""
+    visit.caller.require("merges:write")
+    named = {"adapter" if form.get("adapter") else "model": str(form.get("model") or "").strip()}
+    try:
+        request = AppendRequest.model_validate({**named, "weight": form.get("weight") or 1.0})
+    except ValidationError as error:
+        raise from_validation(error.errors(include_url=False, include_input=False), "body") from None
+    order = order_to_append(visit.desk, visit.caller, job_id, request)
+    return see(f"/jobs/{accept(visit.desk, visit.caller, order).job_id}")
+
+
 @router.get("/methods")
 def method_list(visit: Visitor) -> Response:
     """Every method of the catalogue, and every preset."""
@@ -140,7 +167,10 @@ def method(visit: Visitor, name: Id) -> Response:
     """One method: what it does, what it needs, its settings."""
     entry = found(presets.listing().get(name), "method", name)
     fields = fields_of(entry.schema, "", {})
-    return page("method.html", here="/methods", csrf=visit.csrf, entry=entry, fields=fields)
+    measured = evidence_line(entry.name)
+    return page(
+        "method.html", here="/methods", csrf=visit.csrf, entry=entry, fields=fields, evidence=measured
+    )
 
 
 def _listed(visit: Visit, state: str, cursor: str) -> dict[str, Any]:

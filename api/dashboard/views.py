@@ -9,14 +9,15 @@ from typing import Any
 from api.dashboard.render import bytes_said, number_said, seconds_said
 from db.models.evaluation import Evaluation, EvaluationScore
 from db.models.job import Job, JobEvent
-from jobs.request import JobRequest
+from jobs.append import can_append
+from jobs.request import read_order
 from jobs.states import ACTIVE, PHASES, RETRYABLE, State, is_terminal
 from merge.recipe import Recipe
+from scoring.score import higher_is_better
 
 CHECK = "check"
 POINTS_MOST = 600
-SOMETIMES = ("measuring", "evaluating", "uploading")
-LOWER, HIGHER = ("perplexity", "bits_per_byte"), ("accuracy",)
+SOMETIMES = ("measuring", "merging", "searching", "evaluating", "uploading")
 ESTIMATES = {
     "download_bytes": ("Download", bytes_said),
     "disk_bytes": ("Disk", bytes_said),
@@ -30,11 +31,11 @@ def job_row(job: Job) -> dict[str, Any]:
     """What lists and the head of the page say of a job."""
     output = job.spec.get("output") or {}
     progress = job.progress or {}
-    methods = (
-        " + ".join(step.get("method", "") for step in job.recipe.get("steps", ())) or job.method or job.kind
-    )
+    steps = job.recipe.get("steps", ()) if job.kind == "merge" else ()
+    methods = " + ".join(step.get("method", "") for step in steps) or job.method or job.kind
     repo = output.get("repo")
-    sources = [str(each.get("model", "")) for each in job.recipe.get("sources", ())]
+    named = job.recipe.get("sources") or job.recipe.get("models") or ()
+    sources = [str(each.get("model", "")) for each in named]
     said = sources if len(sources) <= 3 else [*sources[:2], f"{len(sources) - 2} more"]
     fraction = progress.get("fraction")
     doing = [job.phase or job.state, f"{100 * fraction:.0f} %" if fraction else ""]
@@ -68,6 +69,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "recipe_sha256": job.recipe_sha256,
         "can_cancel": job.state in (State.QUEUED, State.RUNNING),
         "can_retry": job.state in RETRYABLE,
+        "can_append": can_append(job),
         "error": error,
         "facts": _facts(job),
         "outcome": _outcome(job.result) if job.result else None,
@@ -107,7 +109,8 @@ def measuring_of(plan: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 def measured_of(events: Iterable[JobEvent]) -> list[dict[str, Any]]:
     """The statistics of each model as the last attempt had them."""
-    latest = {each.data["model"]: each.data for each in events if each.type.endswith(".measured")}
+    ends = (each.data for each in events if each.type.endswith(".measured"))
+    latest = {(told["model"], *told["kinds"]): told for told in ends}
     return [
         {
             "model": model,
@@ -117,7 +120,7 @@ def measured_of(events: Iterable[JobEvent]) -> list[dict[str, Any]]:
             if told["found"]
             else f"{told['tokens']:,} tokens in {seconds_said(told['seconds'])}",
         }
-        for model, told in latest.items()
+        for (model, *_), told in latest.items()
     ]
 
 
@@ -187,13 +190,14 @@ def event_said(data: Mapping[str, Any]) -> str:
 
 
 def point_of(event: JobEvent) -> dict[str, Any]:
-    """A point of the throughput chart: when, in which phase, how many bytes so far."""
+    """A point of the throughput charts: when, in which phase, how many bytes or tokens so far."""
     data = event.data
     return {
         "seq": event.seq,
         "at": event.at.timestamp(),
         "phase": data.get("phase"),
-        "bytes": data.get("bytes_done") or 0,
+        "bytes": data.get("bytes_done"),
+        "tokens": data.get("tokens_done"),
     }
 
 
@@ -214,15 +218,13 @@ def scores_of(
     for evaluation, scores in scored:
         for metric in dict.fromkeys(score.metric for score in scores):
             held = {score.subject: score for score in scores if score.metric == metric}
-            better = _better(metric)
-            best = better(score.value for score in held.values()) if better and len(held) > 1 else None
+            better = _better(held.values(), metric)
+            best = better(score.value for score in held.values()) if len(held) > 1 else None
             rows.append(
                 {
                     "name": evaluation.name,
                     "metric": metric.replace("_", " "),
-                    "better": {min: "lower is better", max: "higher is better"}.get(better, "")
-                    if better
-                    else "",
+                    "better": "lower is better" if better is min else "higher is better",
                     "cells": [_cell(held.get(subject), best) for subject in subjects],
                 }
             )
@@ -244,11 +246,14 @@ def checks_of(evaluations: Sequence[tuple[Evaluation, Sequence[EvaluationScore]]
 
 def order_of(job: Job) -> dict[str, Any]:
     """The order for the job as a caller would write it: only what differs from the defaults."""
-    return JobRequest.model_validate(job.spec).model_dump(mode="json", exclude_defaults=True)
+    said = read_order(job.spec).model_dump(mode="json", exclude_defaults=True)
+    return said if job.kind == "merge" else {"kind": job.kind, **said}
 
 
 def recipe_of(job: Job) -> dict[str, Any]:
-    """The job's recipe, inputs pinned, only what differs from the defaults."""
+    """The job's recipe, inputs pinned, only what differs from the defaults; or the models it works on."""
+    if "steps" not in job.recipe:
+        return job.recipe
     return Recipe.model_validate(job.recipe).model_dump(mode="json", exclude_defaults=True)
 
 
@@ -280,7 +285,14 @@ def calls_of(order: Mapping[str, Any], url: str) -> list[tuple[str, str]]:
 def _expected(job: Job, phase: str) -> bool:
     output = job.spec.get("output") or {}
     measures = bool(((job.plan or {}).get("statistics") or {}).get("needed"))
-    return {"evaluating": True, "uploading": bool(output.get("repo")), "measuring": measures}[phase]
+    expected = {
+        "measuring": measures,
+        "merging": job.kind in ("merge", "materialise"),
+        "searching": job.kind == "search",
+        "evaluating": job.kind != "search",
+        "uploading": bool(output.get("repo")),
+    }
+    return expected[phase]
 
 
 def _facts(job: Job) -> list[tuple[str, str]]:
@@ -329,8 +341,9 @@ def _outcome(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _better(metric: str) -> Any:
-    return min if metric in LOWER else max if metric in HIGHER else None
+def _better(held: Iterable[EvaluationScore], metric: str) -> Any:
+    told = next((score.higher_is_better for score in held if score.higher_is_better is not None), None)
+    return max if (higher_is_better(metric) if told is None else told) else min
 
 
 def _cell(score: EvaluationScore | None, best: float | None) -> dict[str, Any] | None:

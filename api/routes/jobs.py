@@ -6,19 +6,43 @@ from typing import Annotated, Any, Literal
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from api.answers import Answer
 from api.bodies import load_json
-from api.deps import Asked, Desk, Id, IdempotencyHeader, InDesk, Reader, Writer, content_type_of, found
+from api.deps import (
+    JSON,
+    Asked,
+    Desk,
+    Id,
+    IdempotencyHeader,
+    InDesk,
+    Reader,
+    Writer,
+    content_type_of,
+    found,
+)
 from api.errors import Problem
-from api.intake import Accepted, Key, Order, accept, again, job_now, read_json, read_yaml
+from api.intake import (
+    Accepted,
+    Key,
+    Order,
+    accept,
+    again,
+    job_now,
+    order_of_point,
+    order_to_append,
+    read_json,
+    read_yaml,
+)
 from api.paging import page, start
 from api.schemas.common import Instant, PageOut, problems
 from api.schemas.jobs import ORDER_SCHEMA, InputOut, InputsOut, JobOut, JobShortOut, job_out, job_short
 from db import jobs
 from jobs import idempotency, lifecycle
 from jobs.keys import Caller
+from jobs.request import AppendRequest
+from jobs.searching import PointRequest
 from jobs.states import State, is_terminal
 
 PATH = "/v1/jobs"
@@ -151,11 +175,13 @@ def list_jobs(
     asked: Asked,
     state: Annotated[list[State] | None, Query(max_length=len(State), description="May be repeated")] = None,
     method: Annotated[str | None, Query(max_length=64)] = None,
+    kind: Annotated[str | None, Query(max_length=64)] = None,
     created_after: Annotated[Instant | None, Query()] = None,
 ) -> Response:
     """The tenant's jobs, newest first."""
     metadata = metadata_of(request.query_params)
     filters = {"state": state, "method": method, "created_after": created_after, "metadata": metadata}
+    filters |= {"kind": kind} if kind is not None else {}
     with desk.read() as session:
         rows = jobs.briefs(
             session,
@@ -164,6 +190,7 @@ def list_jobs(
             after=start(desk, asked, filters),
             state=state,
             method=method,
+            kind=kind,
             metadata=metadata,
             created_after=created_after,
         )
@@ -221,6 +248,58 @@ def retry_job(
     return Answer(made.body, made.status, made.headers())
 
 
+@router.post(
+    "/{job_id}/append",
+    status_code=202,
+    response_model=JobOut,
+    responses=problems(404, 409, 413, 415),
+    dependencies=[JSON],
+)
+def append_job(
+    request: Request,
+    desk: InDesk,
+    caller: Writer,
+    job_id: Id,
+    body: AppendRequest,
+    idempotency_key: IdempotencyHeader = None,
+) -> Response:
+    """A merge job in which one more model joins the result of an earlier one; of that one's models none is
+    read again. Only for results of methods that go on from their own (`opcm`).
+    """
+    key = None
+    if idempotency_key is not None:
+        asked = body.model_dump(mode="json", exclude={"webhook": {"secret"}})
+        hashed = idempotency.request_hash(request.method, request.url.path, asked)
+        key = Key(idempotency_key, hashed)
+    accepted = accept(desk, caller, order_to_append(desk, caller, job_id, body), key)
+    return Answer(accepted.body, accepted.status, accepted.headers())
+
+
+@router.post(
+    "/{job_id}/trials/{number}/merge",
+    status_code=202,
+    response_model=JobOut,
+    responses=problems(404, 409, 413, 415),
+    dependencies=[JSON],
+)
+def merge_trial(
+    request: Request,
+    desk: InDesk,
+    caller: Writer,
+    job_id: Id,
+    number: Annotated[int, Path(ge=0, le=1 << 30)],
+    body: PointRequest,
+    idempotency_key: IdempotencyHeader = None,
+) -> Response:
+    """A merge job for one candidate of a search, every model pinned as the search had it."""
+    key = None
+    if idempotency_key is not None:
+        asked = body.model_dump(mode="json")
+        key = Key(idempotency_key, idempotency.request_hash(request.method, request.url.path, asked))
+    accepted = accept(desk, caller, order_of_point(desk, caller, job_id, number, body), key)
+    return Answer(accepted.body, accepted.status, accepted.headers())
+
+
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
 def delete_job(desk: InDesk, caller: Writer, job_id: Id) -> None:
     """Removes an ended job with everything recorded about it; what it pushed stays where it is."""
@@ -233,7 +312,7 @@ def metadata_of(query: Mapping[str, str]) -> dict[str, str]:
     """The ``metadata[key]=value`` filters; an unknown parameter is refused, lest a slip list too much."""
     metadata = {}
     for name, value in query.items():
-        if name in ("limit", "cursor", "state", "method", "created_after"):
+        if name in ("limit", "cursor", "state", "method", "kind", "created_after"):
             continue
         key = _METADATA.fullmatch(name)
         if key is None:

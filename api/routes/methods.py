@@ -1,12 +1,15 @@
 """The catalogue of merge methods."""
 
+from typing import Any
+
 from fastapi import APIRouter
 
 from api.deps import AnyCaller, Id
 from api.errors import Problem
 from api.schemas.common import problems
 from api.schemas.methods import MethodFullOut, MethodOut, MethodsOut
-from merge.catalog import nearest
+from merge.catalog import MethodEntry, nearest
+from merge.evidence import evidence_line
 from merge.presets import listing
 
 router = APIRouter(prefix="/v1/methods", tags=["methods"], responses=problems())
@@ -15,7 +18,7 @@ router = APIRouter(prefix="/v1/methods", tags=["methods"], responses=problems())
 @router.get("")
 def list_methods(_: AnyCaller) -> MethodsOut:
     """Every method and every preset, by name."""
-    return MethodsOut(data=[MethodOut.model_validate(each) for each in listing().values()])
+    return MethodsOut(data=[MethodOut(**_told(each)) for each in listing().values()])
 
 
 @router.get("/{name}", responses=problems(404))
@@ -25,4 +28,8 @@ def get_method(name: Id, _: AnyCaller) -> MethodFullOut:
     entry = known.get(name)
     if entry is None:
         raise Problem("not_found", f"there is no method {name!r}{nearest(name, known)}")
-    return MethodFullOut(**{**entry.as_dict(), "settings": entry.schema})
+    return MethodFullOut(**{**_told(entry), "settings": entry.schema})
+
+
+def _told(entry: MethodEntry) -> dict[str, Any]:
+    return {**entry.as_dict(), "evidence": evidence_line(entry.name)}

@@ -24,7 +24,7 @@ async def make_plan(
     """
     planned = await anyio.to_thread.run_sync(plan, desk, caller, order[0], limiter=desk.planning_threads)
     return PlanOut(
-        recipe=planned.recipe.model_dump(mode="json"),
+        recipe=planned.subject,
         plan=planned.summary,
         queue=planned.queue,
         findings=[each.as_dict() for each in planned.findings],

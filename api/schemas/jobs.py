@@ -12,7 +12,7 @@ from pydantic import Field
 from api.schemas.common import Moment, Out
 from db.jobs import JobBrief
 from db.models.job import Job, JobEvent
-from jobs.request import JobRequest
+from jobs.request import ORDERS
 from jobs.states import State
 
 ORDER_SCHEMA = "JobCreate"
@@ -28,6 +28,11 @@ class Progress(Out):
     tensors_total: int | None = None
     rows_done: int | None = Field(None, description="Texts and questions scored, while evaluating")
     rows_total: int | None = None
+    tokens_done: int | None = Field(None, description="Tokens through the whole model, while measuring")
+    tokens_total: int | None = None
+    tokens_per_second: int | None = Field(None, description="Mean of the measurement so far")
+    blocks_done: int | None = Field(None, description="Blocks (layers) of the model that are measured")
+    blocks_total: int | None = None
     eta_seconds: float | None = None
 
 
@@ -82,7 +87,10 @@ class JobShortOut(Out):
 
 
 class JobOut(JobShortOut):
-    """A job in full: the recipe with every model pinned, the plan, and the result when there is one."""
+    """A job in full: the recipe with every model pinned, the plan, and the result when there is one.
+
+    A job that merges nothing has the models it works on in place of a recipe.
+    """
 
     recipe: dict[str, Any]
     plan: dict[str, Any] | None
@@ -137,7 +145,9 @@ class InputsOut(Out):
 class PlanOut(Out):
     """What would happen; nothing is recorded and no weights are read."""
 
-    recipe: dict[str, Any] = Field(description="The recipe with every model pinned to a commit")
+    recipe: dict[str, Any] = Field(
+        description="The recipe (or the `models` of a job that merges none), every model pinned to a commit"
+    )
     plan: dict[str, Any]
     queue: Literal["cpu", "gpu"]
     findings: list[dict[str, Any]] = Field(description="Warnings; errors would have been refused")
@@ -211,13 +221,21 @@ def event_out(event: JobEvent) -> dict[str, Any]:
 
 def order_schemas() -> dict[str, Any]:
     """JSON schemas of the order for a job and all its parts, for the OpenAPI document."""
-    schema = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}", mode="validation")
-    parts: dict[str, Any] = schema.pop("$defs", {})
-    schema["properties"]["recipe"] = {
+    parts: dict[str, Any] = {}
+    for kind, order in ORDERS.items():
+        schema = order.model_json_schema(ref_template="#/components/schemas/{model}", mode="validation")
+        parts |= schema.pop("$defs", {})
+        parts[_order_name(kind)] = schema | {"title": _order_name(kind)}
+    parts[_order_name("merge")]["properties"]["recipe"] = {
         "description": "A recipe, or a mergekit configuration as it is",
         "anyOf": [
             {"$ref": "#/components/schemas/Recipe"},
             {"type": "object", "required": ["merge_method"], "title": "Mergekit configuration"},
         ],
     }
-    return {**parts, ORDER_SCHEMA: schema | {"title": ORDER_SCHEMA}}
+    orders = [{"$ref": f"#/components/schemas/{_order_name(kind)}"} for kind in ORDERS]
+    return {**parts, ORDER_SCHEMA: {"title": ORDER_SCHEMA, "anyOf": orders}}
+
+
+def _order_name(kind: str) -> str:
+    return f"{kind.capitalize()}Order"

@@ -18,6 +18,7 @@ class MethodOut(Out):
     granularity: str
     needs: dict[str, Any]
     steps: list[dict[str, Any]] = Field([], description="The chain that a preset stands for")
+    evidence: str | None = Field(None, description="What our own quality bench measured, where it was run")
 
 
 class MethodFullOut(MethodOut):

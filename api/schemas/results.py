@@ -25,14 +25,27 @@ class ArtifactsOut(Out):
     data: list[ArtifactOut]
 
 
+class DifferenceOut(Out):
+    """One model's score minus another's, with a 95 % confidence interval by the paired bootstrap."""
+
+    value: float
+    low: float
+    high: float
+    clear: bool = Field(description="Whether the interval leaves out zero")
+
+
 class ScoreOut(Out):
-    """One number; ``subject`` is ``result``, ``base`` or a source id."""
+    """One number; ``subject`` is ``result``, ``base``, a source's or a model's id."""
 
     subject: str
     metric: str
     value: float
     stderr: float | None
     n: int | None
+    higher_is_better: bool | None = Field(None, description="Null for scores of earlier versions")
+    differences: dict[str, DifferenceOut] | None = Field(
+        None, description="This score minus that of other subjects, by subject"
+    )
 
 
 class EvaluationOut(Out):
@@ -43,8 +56,25 @@ class EvaluationOut(Out):
     kind: str
     passed: bool | None
     detail: dict[str, Any]
+    task_sha256: str | None = Field(None, description="Covers the items, the kind and the settings")
     created_at: Moment
     scores: list[ScoreOut]
+
+
+class ExampleOut(Out):
+    """One item of a set, counted from 0 in the order of its file, and what each subject got on it."""
+
+    index: int
+    values: dict[str, float]
+
+
+class ExamplesOut(Out):
+    """The items of a set from ``after`` on; ask again with ``after`` set to the last ``index``."""
+
+    metric: str
+    total: int
+    data: list[ExampleOut]
+    has_more: bool
 
 
 class EvaluationsOut(Out):
@@ -53,19 +83,44 @@ class EvaluationsOut(Out):
     data: list[EvaluationOut]
 
 
+class TrialOut(Out):
+    """One candidate of a search. ``values``: one an objective, higher is better (losses are negative); null
+    if it failed. ``share``: the part of the examples that it was scored on; below 1 it was given up early.
+    """
+
+    number: int
+    point: dict[str, Any]
+    values: list[float] | None
+    share: float
+    error: str | None
+    seconds: float
+    elapsed: float = Field(description="Seconds since the search began")
+
+
+class TrialsOut(Out):
+    """Candidates in the order in which they were scored; ask again with ``after`` set to the last number."""
+
+    data: list[TrialOut]
+    has_more: bool
+
+
 class TotalOut(Out):
     """Some tensors together. Norms are Euclidean, by model; shares are of 1, null where nothing was there.
 
     ``kept`` is what the steps before merging keep of each model's changes, ``followed`` the share of its
     changes at which the result moved the same way. ``held_back`` is the norm of the change after the steps
-    that follow merging (such as AIM), as a share of that before them.
+    that follow merging (such as AIM), as a share of that before them (``merged_norm_before``), ``prepared``
+    the norm of each model's task vector after the steps before merging, likewise.
     """
 
     tensors: int
     entries: int
     norms: dict[str, float]
     merged_norm: float
+    merged_norm_before: float | None = None
     held_back: float | None = None
+    prepared: dict[str, float | None] = Field(default_factory=dict)
+    prepared_all: float | None = None
     cosine: list[list[float | None]]
     sign_conflict: float | None
     changed: float | None
@@ -85,13 +140,61 @@ class ClassOut(TotalOut):
     tensor_class: str = Field(alias="class")
 
 
+class CellOut(Out):
+    """What the steps before and after merging left of the changes to one part of one layer."""
+
+    tower: str = Field(description="The list of layers: a model may have several")
+    layer: int
+    part: str = Field(description="Such as mlp.down_proj; numbers of experts are *")
+    tensor_class: str = Field(alias="class")
+    merged_norm_before: float
+    merged_norm: float
+    held_back: float | None
+    prepared: dict[str, float | None]
+    prepared_all: float | None
+
+
 class GroupOut(Out):
-    """The tensors that are merged from the same models, in the order of ``models``."""
+    """The tensors that are merged from the same models, in the order of ``models``. ``cells`` are there where
+    a step before or after merging took something away.
+    """
 
     models: list[str]
     all: TotalOut
     layers: list[LayerOut]
     classes: list[ClassOut]
+    cells: list[CellOut] = Field(default_factory=list)
+
+
+class ActivityOut(Out):
+    """Numbers of one statistic: mean, the 10th, 50th and 90th percentile, and the greatest."""
+
+    tensor_class: str = Field(alias="class")
+    tower: str
+    layer: int | None = Field(description="null outside the layers")
+    mean: float
+    low: float
+    median: float
+    high: float
+    most: float
+
+
+class PartActivityOut(ActivityOut):
+    """Those of one part of a layer, and of the parts that are given the same inputs."""
+
+    part: str
+    also: list[str]
+
+
+class SaliencyOut(Out):
+    """How active the layers of one model are, by one kind of statistic that the merge was made with."""
+
+    model: str
+    kind: str
+    tokens: int
+    dead_channels: int
+    cells: list[PartActivityOut]
+    layers: list[ActivityOut]
 
 
 class ReportOut(Out):
@@ -105,3 +208,4 @@ class ReportOut(Out):
     task_vectors_from: str
     entries_measured: int
     groups: list[GroupOut]
+    saliency: list[SaliencyOut] = Field(default_factory=list)

@@ -7,7 +7,9 @@ from db.models.base import Base, CreatedAt, Json
 
 
 class Evaluation(Base):
-    """One evaluation set of one job. ``kind``: ``perplexity``, ``choice`` or ``check`` (the smoke test)."""
+    """One evaluation set of one job. ``kind`` is that of the set, or ``check`` (does the result work?);
+    ``task_sha256`` covers items and settings.
+    """
 
     __tablename__ = "evaluation"
     __table_args__ = (UniqueConstraint("job_id", "name"),)
@@ -18,11 +20,16 @@ class Evaluation(Base):
     kind: Mapped[str]
     passed: Mapped[bool | None]
     detail: Mapped[Json]
+    task_sha256: Mapped[str | None]
     created_at: Mapped[CreatedAt]
 
 
 class EvaluationScore(Base):
-    """One number. ``subject`` is ``result``, ``base`` or a source id."""
+    """One number. ``subject`` is ``result``, ``base``, a source's or a model's id.
+
+    ``known_key`` finds the scores of single items (``KnownScore``); ``differences`` are this score minus
+    that of other subjects, with confidence intervals, by subject.
+    """
 
     __tablename__ = "evaluation_score"
 
@@ -34,3 +41,6 @@ class EvaluationScore(Base):
     value: Mapped[float]
     stderr: Mapped[float | None]
     n: Mapped[int | None] = mapped_column(BigInteger)
+    higher_is_better: Mapped[bool | None]
+    known_key: Mapped[str | None]
+    differences: Mapped[Json | None]

@@ -9,11 +9,15 @@ from db.models.base import Base, CreatedAt
 
 
 class KnownScore(Base):
-    """What one model got on one set. ``key`` covers model bytes, items and scorer (``scoring.digest``)."""
+    """What one model got on one set, item by item. ``key`` covers model bytes, items, settings and scorer
+    (``scoring.digest``).
+    """
 
     __tablename__ = "known_score"
 
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     scores: Mapped[list[dict[str, Any]]]
+    model_sha256: Mapped[str | None]
+    task_sha256: Mapped[str | None]
     created_at: Mapped[CreatedAt]

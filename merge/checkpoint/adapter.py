@@ -6,6 +6,7 @@ alpha / r, or alpha / sqrt(r) for rsLoRA, with alpha and r of that module (``alp
 is refused by name.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from merge import errors
+from merge import errors, file_errors
 from merge.arch.roles import is_conv1d
+from merge.arch.ties import tied_names
 from merge.checkpoint.header import TensorInfo, parse_header, parse_json_object
 
 CONFIG_FILE = "adapter_config.json"
@@ -25,6 +27,8 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?:(?P<linear>lora_[AB])(?:\.(?!weight$|bias$)[^.]+)?\.weight|(?P<embedding>lora_embedding_[AB])(?:\.[^.]+)?)"
 )
+_HEAD = "lm_head.weight"
+"""What a tied head is called where it is not stored."""
 _EXACT_INITS = frozenset({"gaussian", "eva", "orthogonal"})
 _REFUSED_FIELDS = {
     "use_dora": "DoRA also learns magnitudes",
@@ -37,6 +41,9 @@ _REFUSED_FIELDS = {
     "use_bdlora": "its factors are block-diagonal",
     "arrow_config": "it routes between adapters (Arrow)",
     "loftq_config": "LoftQ changes the base's weights",
+    "kasa_config": "KaSA weighs the directions between its factors and cuts the base",
+    "monteclora_config": "MonteCLoRA draws its factors at random",
+    "velora_config": "VeLoRA keeps tensors of its own",
 }
 
 
@@ -58,8 +65,35 @@ class LoraPair:
 
 
 @dataclass(frozen=True)
+class Masked:
+    """A change that a bundle holds: ``scale`` times the entries of ``vector`` with a bit in ``mask``."""
+
+    vector: TensorInfo
+    mask: TensorInfo
+    scale: float
+
+
+@dataclass(frozen=True)
+class BundleBase:
+    """The model that a bundle's members are changes of: ``model`` is its name, ``inside`` its folder in the
+    bundle where it is there. ``structure`` is the digest of its index; ``files`` are digests of its weight
+    files, whole ones or of samples as ``way`` says.
+    """
+
+    model: str
+    inside: str | None
+    structure: str
+    way: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class AdapterIndex:
-    """An adapter's pairs and whole replacements, by its own tensor names; by the model's once ``fit``."""
+    """An adapter's pairs and whole replacements, by its own tensor names; by the model's once ``fit``.
+
+    A bundle's member has ``masked`` changes, and knows which base it belongs ``over``; its ``model_config``
+    and ``small`` files (paths in the bundle) are those that are others than the base's.
+    """
 
     label: str
     pairs: Mapping[str, LoraPair]
@@ -67,12 +101,36 @@ class AdapterIndex:
     config: Mapping[str, Any]
     files: Mapping[str, int]
     digest: str
+    masked: Mapping[str, Masked] = dataclasses.field(default_factory=dict)
+    over: BundleBase | None = None
+    model_config: Mapping[str, Any] | None = None
+    small: tuple[str, ...] = ()
+
+    def stored(self, name: str) -> tuple[TensorInfo, ...]:
+        """What lies on the disk of its change to one tensor."""
+        found: list[TensorInfo] = []
+        if (pair := self.pairs.get(name)) is not None:
+            found += [*pair.a.stored, *pair.b.stored]
+        if (whole := self.replaced.get(name)) is not None:
+            found.append(whole)
+        if (masked := self.masked.get(name)) is not None:
+            found += [masked.vector, masked.mask]
+        return tuple(found)
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The tensors it changes."""
+        return frozenset((*self.pairs, *self.replaced, *self.masked))
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The files that hold its tensors, sorted."""
+        return tuple(sorted({part.file for name in self.changed for part in self.stored(name)}))
 
     @property
     def bytes(self) -> int:
         """Bytes of all its tensors on disk."""
-        factors = sum(pair.a.nbytes + pair.b.nbytes for pair in self.pairs.values())
-        return factors + sum(info.nbytes for info in self.replaced.values())
+        return sum(part.nbytes for name in self.changed for part in self.stored(name))
 
 
 def index_adapter(
@@ -84,9 +142,11 @@ def index_adapter(
     if WEIGHT_FILE not in files:
         pickled = "adapter_model.bin" in files
         hint = "only a pickle, which can run code; save it with safetensors." if pickled else "missing."
-        raise (errors.PickleRefused if pickled else errors.FileMissing)(f"{label}: {WEIGHT_FILE} is {hint}")
+        raise (file_errors.PickleRefused if pickled else file_errors.FileMissing)(
+            f"{label}: {WEIGHT_FILE} is {hint}"
+        )
     if WEIGHT_FILE not in headers:
-        raise errors.FileMissing(f"{label}: the header of {WEIGHT_FILE} was not fetched.")
+        raise file_errors.FileMissing(f"{label}: the header of {WEIGHT_FILE} was not fetched.")
     config = parse_json_object(f"{label}: {CONFIG_FILE}", texts[CONFIG_FILE])
     _check_config(label, config)
     header = parse_header(f"{label}: {WEIGHT_FILE}", headers[WEIGHT_FILE], files[WEIGHT_FILE])
@@ -104,18 +164,18 @@ def fit(
 
     Raises ``AdapterMismatch``: a target is missing, has another shape, or is tied to another tensor.
     """
+    if adapter.over is not None:
+        return _fit_member(adapter, tensors, model)
     by_tail = _by_tail(tensors)
+    second = _second_names(adapter, tensors, config, model)
     pairs: dict[str, LoraPair] = {}
     for wanted, pair in adapter.pairs.items():
         name = _find(adapter.label, model, wanted, tensors, by_tail)
-        if pair.kind == "embedding" and config.get("tie_word_embeddings"):
-            raise errors.AdapterMismatch(
-                f"{adapter.label}: {name} of {model} is also the output head (tied), "
-                "so a LoRA on the embedding alone has no exact meaning."
-            )
         pairs[name] = _oriented(adapter, pair, tensors[name], config)
     replaced: dict[str, TensorInfo] = {}
     for wanted, info in adapter.replaced.items():
+        if wanted in second:
+            continue
         name = _find(adapter.label, model, wanted, tensors, by_tail)
         if info.shape != tensors[name].shape:
             raise errors.AdapterMismatch(
@@ -124,6 +184,44 @@ def fit(
             )
         replaced[name] = info
     return replace(adapter, pairs=pairs, replaced=replaced)
+
+
+def _second_names(
+    adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], model: str
+) -> frozenset[str]:
+    """Replaced tensors that are another replaced one under a second name, and need no place of their own.
+
+    Raises ``AdapterMismatch`` where one of two tied tensors is changed and the other is not: PEFT unties them
+    then, which a checkpoint with one tensor cannot hold.
+    """
+    names = (*tensors, *adapter.pairs, *adapter.replaced, _HEAD)
+    tied = {head: own for head, own in tied_names(config, names).items() if head.endswith(".weight")}
+    both: set[str] = set()
+    for head, embedding in tied.items():
+        pair = {head, embedding}
+        if pair <= adapter.replaced.keys() and adapter.config.get("ensure_weight_tying"):
+            both.add(head)
+        elif found := sorted(pair & adapter.changed):
+            raise errors.AdapterMismatch(
+                f"{adapter.label} changes {' and '.join(found)}, but in {model} the output head is the "
+                "embedding (tied), and they would no longer be one tensor. Save both with "
+                "modules_to_save and ensure_weight_tying, or untie the model first."
+            )
+    return frozenset(both)
+
+
+def _fit_member(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: str) -> AdapterIndex:
+    """A bundle's member goes by the names of its base, as they are stored."""
+    changes = {name: masked.vector.shape for name, masked in adapter.masked.items()}
+    changes |= {name: (pair.b.shape[0], pair.a.shape[1]) for name, pair in adapter.pairs.items()}
+    for name, shape in changes.items():
+        info = tensors.get(name)
+        if info is None or info.shape != shape:
+            has = "does not have" if info is None else f"has as {list(info.shape)}"
+            raise errors.AdapterMismatch(
+                f"{adapter.label} changes {name}, {list(shape)}, which {model} {has}."
+            )
+    return adapter
 
 
 def _check_config(label: str, config: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.header import TensorInfo
-from merge.errors import DtypeUnsupported
+from merge.file_errors import DtypeUnsupported
 
 _TORCH: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from merge import errors
+from merge import file_errors
 
 MAX_HEADER_BYTES = 25_000_000
 MAX_TENSORS = 200_000
@@ -95,14 +95,18 @@ def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
 def header_size(first8: bytes, file: str = "the file") -> int:
     """Length n of the JSON that follows the first eight bytes; refuses lengths over 25 MB."""
     if len(first8) < 8:
-        raise errors.HeaderTruncated(f"{file} is shorter than eight bytes: it is not a safetensors file.")
+        raise file_errors.HeaderTruncated(
+            f"{file} is shorter than eight bytes: it is not a safetensors file."
+        )
     size = int.from_bytes(first8[:8], "little")
     if size > MAX_HEADER_BYTES:
-        raise errors.HeaderTooLarge(
+        raise file_errors.HeaderTooLarge(
             f"{file} claims a header of {size} bytes; at most {MAX_HEADER_BYTES} are read."
         )
     if size < 2:
-        raise errors.HeaderTruncated(f"{file} claims a header of {size} bytes, too short for a JSON object.")
+        raise file_errors.HeaderTruncated(
+            f"{file} claims a header of {size} bytes, too short for a JSON object."
+        )
     return size
 
 
@@ -113,11 +117,13 @@ def parse_header(file: str, raw: bytes, file_size: int) -> Header:
     """
     size = header_size(raw, file)
     if len(raw) < 8 + size or file_size < 8 + size:
-        raise errors.HeaderTruncated(f"{file} ends inside its header of {size} bytes: the file is cut short.")
+        raise file_errors.HeaderTruncated(
+            f"{file} ends inside its header of {size} bytes: the file is cut short."
+        )
     document = parse_json_object(file, raw[8 : 8 + size])
     metadata = _check_metadata(file, document.pop("__metadata__", {}))
     if len(document) > MAX_TENSORS:
-        raise errors.TooManyTensors(
+        raise file_errors.TooManyTensors(
             f"{file} lists {len(document)} tensors; at most {MAX_TENSORS} are accepted."
         )
     start = 8 + size
@@ -133,39 +139,39 @@ def parse_json_object(file: str, raw: bytes, *, finite: bool = True) -> dict[str
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-            raise errors.HeaderDuplicateKey(f"{file} holds the key {twice[:80]!r} twice.")
+            raise file_errors.HeaderDuplicateKey(f"{file} holds the key {twice[:80]!r} twice.")
         return found
 
     def constant(name: str) -> float:
         if not finite:
             return float(name)
-        raise errors.HeaderNotJson(f"{file} holds {name}, which is not JSON.")
+        raise file_errors.HeaderNotJson(f"{file} holds {name}, which is not JSON.")
 
     try:
         document = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:
-        raise errors.HeaderTooDeep(f"{file} holds JSON nested too deeply.") from None
+        raise file_errors.HeaderTooDeep(f"{file} holds JSON nested too deeply.") from None
     except ValueError as error:
-        raise errors.HeaderNotJson(f"{file} does not hold valid JSON: {str(error)[:120]}.") from None
+        raise file_errors.HeaderNotJson(f"{file} does not hold valid JSON: {str(error)[:120]}.") from None
     if not isinstance(document, dict):
-        raise errors.HeaderNotJson(f"{file} holds JSON, but not an object.")
+        raise file_errors.HeaderNotJson(f"{file} holds JSON, but not an object.")
     return document
 
 
 def _check_metadata(file: str, found: Any) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise errors.HeaderMetadataInvalid(f"__metadata__ in {file} is not a map of strings to strings.")
+        raise file_errors.HeaderMetadataInvalid(f"__metadata__ in {file} is not a map of strings to strings.")
     return found
 
 
 def check_tensor_name(file: str, name: str) -> None:
     """Refuses names that are empty, too long, hold odd characters, or read like a path."""
     if len(name) > MAX_NAME_CHARS:
-        raise errors.TensorNameInvalid(
+        raise file_errors.TensorNameInvalid(
             f"{file} holds a tensor name of {len(name)} characters; at most {MAX_NAME_CHARS} are accepted."
         )
     if not _NAME.fullmatch(name) or ".." in name or name.startswith("/"):
-        raise errors.TensorNameInvalid(
+        raise file_errors.TensorNameInvalid(
             f"{file} holds the tensor name {name!r}; names are letters, digits and _ . - /, never a path."
         )
 
@@ -180,7 +186,7 @@ def check_file_name(name: str) -> None:
         or any(ord(char) < 32 or ord(char) == 127 for char in name)
     )
     if bad or any(part in ("", ".", "..") for part in parts):
-        raise errors.FileNameInvalid(
+        raise file_errors.FileNameInvalid(
             f"The file name {name[:80]!r} is not a plain name inside the model's folder."
         )
 
@@ -188,28 +194,34 @@ def check_file_name(name: str) -> None:
 def _check_entry(file: str, name: str, entry: Any, start: int) -> TensorInfo:
     check_tensor_name(file, name)
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise errors.TensorEntryInvalid(
+        raise file_errors.TensorEntryInvalid(
             f"{name} in {file} must have exactly the fields dtype, shape and data_offsets."
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise errors.DtypeUnknown(f"{name} in {file} has the unknown dtype {str(dtype)[:40]!r}.")
+        raise file_errors.DtypeUnknown(f"{name} in {file} has the unknown dtype {str(dtype)[:40]!r}.")
     if not _natural_numbers(shape):
-        raise errors.TensorEntryInvalid(f"The shape of {name} in {file} is not a list of natural numbers.")
+        raise file_errors.TensorEntryInvalid(
+            f"The shape of {name} in {file} is not a list of natural numbers."
+        )
     if not _natural_numbers(offsets) or len(offsets) != 2:
-        raise errors.TensorEntryInvalid(f"The data_offsets of {name} in {file} are not two natural numbers.")
+        raise file_errors.TensorEntryInvalid(
+            f"The data_offsets of {name} in {file} are not two natural numbers."
+        )
     if len(shape) > MAX_RANK:
-        raise errors.RankTooHigh(
+        raise file_errors.RankTooHigh(
             f"{name} in {file} has {len(shape)} dimensions; at most {MAX_RANK} are accepted."
         )
     if max(shape, default=0) > MAX_ELEMENTS or prod(shape) > MAX_ELEMENTS:
-        raise errors.ShapeOverflow(f"The shape of {name} in {file} has more entries than any file can hold.")
+        raise file_errors.ShapeOverflow(
+            f"The shape of {name} in {file} has more entries than any file can hold."
+        )
     begin, end = offsets
     if begin > end:
-        raise errors.OffsetsInvalid(f"The offsets of {name} in {file} run backwards: {begin} to {end}.")
+        raise file_errors.OffsetsInvalid(f"The offsets of {name} in {file} run backwards: {begin} to {end}.")
     bits = prod(shape) * DTYPE_BITS[dtype]
     if bits % 8 or bits // 8 != end - begin:
-        raise errors.SizeMismatch(
+        raise file_errors.SizeMismatch(
             f"{name} in {file} spans {end - begin} bytes, but {dtype} of shape {shape} takes {bits / 8:g}."
         )
     return TensorInfo(name, dtype, tuple(shape), file, start + begin, start + end)
@@ -223,15 +235,15 @@ def _check_spans(file: str, tensors: Mapping[str, TensorInfo], start: int, file_
     at = start
     for info in sorted(tensors.values(), key=lambda info: (info.begin, info.end)):
         if info.end > file_size:
-            raise errors.FileSizeMismatch(
+            raise file_errors.FileSizeMismatch(
                 f"{file} has {file_size} bytes, but {info.name} ends at {info.end}: the file is cut short."
             )
         if info.begin < at:
-            raise errors.OffsetsOverlap(f"{info.name} in {file} begins inside the tensor before it.")
+            raise file_errors.OffsetsOverlap(f"{info.name} in {file} begins inside the tensor before it.")
         if info.begin > at:
-            raise errors.OffsetsHole(
+            raise file_errors.OffsetsHole(
                 f"{info.begin - at} bytes before {info.name} in {file} belong to no tensor."
             )
         at = info.end
     if at != file_size:
-        raise errors.FileSizeMismatch(f"{file} has {file_size} bytes, but its header accounts for {at}.")
+        raise file_errors.FileSizeMismatch(f"{file} has {file_size} bytes, but its header accounts for {at}.")

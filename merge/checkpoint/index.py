@@ -12,11 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from merge import errors
+from merge import file_errors
 from merge.checkpoint import adapter as adapters
+from merge.checkpoint import bundle as bundles
 from merge.checkpoint.gguf import model as gguf
 from merge.checkpoint.gguf.header import header_end as gguf_end
 from merge.checkpoint.gguf.header import parse_gguf
+from merge.checkpoint.gguf.parts import joined, part_stem, parts_beside
+from merge.checkpoint.gguf.tokenizer import tokenizer_texts
 from merge.checkpoint.header import (
     MAX_TENSORS,
     Header,
@@ -28,16 +31,18 @@ from merge.checkpoint.header import (
 from merge.checkpoint.header import parse_json_object as parse_object
 from merge.checkpoint.logical import Decoding, decoded_view
 from merge.checkpoint.shard_index import STEMS, check_against_index, index_name, is_index, weight_map_of
-from merge.checkpoint.tokenizer import TOKENIZER_FILES, TokenizerFacts, tokenizer_facts
+from merge.checkpoint.tokenizer import TOKENIZER_FILES, TokenizerFacts, made_facts, tokenizer_facts
 
 MAX_TEXT_BYTES = 64_000_000
 GGUF = ".gguf"
+AdapterLike = adapters.AdapterIndex | bundles.BundleIndex
+"""What can be put on a model: an adapter, or a bundle of which a member is named."""
 FIRST_BYTES = 1 << 20
 """How much of a GGUF file is read first in search of its header's end; then twice as much, and so on."""
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_TEXTS = frozenset({"config.json", *TOKENIZER_FILES, adapters.CONFIG_FILE})
+_TEXTS = frozenset({"config.json", *TOKENIZER_FILES, adapters.CONFIG_FILE, bundles.MANIFEST})
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,13 @@ def weight_files(
     """
     names = sorted(set(file_names))
     safe = [name for name in names if "/" not in name and name.endswith(".safetensors")]
+    if bundles.MANIFEST in names:
+        if adapter:
+            return bundles.bundle_files(safe)
+        raise file_errors.BundleRefused(
+            "This is a bundle, not a model: give its base as `model`, it as `adapter` and a `member`, or "
+            "materialise the member first."
+        )
     if adapter and adapters.WEIGHT_FILE in safe:
         return [adapters.WEIGHT_FILE]
     index = index_name(names)
@@ -132,25 +144,35 @@ def weight_files(
     if len(others) == 1 or (others and all(_SHARD.fullmatch(name) for name in others)):
         return others
     if others:
-        raise errors.NoWeights(
+        raise file_errors.NoWeights(
             f"It is not clear which of {', '.join(others[:5])} are the weights; "
             "call the right one model.safetensors."
         )
     ggufs = [name for name in names if "/" not in name and name.endswith(GGUF)]
-    if len(ggufs) == 1:
+    if len(ggufs) == 1 or (ggufs and len({part_stem(name) for name in ggufs}) == 1):
         return ggufs
     if ggufs:
-        raise errors.NoWeights(
+        raise file_errors.NoWeights(
             f"The weights are there in several forms ({', '.join(ggufs[:5])}); name one: "
             f"org/repo:{ggufs[0]} or folder/{ggufs[0]}."
         )
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
-        raise errors.PickleRefused(
+        raise file_errors.PickleRefused(
             f"The weights are only there as pickles ({pickles[0]}), which can run code when opened; make "
             "safetensors of them with `python -m merge convert FOLDER OUT` and use those."
         )
-    raise errors.NoWeights("There is no .safetensors file (nor a .gguf one) among the model's files.")
+    raise file_errors.NoWeights("There is no .safetensors file (nor a .gguf one) among the model's files.")
+
+
+def adapter_weight_files(file_names: Iterable[str]) -> list[str]:
+    """The weight files of an adapter's repository, or of a bundle's, as far as they are there."""
+    names = sorted(set(file_names))
+    return (
+        bundles.bundle_files(names)
+        if bundles.MANIFEST in names
+        else [name for name in names if name == adapters.WEIGHT_FILE]
+    )
 
 
 def index_model(
@@ -164,7 +186,7 @@ def index_model(
     """
     try:
         return _index_model(label, files, texts, headers)
-    except errors.FileRefused as error:
+    except file_errors.FileRefused as error:
         raise type(error)(f"{label}: {error}") from error
 
 
@@ -176,7 +198,7 @@ def _index_model(
     wanted = weight_files(files, texts)
     for file in wanted:
         if file not in headers:
-            raise errors.FileMissing(f"The header of {file} was not fetched.")
+            raise file_errors.FileMissing(f"The header of {file} was not fetched.")
     if wanted[0].endswith(GGUF):
         return _index_gguf(label, files, texts, headers, wanted)
     parsed = {file: parse_header(file, headers[file], files[file]) for file in wanted}
@@ -198,12 +220,13 @@ def _index_gguf(
     headers: Mapping[str, bytes],
     wanted: list[str],
 ) -> ModelIndex:
-    (file,) = wanted
-    header = parse_gguf(file, headers[file], files[file])
+    file = wanted[0]
+    header = joined({name: parse_gguf(name, headers[name], files[name]) for name in wanted})
     tensors, decoding = gguf.logical_tensors(file, header)
     if not tensors:
-        raise errors.NoWeights("The weight file holds no tensors.")
-    config, tokenizer = _text(texts, "config.json"), tokenizer_facts(texts)
+        raise file_errors.NoWeights("The weight file holds no tensors.")
+    config = _text(texts, "config.json")
+    tokenizer = tokenizer_facts(texts) or made_facts(tokenizer_texts(file, headers[file]))
     digest = _digest(files, headers, wanted, config, tokenizer)
     derived = None
     if not config:
@@ -231,8 +254,8 @@ def index_folder(path: Path, label: str | None = None) -> ModelIndex:
     return index_model(name, files, texts, headers)
 
 
-def index_adapter_folder(path: Path, label: str | None = None) -> adapters.AdapterIndex:
-    """Indexes a LoRA adapter's folder on disk."""
+def index_adapter_folder(path: Path, label: str | None = None) -> AdapterLike:
+    """Indexes the folder of a LoRA adapter, or of a bundle, on disk."""
     name = str(path) if label is None else label
     files, texts, headers = read_folder(path, name, adapter=True)
     return index_adapter(name, files, texts, headers)
@@ -240,16 +263,29 @@ def index_adapter_folder(path: Path, label: str | None = None) -> adapters.Adapt
 
 def index_adapter(
     label: str, files: Mapping[str, int], texts: Mapping[str, bytes], headers: Mapping[str, bytes]
-) -> adapters.AdapterIndex:
-    """Checks a LoRA adapter; see ``merge.checkpoint.adapter``. Fit it to its base with ``attach``."""
+) -> AdapterLike:
+    """Checks a LoRA adapter, or a bundle of changes. Fit it (or a member) to its base with ``attach``."""
     for name in files:
         check_file_name(name)
+    if bundles.MANIFEST in texts:
+        return bundles.index_bundle(label, files, texts, headers)
     return adapters.index_adapter(label, files, texts, headers)
 
 
-def attach(model: ModelIndex, adapter: adapters.AdapterIndex) -> ModelIndex:
-    """The model with the adapter fitted to its tensors; ``AdapterMismatch`` names what does not fit."""
+def attach(model: ModelIndex, adapter: AdapterLike, member: str | None = None) -> ModelIndex:
+    """The model with the adapter, or with a bundle's member, fitted to its tensors.
+
+    ``AdapterMismatch`` names what does not fit, ``MemberUnknown`` the members there are, and
+    ``BundleBaseChanged`` the base that the bundle was made over.
+    """
+    if isinstance(adapter, bundles.BundleIndex):
+        adapter = adapter.member(member)
+        bundles.check_base(adapter, model.label, model.digest)
+    elif member is not None:
+        raise file_errors.MemberUnknown(f"{adapter.label} is no bundle, so it has no member {member!r}.")
     fitted = adapters.fit(adapter, model.tensors, model.config, model.label)
+    if adapter.model_config is not None:
+        model = replace(model, config=adapter.model_config)
     both = hashlib.sha256(f"{model.digest}+{adapter.digest}".encode()).hexdigest()
     return replace(model, digest=both, adapter=fitted)
 
@@ -261,19 +297,19 @@ def read_folder(
     ``index_*`` functions take.
     """
     if not path.is_dir() and not path.is_file():
-        raise errors.ModelNotFound(f"{label}: there is no folder or file of that name.")
-    items, path = ([path], path.parent) if path.is_file() else (list(path.iterdir()), path)
+        raise file_errors.ModelNotFound(f"{label}: there is no folder or file of that name.")
+    items, path = (parts_beside(path), path.parent) if path.is_file() else (list(path.iterdir()), path)
     try:
         files = {item.name: item.stat().st_size for item in items if item.is_file()}
         texts = {}
         for name in wanted_texts(files):
             if files[name] > MAX_TEXT_BYTES:
-                raise errors.TextInvalid(f"{label}: {name} is larger than {MAX_TEXT_BYTES} bytes.")
+                raise file_errors.TextInvalid(f"{label}: {name} is larger than {MAX_TEXT_BYTES} bytes.")
             texts[name] = safe_path(path, name).read_bytes()
         wanted = _weight_files_of(label, files, texts, adapter)
         headers = {name: read_header(safe_path(path, name)) for name in wanted}
     except OSError as error:
-        raise errors.FileUnreadable(
+        raise file_errors.FileUnreadable(
             f"{label}: {error.filename or path} cannot be read: {error.strerror}."
         ) from error
     return files, texts, headers
@@ -284,7 +320,7 @@ def _weight_files_of(
 ) -> list[str]:
     try:
         return weight_files(files, texts, adapter=adapter)
-    except errors.FileRefused as error:
+    except file_errors.FileRefused as error:
         raise type(error)(f"{label}: {error}") from error
 
 
@@ -295,7 +331,7 @@ def safe_path(folder: Path, name: str) -> Path:
     target = (folder / name).resolve()
     allowed = (inside, inside.parent.parent / "blobs") if inside.parent.name == "snapshots" else (inside,)
     if not any(target.is_relative_to(place) for place in allowed):
-        raise errors.FileOutsideFolder(f"{name} is a link that leads out of {folder}.")
+        raise file_errors.FileOutsideFolder(f"{name} is a link that leads out of {folder}.")
     return target
 
 
@@ -316,14 +352,14 @@ def _gather(parsed: Mapping[str, Header]) -> dict[str, TensorInfo]:
     for file, header in parsed.items():
         for name, info in header.tensors.items():
             if name in tensors:
-                raise errors.TensorTwice(f"{name} is in {tensors[name].file} and in {file}.")
+                raise file_errors.TensorTwice(f"{name} is in {tensors[name].file} and in {file}.")
             tensors[name] = info
     if len(tensors) > MAX_TENSORS:
-        raise errors.TooManyTensors(
+        raise file_errors.TooManyTensors(
             f"The model has {len(tensors)} tensors; at most {MAX_TENSORS} are accepted."
         )
     if not tensors:
-        raise errors.NoWeights("The weight files hold no tensors.")
+        raise file_errors.NoWeights("The weight files hold no tensors.")
     return tensors
 
 

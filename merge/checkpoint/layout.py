@@ -43,13 +43,15 @@ def plan_shards(tensors: Sequence[TensorSpec], shard_bytes: int, stem: str = STE
             filled = 0
         groups[-1].append(spec)
         filled += size
-    count = len(groups)
-    names = (
-        [f"{stem}.safetensors"]
-        if count == 1
-        else [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    )
+    names = numbered(stem, len(groups))
     return tuple(lay_out(file, group) for file, group in zip(names, groups, strict=True))
+
+
+def numbered(stem: str, count: int) -> list[str]:
+    """How so many weight files of one model are called."""
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
 def index_file(shards: Sequence[ShardLayout]) -> str:

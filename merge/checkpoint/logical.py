@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from merge import errors
+from merge import file_errors
 from merge.checkpoint.header import Coded, TensorInfo
 
 EIGHT_BIT_FLOATS = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
@@ -54,9 +54,9 @@ class _Gathering:
         """The part of that name, which must have that shape."""
         part = self.left.get(name)
         if part is None:
-            raise errors.QuantizationMalformed(f"{name} is missing beside the codes it belongs to.")
+            raise file_errors.QuantizationMalformed(f"{name} is missing beside the codes it belongs to.")
         if part.shape != shape:
-            raise errors.QuantizationMalformed(
+            raise file_errors.QuantizationMalformed(
                 f"{name} is {list(part.shape)}, but {list(shape)} belongs to its codes."
             )
         return part
@@ -125,7 +125,7 @@ def _words(work: _Gathering, stem: str) -> None:
     """GPTQ packs along the inputs, AWQ along the outputs: the scales are as wide as the codes, or not."""
     codes, scale = work.left[f"{stem}qweight"], work.left.get(f"{stem}scales")
     if scale is None or len(scale.shape) != 2 or len(codes.shape) != 2 or codes.dtype != "I32":
-        raise errors.QuantizationMalformed(
+        raise file_errors.QuantizationMalformed(
             f"{codes.name} is no matrix of 32-bit words with a matrix of scales."
         )
     groups, outputs = scale.shape
@@ -133,11 +133,11 @@ def _words(work: _Gathering, stem: str) -> None:
         _gptq(work, stem, codes, scale)
         return
     if str(work.config.get("version", "gemm")).lower().startswith("gemv"):
-        raise errors.QuantizationMalformed(f"{codes.name} is in AWQ's gemv order, which is not decoded.")
+        raise file_errors.QuantizationMalformed(f"{codes.name} is in AWQ's gemv order, which is not decoded.")
     inputs = codes.shape[0]
     zeros = work.shaped(f"{stem}qzeros", groups, outputs // 8)
     if codes.shape[1] * 8 != outputs or not groups or inputs % groups:
-        raise errors.QuantizationMalformed(f"{codes.name} and {scale.name} do not fit together as AWQ.")
+        raise file_errors.QuantizationMalformed(f"{codes.name} and {scale.name} do not fit together as AWQ.")
     coded = Coded("awq", {"codes": codes, "zeros": zeros, "scale": scale}, {}, align=8)
     work.add(f"{stem}weight", (outputs, inputs), coded, "AWQ (4 bits)", rounding(4))
 
@@ -146,15 +146,15 @@ def _gptq(work: _Gathering, stem: str, codes: TensorInfo, scale: TensorInfo) -> 
     groups, outputs = scale.shape
     zeros = work.left.get(f"{stem}qzeros")
     if zeros is None or len(zeros.shape) != 2 or zeros.dtype != "I32" or not outputs:
-        raise errors.QuantizationMalformed(f"{codes.name} has no matrix of zero points ({stem}qzeros).")
+        raise file_errors.QuantizationMalformed(f"{codes.name} has no matrix of zero points ({stem}qzeros).")
     bits, rest = divmod(zeros.shape[1] * 32, outputs)
-    if rest or bits not in (2, 4, 8) or zeros.shape[0] != groups:
-        raise errors.QuantizationMalformed(
-            f"{codes.name} is packed with {zeros.shape[1] * 32 / outputs:g} bits; 2, 4 and 8 can be decoded."
+    if rest or bits not in (2, 3, 4, 8) or zeros.shape[0] != groups:
+        raise file_errors.QuantizationMalformed(
+            f"{codes.name} is packed with {zeros.shape[1] * 32 / outputs:g} bits; 2, 3, 4, 8 can be decoded."
         )
     inputs = codes.shape[0] * 32 // bits
     if not groups or inputs % groups:
-        raise errors.QuantizationMalformed(
+        raise file_errors.QuantizationMalformed(
             f"The {inputs} inputs of {codes.name} are not {groups} equal groups."
         )
     parts = {"codes": codes, "zeros": zeros, "scale": scale}
@@ -168,21 +168,23 @@ def _gptq(work: _Gathering, stem: str, codes: TensorInfo, scale: TensorInfo) -> 
 def _packed(work: _Gathering, stem: str) -> None:
     packed, scale = work.left[f"{stem}weight_packed"], work.left.get(f"{stem}weight_scale")
     if scale is None or len(packed.shape) != 2 or len(scale.shape) != 2 or packed.shape[0] != scale.shape[0]:
-        raise errors.QuantizationMalformed(f"{packed.name} has no matrix of scales ({stem}weight_scale).")
+        raise file_errors.QuantizationMalformed(
+            f"{packed.name} has no matrix of scales ({stem}weight_scale)."
+        )
     outputs, groups = scale.shape
     if packed.dtype == "U8":
         whole = work.shaped(f"{stem}weight_global_scale", 1)
         _nvfp4(work, f"{stem}weight", packed, scale, whole, divide=1)
         return
     if f"{stem}weight_zero_point" in work.left or f"{stem}weight_g_idx" in work.left:
-        raise errors.QuantizationMalformed(
+        raise file_errors.QuantizationMalformed(
             f"{packed.name} has zero points or reordered groups of its own, which are not decoded; "
             "merge the unquantised model."
         )
     bits = _bits_of(work.config)
     inputs = packed.shape[1] * 32 // bits
     if packed.dtype != "I32" or bits not in (4, 8) or not groups or inputs % groups:
-        raise errors.QuantizationMalformed(
+        raise file_errors.QuantizationMalformed(
             f"{packed.name} ({bits} bits) and {scale.name} do not fit together."
         )
     coded = Coded("packed", {"packed": packed, "scale": scale}, {"bits": bits, "group": inputs // groups})
@@ -219,7 +221,9 @@ def _nvfp4(
 ) -> None:
     outputs, inputs = packed.shape[0], packed.shape[1] * 2
     if scale.shape != (outputs, inputs // 16) or inputs % 16 or whole.numel != 1:
-        raise errors.QuantizationMalformed(f"{packed.name} and {scale.name} do not fit together as NVFP4.")
+        raise file_errors.QuantizationMalformed(
+            f"{packed.name} and {scale.name} do not fit together as NVFP4."
+        )
     coded = Coded("nvfp4", {"packed": packed, "scale": scale, "global": whole}, {"divide": divide})
     work.add(
         name,
@@ -271,7 +275,7 @@ def _blocking(work: _Gathering, info: TensorInfo, scale: TensorInfo) -> dict[str
         flat = scale.shape == info.shape[: len(scale.shape)] and len(scale.shape) == len(info.shape) - 1
         shape = (*scale.shape, 1) if flat else scale.shape
         if len(shape) != len(info.shape) or shape[:-2] != info.shape[:-2]:
-            raise errors.QuantizationMalformed(
+            raise file_errors.QuantizationMalformed(
                 f"{scale.name} is {list(scale.shape)}, which is no scale for {info.name}, {list(info.shape)}."
             )
         row_blocks, column_blocks = shape[-2], shape[-1]
@@ -295,4 +299,4 @@ def _size(length: int, blocks: int, said: Any, scale: TensorInfo) -> int:
         return max(1, length // blocks)
     if -(-length // _BLOCK) == blocks:
         return _BLOCK
-    raise errors.QuantizationMalformed(f"{scale.name}: {blocks} scales do not divide {length} entries.")
+    raise file_errors.QuantizationMalformed(f"{scale.name}: {blocks} scales do not divide {length} entries.")

@@ -5,11 +5,10 @@ the page cache to the caller's buffer, through a small piece buffer of the threa
 or its codes be decoded.
 """
 
-import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.checkpoint.adapter import LoraPair
+from merge.checkpoint.adapter import LoraPair, Masked
 from merge.checkpoint.codecs import decode
 from merge.checkpoint.dtype import as_bytes, torch_dtype
 from merge.checkpoint.header import DTYPE_BITS, TensorInfo
 from merge.checkpoint.index import ModelIndex, safe_path
-from merge.errors import FileMissing, FileSizeMismatch, FileUnreadable
+from merge.checkpoint.stored import StoredParts, Strip, add_masked
+from merge.file_errors import FileMissing, FileSizeMismatch, FileUnreadable
 
 PIECE_ELEMENTS = 1 << 18
 TILE_ELEMENTS = 1 << 16
@@ -55,8 +55,12 @@ class TensorReader:
                 f"{index.label}: the folder of the adapter {index.adapter.label} was not given."
             )
         self.index = index
-        self._files = _OpenFiles(folder, waits[0])
-        self._adapter_files = _OpenFiles(adapter_folder, waits[1]) if adapter_folder is not None else None
+        self._files = _OpenFiles(folder, index.label, waits[0])
+        self._adapter_files = (
+            _OpenFiles(adapter_folder, index.adapter.label, waits[1])
+            if adapter_folder is not None and index.adapter is not None
+            else None
+        )
         self._scratch = threading.local()
         self._factors: OrderedDict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = OrderedDict()
         self._factors_lock = threading.Lock()
@@ -64,7 +68,9 @@ class TensorReader:
     def changed(self, name: str) -> bool:
         """Whether the adapter changes this tensor, so that only ``read_float`` gives its true values."""
         adapter = self.index.adapter
-        return adapter is not None and (name in adapter.pairs or name in adapter.replaced)
+        return adapter is not None and (
+            name in adapter.pairs or name in adapter.replaced or name in adapter.masked
+        )
 
     def read_into(self, info: TensorInfo, first: int, count: int, out: Tensor) -> None:
         """Raw entries ``first`` to ``first + count`` (flat, row-major) of a stored tensor into ``out``.
@@ -84,6 +90,8 @@ class TensorReader:
             self._read_cast(self._files, self.index.tensors[name], first, count, out)
         if pair is not None:
             self._add_product(name, pair, first, count, out)
+        if adapter is not None and name in adapter.masked:
+            self._add_masked(adapter.masked[name], first, count, out)
 
     def read_rows(self, name: str, rows: Sequence[int], out: Tensor) -> None:
         """Whole rows of a tensor, wherever in it they lie, one after another as the float dtype of ``out``.
@@ -166,7 +174,7 @@ class TensorReader:
     def _read_cast(self, files: "_OpenFiles", info: TensorInfo, first: int, count: int, out: Tensor) -> None:
         if info.coded is not None:
             flat = out.view(-1)[:count]
-            decode(info, first, flat, _StoredParts(files, self._buffer), self._decoded)
+            decode(info, first, flat, StoredParts(files, self._buffer, self._strips()), self._decoded)
             return
         dtype = torch_dtype(info.dtype, info.name)
         if dtype == out.dtype:
@@ -193,6 +201,10 @@ class TensorReader:
             flat[begin - first : end - first].add_(product[begin - row * columns : end - row * columns])
             row = last
 
+    def _add_masked(self, masked: Masked, first: int, count: int, out: Tensor) -> None:
+        assert self._adapter_files is not None  # checked in __init__
+        add_masked(masked, first, out.view(-1)[:count], StoredParts(self._adapter_files, self._buffer))
+
     def _factors_of(self, name: str, pair: LoraPair, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The two factors of the stored tensor's change, (rows, r) with the scale in it, and (r, columns)."""
         with self._factors_lock:
@@ -212,6 +224,10 @@ class TensorReader:
         self._read_cast(self._adapter_files, info, 0, info.numel, factor)
         return factor
 
+    def _strips(self) -> dict[str, Strip]:
+        found: dict[str, Strip] = self._scratch.__dict__.setdefault("strips", {})
+        return found
+
     def _decoded(self, elements: int) -> Tensor:
         return self._buffer("decoded", elements, torch.float32)
 
@@ -221,27 +237,6 @@ class TensorReader:
         if found is None or found.numel() < elements:
             found = buffers[use, dtype] = torch.empty(elements, dtype=dtype)
         return found[:elements]
-
-
-@dataclass(frozen=True)
-class _StoredParts:
-    """The stored parts of coded tensors, as ``merge.checkpoint.codecs`` asks for them."""
-
-    files: "_OpenFiles"
-    buffer: Callable[[str, int, torch.dtype], Tensor]
-
-    def read(self, part: TensorInfo, first: int, count: int) -> Tensor:
-        dtype = torch_dtype(part.dtype, part.name)
-        piece = self.buffer(f"part {part.name.rpartition('.')[2]}", count, dtype)
-        if count:
-            self.files.read(part.file, part.begin + first * piece.element_size(), as_bytes(piece))
-        return piece
-
-    def mapped(self, part: TensorInfo) -> Tensor:
-        stored = self.files.mapped(part.file, part.begin, part.end)
-        dtype = torch_dtype(part.dtype, part.name)
-        aligned = stored if part.begin % dtype.itemsize == 0 else stored.clone()
-        return aligned.view(dtype).view(part.shape)
 
 
 @dataclass
@@ -254,17 +249,18 @@ class _OpenFile:
 class _OpenFiles:
     """The open files of a folder: at most ``MAX_OPEN_FILES``, the least recently used closed first."""
 
-    def __init__(self, folder: Path, wait: Wait | None = None) -> None:
+    def __init__(self, folder: Path, label: str, wait: Wait | None = None) -> None:
         self._folder = folder
+        self._label = label
         self._wait = wait
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _OpenFile] = OrderedDict()
-        self._maps: dict[str, mmap.mmap] = {}
 
-    def read(self, name: str, offset: int, buffer: memoryview) -> None:
+    def read(self, name: str, offset: int, buffer: memoryview, *, ahead: bool = True) -> None:
         self._await(name, offset, offset + len(buffer))
         with self._use(name) as file:
-            self._hint(file, offset, len(buffer))
+            if ahead:
+                self._hint(file, offset, len(buffer))
             self._fill(file.fd, name, offset, buffer)
 
     def _fill(self, fd: int, name: str, offset: int, buffer: memoryview) -> None:
@@ -273,10 +269,11 @@ class _OpenFiles:
             try:
                 got = os.preadv(fd, [buffer[done:]], offset + done)
             except OSError as error:
-                raise FileUnreadable(f"{name} in {self._folder} cannot be read: {error.strerror}.") from error
+                raise FileUnreadable(f"{name} of {self._label} cannot be read: {error.strerror}.") from error
             if got == 0:
                 raise FileSizeMismatch(
-                    f"{name} in {self._folder} ends at byte {offset + done}: it was cut short."
+                    f"{name} of {self._label} ends at byte {os.fstat(fd).st_size}: it was cut short while it "
+                    "was read; fetch it anew and run again."
                 )
             done += got
 
@@ -297,22 +294,12 @@ class _OpenFiles:
             self._hint(file, offset, size)
             yield file.fd
 
-    def mapped(self, name: str, begin: int, end: int) -> Tensor:
-        """Bytes of a file as uint8 in memory that is filled when it is touched; not to be written to.
-
-        For codes that lie across the order they are asked for: thousands of short reads a block otherwise.
-        """
-        self._await(name, begin, end)
-        with self._lock:
-            held = self._maps.get(name)
-        if held is None:
-            with self._use(name) as file:
-                held = mmap.mmap(file.fd, 0, access=mmap.ACCESS_COPY)
-            with self._lock:
-                self._maps[name] = held
-        if len(held) < end:
-            raise FileSizeMismatch(f"{name} in {self._folder} ends at byte {len(held)}: it was cut short.")
-        return torch.frombuffer(held, dtype=torch.uint8, count=end - begin, offset=begin)
+    def read_pieces(self, name: str, starts: Iterable[int], size: int, buffer: memoryview) -> None:
+        """Pieces of ``size`` bytes that begin at these bytes, one after another into the buffer."""
+        with self._use(name) as file:
+            for at, start in enumerate(starts):
+                self._await(name, start, start + size)
+                self._fill(file.fd, name, start, buffer[at * size : (at + 1) * size])
 
     def _await(self, name: str, begin: int, end: int) -> None:
         if self._wait is not None:
@@ -329,7 +316,6 @@ class _OpenFiles:
             for file in self._open.values():
                 if file.users == 0:
                     os.close(file.fd)
-            self._maps.clear()
             self._open = OrderedDict((name, file) for name, file in self._open.items() if file.users)
 
     def _hint(self, file: _OpenFile, offset: int, size: int) -> None:
@@ -361,7 +347,7 @@ class _OpenFiles:
         try:
             fd = os.open(safe_path(self._folder, name), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise FileUnreadable(f"{name} in {self._folder} cannot be opened: {error.strerror}.") from error
+            raise FileUnreadable(f"{name} of {self._label} cannot be opened: {error.strerror}.") from error
         _advise(fd, 0, 0, "POSIX_FADV_SEQUENTIAL")
         return fd
 

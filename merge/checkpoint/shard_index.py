@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from merge import errors
+from merge import file_errors
 from merge.checkpoint.header import (
     MAX_TENSORS,
     TensorInfo,
@@ -32,21 +32,21 @@ def weight_map_of(index: str, raw: bytes, names: Iterable[str]) -> dict[str, str
     """Tensor names to file names, each checked to be one of ``names``."""
     found = parse_json_object(index, raw).get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise errors.WeightMapInvalid(f"{index} has no weight_map of tensor names to files.")
+        raise file_errors.WeightMapInvalid(f"{index} has no weight_map of tensor names to files.")
     if len(found) > MAX_TENSORS:
-        raise errors.TooManyTensors(
+        raise file_errors.TooManyTensors(
             f"{index} lists {len(found)} tensors; at most {MAX_TENSORS} are accepted."
         )
     present = set(names)
     for tensor, file in found.items():
         check_tensor_name(index, tensor)
         if not isinstance(file, str) or "/" in file or not file.endswith(".safetensors"):
-            raise errors.WeightMapInvalid(
+            raise file_errors.WeightMapInvalid(
                 f"{index} maps {tensor} to {str(file)[:80]!r}, which is no plain .safetensors name."
             )
         check_file_name(file)
         if file not in present:
-            raise errors.ShardMissing(
+            raise file_errors.ShardMissing(
                 f"{index} puts {tensor} in {file}, which is not among the model's files."
             )
     return found
@@ -56,8 +56,10 @@ def check_against_index(weight_map: Mapping[str, str], tensors: Mapping[str, Ten
     """Refuses an index that lists other tensors than the shards hold."""
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file != file:
-            raise errors.ShardIndexMismatch(
+            raise file_errors.ShardIndexMismatch(
                 f"{index} puts {name} in {file}, but that shard does not hold it."
             )
     for name in tensors.keys() - weight_map.keys():
-        raise errors.ShardIndexMismatch(f"{tensors[name].file} holds {name}, which {index} does not list.")
+        raise file_errors.ShardIndexMismatch(
+            f"{tensors[name].file} holds {name}, which {index} does not list."
+        )

@@ -2,8 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from merge.checkpoint.header import parse_json_object
@@ -28,7 +32,8 @@ class TokenizerFacts:
     """``vocab_size`` is one more than the largest token id (``None`` where only a binary model tells it).
 
     ``digest`` covers the map of tokens to ids, however it is written down: equal digests, equal vocabularies.
-    ``packed`` is the vocabulary itself (empty where it cannot be read).
+    ``packed`` is the vocabulary itself (empty where it cannot be read). ``made`` packs the files where the
+    model has none of its own (GGUF).
     """
 
     vocab_size: int | None
@@ -36,6 +41,7 @@ class TokenizerFacts:
     files: tuple[str, ...]
     chat_template: str | None
     packed: bytes = field(repr=False, default=b"")
+    made: bytes = field(repr=False, default=b"")
 
     @property
     def has_chat_template(self) -> bool:
@@ -45,6 +51,33 @@ class TokenizerFacts:
     def vocabulary(self) -> Vocabulary | None:
         """The tokens and their ids; ``None`` where only a binary model tells them."""
         return Vocabulary.unpack(self.packed) if self.packed else None
+
+    def made_texts(self) -> dict[str, bytes]:
+        """The files that were made from a weight file's metadata; none where the model has its own."""
+        texts: dict[str, str] = json.loads(zlib.decompress(self.made)) if self.made else {}
+        return {name: text.encode("utf-8", "surrogatepass") for name, text in texts.items()}
+
+
+@contextmanager
+def tokenizer_folder(facts: TokenizerFacts | None, folder: Path) -> Iterator[Path]:
+    """A folder that the model's tokenizer can be loaded from: the model's own, or one that lasts as long as
+    the context.
+    """
+    made = facts.made_texts() if facts is not None else {}
+    if not made:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="mergery-tokenizer-") as place:
+        for name, text in made.items():
+            (Path(place) / name).write_bytes(text)
+        yield Path(place)
+
+
+def made_facts(texts: Mapping[str, bytes]) -> TokenizerFacts | None:
+    """Facts of a tokenizer whose files exist nowhere: they are kept with them."""
+    facts = tokenizer_facts(texts)
+    plain = {name: text.decode("utf-8", "surrogatepass") for name, text in texts.items()}
+    return None if facts is None else replace(facts, made=zlib.compress(json.dumps(plain).encode(), 1))
 
 
 def tokenizer_facts(texts: Mapping[str, bytes]) -> TokenizerFacts | None:

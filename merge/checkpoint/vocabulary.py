@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from merge.checkpoint.header import parse_json_object
-from merge.errors import TextInvalid, VocabularyInvalid
+from merge.file_errors import TextInvalid, VocabularyInvalid
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 MAX_TOKENS = 2_000_000

@@ -19,16 +19,17 @@ from torch import Tensor
 
 from merge.checkpoint.dtype import as_bytes, safetensors_name
 from merge.checkpoint.layout import ShardLayout
-from merge.errors import DiskFull, FileUnreadable, ShardIncomplete
+from merge.errors import DiskFull, ShardIncomplete
+from merge.file_errors import FileUnreadable
 
 WRITEBACK_BYTES = 8 << 20
-HASH_BYTES = 1 << 20
+HASH_BYTES = 1 << 18
 _SYNC_FILE_RANGE_WRITE = 2
 
 
 @dataclass(frozen=True)
 class Written:
-    """A finished file: its name, size in bytes and sha256 (hex)."""
+    """A finished file: its name, size in bytes and sha256 (hex; empty where none was wanted)."""
 
     file: str
     size: int
@@ -36,17 +37,20 @@ class Written:
 
 
 class ShardWriter:
-    """Writes ``layout`` to ``path`` (replacing it); ``finish`` makes it durable and gives its digest.
+    """Writes ``layout`` to ``path`` (replacing it); ``finish`` makes it durable and gives its digest, unless
+    ``digest`` is false.
 
     Use it as a context manager: leaving by an exception closes the file and keeps what was written.
     """
 
-    def __init__(self, path: Path, layout: ShardLayout) -> None:
+    def __init__(self, path: Path, layout: ShardLayout, digest: bool = True) -> None:
         self._path = path
+        self._digest = digest
         self._layout = layout
         self._lock = threading.Lock()
         self._hash_lock = threading.Lock()
         self._hash = hashlib.sha256()
+        self._piece = memoryview(bytearray(min(HASH_BYTES, layout.size)))
         self._hashed = 0
         self._contiguous = 0
         self._later: dict[int, int] = {}
@@ -83,14 +87,15 @@ class ShardWriter:
         if self._missing:
             name = next(iter(self._missing))
             raise ShardIncomplete(f"{self._layout.file} lacks {self._missing[name]} entries of {name}.")
-        with self._hash_lock:
-            self._hash_to(self._layout.size)
+        if self._digest:
+            with self._hash_lock:
+                self._hash_to(self._layout.size)
         try:
             os.fsync(self._fd)
         except OSError as error:
             raise self._failure(error) from error
         self.close()
-        return Written(self._layout.file, self._layout.size, self._hash.hexdigest())
+        return Written(self._layout.file, self._layout.size, self._hash.hexdigest() if self._digest else "")
 
     def close(self) -> None:
         """Closes the file without promising anything about it."""
@@ -141,20 +146,19 @@ class ShardWriter:
                 self._started_writeback = edge
         if edge - begin >= WRITEBACK_BYTES:
             _start_writeback(self._fd, begin, edge - begin)
-        if self._hash_lock.acquire(blocking=False):
+        if self._digest and self._hash_lock.acquire(blocking=False):
             try:
                 if self._hashed == offset:
                     self._hash.update(data)
                     self._hashed += len(data)
-                if self._contiguous - self._hashed >= HASH_BYTES:
+                while self._contiguous - self._hashed >= HASH_BYTES:
                     self._hash_to(self._contiguous)
             finally:
                 self._hash_lock.release()
 
     def _hash_to(self, edge: int) -> None:
-        piece = bytearray(min(HASH_BYTES, edge - self._hashed))
         while self._hashed < edge:
-            view = memoryview(piece)[: edge - self._hashed]
+            view = self._piece[: edge - self._hashed]
             got = os.preadv(self._fd, [view], self._hashed)
             if got == 0:
                 raise FileUnreadable(f"{self._path} became shorter while it was written.")

@@ -19,7 +19,7 @@ StatKey = Any
 class Site:
     """Which tensor of which models this is: ``shape`` is that of the whole tensor, ``models`` the sources'
     ids; ``turned`` where a weight is stored as (inputs, outputs); ``layers`` how many its tower has, 0 for a
-    tensor outside the layers.
+    tensor outside the layers; ``stands_for`` of how many models each source is a merge already.
     """
 
     name: str
@@ -28,6 +28,12 @@ class Site:
     models: tuple[str, ...]
     turned: bool = False
     layers: int = 0
+    stands_for: tuple[int, ...] = ()
+
+    @property
+    def merged(self) -> int:
+        """Of how many models this is a merge, counting those that went into the sources."""
+        return sum(self.stands_for) if self.stands_for else len(self.models)
 
 
 @dataclass(frozen=True)

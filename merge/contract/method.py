@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from merge.contract.groups import Site, Stats
 from merge.contract.informed import Statistic
 from merge.contract.params import build, schema_of
 from merge.contract.stats import Stat
+from merge.ends import Ends
 from merge.errors import MethodMalformed, SettingInvalid, UnknownMethod
 from merge.limits import Caution, Limit, conflicts
 
@@ -36,7 +38,9 @@ class Needs:
     it that cannot do without. ``weight_sum`` names a knob that, when true, divides by the sum of the sources'
     weights, or is true where the method always does, so that the plan can refuse weights that add up to zero.
     ``limits`` are what settings demand of each other, ``cautions`` what the plan warns of. ``statistics`` are
-    measured on data, by running models.
+    measured on data, by running models. A combine with ``factors`` is handed the sources' LoRA factors
+    (``merge.contract.factors``) and gives back factors: every source must be an adapter over the base.
+    ``ends`` are settings that count layers, of which the plan tells what has no room.
     """
 
     base: bool | Literal["optional"] = False
@@ -47,6 +51,8 @@ class Needs:
     statistics: tuple[Statistic, ...] = ()
     cautions: tuple[Caution, ...] = ()
     base_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    factors: bool = False
+    ends: Ends | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class Method:
     breaks: Mapping[str, str] = field(default_factory=dict)
     linear: bool = False
     workspace: Workspace | None = None
+    state: Callable[[Stats, Any, Site], Mapping[str, float]] | None = None
 
     def settings(self, values: Mapping[str, Any], sources: int, position: int | None = None) -> Any:
         """The method's params from resolved values; a prepare gets the ones of the source at ``position``.
@@ -119,6 +126,7 @@ class Method:
             "granularity": self.granularity,
             **({"linear": True} if self.linear else {}),
             **({"workspace": [self.workspace.entries, self.workspace.each]} if self.workspace else {}),
+            **({"continues": True} if self.state else {}),
             "needs": {
                 "base": self.needs.base,
                 "sources": list(self.needs.sources),
@@ -128,6 +136,8 @@ class Method:
                 **({"statistics": [s.describe() for s in informed]} if informed else {}),
                 **({"cautions": [each.as_dict() for each in cautions]} if cautions else {}),
                 **({"base_for": {k: list(v) for k, v in based.items()}} if based else {}),
+                **({"factors": True} if self.needs.factors else {}),
+                **({"ends": self.needs.ends.as_dict()} if self.needs.ends else {}),
             },
             "schema": schema_of(self.params),
             "classes": dict(self.classes),
@@ -155,6 +165,7 @@ def method(
     classes: Mapping[str, str] | None = None,
     breaks: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
+    state: Callable[[Stats, Any, Site], Mapping[str, float]] | None = None,
 ) -> Callable[[F], F]:
     """Registers the decorated function under its name; the file must bear the same one.
 
@@ -162,8 +173,10 @@ def method(
     numbers and on declared stats alone; ``granularity="row"`` the same for whole rows. ``linear`` promises
     that it is a sum of the inputs with factors that depend on weights and settings alone. ``version`` goes up
     whenever the bytes of an output change. ``classes`` are policies for tensor classes that a recipe does not
-    speak of. ``workspace`` is the memory of a method that takes more than a few copies of a tensor. The last
-    parameter must be annotated with a ``@params`` class. Raises ``MethodMalformed`` at import.
+    speak of. ``workspace`` is the memory of a method that takes more than a few copies of a tensor. ``state``
+    gives settings with which a later run goes on from this one's result as its first source, from what was
+    measured over all tensors; none where it cannot. The last parameter must be annotated with a ``@params``
+    class. Raises ``MethodMalformed`` at import.
     """
 
     def register(function: F) -> F:
@@ -186,6 +199,7 @@ def method(
             breaks=breaks or {},
             linear=linear,
             workspace=workspace,
+            state=state,
         )
         _check(made, path[-1])
         _REGISTRY[made.name] = made

@@ -75,11 +75,14 @@ class Ranked(Stat):
             )
         return tuple(found)
 
-    def ranks_at(self, p: Any, quantities: int, elements: int) -> list[tuple[int, ...]] | None:
-        """The wanted ranks, where they do not depend on how many entries are zero."""
-        if self.nonzero or not elements:
-            return None
-        return [tuple(min(max(rank, 1), elements) for rank in self.ranks(p, elements))] * quantities
+    @property
+    def ranks_nonzero(self) -> bool:
+        """As asked for."""
+        return self.nonzero
+
+    def ranks_at(self, p: Any, filled: Sequence[int]) -> list[tuple[int, ...]] | None:
+        """The wanted ranks; 0 where there is nothing to rank."""
+        return [tuple(min(max(rank, 1), n) for rank in self.ranks(p, max(n, 1))) for n in filled]
 
     def value_at(self, found: Sequence[Sequence[float]]) -> Any:
         """The magnitudes."""

@@ -131,8 +131,15 @@ class Stat(ABC):
         """The value from all entries of a small tensor together; asked only where ``at_once``."""
         raise MethodMalformed(f"{type(self).__name__} cannot measure a tensor at once")
 
-    def ranks_at(self, p: Any, quantities: int, elements: int) -> list[tuple[int, ...]] | None:  # noqa: ARG002
-        """Where the value is no more than the magnitudes at certain ranks: these, for each quantity."""
+    @property
+    def ranks_nonzero(self) -> bool:
+        """Whether ``ranks_at`` are ranks among what is not zero."""
+        return False
+
+    def ranks_at(self, p: Any, filled: Sequence[int]) -> list[tuple[int, ...]] | None:  # noqa: ARG002
+        """Where the value is no more than the magnitudes at certain ranks: these, for each quantity, of which
+        so many entries are ranked.
+        """
         return None
 
     def value_at(self, found: Sequence[Sequence[float]]) -> Any:  # noqa: ARG002
@@ -179,9 +186,10 @@ class Counts(Part):
 
     def add(self, first_piece: int, block: list[Tensor]) -> None:  # noqa: ARG002
         if self.totals:
-            self.totals = [total.add_(counts) for total, counts in zip(self.totals, block, strict=True)]
+            pairs = zip(self.totals, block, strict=True)
+            self.totals = [total.to(torch.int64).add_(counts) for total, counts in pairs]
         else:
-            self.totals = [counts.to(torch.int64) for counts in block]
+            self.totals = list(block)
 
     def absorb(self, other: "Counts") -> None:
         self.add(0, other.totals)
@@ -258,9 +266,10 @@ class Threshold(Stat):
         shares = zip(values, self._shares(p, len(values)), strict=True)
         return tuple(0.0 if s >= 1 else radix.largest(v, _rank(s, v.numel())) for v, s in shares)
 
-    def ranks_at(self, p: Any, quantities: int, elements: int) -> list[tuple[int, ...]] | None:
+    def ranks_at(self, p: Any, filled: Sequence[int]) -> list[tuple[int, ...]] | None:
         """One rank a quantity; none where everything is kept."""
-        return [() if s >= 1 else (_rank(s, elements),) for s in self._shares(p, quantities)]
+        shares = zip(self._shares(p, len(filled)), filled, strict=True)
+        return [() if share >= 1 else (_rank(share, entries),) for share, entries in shares]
 
     def value_at(self, found: Sequence[Sequence[float]]) -> Any:
         """The thresholds."""

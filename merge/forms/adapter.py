@@ -7,7 +7,7 @@ is decomposed.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from merge.checkpoint.adapter import AdapterIndex
 from merge.checkpoint.index import ModelIndex
 from merge.checks import error, warning
 from merge.errors import Finding
+from merge.forms.factored import factor_step
 from merge.kernels.truncation import Wanted, bytes_of, product_bytes
 from merge.outputs import FLOATS, Outcome, OutputTensor, tensors_read, uses_base
 from merge.recipe import Recipe
@@ -143,11 +144,11 @@ def plan_adapter(
     asked = recipe.result
     assert isinstance(asked, AdapterResult)
     choice = _Choice(recipe, asked, models)
-    fates = [(output, choice.fate(output)) for output in outcome.tensors if choice.concerns(output)]
+    fates = _fates(choice, outcome)
     modules = tuple(choice.module(output) for output, fate in fates if fate == "lora")
     saved = tuple(output for output, fate in fates if fate == "save")
     kept = {output.name for output, fate in fates if fate != "drop"}
-    findings = tuple(_about(outcome.findings, kept)) + tuple(choice.findings)
+    findings = tuple(told_of_left(outcome.findings, kept, "adapter")) + tuple(choice.findings)
     broken = {finding.tensor for finding in findings if finding.code in ABOUT_OTHERS}
     dropped = tuple(o for o, fate in fates if fate == "drop" and o.name not in broken and o.dtype in FLOATS)
     if not modules:
@@ -157,11 +158,28 @@ def plan_adapter(
     return plan, findings
 
 
-def _about(findings: Sequence[Finding], kept: set[str]) -> Iterator[Finding]:
-    """Errors about tensors that the adapter leaves alone are only told."""
+def _fates(choice: "_Choice", outcome: Outcome) -> Sequence[tuple[OutputTensor, Fate]]:
+    """What becomes of every tensor that changes. Beside a weight that is saved whole the rest of its module
+    is saved too, changed or not: PEFT loads such modules as a whole.
+    """
+    fates = {output.name: choice.fate(output) for output in outcome.tensors if choice.concerns(output)}
+    whole = {module_of(name) for name, fate in fates.items() if fate == "save" and not name.endswith(".bias")}
+    for output in outcome.tensors:
+        if module_of(output.name) in whole and fates.get(output.name) != "lora":
+            fates[output.name] = "save"
+    return [(output, fates[output.name]) for output in outcome.tensors if output.name in fates]
+
+
+def module_of(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return name.rpartition(".")[0]
+
+
+def told_of_left(findings: Sequence[Finding], kept: Container[str], what: str) -> Iterator[Finding]:
+    """Errors about tensors that an adapter (or ``what`` it is) leaves alone are only told."""
     for finding in findings:
         if finding.code in ABOUT_OTHERS and finding.tensor is not None and finding.tensor not in kept:
-            message = f"{finding.message} The adapter leaves it as the base has it."
+            message = f"{finding.message} The {what} leaves it as the base has it."
             yield warning(finding.code, message, model=finding.model, tensor=finding.tensor)
         else:
             yield finding
@@ -173,7 +191,7 @@ class _Choice:
     def __init__(self, recipe: Recipe, asked: AdapterResult, models: Mapping[str, ModelIndex]) -> None:
         self.findings: list[Finding] = []
         rank = asked.max_rank if asked.rank is None else asked.rank
-        self.wanted = Wanted(rank, asked.error)
+        self.wanted = Wanted(rank, asked.error, asked.share)
         wanted = recipe.dtype.output
         self.dtype = {"bfloat16": "BF16", "float16": "F16"}.get(wanted or "", "F32")
         self._recipe, self._asked = recipe, asked
@@ -184,6 +202,7 @@ class _Choice:
         over_base = len(adapters) == len(sources) and all(m.label == self._base.label for m in sources)
         self._adapters: Sequence[AdapterIndex] = adapters if over_base else ()
         self._linear = all(catalogue()[step.method].linear for step in recipe.steps)
+        self._on_factors = len(recipe.steps) == 1 and factor_step(recipe) == 0
 
     def concerns(self, output: OutputTensor) -> bool:
         """Whether the tensor can come out other than the base has it."""
@@ -196,22 +215,23 @@ class _Choice:
         if not self._included(output):
             return "drop"
         said = {str(role): fate for role, fate in self._asked.classes.items()}.get(output.role)
-        wanted = said or self._default(output)
+        wanted = meant = said or self._default(output)
         if wanted == "lora" and not (len(output.shape) == 2 and output.name.endswith(".weight")):
             wanted = "drop"
             self._tell(said is not None, output, "is no matrix, so it cannot become a LoRA; it is left out")
         if wanted != "drop" and output.name in self._tied:
             wanted = "drop"
             problem = "is also the output head (tied), which an adapter cannot change alike; it is left out"
-            self._tell(said is not None, output, problem)
+            self._tell(said is not None or meant == "save", output, problem)
         return wanted
 
     def module(self, output: OutputTensor) -> LoraModule:
         """The plan of one module that becomes factors."""
         kind: Literal["linear", "embedding"] = "embedding" if output.role == "embed" else "linear"
         pairs = [a.pairs[output.name] for a in self._adapters if output.name in a.pairs]
-        saved = any(output.name in adapter.replaced for adapter in self._adapters)
-        factored = bool(pairs) and self._linear and self._still(output) and not saved
+        saved = any(output.name in a.changed and output.name not in a.pairs for a in self._adapters)
+        summed = (self._linear or output.policy != "method") and self._still(output) and not saved
+        factored = bool(pairs) and (summed or (self._on_factors and output.policy == "method"))
         if pairs:
             kind = pairs[0].kind
         turned = kind == "embedding" or is_conv1d(output.name, self._base.config)
@@ -247,7 +267,7 @@ class _Choice:
         return True
 
     def _touched(self, name: str) -> bool:
-        return any(name in adapter.pairs or name in adapter.replaced for adapter in self._adapters)
+        return any(name in adapter.changed for adapter in self._adapters)
 
     def _tied_embeddings(self) -> frozenset[str]:
         heads = tied_names(self._base.config, (*self._base.tensors, "lm_head.weight"))

@@ -7,12 +7,21 @@ such models have on the Hub, one tensor an expert; Transformers fuses them while
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from merge.arch.rope import rope_kind
 from merge.checkpoint.index import ModelIndex
-from merge.checks import error
+from merge.checks import error, warning
 from merge.errors import Finding
+from merge.forms.moe_config import (
+    DEEPSEEK_CLASSES,
+    PLAIN_ROPES,
+    for_deepseek,
+    for_mixtral,
+    for_qwen,
+    mixture_config,
+)
 from merge.outputs import Input, Outcome, OutputTensor
 from merge.recipe import Recipe
 from merge.recipe_results import MoeResult
@@ -24,12 +33,14 @@ FORWARD_BYTES = 64 << 20
 _FEED_FORWARD = re.compile(
     r"(?P<layer>(?:.*\.)?layers\.(?P<number>\d+))\.mlp\.(?P<part>gate|up|down)_proj\.weight"
 )
-_DROPPED = ("attention_bias", "mlp_bias", "pretraining_tp", "use_sliding_window", "max_window_layers")
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one kind of mixture names things. ``parts`` are the names of gate, up and down projection."""
+    """How one kind of mixture names things. ``parts`` are the names of gate, up and down projection.
+
+    ``shared_counts`` says how many shared experts it may have.
+    """
 
     model_type: str
     architecture: str
@@ -40,6 +51,7 @@ class Family:
     count: str
     shared: str | None = None
     shared_router: str | None = None
+    shared_counts: tuple[int, ...] = (0,)
 
 
 _PLAIN = ("gate_proj", "up_proj", "down_proj")
@@ -50,11 +62,15 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "qwen2_moe": Family(
         "qwen2_moe", "Qwen2MoeForCausalLM", frozenset({"llama", "mistral", "qwen2"}),
-        "mlp.experts", _PLAIN, "mlp.gate", "num_experts", "mlp.shared_expert", "mlp.shared_expert_gate",
+        "mlp.experts", _PLAIN, "mlp.gate", "num_experts", "mlp.shared_expert", "mlp.shared_expert_gate", (1,),
     ),
     "qwen3_moe": Family(
         "qwen3_moe", "Qwen3MoeForCausalLM", frozenset({"qwen3"}),
         "mlp.experts", _PLAIN, "mlp.gate", "num_experts",
+    ),
+    "deepseek": Family(
+        "deepseek", "DeepseekForCausalLM", frozenset({"llama", "mistral"}),
+        "mlp.experts", _PLAIN, "mlp.gate", "n_routed_experts", "mlp.shared_experts", None, (0, 1),
     ),
 }  # fmt: skip
 
@@ -70,10 +86,21 @@ class Router:
     sources: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is done to one expert's tensor: normal numbers times ``noise`` are added, then it is multiplied by
+    ``scale``.
+    """
+
+    source: str
+    noise: float
+    scale: float
+
+
 @dataclass(frozen=True)
 class MoePlan:
     """Experts and shared experts by source id, and the routers; ``guide`` is the model that prompts go
-    through.
+    through. ``changed`` says, by output, what is done to experts that are no plain copies.
     """
 
     family: Family
@@ -82,26 +109,23 @@ class MoePlan:
     shared: tuple[str, ...]
     routers: tuple[Router, ...]
     guide: str
+    changed: Mapping[str, Change] = field(default_factory=dict)
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config of the result, from that of the dense reference model."""
-        made = {key: value for key, value in config.items() if key not in _DROPPED}
-        made |= {
-            "architectures": [self.family.architecture],
-            "model_type": self.family.model_type,
-            self.family.count: len(self.experts),
-            "num_experts_per_tok": self.asked.experts_per_token,
-            "output_router_logits": False,
-        }
-        if self.family.model_type == "mixtral":
-            return made | {"sliding_window": config.get("sliding_window")}
-        width = config.get("intermediate_size")
-        made |= {"moe_intermediate_size": width, "norm_topk_prob": True, "decoder_sparse_step": 1}
-        made["mlp_only_layers"] = []
-        if self.family.shared is not None:
-            made["shared_expert_intermediate_size"] = width
-            made["qkv_bias"] = config.get("model_type") == "qwen2"
-        return made
+        family, count = self.family, len(self.experts)
+        active = self.asked.experts_per_token
+        made = mixture_config(config, family.architecture, family.model_type, (family.count, count), active)
+        if family.model_type == "mixtral":
+            return for_mixtral(made, config)
+        if family.model_type == "deepseek":
+            return for_deepseek(made, config, len(self.shared))
+        return for_qwen(made, config, family.shared is not None)
+
+    @property
+    def code(self) -> Mapping[str, str]:
+        """The classes that the result is loaded with where transformers has none."""
+        return DEEPSEEK_CLASSES if self.family.model_type == "deepseek" else {}
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON for people."""
@@ -152,9 +176,10 @@ def plan_moe(recipe: Recipe, models: Mapping[str, ModelIndex], outcome: Outcome)
     """The outputs of the mixture in place of those of a dense result, with all findings."""
     asked = recipe.result
     assert isinstance(asked, MoeResult)
-    family = _family(asked, models[recipe.sources[0].id])
+    family = _family(recipe, asked, models[recipe.sources[0].id])
     experts = tuple(source_id for source_id in recipe.source_ids() if source_id not in asked.shared)
-    findings = [*outcome.findings, *_check_shared(asked, family), *_check_sources(recipe, models, family)]
+    findings = [*outcome.findings, *_check_shared(recipe, asked, family)]
+    findings += _check_sources(recipe, models, family)
     outputs: list[OutputTensor] = []
     routers: list[Router] = []
     for output in outcome.tensors:
@@ -179,7 +204,8 @@ def plan_moe(recipe: Recipe, models: Mapping[str, ModelIndex], outcome: Outcome)
         each for output in outputs if output.name in expected for each in _check_copy(output, models)
     )
     guide = "base" if recipe.base is not None else recipe.sources[0].id
-    plan = MoePlan(family, asked, experts, asked.shared, tuple(routers), guide)
+    changed = {output.name: change for output in outputs if (change := _change(recipe, output)) is not None}
+    plan = MoePlan(family, asked, experts, asked.shared, tuple(routers), guide, changed)
     return plan, Outcome(tuple(outputs), tuple(findings), outcome.layers)
 
 
@@ -216,19 +242,53 @@ def _routers(
         yield Router(made, layer, sources)
 
 
-def _family(asked: MoeResult, model: ModelIndex) -> Family:
+def _change(recipe: Recipe, output: OutputTensor) -> Change | None:
+    """What the recipe asks for an expert's tensor beyond copying it; the scale is for what an expert adds to
+    the stream, its last projection.
+    """
+    if output.role != "expert":
+        return None
+    (given,) = output.inputs
+    source = next(source for source in recipe.sources if source.id == given.model)
+    scale = source.residual_scale if ".down_proj." in given.tensor else 1.0
+    return Change(source.id, source.noise_scale, scale) if source.noise_scale or scale != 1 else None
+
+
+def _family(recipe: Recipe, asked: MoeResult, model: ModelIndex) -> Family:
     if asked.architecture != "auto":
         return FAMILIES[asked.architecture]
     kind = str(model.config.get("model_type"))
+    plainly = asked.shared and kind != "qwen2" and not any(_prompted(recipe, name) for name in asked.shared)
+    if plainly:
+        return FAMILIES["deepseek"]
     return FAMILIES["qwen2_moe" if asked.shared else _BY_KIND.get(kind, "mixtral")]
 
 
-def _check_shared(asked: MoeResult, family: Family) -> Iterator[Finding]:
-    wanted = 0 if family.shared is None else 1
-    if len(asked.shared) != wanted:
-        has = f"{family.model_type} has {wanted or 'no'} shared expert"
-        message = f"{has}, but result.shared names {len(asked.shared)}."
+def _prompted(recipe: Recipe, source_id: str) -> bool:
+    return any(source.id == source_id and source.prompts for source in recipe.sources)
+
+
+def _check_shared(recipe: Recipe, asked: MoeResult, family: Family) -> Iterator[Finding]:
+    if len(asked.shared) not in family.shared_counts:
+        wanted = " or ".join(str(count or "no") for count in family.shared_counts)
+        message = (
+            f"{family.model_type} has {wanted} shared expert, but result.shared names {len(asked.shared)}."
+        )
         yield error("moe_shared_count", message, "result", "shared")
+    for position, source in enumerate(recipe.sources):
+        routed = source.id not in asked.shared or family.shared_router is not None
+        if routed and not asked.gate.endswith("random") and not source.prompts:
+            message = f"The gate {asked.gate} needs prompts that tell what {source.id} is for."
+            yield error("prompts_missing", message, "sources", position, "prompts")
+        elif not routed and (source.prompts or source.negative_prompts):
+            message = f"The shared expert of {family.model_type} has no router: its prompts have no effect."
+            yield warning("prompts_unused", message, "sources", position, "prompts")
+    if family.model_type == "deepseek":
+        message = (
+            "Transformers has no class for DeepSeek-MoE: the result names the code of its first model, which "
+            "a loader runs from the Hub (trust_remote_code). qwen2_moe with a shared expert needs none."
+        )
+        yield warning("moe_remote_code", message, "result", "architecture")
 
 
 def _check_sources(recipe: Recipe, models: Mapping[str, ModelIndex], family: Family) -> Iterator[Finding]:
@@ -244,6 +304,19 @@ def _check_sources(recipe: Recipe, models: Mapping[str, ModelIndex], family: Fam
         elif config.get("mlp_bias") or (config.get("attention_bias") and kind != "qwen3"):
             message = f"{models[source.id].label} has biases, which {family.model_type} has no place for."
             yield error("moe_source_unsupported", message, "sources", position, "model", model=source.id)
+        elif family.model_type == "deepseek" and (odd := _odd_for_deepseek(config)) is not None:
+            message = f"{models[source.id].label} has {odd}, which the code of DeepSeek-MoE does not know."
+            yield error("moe_source_unsupported", message, "sources", position, "model", model=source.id)
+
+
+def _odd_for_deepseek(config: Mapping[str, Any]) -> str | None:
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if rope_kind(config) not in PLAIN_ROPES:
+        return f"rotary embeddings of the kind {rope_kind(config)}"
+    own = config.get("head_dim")
+    if own and isinstance(heads, int) and isinstance(width, int) and heads and own != width // heads:
+        return f"heads of {own} numbers instead of {width // heads}"
+    return None
 
 
 def _check_copy(output: OutputTensor, models: Mapping[str, ModelIndex]) -> Iterator[Finding]:

@@ -19,6 +19,8 @@ TINY = 8
 DTYPES = {torch.float32: "f", torch.float64: "d", torch.bool: "b"}
 NONE = "none"
 """Content of memory that was never written."""
+RANKS = "ranks"
+"""Ranks within rows: no loop makes them, they come in between two."""
 
 
 class Untraceable(Exception):
@@ -29,7 +31,8 @@ class Untraceable(Exception):
 class Node:
     """One value an entry: ``op`` on earlier nodes. ``kind`` is f (float32), d (float64) or b (truth).
 
-    ``slot`` is the number of an input, of a plain number, or of the first of three key words of a draw.
+    ``slot`` is the number of an input, of a plain number, of the first of three key words of a draw, or of
+    the first of two words of ranks: columns, and whether equal ones share theirs.
     """
 
     op: str
@@ -79,7 +82,7 @@ class TracedDraws:
     def bernoulli(self, share: float, stream: int = 0) -> Tensor:
         """As ``Draws.bernoulli``."""
         if share >= 1:
-            return torch.ones(TINY)
+            return torch.ones(self._tracer.shape)
         limit = limit_of(share)
         return self._tracer.draw("bernoulli", stream_key(self._key, stream, 0), limit)
 
@@ -95,8 +98,9 @@ class TracedDraws:
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, notes every operation on tensors that came from ``input`` or ``draw``."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: tuple[int, ...] = (TINY,)) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.shape = shape
         self.program = Program()
         self._held: dict[int, tuple[Tensor, int]] = {}
 
@@ -142,7 +146,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         followed = [value for value in _tensors((args, kwargs)) if self._find(value) is not None]
         if name in _FILLS:
             result = func(*args, **kwargs)
-            if isinstance(result, Tensor) and result.shape == (TINY,) and result.dtype in DTYPES:
+            if isinstance(result, Tensor) and result.shape == self.shape and result.dtype in DTYPES:
                 self._bind(result, self._filled(name, args))
             return result
         if not followed:
@@ -164,7 +168,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _new(self, node: Node) -> Tensor:
         with torch.utils._python_dispatch._disable_current_modes():
-            made = torch.ones(TINY)
+            made = torch.ones(self.shape)
         self._held[made.untyped_storage().data_ptr()] = (made, self.program.add(node))
         return made
 
@@ -180,7 +184,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _check(self, tensor: Any) -> None:
         """Views must show all entries in their order, as what they are."""
-        if tensor.shape != (TINY,) or not tensor.is_contiguous() or tensor.storage_offset():
+        if tensor.shape != self.shape or not tensor.is_contiguous() or tensor.storage_offset():
             raise Untraceable("another shape")
         node = self.program.nodes[self._held[tensor.untyped_storage().data_ptr()][1]]
         if node.op != NONE and node.kind != _kind(tensor.dtype):
@@ -301,6 +305,13 @@ def _where(tracer: Tracer, args: tuple[Any, ...], more: dict[str, Any]) -> int: 
     return tracer.program.add(Node("where", (mask, *(tracer.node_of(v, kind) for v in args[1:3])), kind))
 
 
+def _row_ranks(tracer: Tracer, args: tuple[Any, ...], more: dict[str, Any]) -> int:  # noqa: ARG001
+    values, shared = args
+    words = tracer.program.words
+    words += [values.shape[1], int(shared)]
+    return tracer.program.add(Node(RANKS, (tracer.node_of(values, "f"),), "f", len(words) - 2))
+
+
 def _masked_fill(tracer: Tracer, args: tuple[Any, ...], more: dict[str, Any]) -> int:  # noqa: ARG001
     kind = tracer.program.nodes[tracer.node_of(args[0])].kind
     filled, mask = tracer.node_of(args[2], kind), tracer.node_of(args[1])
@@ -346,6 +357,7 @@ _OPERATIONS: dict[str, Operation] = {
     "hardshrink": _shrink,
     "where": _where,
     "masked_fill": _masked_fill,
+    "mergery::row_ranks": _row_ranks,
     "copy": _copied,
     "fill": _filled_with,
     "zero": _filled_with,

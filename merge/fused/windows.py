@@ -18,13 +18,14 @@ from merge.kernels import radix
 from merge.outputs import OutputTensor
 
 if TYPE_CHECKING:
-    from merge.fused.loops import Loop, Loops
+    from merge.fused.loops import Loops
+    from merge.fused.ranked import AnyLoop
 
 LEAST_ENTRIES = 1 << 20
 """Of a tensor that is worth a sample."""
 SPAN = 1 << 23
-CHUNKS = 16
-CHUNK = 1 << 14
+CHUNKS = 8
+CHUNK = 1 << 15
 DEVIATIONS = 5.0
 MOST_BINS = 16
 """The widest window, in values of the upper bits of a magnitude."""
@@ -45,48 +46,53 @@ class Window:
         return self.bins * radix.LOW_BINS
 
 
-def window_of(sample: Tensor, rank: int, entries: int) -> Window | None:
+def window_of(sample: Tensor, rank: int, entries: int, doubt: float = 1.0) -> Window | None:
     """Where the ``rank``-th largest of ``entries`` magnitudes must lie, by the counts of the upper bits of
-    some of them; ``None`` where that is too wide.
+    some of them; ``None`` where that is too wide. ``doubt`` is more than 1 where the rank is a guess too.
     """
     many = int(sample.sum())
     share = rank / entries
-    slack = DEVIATIONS * sqrt(share * (1 - share) * many) + 8
+    slack = doubt * DEVIATIONS * sqrt(share * (1 - share) * many) + 8
     high = radix.find_bin(sample, max(1, int(share * many - slack)))[0]
     low = radix.find_bin(sample, min(many, int(share * many + slack)))[0]
     return Window(low, high - low + 1) if high - low < MOST_BINS else None
 
 
 def value_in(counts: Tensor, window: Window, rank: int) -> float | None:
-    """The ``rank``-th largest magnitude, from what ``measure`` counted; ``None`` if it lies outside."""
+    """The ``rank``-th largest magnitude, from what ``measure`` counted; ``None`` if it lies outside. Where
+    nothing is ranked, there is rank 0.
+    """
+    if not rank:
+        return 0.0
     left = rank - int(counts[-1])
-    inside = counts[:-1]
-    if not 1 <= left <= int(inside.sum()):
+    found = radix.find_bin(counts[:-1], left)[0] if left >= 1 else -1
+    if found < 0:
         return None
-    place = (window.low << 16) + radix.find_bin(inside, left)[0]
+    place = (window.low << 16) + found
     return radix.as_float(place >> 16, place & (radix.LOW_BINS - 1))
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Counts for some tasks of one tensor. ``ranks`` and ``windows`` are by task and quantity, one for each
-    rank that is wanted.
+    """Counts for some tasks of one tensor. ``windows`` are by task and quantity, one for each rank that is
+    wanted.
     """
 
     loops: "Loops"
     chain: Chain
     output: OutputTensor
     tasks: Sequence[Task]
-    ranks: Sequence[Sequence[Sequence[int]]]
     windows: Sequence[Sequence[Sequence[Window]]]
-    loop: "Loop"
+    loop: "AnyLoop"
 
     def span(self, otherwise: int) -> int:
         """Entries at a time."""
         return self.loops.span(self.output, SPAN, otherwise)
 
     def measure(self, first: int, count: int) -> list[list[Tensor]] | None:
-        """int32 counts by task, quantity and rank: of every magnitude in the window, and of what is above."""
+        """int32 counts by task, quantity and rank: of every magnitude in the window, and of what is above.
+        For a task that ranks what is not zero, the number of that by quantity follows.
+        """
         with self.loops.places(self.output, first, count) as places:
             found = self._counts(places, first, count)
         if found is not None:
@@ -96,13 +102,16 @@ class Windows:
     def settle(self, totals: Sequence[Sequence[Tensor]]) -> list[Any] | None:
         """The value of each task from all that was counted; ``None`` where a sample was wrong."""
         values = []
-        for task, ranks, windows, counts in zip(self.tasks, self.ranks, self.windows, totals, strict=True):
+        for task, windows, counts in zip(self.tasks, self.windows, totals, strict=True):
+            filled = [self.chain.entries] * len(windows)
+            if task.stat.ranks_nonzero:
+                filled = [int(count) for count in counts[-len(windows) :]]
+            ranks = task.stat.ranks_at(task.params, filled)
+            assert ranks is not None  # else there would be no windows
             left = iter(counts)
             found: list[list[float]] = []
             for places, each in zip(windows, ranks, strict=True):
-                known = [
-                    value_in(next(left), window, rank) for window, rank in zip(places, each, strict=True)
-                ]
+                known = [value_in(next(left), *sought) for sought in zip(places, each, strict=True)]
                 found.append([value for value in known if value is not None])
                 if len(found[-1]) < len(known):
                     return None
@@ -116,20 +125,27 @@ class Windows:
         if not self.loop.run(places, first, count, addresses, self.loops.scratch(self.loop)):
             return None
         left = iter(rooms)
-        return [[next(left) for each in windows for _ in each] for windows in self.windows]
+        return [
+            [next(left) for each in windows for _ in each]
+            + [next(left) for _ in windows if task.stat.ranks_nonzero]
+            for task, windows in zip(self.tasks, self.windows, strict=True)
+        ]
 
     def agrees(self, stored: Sequence[Tensor], block: Any) -> bool:
         """Whether a sample is counted as the eager code would."""
         ours = self._counts([Place(-1, 0, s.data_ptr(), s) for s in stored], 0, stored[0].numel())
         if ours is None:
             return False
-        for (_, values), windows, counts in zip(
+        for (task, values), windows, counts in zip(
             self.chain.quantities(block, self.tasks), self.windows, ours, strict=True
         ):
-            wanted = iter(counts)
-            for value, places in zip(values, windows, strict=True):
-                if not all(torch.equal(_expected(value, window), next(wanted)) for window in places):
-                    return False
+            wanted = [
+                _expected(value, each) for value, own in zip(values, windows, strict=True) for each in own
+            ]
+            if task.stat.ranks_nonzero:
+                wanted += [value.count_nonzero().to(torch.int32).view(1) for value in values]
+            if not all(map(torch.equal, wanted, counts)):
+                return False
         return True
 
 

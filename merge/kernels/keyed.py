@@ -6,6 +6,7 @@ integer arithmetic, equal on every device).
 """
 
 import hashlib
+from math import pi
 
 import torch
 from torch import Tensor
@@ -45,6 +46,13 @@ class Draws:
     def uniform(self, stream: int = 0) -> Tensor:
         """float32 in [0, 1) with 24 bits; shape of the block."""
         return ((self.bits(stream) >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+    def normal(self, stream: int = 0) -> Tensor:
+        """float64 of a standard normal distribution (Box and Muller, 1958); shape of the block. Takes the
+        uniform numbers of ``stream`` and of the one after it.
+        """
+        radius = torch.sqrt(-2 * torch.log1p(-self.uniform(stream).double()))
+        return radius.mul_(torch.cos(2 * pi * self.uniform(stream + 1).double()))
 
     def bits(self, stream: int = 0) -> Tensor:
         """Uniform int32 values; shape of the block."""

@@ -12,6 +12,7 @@ from torch import Tensor
 HIGH_BINS = 1 << 15
 LOW_BINS = 1 << 16
 _LOW_MASK = LOW_BINS - 1
+_GROUP = 256
 _MAGNITUDE = 0x7FFFFFFF
 
 
@@ -42,11 +43,25 @@ def largest(values: Tensor, rank: int) -> float:
 
 
 def find_bin(counts: Tensor, rank: int) -> tuple[int, int]:
-    """The bin that holds the ``rank``-th largest value (from 1), and the rank it has inside that bin."""
+    """The bin that holds the ``rank``-th largest value (from 1), and the rank it has inside that bin; bin -1
+    where there are not so many.
+    """
+    if counts.numel() > _GROUP and counts.numel() % _GROUP == 0:
+        groups = counts.view(-1, _GROUP)
+        place, rank = find_bin(_sums(groups), rank)
+        at, rank = find_bin(groups[place], rank) if place >= 0 else (-1, rank)
+        return place * _GROUP + at if place >= 0 else -1, rank
     from_top = counts.flip(0).cumsum(0)
     place = int(torch.searchsorted(from_top, rank))
     above = int(from_top[place - 1]) if place else 0
     return counts.numel() - 1 - place, rank - above
+
+
+def _sums(groups: Tensor) -> Tensor:
+    """int64 sums of the rows; numpy's are several times quicker than torch's on whole numbers."""
+    if groups.device.type == "cpu":
+        return torch.from_numpy(groups.numpy().sum(axis=1, dtype=np.int64))
+    return groups.sum(dim=1)
 
 
 def as_float(high: int, low: int) -> float:

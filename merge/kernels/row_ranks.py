@@ -11,6 +11,10 @@ from merge.kernels.radix import places
 
 _MAGNITUDE = 0x7FFFFFFF
 _COLUMN = 0xFFFFFFFF
+_TOGETHER = 1 << 17
+"""Entries sorted at a time: what is made of them stays in the processor's cache."""
+_LIBRARY = torch.library.Library("mergery", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("row_ranks(Tensor values, bool shared) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def row_ranks(values: Tensor, *, shared: bool = True) -> Tensor:
@@ -19,8 +23,21 @@ def row_ranks(values: Tensor, *, shared: bool = True) -> Tensor:
     Equal magnitudes share the mean of their places, so the mean rank of a row is (columns - 1) / 2 whatever
     is in it; unless ``shared`` is false: then they rank by their columns.
     """
-    if not values.numel():
-        return torch.zeros_like(values, dtype=torch.float32)
+    ranks: Tensor = torch.ops.mergery.row_ranks(values, shared)
+    return ranks
+
+
+@torch.library.impl(_LIBRARY, "row_ranks", "CompositeExplicitAutograd")
+def _row_ranks(values: Tensor, shared: bool) -> Tensor:
+    """One operation to whoever follows what a method does."""
+    found = torch.zeros_like(values, dtype=torch.float32, memory_format=torch.contiguous_format)
+    height = max(1, _TOGETHER // max(1, values.shape[1]))
+    for first in range(0, values.shape[0] if values.numel() else 0, height):
+        found[first : first + height] = _ranks(values[first : first + height], shared)
+    return found
+
+
+def _ranks(values: Tensor, shared: bool) -> Tensor:
     columns = values.shape[1]
     keys = values.to(torch.float32).contiguous().view(torch.int32).bitwise_and(_MAGNITUDE).to(torch.int64)
     keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(columns, device=values.device))

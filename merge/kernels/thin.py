@@ -29,6 +29,8 @@ RESIDUAL = 1e-10
 """How far a triplet may be from A v = s u, relative to the largest singular value."""
 PASSES = 3
 LEAST_SIDE = 512
+STRIPES = 8
+"""Parts of a large Gram matrix."""
 START = 0x7EC0_11E5_0A5B_A515
 
 
@@ -51,6 +53,10 @@ class Thin:
     def product(self, values: Tensor | None = None) -> Tensor:
         """The matrix (m, n), with other ``values`` where they are given."""
         return (self.left * (self.values if values is None else values)) @ self.right.T
+
+    def to(self, like: Tensor) -> "Thin":
+        """The same in another tensor's dtype, for products that need no more digits than that has."""
+        return Thin(self.left.to(like), self.values.to(like), self.right.to(like))
 
     def first(self, count: int) -> "Thin":
         """The leading directions alone."""
@@ -90,7 +96,7 @@ def orthonormal(columns: Tensor, null: float = NULL) -> Tensor:
         return small
     wide = columns.double()
     tall = wide.shape[0] >= wide.shape[1]
-    squares, vectors = torch.linalg.eigh(wide.T @ wide if tall else wide @ wide.T)
+    squares, vectors = torch.linalg.eigh(gram(wide if tall else wide.T))
     kept = int((squares > null * null * squares[-1]).sum())
     vectors, roots = vectors[:, -kept:], squares[-kept:].sqrt()
     factor: Tensor = (vectors / roots) @ vectors.T
@@ -104,14 +110,29 @@ def column_basis(parts: Sequence[Tensor], null: float = NULL) -> Tensor:
     rows, columns = parts[0].shape[0], sum(part.shape[1] for part in parts)
     if rows * columns <= SVD_ENTRIES or rows > columns or null < LEAST_GRAM_NULL:
         return thin(torch.cat(list(parts), dim=1), null=null).left
-    gram = torch.zeros(rows, rows, dtype=torch.float64, device=parts[0].device)
+    products = torch.zeros(rows, rows, dtype=torch.float64, device=parts[0].device)
     for part in parts:
-        wide = part.double()
-        gram += wide @ wide.T
-    squares, vectors = torch.linalg.eigh(gram)
+        products += gram(part.double().T)
+    squares, vectors = torch.linalg.eigh(products)
     kept = int((squares > null * null * squares[-1]).sum()) if float(squares[-1]) > 0 else 0
     basis: Tensor = vectors.flip(1)[:, :kept].contiguous()
     return basis
+
+
+def gram(upright: Tensor) -> Tensor:
+    """The products (n, n) of all columns of an (m, n) matrix with each other. They are the same both ways, so
+    that of many columns little more than half is computed.
+    """
+    columns = upright.shape[1]
+    if columns < LEAST_SIDE:
+        return upright.T @ upright
+    found = upright.new_empty(columns, columns)
+    width = -(-columns // STRIPES)
+    for first in range(0, columns, width):
+        last = min(first + width, columns)
+        torch.mm(upright[:, first:last].T, upright[:, first:], out=found[first:last, first:])
+        found[last:, first:last] = found[first:last, last:].T
+    return found
 
 
 def _few(upright: Tensor, most: int) -> bool:
@@ -131,7 +152,7 @@ def _by_svd(upright: Tensor, most: int, null: float) -> Found:
 
 def _by_gram(upright: Tensor, most: int, null: float) -> Found | None:
     """``None`` where the spread of the singular values was too much for it."""
-    squares, vectors = torch.linalg.eigh(upright.T @ upright)
+    squares, vectors = torch.linalg.eigh(gram(upright))
     kept = min(most, int((squares > null * null * squares[-1]).sum()))
     short = vectors.flip(1)[:, :kept].contiguous()
     del vectors

@@ -22,14 +22,19 @@ DOUBLE = 8
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A rank, or the least rank whose relative Frobenius error is at most ``error``, but at most ``rank``."""
+    """A rank, or the least rank whose relative Frobenius error is at most ``error``, but at most ``rank``;
+    with ``share`` at most that part of the full rank, rounded down, and at least 1.
+    """
 
     rank: int
     error: float | None = None
+    share: float | None = None
 
     def most(self, rows: int, columns: int) -> int:
         """The largest rank that can come out for a matrix of this shape."""
-        return min(self.rank, rows, columns)
+        full = min(rows, columns)
+        most = self.rank if self.share is None else max(1, int(self.share * full + 1e-9))
+        return min(most, full)
 
 
 def way_of(rows: int, columns: int, width: int) -> Way:

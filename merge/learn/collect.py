@@ -9,7 +9,6 @@ or numbers of threads sums may differ in their last bits, as matrix products do.
 """
 
 import hashlib
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -17,18 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from merge.checkpoint.adapter import WEIGHT_FILE
 from merge.checkpoint.index import ModelIndex, safe_path
 from merge.checkpoint.reader import TensorReader
 from merge.errors import BudgetTooSmall, ModelNotRun, OutputExists, StatisticsInvalid, Stopped
-from merge.learn.batches import Batch, Batches, batches_of
+from merge.learn.backward import Backward
+from merge.learn.batches import Batches, batches_of
 from merge.learn.forecast import bytes_whole, largest_stage
-from merge.learn.gradients import Gradients, Squares, keep_every_output
-from merge.learn.observe import Findings, Observers, SharingBroken
+from merge.learn.gradients import Squares
+from merge.learn.observe import Findings
+from merge.learn.observed import observed
 from merge.learn.partial import Partial
 from merge.learn.samples import Samples
 from merge.learn.skeleton import Skeleton, Stored
@@ -41,27 +40,19 @@ from merge.learn.statistics import (
     read_statistics,
     statistics_digest,
 )
-from merge.learn.walk import REST, NotByBlocks, Stage, Walk
+from merge.learn.walk import REST, NotByBlocks, Walk
 
 __all__ = ["Manifest", "Progress", "Statistics", "collect", "files_sha256", "read_statistics"]
 
 _PIECE = 1 << 20
-GROUP_BYTES = 256 << 20
-"""Gradients go through the model in groups of sequences; what one block gives to a group is at most this
-large.
-"""
-GROUPS = 8
-"""At least so many groups where there are as many sequences: a measurement goes on from the last finished
-one.
-"""
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far a measurement is: ``block`` is done, ``done`` of ``total`` blocks (the rest of the model is
-    one).
+    one) of a pass, the ``turn``-th of ``turns``: kinds with gradients have a pass each.
 
-    ``tokens_per_second`` are tokens through the whole model, so far.
+    ``tokens_per_second`` are tokens through the whole model in this pass, so far.
     """
 
     block: str
@@ -69,6 +60,13 @@ class Progress:
     total: int
     tokens: int
     tokens_per_second: float
+    turn: int = 0
+    turns: int = 1
+
+    @property
+    def share(self) -> float:
+        """How much of all passes is done, 0 to 1."""
+        return (self.turn + self.done / self.total) / self.turns
 
 
 def collect(
@@ -95,7 +93,7 @@ def collect(
     ``NotFinite``, ``OutputExists``, ``Stopped``.
     """
     wanted = check_kinds(kinds)
-    _check_memory(index, wanted, memory_bytes)
+    _check_memory(index, wanted, samples, memory_bytes)
     skeleton = Skeleton(index)
     batches = batches_of(skeleton, folder, samples)
     manifest = _named(
@@ -110,7 +108,7 @@ def collect(
         try:
             work.run(whole=False)
         except NotByBlocks as reason:
-            _check_whole(index, str(reason), memory_bytes)
+            _check_whole(index, wanted, str(reason), memory_bytes)
             partial.clear()
             work.run(whole=True)
     return partial.finish(out, index.tensors)
@@ -162,8 +160,8 @@ def _kept(out: Path, manifest: Manifest) -> Manifest:
     return found
 
 
-def _check_memory(index: ModelIndex, kinds: Sequence[str], memory: int | None) -> None:
-    needed = largest_stage(index, kinds)
+def _check_memory(index: ModelIndex, kinds: Sequence[str], samples: Samples, memory: int | None) -> None:
+    needed = largest_stage(index, kinds, samples.documents, samples.tokens)
     if memory is not None and needed > memory:
         raise BudgetTooSmall(
             f"Measuring {', '.join(kinds)} of {index.label} takes about {needed >> 20} MiB for its "
@@ -172,8 +170,8 @@ def _check_memory(index: ModelIndex, kinds: Sequence[str], memory: int | None) -
         )
 
 
-def _check_whole(index: ModelIndex, reason: str, memory: int | None) -> None:
-    needed = bytes_whole(index)
+def _check_whole(index: ModelIndex, kinds: Sequence[str], reason: str, memory: int | None) -> None:
+    needed = bytes_whole(index, kinds)
     if memory is not None and needed > memory:
         raise ModelNotRun(
             f"{index.label} cannot be run block by block ({reason}), and its {needed >> 20} MiB do not "
@@ -195,114 +193,66 @@ class _Work:
     manifest: Manifest
     report: Callable[[Progress], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
+    turn: int = 0
+    turns: int = 1
 
     def run(self, *, whole: bool) -> None:
         """Every stage that is not done yet: first what hooks see, then what gradients tell."""
         observed = frozenset(self.kinds) - GRADIENT_KINDS.keys()
+        backward = sorted(frozenset(self.kinds) & GRADIENT_KINDS.keys())
+        self.turn, self.turns = 0, bool(observed) + len(backward)
         if observed:
             self._observe(observed, whole)
-        for kind in sorted(frozenset(self.kinds) & GRADIENT_KINDS.keys()):
+        for kind in backward:
+            self.turn = bool(observed) + backward.index(kind)
             self._differentiate(kind, whole)
-
-    def _walk(self, batches: Sequence[Batch], scratch: Path, whole: bool, gradients: bool = False) -> Walk:
-        return Walk(
-            self.skeleton,
-            self.weights,
-            batches,
-            scratch,
-            device=self.device,
-            whole=whole,
-            gradients=gradients,
-            check=self._check,
-        )
 
     def _observe(self, kinds: frozenset[str], whole: bool) -> None:
         scratch = self.partial.folder / "states"
         past = list(self.partial.facts.get("done", []))
         if REST in past:
             return
-        with self._walk(self.batches.every, scratch, whole) as walk:
+        batches, device = self.batches.every, self.device
+        with Walk(
+            self.skeleton, self.weights, batches, scratch, device=device, whole=whole, check=self._check
+        ) as walk:
             done = past if past and walk.resume(past, self.partial.facts["states"]) else []
             began = time.monotonic()
             for count, stage in enumerate(walk.stages(), 1):
-                found = self._stage(stage, kinds)
+                stage.fill()
+                found = observed(self.skeleton, stage, kinds, self.device)
                 self.partial.save(f"input-{len(done):04}", found)
                 done.append(stage.path)
                 self.partial.note(done=done, states=walk.snapshot())
                 self._tell(stage.path, len(done), walk.count, count, began)
         shutil.rmtree(scratch, ignore_errors=True)
 
-    def _stage(self, stage: Stage, kinds: frozenset[str]) -> Findings:
-        stage.fill()
-        try:
-            return self._observed(stage, kinds, share=True)
-        except SharingBroken:
-            return self._observed(stage, kinds, share=False)
-
-    def _observed(self, stage: Stage, kinds: frozenset[str], *, share: bool) -> Findings:
-        seen = Observers(self.skeleton, stage.modules, kinds, device=self.device, share=share)
-        with seen:
-            stage.run(after=lambda _, output: seen.after_batch(output))
-        return seen.findings(stage.tensors, stage.path)
-
     def _differentiate(self, kind: str, whole: bool) -> None:
-        singles = [batch.one(at) for batch in self.batches.every for at in range(batch.sequences)]
-        size = self._group_size(len(singles))
-        groups = range(0, len(singles), size)
-        began, already = time.monotonic(), int(self.partial.facts.get(kind, 0))
-        for number, first in enumerate(groups):
-            if number >= already:
-                self._group(kind, singles[first : first + size], first, number, len(singles), whole)
-                self.partial.note(**{kind: number + 1})
-                self._tell(kind, number + 1, len(groups), number + 1 - already, began)
-                self._drop(kind, number - 1)
+        began = time.monotonic()
 
-    def _group(
-        self, kind: str, batches: Sequence[Batch], first: int, number: int, total: int, whole: bool
-    ) -> None:
-        """Adds the squares of a group of sequences to those of the groups before."""
-        scratch = self.partial.folder / "gradients"
-        shutil.rmtree(scratch, ignore_errors=True)
-        squares = Squares(kind)
-        with self._walk(batches, scratch, whole, gradients=True) as walk:
-            order = keep_every_output(walk, scratch)
-            last = first + len(batches) == total
+        def means(place: int, values: dict[str, Tensor], total: int) -> None:
+            """Sums over all sequences become means under the checkpoint's names."""
+            found = Findings()
+            for name, value in self.skeleton.unconverted(values).items():
+                found.tensors[f"{kind}/{name}"] = value.contiguous() / total
+            self.partial.save(f"{kind}-{place:04}", found)
 
-            def after(path: str) -> None:
-                values = squares.take()
-                place = order.index(path) if path != REST else len(order)
-                self._sum(kind, number, place, values, total if last else None)
+        def on_group(done: int, total: int, run: int) -> None:
+            self.partial.note(**{kind: done})
+            self._tell(kind, done, total, run, began)
 
-            Gradients(walk, kind, self.manifest.settings["seed"], first, squares.add).run(order, after)
-        shutil.rmtree(scratch, ignore_errors=True)
-
-    def _sum(self, kind: str, number: int, place: int, values: dict[str, Tensor], total: int | None) -> None:
-        """Adds to the sums of the group before; after the last group they become means under their own
-        names.
-        """
-        before = self.partial.folder / f"{kind}-{place:04}.{number - 1}.sum"
-        if before.is_file():
-            with safe_open(before, framework="pt") as held:
-                for name in held.keys():  # noqa: SIM118 - not a mapping
-                    past = held.get_tensor(name)
-                    values[name] = past + values[name].cpu() if name in values else past
-        values = {name: value.cpu().contiguous() for name, value in values.items()}
-        if total is None:
-            save_file(values, self.partial.folder / f"{kind}-{place:04}.{number}.sum")
-            return
-        found = Findings()
-        for name, value in self.skeleton.unconverted(values).items():
-            found.tensors[f"{kind}/{name}"] = value.contiguous() / total
-        self.partial.save(f"{kind}-{place:04}", found)
-
-    def _drop(self, kind: str, number: int) -> None:
-        for path in self.partial.folder.glob(f"{kind}-*.{number}.sum"):
-            path.unlink()
-
-    def _group_size(self, sequences: int) -> int:
-        width = int(getattr(self.skeleton.config.get_text_config(), "hidden_size", 0) or 1024)
-        length = max(self.batches.tokens // max(sequences, 1), 256)
-        return max(1, min(math.ceil(sequences / GROUPS), GROUP_BYTES // (length * width * 4)))
+        Backward(
+            name=kind,
+            loss=kind,
+            skeleton=self.skeleton,
+            weights=self.weights,
+            batches=self.batches,
+            folder=self.partial.folder,
+            seed=int(self.manifest.settings["seed"]),
+            device=self.device,
+            whole=whole,
+            check=self._check,
+        ).run(Squares(kind), int(self.partial.facts.get(kind, 0)), on_group, means)
 
     def _check(self) -> None:
         if self.should_stop():
@@ -311,4 +261,4 @@ class _Work:
     def _tell(self, path: str, done: int, total: int, run: int, began: float) -> None:
         tokens = self.batches.tokens * run / total
         speed = tokens / max(time.monotonic() - began, 1e-9)
-        self.report(Progress(path, done, total, self.batches.tokens, speed))
+        self.report(Progress(path, done, total, self.batches.tokens, speed, self.turn, self.turns))

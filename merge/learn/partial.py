@@ -55,6 +55,10 @@ class Partial:
             os.fsync(file.fileno())
         beside.replace(self.folder / _JOURNAL)
 
+    def stage_file(self, name: str) -> Path:
+        """Where what a stage gave is, or will be."""
+        return self.folder / f"{name}.stage"
+
     def save(self, name: str, found: Findings) -> None:
         """Writes what a stage gave, durably."""
         facts = {key: getattr(found, key) for key in _FACTS}
@@ -63,7 +67,7 @@ class Partial:
         save_file(tensors or {"none": torch.zeros(0)}, beside, {"facts": json.dumps(facts)})
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
-        beside.replace(self.folder / f"{name}.stage")
+        beside.replace(self.stage_file(name))
 
     def finish(self, out: Path, tensors: Mapping[str, Any]) -> Manifest:
         """Puts the stages' files together and gives the folder its name. ``tensors`` are all the model

@@ -23,6 +23,7 @@ from merge.errors import (
     CalibrationFormat,
     CalibrationMissing,
     CalibrationTooLarge,
+    CalibrationTooShort,
 )
 
 Rule = Literal["blocks", "paper"]
@@ -32,8 +33,11 @@ DOCUMENTS = 256
 TOKENS = 512
 SEED = 42
 MAX_BYTES = 256 << 20
+LEAST_CHARACTERS = 32
+"""Files of less are refused without a tokenizer being asked: hardly more than a token or two."""
 _TEXTS = (".txt", ".md")
 _LINES = (".jsonl", ".ndjson")
+_LINE = 'write each line as {"text": "..."}'
 _ARRAYS = (".npy", ".safetensors")
 
 
@@ -165,8 +169,19 @@ def documents_of(raw: bytes, kind: str, name: str) -> tuple[str, ...]:
     subclass of ``CalibrationInvalid``.
     """
     text = decoded(raw, name)
-    found = _lines(text, name) if kind in _LINES else _documents(text)
-    return _not_empty(found, name)
+    return enough(_lines(text, name) if kind in _LINES else _documents(text), name)
+
+
+def enough(texts: Sequence[str], name: str) -> tuple[str, ...]:
+    """The texts of a file without the empty ones; raises ``CalibrationEmpty`` and ``CalibrationTooShort``."""
+    kept = _not_empty(texts, name)
+    count = sum(map(len, kept))
+    if count < LEAST_CHARACTERS:
+        raise CalibrationTooShort(
+            f"{name} holds {count} characters, hardly more than a token; at least {LEAST_CHARACTERS} are "
+            "needed, and some thousands of words to say anything. Give longer texts, or more of them."
+        )
+    return kept
 
 
 def decoded(raw: bytes, name: str) -> str:
@@ -179,7 +194,9 @@ def decoded(raw: bytes, name: str) -> str:
             "(iconv -t utf-8 does it)."
         ) from None
     if "\0" in text:
-        raise CalibrationEncoding(f"{name} holds NUL characters: it is no plain text, or it is UTF-16.")
+        raise CalibrationEncoding(
+            f"{name} holds NUL characters: it is no plain text, or it is UTF-16. Save it as UTF-8."
+        )
     return text
 
 
@@ -205,9 +222,11 @@ def _lines(text: str, name: str) -> list[str]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
-            raise CalibrationFormat(f"{name}: line {number} is not JSON.") from None
+            raise CalibrationFormat(f"{name}: line {number} is not JSON; {_LINE}.") from None
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-            raise CalibrationFormat(f'{name}: line {number} is no object with a "text" that is a string.')
+            raise CalibrationFormat(
+                f'{name}: line {number} is no object with a "text" that is a string; {_LINE}.'
+            )
         found.append(entry["text"])
     return found
 

@@ -186,6 +186,13 @@ class Skeleton:
                         name, value.to(device, self.dtype), gradients and value.is_floating_point()
                     )
 
+    def values(self, parameters: Iterable[str], weights: Weights) -> dict[str, Tensor]:
+        """What these parameters (and whatever is made together with them) would be with other weights."""
+        found: dict[str, Tensor] = {}
+        for first in dict.fromkeys(self._first[self._owner(each)] for each in parameters):
+            found |= self._converted(first, self._groups[first], weights.tensor)
+        return found
+
     def trained(self, parameters: Iterable[str]) -> dict[str, Tensor]:
         """The filled parameters to be differentiated, tied ones once, under the name they are made by."""
         owners = dict.fromkeys(self._owner(name) for name in parameters)

@@ -34,7 +34,14 @@ OTHER_KINDS: Mapping[str, str] = {
     "routing_counts": "(experts,): tokens that each expert was given, under the router's name",
     "activation_norm": "(): mean over tokens of the L2 norm of what leaves a block, under the block's path",
 }
+JOINT_KINDS: Mapping[str, str] = {
+    "gram_merged": "(in, in): mean over tokens of x x', the x coming through blocks that are merged already",
+    "votes": "shape of the tensor: mean over sequences of 1 (take the entry), -1 (keep it), 0 (no say)",
+    "mask": "shape of the tensor: 1 where the entry is in the source's trained region, else 0",
+}
+"""Kinds that take several models and a recipe's settings (``merge.joint`` measures them)."""
 KINDS: Mapping[str, str] = {**INPUT_KINDS, **GRADIENT_KINDS, **OTHER_KINDS}
+_SHARED = frozenset({*INPUT_KINDS, "gram_merged"})
 
 
 @dataclass(frozen=True)
@@ -119,12 +126,12 @@ class Statistics:
     def names(self, kind: str) -> tuple[str, ...]:
         """The model's tensors that have this statistic, sorted."""
         own = {name.removeprefix(f"{kind}/") for name in self._names if name.startswith(f"{kind}/")}
-        shared = self.manifest.shared if kind in INPUT_KINDS else {}
+        shared = self.manifest.shared if kind in _SHARED else {}
         return tuple(sorted(own | {name for name, first in shared.items() if first in own}))
 
     def get(self, kind: str, tensor_name: str) -> "Tensor | None":
         """The statistic of a tensor, float32 (int64 for counts); ``None`` where it has none."""
-        shared = self.manifest.shared if kind in INPUT_KINDS else {}
+        shared = self.manifest.shared if kind in _SHARED else {}
         name = f"{kind}/{shared.get(tensor_name, tensor_name)}"
         return self._file.get_tensor(name) if name in self._names else None
 

@@ -1,9 +1,10 @@
 """The lists of blocks of a model, found from its module tree."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from merge.learn.states import States
 
@@ -16,6 +17,21 @@ class Tower:
     now: States
     spare: States
     last: str | None = None
+
+
+@dataclass
+class Call:
+    """One call of the model's forward: which batch, which block runs, which were called so far. Of a call
+    that is watched, ``leaves`` are what done blocks gave; ``before`` is what stands for those before each
+    tower's last.
+    """
+
+    batch: int = 0
+    running: str | None = None
+    seen: set[str] = field(default_factory=set)
+    watched: bool = False
+    leaves: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
+    before: dict[str, Any] = field(default_factory=dict)
 
 
 def block_lists(module: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:

@@ -27,7 +27,7 @@ from merge.learn.batches import Batch
 from merge.learn.outside import Guard, moved_buffers
 from merge.learn.skeleton import Skeleton, Weights
 from merge.learn.states import States
-from merge.learn.towers import Tower, block_lists
+from merge.learn.towers import Call, Tower, block_lists
 from merge.learn.trees import TreeUnknown, detached, leaves_of, map_floats, tensors_in
 
 REST = ""
@@ -44,17 +44,6 @@ class _Reached(Exception):
     def __init__(self, path: str, output: Any = None) -> None:
         self.path = path
         self.output = output
-
-
-@dataclass
-class _Call:
-    """One call of the model's forward: which batch, which block runs, which were called so far."""
-
-    batch: int = 0
-    running: str | None = None
-    seen: set[str] = field(default_factory=set)
-    watched: bool = False
-    leaves: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,7 +83,7 @@ class Walk:
         self.done: list[str] = []
         self.whole = whole
         self.check = check
-        self._call = _Call()
+        self._call = Call()
         self._takes_cache = "use_cache" in inspect.signature(skeleton.module.forward).parameters
         self._undo: list[Callable[[], None]] = []
         self._scratch = scratch
@@ -210,7 +199,7 @@ class Walk:
         """Calls the model on a batch up to the block ``running`` and gives that block's output; all
         through, and the model's own output, where ``running`` is ``REST``.
         """
-        self._call = _Call(batch, running, watched=batch == 0 and bool(self._blocks))
+        self._call = Call(batch, running, watched=batch == 0 and bool(self._blocks))
         try:
             with torch.set_grad_enabled(self._call.watched):
                 found = self._run_model(batch)
@@ -226,7 +215,7 @@ class Walk:
         """Calls the model on a batch with gradients, done blocks standing in with what they gave, up to
         ``until``.
         """
-        self._call = _Call(batch, until)
+        self._call = Call(batch, until)
         self._trace = trace = Trace()
         try:
             with torch.enable_grad():
@@ -244,7 +233,7 @@ class Walk:
     def _next(self) -> str:
         if len(self.done) == len(self._blocks):
             return REST
-        self._call = _Call()
+        self._call = Call()
         try:
             with torch.no_grad():
                 self._run_model(0)
@@ -297,15 +286,21 @@ class Walk:
         return map_floats(tree, lambda each: each.view_as(each))
 
     def _kept(self, path: str) -> Any:
-        """What the tower's last block gave; a mark is left on it, to see who uses it."""
-        tower = self.towers[self._blocks[path][1]]
-        tree = tower.now.get(self._call.batch, self.device)
-        if not self._call.watched:
-            return tree
-        return map_floats(tree, lambda tensor: self._marked(path, tensor))
+        """What the tower's last block gave; a mark is left on it, to see who uses it. Nobody may use what
+        blocks before the last gave, so one copy stands for all of those.
+        """
+        tower, held = self.tower_of(path), self._call.before
+        tree = None if path == tower.last else held.get(tower.path)
+        if tree is None:
+            tree = tower.now.get(self._call.batch, self.device)
+        if path == tower.last:
+            held.pop(tower.path, None)
+        else:
+            held[tower.path] = tree
+        return map_floats(tree, lambda each: self._marked(path, each)) if self._call.watched else tree
 
     def _marked(self, path: str, tensor: Tensor) -> Tensor:
-        leaf = tensor.requires_grad_(True)
+        leaf = tensor.detach().requires_grad_(True)
         self._call.leaves[id(leaf)] = (path, leaf)
         return leaf.clone()
 

@@ -22,6 +22,7 @@ from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.layout import TensorSpec, lay_out
 from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.writer import ShardWriter
+from merge.contract.factors import Factors
 from merge.errors import NotFinite, NothingChanged
 from merge.finish import write_json
 from merge.forms.adapter import AdapterPlan, LoraModule
@@ -68,6 +69,9 @@ class Merging(Protocol):
 
     def chain(self, output: OutputTensor) -> Chain:
         """The steps bound to this tensor."""
+
+    def merged_factors(self, output: OutputTensor) -> Factors | None:
+        """The merged change as factors, where the steps give those."""
 
     def finished(self, output: OutputTensor) -> None:
         """Counts a tensor that was made."""
@@ -217,6 +221,12 @@ class _Maker:
     def _from_factors(self, module: LoraModule) -> LowRank:
         """The sum of c_i s_i B_i A_i over the sources, by their own factors alone."""
         output = module.output
+        made = self._work.merged_factors(output)
+        if made is not None:
+            low = decompose_product([made.left], [made.right], self._adapter.wanted)
+            whole = hypot(low.norm, made.lost)
+            lost = hypot(low.error * low.norm, made.lost)
+            return LowRank(low.left, low.right, whole, lost / whole if whole else 0.0)
         lefts, rights = [], []
         for source, factor in zip(output.sources, self._factors(output), strict=True):
             adapter = self._plan.models[source.model].adapter

@@ -13,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
+from merge.checkpoint.tokenizer import tokenizer_folder
 from merge.errors import GateUnsupported
 
 
-def tokens_of(folder: Path, texts: Sequence[str]) -> list[Tensor]:
+def tokens_of(model: ModelIndex, folder: Path, texts: Sequence[str]) -> list[Tensor]:
     """Token ids (int64) of each text, with the tokenizer's own special tokens."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with tokenizer_folder(model.tokenizer, folder) as place:
+            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         found = [torch.tensor(tokenizer(text)["input_ids"], dtype=torch.int64) for text in texts]
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise GateUnsupported(f"The tokenizer of {folder.name} cannot be used: {error}.") from error

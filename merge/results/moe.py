@@ -1,13 +1,15 @@
-"""The routers of a mixture: one row an expert, drawn by a key or taken from what prompts look like inside.
+"""What a mixture has beyond copies: experts with noise or another scale, and the routers. A router has one
+row an expert, drawn by a key or taken from what prompts look like inside.
 
 A row made from prompts is the mean of the positive prompts' vectors minus that of the negative ones', scaled
-to length 1, so that a token is sent where its own vector points. Vectors are the embeddings of a prompt's
-tokens (``cheap_embed``: the same row in every layer), or what the guide model holds where a layer begins:
-the mean over the tokens (``hidden``, ``hidden_avg``) or the last token's (``hidden_last``).
+to length 1, so that a token is sent where its own vector points. Vectors are the embeddings of all tokens of
+the prompts (``cheap_embed``: the same row in every layer; either side scaled to length 1 first), or what the
+guide model holds where a layer begins: the mean over the tokens (``hidden``, ``hidden_avg``) or the last
+token's (``hidden_last``).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import pi, sqrt
+from math import sqrt
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from merge.checkpoint.reader import TensorReader
 from merge.forms.moe import FORWARD_BYTES, MoePlan, Router
 from merge.kernels.keyed import Draws, key_of
+from merge.outputs import OutputTensor
 from merge.plan import Plan
 from merge.results.hidden import embedded, layer_inputs, tokens_of
 
@@ -35,13 +38,18 @@ def make_routers(
     if gate.endswith("random"):
         return {router.output.name: _drawn(router, plan.recipe.seed, gate) for router in plan.moe.routers}
     reader, folder = readers[plan.moe.guide], folders[plan.moe.guide]
+    routed = {name for router in plan.moe.routers for name in router.sources}
     texts = {
-        source.id: (tokens_of(folder, source.prompts), tokens_of(folder, source.negative_prompts))
+        source.id: (
+            tokens_of(reader.index, folder, source.prompts),
+            tokens_of(reader.index, folder, source.negative_prompts),
+        )
         for source in plan.recipe.sources
+        if source.id in routed
     }
     if gate == "cheap_embed":
         rows = {
-            name: _row(*([embedded(reader, ids).mean(0) for ids in side] for side in sides))
+            name: _row(*([_direction(reader, side)] if side else [] for side in sides))
             for name, sides in texts.items()
         }
         return {
@@ -54,10 +62,22 @@ def make_routers(
 def _drawn(router: Router, seed: int, gate: str) -> Tensor:
     rows, width = router.output.shape
     draws = Draws(key_of(seed, router.output.name, gate), 0, (rows, width))
-    if gate == "uniform_random":
-        return (draws.uniform() * 2 - 1) / sqrt(width)
-    radius = torch.sqrt(-2 * torch.log1p(-draws.uniform().double()))
-    return (radius * torch.cos(2 * pi * draws.uniform(1).double())).float()
+    return (draws.uniform() * 2 - 1) / sqrt(width) if gate == "uniform_random" else draws.normal().float()
+
+
+def changed_expert(plan: Plan, output: OutputTensor, merged: Tensor, first: int) -> Tensor:
+    """Entries ``first`` onwards of an expert with what the recipe adds to a plain copy; as they are where it
+    adds nothing. The noise is keyed by seed, source and the output's name.
+    """
+    change = plan.moe.changed.get(output.name) if plan.moe is not None else None
+    if change is None:
+        return merged
+    flat = merged.reshape(-1)
+    if change.noise:
+        key = key_of(plan.recipe.seed, change.source, output.name, "noise")
+        normal = Draws(key, first, (flat.numel(),), flat.device).normal()
+        flat = flat + normal.mul_(change.noise).to(flat.dtype)
+    return flat * change.scale
 
 
 def _from_hidden(
@@ -97,6 +117,12 @@ def _batches(texts: Mapping[str, Texts], width: int) -> Iterator[list[str]]:
         held += size
     if batch:
         yield batch
+
+
+def _direction(reader: TensorReader, texts: Sequence[Tensor]) -> Tensor:
+    """Which way the embeddings of all tokens of some prompts point together: of length 1, float64."""
+    total = torch.cat([embedded(reader, ids) for ids in texts]).double().sum(0)
+    return total.div(torch.linalg.vector_norm(total).clamp(min=1e-8))
 
 
 def _row(positive: Sequence[Tensor], negative: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from merge.arch.roles import is_conv1d
 from merge.checkpoint.index import ModelIndex
-from merge.forms.adapter import LoraModule
+from merge.forms.adapter import LoraModule, module_of
 from merge.outputs import OutputTensor
 
 PREFIX = "base_model.model."
@@ -78,8 +78,9 @@ def adapter_config(base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved
         if each.rank != rank
     }
     label, _, revision = base.label.partition("@")
-    biases = [each for each in saved if each.name.endswith(".base_layer.bias")]
-    whole = sorted({each.output.name.rpartition(".")[0] for each in saved if each not in biases})
+    whole = sorted({module_of(each.output.name) for each in saved if not each.name.endswith(".bias")})
+    biases = [each for each in saved if module_of(each.output.name) not in whole]
+    beside = all(each.name.endswith(".base_layer.bias") for each in biases)
     return {
         "peft_type": "LORA",
         "task_type": _task(base.config),
@@ -93,7 +94,7 @@ def adapter_config(base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved
         "alpha_pattern": dict(others),
         "target_modules": _targets(base, [each.path for each in used]),
         "modules_to_save": whole or None,
-        "bias": "lora_only" if biases else "none",
+        "bias": "none" if not biases else "lora_only" if beside else "all",
         "fan_in_fan_out": any(is_conv1d(each.module.output.name, base.config) for each in used),
         "init_lora_weights": True,
         "use_rslora": False,

@@ -9,14 +9,19 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from merge.chain import Block, Chain
-from merge.kernels.reduce import in_order, piece_sums
+from merge.contract.method import Kind
+from merge.fused.summing import Summing, Terms, summed
+from merge.kernels.reduce import in_order
+from merge.sizing import PIECE_ELEMENTS
 from merge.survey.summary import Measured
+from merge.survey.terms import Given
 
 Extent = Literal["sampled", "full", "none"]
+LoopOf = Callable[[Given, int, Terms], Summing | None]
+"""The loop for these terms of so many inputs, where there is one."""
 PIECES_SAMPLED = 4
 SAMPLE_ENTRIES = 1 << 13
 """Of each sampled piece (whole rows where a method needs them): enough for an angle to within a hundredth."""
@@ -39,15 +44,21 @@ class Surveyor:
         return self._extent != "none" and position % self._every == 0
 
     def look(
-        self, chain: Chain, first: int, merged: Tensor, load: Callable[[Chain, int, int], Block]
+        self,
+        chain: Chain,
+        first: int,
+        merged: Tensor,
+        load: Callable[[Chain, int, int], Block],
+        loop_of: LoopOf = lambda *_: None,
     ) -> None:
         """Measures the wanted pieces of a block whose merged entries, flat, have just been written.
 
-        ``load`` reads a block of the inputs again.
+        ``load`` reads a block of the inputs again, ``loop_of`` knows a compiled loop for the sums.
         """
         for start, count in self._pieces(chain, first, merged.numel()):
             block = load(chain, start, count)
-            numbers = _measure(chain, block, merged[start - first : start - first + count])
+            part = merged[start - first : start - first + count]
+            numbers = _measure(chain, block, part, loop_of)
             with self._lock:
                 self._found.setdefault(chain.site.name, {})[start] = numbers
                 self._entries[chain.site.name] = self._entries.get(chain.site.name, 0) + count
@@ -78,31 +89,22 @@ class Surveyor:
         return [(start, length) for start, length in spans if first <= start < first + count]
 
 
-def _measure(chain: Chain, block: Block, merged: Tensor) -> list[float]:
+def _measure(chain: Chain, block: Block, merged: Tensor, loop_of: LoopOf) -> list[float]:
     """The sums that ``Measured`` names, over one piece."""
-    result = merged.to(block.sources[0].dtype).to(block.sources[0].device).view(block.shape)
-    center = block.base if block.base is not None else result
-    deltas = [source - center for source in block.sources]
-    moved = result - center
-    kept = deltas if block.base is None else chain.prepared(block)
-    wide = [delta.reshape(-1).to(torch.float64) for delta in deltas]
-    products = [_sum(wide[i] * wide[j]) for i in range(len(wide)) for j in range(i, len(wide))]
-    signs = torch.stack([delta.sign() for delta in deltas])
-    conflict = (signs.amax(dim=0) > 0) & (signs.amin(dim=0) < 0)
-    counts = [conflict.sum(), moved.count_nonzero()]
-    for sign, prepared in zip(signs, kept, strict=True):
-        followed = (sign == moved.sign()) & (sign != 0)
-        counts += [sign.count_nonzero(), prepared.count_nonzero(), followed.sum()]
-    length = _sum(moved.to(torch.float64).square())
-    return [*products, length, *map(float, counts), _before(chain, block, center, length)]
+    like = block.sources[0]
+    result = merged.to(like.dtype).to(like.device).view(block.shape)
+    prepares = any(bound.method.kind is Kind.PREPARE for bound in chain.steps)
+    given = Given(block.base is not None, len(block.sources), prepares, chain.adjusts)
+    values = [*([] if block.base is None else [block.base]), *block.sources, result]
+    values += chain.prepared(block) if prepares else []
+    values += [chain.combined(block)] if chain.adjusts else []
+    loop = loop_of(given, given.inputs, given.terms)
+    flat = [value.reshape(-1) for value in values]
+    starts = range(0, max(1, flat[0].numel()), PIECE_ELEMENTS)  # a whole tensor has many terms at once
+    parts = [_sums([each[at : at + PIECE_ELEMENTS] for each in flat], given, loop) for at in starts]
+    return [in_order(column) for column in zip(*parts, strict=True)]
 
 
-def _before(chain: Chain, block: Block, center: Tensor, length: float) -> float:
-    """Squared length of the merged task vector before the adjusting steps; ``length`` without them."""
-    if not chain.adjusts:
-        return length
-    return _sum((chain.combined(block) - center).to(torch.float64).square())
-
-
-def _sum(values: Tensor) -> float:
-    return float(piece_sums(values, max(values.numel(), 1)).sum())
+def _sums(values: Sequence[Tensor], given: Given, loop: Summing | None) -> list[float]:
+    found = None if loop is None else loop.sums(values)
+    return summed(given.terms(values)) if found is None else found

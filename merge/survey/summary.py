@@ -6,8 +6,9 @@ from math import sqrt
 from typing import Any
 
 from merge.outputs import OutputTensor
+from merge.survey.spots import Spot, spot_of
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Measured:
     ``sums``: inner products of the task vectors (upper triangle, row by row), squared length of the merged
     task vector, entries with a sign conflict, entries changed; then for each source: entries that differ from
     the base, that the preparing steps keep, and in which the result moved its way; at the end the squared
-    length of the merged task vector before the adjusting steps.
+    length of the merged task vector before the adjusting steps, and those of the task vectors after the
+    preparing ones.
     """
 
     entries: int
@@ -55,12 +57,19 @@ class _Total:
         gram = _square(self.sums[:triangle], k)
         length, conflict, changed = self.sums[triangle : triangle + 3]
         each = [self.sums[triangle + 3 + 3 * i : triangle + 6 + 3 * i] for i in range(k)]
+        before, *left = self.sums[triangle + 3 + 3 * k :]
         return {
             "tensors": self.tensors,
             "entries": round(self.entries),
             "norms": {name: _root(gram[i][i]) for i, name in enumerate(self.names)},
             "merged_norm": _root(length),
-            "held_back": _share(sqrt(max(length, 0.0)), sqrt(max(self.sums[-1], 0.0))),
+            "merged_norm_before": _root(before),
+            "held_back": _share_of_roots(length, before),
+            "prepared": {
+                name: _share_of_roots(square, gram[i][i])
+                for i, (name, square) in enumerate(zip(self.names, left, strict=True))
+            },
+            "prepared_all": _share_of_roots(sum(left), sum(gram[i][i] for i in range(k))),
             "cosine": [[_cosine(gram, i, j) for j in range(k)] for i in range(k)],
             "sign_conflict": _share(conflict, self.entries),
             "changed": _share(changed, self.entries),
@@ -99,6 +108,7 @@ def _group(
     whole = _Total(names)
     layers: dict[int, _Total] = {}
     classes: dict[str, _Total] = {}
+    cells: dict[tuple[Spot, str], _Total] = {}
     tensors = []
     for output in outputs:
         numbers, entries = found[output.name], _entries(output)
@@ -107,6 +117,9 @@ def _group(
             total.add(entries, numbers)
         if output.layer is not None:
             layers.setdefault(output.layer, _Total(names)).add(entries, numbers)
+        spot = spot_of(output.name)
+        if spot is not None:
+            cells.setdefault((spot, output.role), _Total(names)).add(entries, numbers)
         told = own.told()
         tensors.append(
             {"name": output.name, "class": output.role, "layer": output.layer}
@@ -117,8 +130,24 @@ def _group(
         "all": whole.told(),
         "layers": [{"layer": layer, **layers[layer].told()} for layer in sorted(layers)],
         "classes": [{"class": role, **total.told()} for role, total in classes.items()],
+        "cells": _cells(cells),
         "tensors": tensors,
     }
+
+
+def _cells(cells: Mapping[tuple[Spot, str], _Total]) -> list[dict[str, Any]]:
+    """What steps before and after merging left of the changes, by layer and part of a layer; nothing where no
+    such step did anything.
+    """
+    told = [(spot, role, cells[spot, role].told()) for spot, role in cells]
+    if all(each[key] in (1.0, None) for *_, each in told for key in ("held_back", "prepared_all")):
+        return []
+    keys = ("merged_norm_before", "merged_norm", "held_back", "prepared", "prepared_all")
+    return [
+        {"tower": spot.tower, "layer": spot.layer, "part": spot.part, "class": role}
+        | {key: each[key] for key in keys}
+        for spot, role, each in told
+    ]
 
 
 def _entries(output: OutputTensor) -> int:
@@ -141,6 +170,10 @@ def _cosine(gram: Sequence[Sequence[float]], i: int, j: int) -> float | None:
 
 def _root(square: float) -> float:
     return _short(sqrt(max(square, 0.0)))
+
+
+def _share_of_roots(part: float, whole: float) -> float | None:
+    return _share(sqrt(max(part, 0.0)), sqrt(max(whole, 0.0)))
 
 
 def _share(part: float, whole: float) -> float | None:

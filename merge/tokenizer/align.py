@@ -10,7 +10,7 @@ from typing import Any
 
 from merge.checkpoint.vocabulary import Vocabulary
 from merge.recipe_tokenizer import TokenizerChoice, TokenOf
-from merge.tokenizer.pieces import Pieces
+from merge.tokenizer.pieces import Pieces, beginnings
 
 Fill = tuple[tuple[str, int], ...]
 """Rows of models, averaged; nothing means zeros."""
@@ -240,11 +240,14 @@ class _Aligner:
         """Finds a fill, or a method and its donor, for each row that a model lacks."""
         names = {at: token for token, at in self.ids.items()}
         cut = self._cut(key) if missing and self.choice.approximate == "subword" else None
+        near = self._near(key) if missing and (self.choice.byte_match or self.choice.prefix_match) else None
         for at in missing:
             fill: Fill | None = None
             way: tuple[str, str | None] = ("mean", None)
             if at not in names:
                 fill = self._padding(at)
+            elif near is not None and (found := near(names[at])) is not None:
+                fill = ((key, found),)
             elif cut is not None:
                 fill = cut(names[at])
             elif self.choice.approximate is None:
@@ -277,6 +280,23 @@ class _Aligner:
         donors = dict.fromkeys((self.ground.key, *self.speakers))
         donor = next((d for d in donors if d != key and self.own[d][at] >= 0), None)
         return (method, donor) if donor is not None else ("mean", None)
+
+    def _near(self, key: str) -> Callable[[Any], int | None]:
+        """The row of a token's only byte, or of its longest beginning, as far as the recipe asks for them."""
+        speaker = self.speakers[key]
+        known = {text: row for text, row in speaker.vocabulary.meanings().items() if row < speaker.rows}
+        marks = {token.text.encode() for each in self.speakers.values() for token in each.vocabulary.added}
+
+        def find(token: Any) -> int | None:
+            meaning = self._meaning(token)
+            if meaning in marks:
+                return None
+            same = known.get(meaning) if self.choice.byte_match and len(meaning) == 1 else None
+            if same is not None or not self.choice.prefix_match:
+                return same
+            return next((known[begin] for begin in beginnings(meaning) if begin in known), None)
+
+        return find
 
     def _cut(self, key: str) -> Callable[[Any], Fill | None]:
         speaker = self.speakers[key]

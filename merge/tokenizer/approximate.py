@@ -94,7 +94,7 @@ def orthogonal_pursuit(targets: Tensor, atoms: Rows, sizes: Tensor, k: int) -> C
     for step in range(most):
         if not bool(active.any()):
             break
-        best = _nearest_direction(left, atoms, sizes, chosen[:, :step])
+        best = nearest_direction(left, atoms, sizes, chosen[:, :step])
         atom = atoms.take(best.clamp(min=0).tolist()).to(torch.float64)
         rest, along = _orthogonal(atom, basis[:, :step])
         length = rest.norm(dim=1)
@@ -107,7 +107,7 @@ def orthogonal_pursuit(targets: Tensor, atoms: Rows, sizes: Tensor, k: int) -> C
         left = left - shares[:, step, None] * basis[:, step]
         active = active & (left.norm(dim=1) > ENOUGH * goal)
     amounts = torch.linalg.solve_triangular(upper, shares.unsqueeze(2), upper=True).squeeze(2)
-    return Combination(chosen, amounts, _relative(left, goal))
+    return Combination(chosen, amounts, relative(left, goal))
 
 
 def nearest_rows(targets: Tensor, atoms: Rows, sizes: Tensor, k: int) -> Combination:
@@ -132,7 +132,7 @@ def nearest_rows(targets: Tensor, atoms: Rows, sizes: Tensor, k: int) -> Combina
     made = torch.zeros_like(goals)
     for place, atom in enumerate(picked):
         made += atom.mul_(weights[:, place : place + 1])
-    return Combination(chosen, weights, _relative(goals - made, goals.norm(dim=1)))
+    return Combination(chosen, weights, relative(goals - made, goals.norm(dim=1)))
 
 
 def moments(rows: Rows, spread: str | None = None) -> Moments:
@@ -165,15 +165,13 @@ def moments(rows: Rows, spread: str | None = None) -> Moments:
 def drawn(known: Moments, seed: int, name: str, row: int) -> Tensor:
     """A row (width) of a normal distribution, keyed by seed, name and row; the mean where nothing spreads."""
     width = known.mean.numel()
-    draws = Draws(key_of(seed, "token", name), row * width, (width,))
-    radius = (-2 * (1 - draws.uniform(0).to(torch.float64)).log()).sqrt()
-    normal = radius * (2 * torch.pi * draws.uniform(1).to(torch.float64)).cos()
+    normal = Draws(key_of(seed, "token", name), row * width, (width,)).normal()
     if known.factor is not None:
         return known.mean + known.factor @ normal
     return known.mean if known.deviation is None else known.mean + known.deviation * normal
 
 
-def _nearest_direction(left: Tensor, atoms: Rows, sizes: Tensor, taken: Tensor) -> Tensor:
+def nearest_direction(left: Tensor, atoms: Rows, sizes: Tensor, taken: Tensor) -> Tensor:
     """Position of the atom with the greatest cosine to what is left, either way; -1 where there is none."""
     plain = left.to(torch.float32)
     best = torch.zeros(len(left))
@@ -202,5 +200,6 @@ def _orthogonal(atoms: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     return rest, along
 
 
-def _relative(left: Tensor, goal: Tensor) -> Tensor:
+def relative(left: Tensor, goal: Tensor) -> Tensor:
+    """What is left over as a share of the goal's length; nothing of a goal that is zero."""
     return torch.where(goal > 0, left.norm(dim=1) / goal, 0.0)

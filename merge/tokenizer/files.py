@@ -6,7 +6,7 @@ from typing import Any
 
 from merge.checkpoint.header import parse_json_object
 from merge.checkpoint.vocabulary import read_vocabulary
-from merge.errors import VocabularyInvalid
+from merge.file_errors import VocabularyInvalid
 from merge.tokenizer.align import NewToken
 
 _SLOW = ("tokenizer.model", "spiece.model", "vocab.json")

@@ -11,27 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge.arch.rope import Spin, spin_of
 from merge.checkpoint.dtype import as_bytes
 from merge.checkpoint.reader import TensorReader
 from merge.recipe import Recipe
 from merge.tokenizer.align import Made
-from merge.tokenizer.approximate import (
-    Combination,
-    drawn,
-    lengths,
-    moments,
-    nearest_rows,
-    orthogonal_pursuit,
-)
-from merge.tokenizer.planned import BATCH_ROWS, VocabularyPlan, Wanted
+from merge.tokenizer.approximate import Rows, drawn, lengths, moments, nearest_rows, orthogonal_pursuit
+from merge.tokenizer.planned import FROM_DONORS, VocabularyPlan, Wanted, batch_rows
 from merge.tokenizer.rows import HeldRows, MadeFile, MadeRows, PickedRows
+from merge.tokenizer.spaces import Each, landmark_map, sparse_basis_map
+from merge.tokenizer.turning import turning_pursuit
 
 FILE = ".mergery-rows"
 _SPREADS = {"random": "deviation", "john_hewitt": "covariance"}
-_COMBINING = {"omp": orthogonal_pursuit, "common_interpolation": nearest_rows}
 
-Each = Callable[[Sequence["_Batch"], Callable[["_Batch"], None]], None]
-"""Does the work on every batch, on several threads or not."""
+Solve = Callable[[Tensor], tuple[Sequence[Tensor], Tensor]]
+"""From rows of the donor to the rows made of them for each target, and what is left over of each."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +48,6 @@ class _Group:
     donor_tensor: str
     shared: tuple[int, ...]
     targets: tuple[_Target, ...]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    rows: tuple[int, ...]
 
 
 class RowMaker:
@@ -129,7 +119,7 @@ class RowMaker:
         table = self._vocabulary.tables[target.model]
         for made in table.made:
             flat = target.flat
-            if made.method in _COMBINING and not flat:
+            if made.method in FROM_DONORS and not flat:
                 continue
             own = PickedRows(self._readers[target.model], target.tensor, range(table.own_tokens))
             known = moments(own, None if flat else _SPREADS.get(made.method))
@@ -145,7 +135,7 @@ class RowMaker:
         found: dict[Any, tuple[Made, str, str, tuple[int, ...], list[_Target]]] = {}
         for target in self._targets:
             for made in self._vocabulary.tables[target.model].made:
-                if made.method not in _COMBINING or target.flat or made.donor is None:
+                if made.method not in FROM_DONORS or target.flat or made.donor is None:
                     continue
                 tensor = self._counterpart(target, made.donor)
                 shared = tuple(self._vocabulary.alignment.shared(target.model, made.donor))
@@ -170,8 +160,6 @@ class RowMaker:
         reader, own = self._readers[group.donor], self._vocabulary.alignment.natural[group.donor]
         picked = PickedRows(reader, group.donor_tensor, [own[at] for at in group.shared])
         atoms = HeldRows(picked) if picked.count * picked.width * 4 <= memory else picked
-        sizes = lengths(atoms)
-        solve = _COMBINING[group.made.method]
         places = [
             PickedRows(
                 self._readers[target.model],
@@ -180,20 +168,19 @@ class RowMaker:
             )
             for target in group.targets
         ]
+        solve = self._solver(group, atoms, places, each)
+        rows, size = group.made.rows, batch_rows(max(picked.width, *(place.width for place in places)))
         errors: dict[int, Tensor] = {}
 
-        def work(batch: _Batch) -> None:
-            wanted = PickedRows(reader, group.donor_tensor, [own[at] for at in batch.rows])
-            targets = wanted.take(range(wanted.count))
-            found: Combination = solve(targets, atoms, sizes, self._recipe.tokenizer.k)
-            errors[batch.rows[0]] = found.errors
-            for target, rows in zip(group.targets, places, strict=True):
-                values = found.apply(rows)
-                for place, row in enumerate(batch.rows):
+        def work(first: int) -> None:
+            batch = rows[first : first + size]
+            wanted = PickedRows(reader, group.donor_tensor, [own[at] for at in batch])
+            made, errors[first] = solve(wanted.take(range(wanted.count)))
+            for target, values in zip(group.targets, made, strict=True):
+                for place, row in enumerate(batch):
                     self._write(fd, target.part, row, values[place : place + 1])
 
-        rows = group.made.rows
-        each([_Batch(rows[at : at + BATCH_ROWS]) for at in range(0, len(rows), BATCH_ROWS)], work)
+        each(range(0, len(rows), size), work)
         left = torch.cat([errors[first] for first in sorted(errors)])
         for target in group.targets:
             self.told.append({
@@ -202,6 +189,43 @@ class RowMaker:
                 "error_mean": float(f"{float(left.mean()):.4g}"),
                 "error_max": float(f"{float(left.max()):.4g}"),
             })  # fmt: skip
+
+    def _solver(self, group: _Group, atoms: Rows, places: Sequence[Rows], each: Each) -> Solve:
+        """The way to make rows of a group, with all that is known before the first."""
+        method, k = group.made.method, self._recipe.tokenizer.k
+        if method in ("landmark_pca", "stb"):
+            maps = [
+                landmark_map(atoms, rows)
+                if method == "landmark_pca"
+                else sparse_basis_map(atoms, rows, k, each)
+                for rows in places
+            ]
+            return lambda targets: ([one.apply(targets) for one in maps], maps[0].errors(targets))
+        sizes = lengths(atoms)
+        if method == "mp_rope":
+            spin = self._spin(group.donor, atoms.width)
+            spins = [
+                self._spin(target.model, rows.width)
+                for target, rows in zip(group.targets, places, strict=True)
+            ]
+
+            def turn(targets: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+                found = turning_pursuit(targets, atoms, sizes, k, spin)
+                return [found.apply(rows, own) for rows, own in zip(places, spins, strict=True)], found.errors
+
+            return turn
+        pursue = orthogonal_pursuit if method == "omp" else nearest_rows
+
+        def combine(targets: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+            found = pursue(targets, atoms, sizes, k)
+            return [found.apply(rows) for rows in places], found.errors
+
+        return combine
+
+    def _spin(self, model: str, width: int) -> Spin:
+        found = spin_of(self._readers[model].index.config, width)
+        assert found is not None  # the plan refuses other widths
+        return found
 
     def _write(self, fd: int, part: MadeRows, row: int, values: Tensor) -> None:
         flat = values.to(self._dtype).contiguous()

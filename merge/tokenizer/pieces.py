@@ -1,6 +1,6 @@
-"""A text cut into the fewest tokens of a vocabulary."""
+"""A text cut into the fewest tokens of a vocabulary, or from its end."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 
 class Pieces:
@@ -30,3 +30,12 @@ class Pieces:
             found.append(self._rows[text[at : step[1]]])
             at = step[1]
         return tuple(found)
+
+
+def beginnings(text: bytes) -> Iterator[bytes]:
+    """Shorter and shorter beginnings, by whole letters, as long as there is more in them than white space."""
+    letters = text.decode("utf-8", "surrogateescape")
+    for end in range(len(letters) - 1, 0, -1):
+        if not letters[:end].strip():
+            return
+        yield letters[:end].encode("utf-8", "surrogateescape")

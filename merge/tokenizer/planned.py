@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from merge.arch.rope import spin_of
 from merge.arch.vocabulary import VocabularyTensors, vocabulary_tensors
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.vocabulary import check_vocabulary
 from merge.checks import error, warning
-from merge.errors import Finding, VocabularyInvalid
+from merge.errors import Finding
+from merge.file_errors import VocabularyInvalid
 from merge.recipe import Recipe
 from merge.tokenizer.align import DONOR, Alignment, NoSuchToken, RowTable, Speaker, align
 from merge.tokenizer.special import lost_ids
@@ -18,9 +20,11 @@ from merge.tokenizer.special import lost_ids
 Wanted = tuple[str, str, tuple[int, ...]]
 """Model, its tensor and the shape that tensor has in the result, where it is read by the model's table."""
 
-BATCH_ROWS = 64
 TILE_ROWS = 2048
-"""New rows that are approximated at a time, and shared rows that are looked at at a time: fixed."""
+"""Shared rows that are looked at at a time: fixed."""
+FROM_DONORS = ("omp", "common_interpolation", "landmark_pca", "stb", "mp_rope")
+"""Ways to make a row that look at a donor's rows."""
+_SQUARES = {"john_hewitt": 3, "landmark_pca": 8, "stb": 8}
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,10 @@ class VocabularyPlan:
         made = [each for table in self.tables.values() for each in table.made]
         if not made:
             return 0
-        width = self.widest
-        squares = 3 * 8 * width * width if any(each.method == "john_hewitt" for each in made) else 0
-        return BATCH_ROWS * (k + 8) * width * 8 + 4 * TILE_ROWS * (width + BATCH_ROWS) * 4 + squares
+        width, batch = self.widest, batch_rows(self.widest)
+        squares = max(_SQUARES.get(each.method, 0) for each in made) * 8 * width * width
+        twice = 2 if any(each.method == "mp_rope" for each in made) else 1
+        return twice * batch * (k + 8) * width * 8 + 4 * TILE_ROWS * (width + batch) * 4 + squares
 
     def check_room(self, k: int, budget: int) -> Iterator[Finding]:
         """Whether the memory suffices to compute rows."""
@@ -84,6 +89,11 @@ class VocabularyPlan:
             "ground": found.ground, "rows": found.rows, "tokens": len(found.tokens), "new": len(found.new),
             "models": models,
         }  # fmt: skip
+
+
+def batch_rows(width: int) -> int:
+    """New rows that are approximated at a time, of this many numbers each: fixed by it."""
+    return 128 if width <= 2048 else 64
 
 
 def plan_vocabulary(
@@ -113,6 +123,7 @@ def plan_vocabulary(
     plan = VocabularyPlan(alignment, tensors, max(widths, default=0))
     findings += _new_tokens(plan, speakers, models)
     findings += _nothing_shared(plan, models)
+    findings += _unturnable(plan, models)
     for speaker in speakers:
         findings += _told(plan, speaker)
     findings += _lost(plan, models, reference)
@@ -204,6 +215,20 @@ def _nothing_shared(plan: VocabularyPlan, models: Mapping[str, ModelIndex]) -> I
             if not plan.alignment.shared(key, donor):
                 message = f"{models[key].label} and {models[donor].label} share no token to learn from."
                 yield error("no_shared_tokens", message, "tokenizer", "approximate", model=key)
+
+
+def _unturnable(plan: VocabularyPlan, models: Mapping[str, ModelIndex]) -> Iterator[Finding]:
+    """Models whose embeddings are no whole heads of a rotary embedding, where rows are to be turned by it."""
+    made = [(key, each.donor) for key, table in plan.tables.items() for each in table.made
+            if each.method == "mp_rope"]  # fmt: skip
+    for name in dict.fromkeys(name for pair in made for name in pair if name is not None):
+        widths = {prod(models[name].tensors[tensor].shape[1:]) for tensor in plan.tensors[name].tensors}
+        if any(width > 1 and spin_of(models[name].config, width) is None for width in widths):
+            message = (
+                f"approximate: mp_rope turns rows head by head, but the embedding of {models[name].label} is "
+                "no whole number of heads of pairs; choose omp."
+            )
+            yield error("no_rotary_heads", message, "tokenizer", "approximate", model=name)
 
 
 def _told(plan: VocabularyPlan, speaker: Speaker) -> Iterator[Finding]:

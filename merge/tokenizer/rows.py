@@ -12,7 +12,7 @@ from torch import Tensor
 
 from merge.checkpoint.dtype import as_bytes
 from merge.checkpoint.reader import TensorReader
-from merge.errors import FileSizeMismatch
+from merge.file_errors import FileSizeMismatch
 from merge.tokenizer.align import Fill, RowTable
 from merge.tokenizer.planned import TILE_ROWS
 

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from api import openapi
 from api.app import create_app
+from merge.evidence import evidence_line
 from settings import Settings
 from tests.api.conftest import ORDER, Who
 
@@ -103,6 +104,8 @@ def test_every_method_is_listed_with_the_schema_of_its_settings(api: TestClient)
         assert api.get(f"/v1/methods/{name}").json()["settings"]["type"] == "object"
     preset = api.get("/v1/methods/dare_ties").json()
     assert (preset["kind"], [step["method"] for step in preset["steps"]]) == ("preset", ["dare", "ties"])
+    measured = api.get("/v1/methods/ties").json()["evidence"]
+    assert measured == evidence_line("ties") and "Bench A" in measured and "averaging" in measured
     missing = api.get("/v1/methods/tise")
     assert missing.status_code == 404
     assert "ties" in missing.json()["detail"]

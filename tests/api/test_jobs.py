@@ -263,8 +263,18 @@ def test_inputs_artifacts_and_scores_of_a_job_are_shown(
     assert [each["subject"] for each in evaluation["scores"]] == ["result", "base"]
 
 
+ACTIVITY = {
+    "tower": "model.layers",
+    "layer": 0,
+    "class": "linear",
+    "mean": 0.5,
+    "low": 0.1,
+    "median": 0.25,
+    "high": 1.0,
+    "most": 2.0,
+}
 SURVEY = {
-    "version": 1,
+    "version": 2,
     "extent": "sampled",
     "task_vectors_from": "base",
     "entries_measured": 64,
@@ -276,7 +286,10 @@ SURVEY = {
                 "entries": 64,
                 "norms": {"a": 2.0},
                 "merged_norm": 1.0,
+                "merged_norm_before": 1.5,
                 "held_back": 0.75,
+                "prepared": {"a": 0.5},
+                "prepared_all": 0.5,
                 "cosine": [[1.0]],
                 "sign_conflict": 0.0,
                 "changed": 0.5,
@@ -285,6 +298,29 @@ SURVEY = {
             },
             "layers": [],
             "classes": [],
+            "cells": [
+                {
+                    "tower": "model.layers",
+                    "layer": 0,
+                    "part": "mlp.down_proj",
+                    "class": "linear",
+                    "merged_norm_before": 1.5,
+                    "merged_norm": 1.0,
+                    "held_back": 0.75,
+                    "prepared": {"a": 0.5},
+                    "prepared_all": 0.5,
+                }
+            ],
+        }
+    ],
+    "saliency": [
+        {
+            "model": "base",
+            "kind": "mean_abs_input",
+            "tokens": 1024,
+            "dead_channels": 3,
+            "cells": [ACTIVITY | {"part": "self_attn.k_proj", "also": ["self_attn.q_proj"]}],
+            "layers": [ACTIVITY],
         }
     ],
 }

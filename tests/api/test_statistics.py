@@ -74,7 +74,7 @@ def test_large_statistics_go_to_the_gpu_queue_where_the_operator_has_one(
 def test_data_is_looked_at_before_a_job_is_accepted(api: TestClient, model_root: Path) -> None:
     folder = model_root / "texts"
     folder.mkdir(exist_ok=True)
-    (folder / "good.txt").write_text("One.\n\nTwo.\n")
+    (folder / "good.txt").write_text("One document.\n\nAnd a second one of some words.\n")
     (folder / "latin.txt").write_bytes("naïve\n".encode("latin-1"))
     (folder / "white.jsonl").write_text('{"text": "  "}\n')
     (folder / "other.jsonl").write_text('{"words": "x"}\n')
@@ -112,7 +112,9 @@ def test_an_upload_is_bound_by_its_id_and_only_to_its_tenant(
     client: TestClient, anna: Who, bert: Who
 ) -> None:
     text = {"Content-Type": "text/plain"}
-    made = client.post("/v1/datasets", content="Some words.", headers=anna.headers | text).json()
+    made = client.post(
+        "/v1/datasets", content="Some words for a model to be run on.", headers=anna.headers | text
+    ).json()
     order = aim({"dataset": made["id"]})
     assert client.post("/v1/jobs", json=order, headers=anna.headers).status_code == 202
     answer = client.post("/v1/jobs", json=order, headers=bert.headers)

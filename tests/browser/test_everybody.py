@@ -86,7 +86,7 @@ def places(desktop: Desktop) -> list[str]:
         "/jobs/new?method=dare",
         f"/jobs/new?from={done.id}",
     ]
-    more = ["/methods", "/methods/ties", "/keys", "/webhooks", "/jobs/nowhere"]
+    more = ["/methods", "/methods/ties", "/statistics", "/keys", "/webhooks", "/jobs/nowhere"]
     return [*fixed, *more, *(f"/jobs/{job.id}" for job in (moving, done, broken))]
 
 
@@ -132,12 +132,31 @@ def test_a_running_job_is_followed_live_with_its_chart(page: Page, desktop: Desk
     for done in (10, 20, 30):
         tell(desktop, fence, done)
         expect(page.locator("#live")).to_contain_text(f"{done} of 100")
-    expect(page.locator("#chart canvas")).to_be_visible()
-    expect(page.locator("#chart-said")).to_contain_text("/s, mean")
+    expect(page.locator("#throughput-bytes canvas")).to_be_visible()
+    expect(page.locator("#said-bytes")).to_contain_text("/s, mean")
     end_job(desktop, fence)
     expect(page.locator("#live .state").first).to_have_text("Succeeded")
-    expect(page.locator("#chart canvas")).to_be_visible()
+    expect(page.locator("#throughput-bytes canvas")).to_be_visible()
     expect(page.get_by_role("heading", name="Scores")).to_be_visible()
+
+
+def test_a_measuring_job_charts_its_tokens(page: Page, desktop: Desktop) -> None:
+    job, fence = begin_job(desktop)
+    with desktop.begin() as session:
+        lifecycle.enter_phase(session, fence, "measuring")
+    page.goto(f"/jobs/{job.id}")
+    for done in (0, 2000, 4000, 6000):
+        with desktop.begin() as session:
+            session.get(Job, fence.job_id).progress_at = None
+        with desktop.begin() as session:
+            told = {"tokens_done": done, "tokens_total": 8000, "tokens_per_second": 1234, "eta_seconds": 9}
+            lifecycle.report_progress(session, fence, told)
+        expect(page.locator("#live")).to_contain_text(f"{done:,} of 8,000")
+    expect(page.locator("#live")).to_contain_text("1,234 tokens/s")
+    expect(page.locator("#throughput-tokens canvas")).to_be_visible()
+    expect(page.locator("#said-tokens")).to_contain_text("tokens/s, mean")
+    expect(page.locator("#throughput-bytes")).to_be_hidden()
+    end_job(desktop, fence)
 
 
 def test_the_list_follows_its_jobs(page: Page, desktop: Desktop) -> None:

@@ -135,3 +135,12 @@ def test_links_go_to_the_hub_the_models_came_from() -> None:
     card = render_card({}, None, title="M", inputs=INPUTS, endpoint="http://127.0.0.1:8765")
     assert f"(<http://127.0.0.1:8765/org/base/tree/{SHA}>)" in card
     assert "export HF_ENDPOINT=http://127.0.0.1:8765" in card
+
+
+def test_scores_show_their_errors_and_which_parents_surely_differ() -> None:
+    row = {"set": "s", "metric": "accuracy", "result": 0.5, "stderr": 0.02, "parents": {"a": 0.4, "b": 0.49}}
+    manifest = {"recipe": {"steps": []}}
+    card = render_card(manifest, [row | {"clear": ["a"], "higher_is_better": True}], title="t", inputs=[])
+    assert "0.5 ± 0.02 | 0.4\\* | 0.49 |" in card and "paired bootstrap" in card
+    plain = render_card(manifest, [row | {"higher_is_better": True}], title="t", inputs=[])
+    assert "0.4 | 0.49 |" in plain and "paired bootstrap" not in plain

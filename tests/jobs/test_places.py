@@ -104,3 +104,24 @@ def test_files_are_found_like_folders(root: Path) -> None:
     assert find_inside("texts.jsonl", [root], folder=False) == root / "texts.jsonl"
     with pytest.raises(ModelNameInvalid, match="no file inside"):
         find_inside("plain", [root], folder=False)
+
+
+JOB = "job_01K9ZZZZZZZZZZZZZZZZZZZZZZ"
+
+
+def test_a_job_s_id_is_what_that_job_has_made(root: Path) -> None:
+    told = {JOB: "org/made@abc"}
+    assert find_model(JOB, [root], told.__getitem__) == HubPlace("org/made", "abc")
+    kept = root.parent / "outside"
+    assert find_model(JOB, [root], lambda _: kept) == FolderPlace(kept), "wherever the service keeps it"
+    with pytest.raises(ModelNameInvalid):
+        find_model(JOB, [root])
+
+
+@pytest.mark.parametrize("name", ["job_1", f"./{JOB}", JOB.lower()])
+def test_nothing_else_is_taken_for_a_job(root: Path, name: str) -> None:
+    def made_by(_: str) -> str:
+        raise AssertionError("asked for a job")
+
+    with pytest.raises(ModelNameInvalid):
+        find_model(name, [root / "plain"], made_by)

@@ -12,7 +12,10 @@ from merge.limits import conflicts
 from merge.methods import load
 
 load()
-METHODS = [method for method in registered().values() if method.kind in tuple(Kind)]
+ALL = [method for method in registered().values() if method.kind in tuple(Kind)]
+METHODS = [method for method in ALL if not method.needs.factors]
+ON_FACTORS = [method for method in ALL if method.needs.factors]
+"""Those handed the factors of adapters, which have laws of their own (``laws/test_factors.py``)."""
 
 
 def count_of(method: Method) -> int:

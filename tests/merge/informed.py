@@ -1,14 +1,14 @@
 """Statistics on data that nobody measured: keyed numbers of the right shapes, in memory and as folders."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merge.contract.informed import KINDS
+from merge.contract.informed import JOINT, KINDS
 from merge.kernels.keyed import Draws, key_of
 from merge.learn.statistics import FILE, MANIFEST, Manifest
 from merge.plan import Plan
@@ -27,6 +27,7 @@ class Held:
         self.values = values
         self.names = {name: tuple(value.shape) for name, value in values.items()}
         self.axes = axes or {}
+        self.twins: dict[str, str] = {}
 
     def read(self, name: str, first: int, count: int) -> Tensor:
         return self.values[name].reshape(-1)[first : first + count].to(torch.float32)
@@ -68,7 +69,8 @@ def _value(model: str, name: str, kind: str, layout: str, shape: tuple[int, ...]
 
 def held(models: Sequence[str], shapes: Mapping[str, Sequence[int]]) -> dict[str, Measured]:
     """Synthetic statistics of several models, in memory."""
-    return {model: Held(synthetic(model, shapes)) for model in models}
+    found: dict[str, Measured] = {model: Held(synthetic(model, shapes)) for model in models}
+    return {**found, **{model + JOINT: each for model, each in found.items()}}
 
 
 def write(folder: Path, values: Mapping[str, Tensor], axes: Mapping[str, int] | None = None) -> Path:
@@ -81,13 +83,18 @@ def write(folder: Path, values: Mapping[str, Tensor], axes: Mapping[str, int] | 
     return folder
 
 
+def of_all(models: Iterable[str]) -> tuple[str, ...]:
+    """The keys of every folder of statistics of these models."""
+    return tuple(key for model in models for key in (model, model + JOINT))
+
+
 def folders_for(plan: Plan, root: Path) -> dict[str, Path]:
     """Folders of synthetic statistics for whatever a plan needs, written where they are not there yet."""
     found = {}
-    for key in plan.statistics.needed:
-        folder = root / f"{key}.statistics"
+    for key in plan.statistics.folders:
+        folder, model = root / f"{key}.statistics", key.removesuffix(JOINT)
         if not folder.exists():
-            shapes = {name: info.shape for name, info in plan.models[key].tensors.items()}
-            write(folder, synthetic(key, shapes))
+            shapes = {name: info.shape for name, info in plan.models[model].tensors.items()}
+            write(folder, synthetic(model, shapes))
         found[key] = folder
     return found

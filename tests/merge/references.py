@@ -75,7 +75,7 @@ def planned(folders: Mapping[str, Path], used: str, steps: list[dict[str, Any]],
         "seed": 7,
     }
     return make_plan(
-        recipe_from(document | more), exact.indices(folders), budget=BUDGET, measured=tuple(folders)
+        recipe_from(document | more), exact.indices(folders), budget=BUDGET, measured=informed.of_all(folders)
     )
 
 

@@ -16,7 +16,8 @@ from merge import convert as converting
 from merge.__main__ import main
 from merge.checkpoint.index import index_folder
 from merge.convert import convert, pickled_files
-from merge.errors import FileMissing, NoWeights, OutputExists, PickleRefused, TensorNameInvalid
+from merge.errors import OutputExists
+from merge.file_errors import FileMissing, NoWeights, PickleRefused, TensorNameInvalid
 from merge.unpickle import convert_file
 from tests import tiny
 

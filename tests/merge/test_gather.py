@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from merge.__main__ import main
+from merge.contract import least_squares
+from merge.contract.informed import Memo
 from merge.learn.statistics import read_statistics
 from tests import tiny
 
@@ -127,3 +129,18 @@ def test_bad_data_is_refused_before_anything_is_run(
     assert merge(root, "out", ["linear", "aim"], calibration={"data": data}) == 2
     assert says in capsys.readouterr().err
     assert not (root / "out").exists() and not list(root.glob("statistics/*/manifest.json"))
+
+
+def test_tensors_with_the_same_inputs_are_solved_with_one_factorisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, made = family(tmp_path, layers=2), []
+    factorise = least_squares.system_of
+    monkeypatch.setattr(least_squares, "system_of", lambda *given: (made.append(1), factorise(*given))[1])
+    assert merge(root, "out", ["regmean"]) == 0
+    assert len(made) == 2 * 4 + 1, "q, k, v; o; gate, up; down of each layer, and the head"
+    shared = tensors(root / "out")
+    monkeypatch.setattr(Memo, "once", lambda _, __, make: make())
+    assert merge(root, "alone", ["regmean"]) == 0
+    assert len(made) == 2 * 4 + 1 + 2 * 7 + 1
+    assert all(torch.equal(shared[name], each) for name, each in tensors(root / "alone").items())

@@ -55,17 +55,24 @@ def test_shared_experts_are_named() -> None:
     assert asked({**CONFIG, "shared_experts": shared, "architecture": "qwen"}).shared == ("shared0",)
 
 
+def test_noise_and_scale_of_experts_are_taken_over() -> None:
+    experts = [{**CONFIG["experts"][0], "noise_scale": 0.1}, {**CONFIG["experts"][1], "residual_scale": 0.5}]
+    made = translate({**CONFIG, "experts": experts, "architecture": "DeepSeek MoE"})
+    assert [(s.noise_scale, s.residual_scale) for s in made.recipe.sources] == [(0.1, 1.0), (0.0, 0.5)]
+    assert isinstance(made.recipe.result, MoeResult) and made.recipe.result.architecture == "deepseek"
+    assert any("keyed by seed" in note for note in made.notes)
+
+
 @pytest.mark.parametrize(
     ("change", "pointer"),
     [
         ({"gate_mod": "random"}, "/gate_mod"),
         ({"gate_mode": "clever"}, "/gate_mode"),
-        ({"architecture": "deepseek"}, "/architecture"),
+        ({"architecture": "olmoe"}, "/architecture"),
         ({"base_model": "base+lora"}, "/base_model"),
         ({"base_model": None}, "/base_model"),
         ({"experts": []}, "/experts"),
-        ({"experts": [{"source_model": "one", "noise_scale": 0.1}]}, "/experts/0/noise_scale"),
-        ({"experts": [{"source_model": "one", "residual_scale": 0.5}]}, "/experts/0/residual_scale"),
+        ({"experts": [{"source_model": "one", "noise": 0.1}]}, "/experts/0/noise"),
         ({"experts": [{"source": "one"}]}, "/experts/0/source"),
         ({"dtype": "int8"}, "/dtype"),
     ],

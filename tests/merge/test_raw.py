@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge.checkpoint.index import index_folder
-from merge.errors import ModelNotFound, PickleRefused
+from merge.file_errors import ModelNotFound, PickleRefused
 from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
 from merge.run import run

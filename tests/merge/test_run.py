@@ -170,7 +170,7 @@ def test_other_weights_in_the_same_place_start_over(tmp_path: Path) -> None:
     plan = planned(folders)
     out = tmp_path / "out"
     with pytest.raises(Stopped):
-        merged(plan, folders, out, should_stop=stop_after(20))
+        merged(plan, folders, out, should_stop=stop_after(10))
     shutil.rmtree(folders["a"])
     exact.write(folders["a"], "another")
     report = merged(plan, folders, out)

@@ -52,7 +52,7 @@ def document(steps: list[Any], **more: Any) -> dict[str, Any]:
 
 def planned(folders: Mapping[str, Path], steps: list[Any], **more: Any) -> Plan:
     recipe = recipe_from(document(steps, **more))
-    return make_plan(recipe, exact.indices(folders), budget=BUDGET, measured=tuple(folders))
+    return make_plan(recipe, exact.indices(folders), budget=BUDGET, measured=informed.of_all(folders))
 
 
 def merged(
@@ -229,5 +229,8 @@ def test_the_catalogue_tells_of_every_declared_statistic() -> None:
     assert {"aim", "fisher", "regmean"} <= informed_methods.keys()
     for name, method in informed_methods.items():
         told = [of_catalogue(each) for each in catalogue()[name].statistics]
-        own = [Statistic(each.kind, each.of, when=each.when) for each in method.needs.statistics]
+        own = [
+            Statistic(each.kind, each.of, when=each.when, after=each.after, knobs=each.knobs)
+            for each in method.needs.statistics
+        ]
         assert told == own

@@ -1,10 +1,13 @@
 """Evaluation sets are read as written, and a malformed one is refused by file, line and field."""
 
 import json
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from scoring.errors import SetInvalid, SetTooLarge
+from scoring.settings import BY_KIND
 from scoring.tasks import ChoiceTask, Limits, PerplexityTask, Question, parse_task
 
 GOOD = {"context": "2+2=", "choices": ["3", "4"], "answer": 1}
@@ -124,3 +127,78 @@ def test_a_set_beyond_the_limits_is_refused(limits: Limits) -> None:
 def test_items_past_the_most_allowed_may_follow_when_a_limit_leaves_them_out() -> None:
     body = b'{"text": "a"}\n{"text": "b"}'
     assert parse_task("a", "perplexity", body, file="a.jsonl", limit=1, limits=Limits(items=1))
+
+
+def parsed(kind: Any, rows: list[dict[str, Any]], **settings: Any) -> Any:
+    body = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return parse_task("t", kind, body, file="rows.jsonl", settings=BY_KIND[kind](**settings))
+
+
+def test_every_other_kind_reads_its_own_lines() -> None:
+    assert parsed("exact_match", [{"prompt": "2+2=", "answer": ["4", "four"]}]).prompts[0].answers == (
+        "4",
+        "four",
+    )
+    assert parsed("classification", [{"text": "x", "label": "spam"}]).items[0].label == "spam"
+    zero = parsed("zero_shot", [{"text": "x", "label": "b"}, {"text": "y", "label": 0}], classes=("a", "b"))
+    assert [item.label for item in zero.items] == [1, 0]
+    pairs = [{"left": "a", "right": "b", "score": n} for n in range(3)]
+    assert parsed("similarity", pairs).pairs[2].score == 2.0
+    rows = [{"id": "d1", "text": "x"}, {"id": "d2", "text": "y"}, {"query": "q", "relevant": {"d2": 2}}]
+    assert parsed("retrieval", rows).queries[0].relevant == ((1, 2.0),)
+    assert parsed("retrieval", [*rows, {"query": "p", "relevant": ["d1"]}]).queries[1].relevant == ((0, 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "field"),
+    [
+        ("exact_match", {"prompt": " ", "answer": "4"}, "prompt"),
+        ("exact_match", {"prompt": "2", "answer": []}, "answer"),
+        ("classification", {"text": "x", "label": True}, "label"),
+        ("zero_shot", {"text": "x", "label": "c"}, "label"),
+        ("zero_shot", {"text": "x", "label": 2}, "label"),
+        ("similarity", {"left": "a", "right": "b", "score": "high"}, "score"),
+        ("similarity", {"left": "a", "right": "", "score": 1}, "right"),
+        ("retrieval", {"query": "q", "relevant": ["d9"]}, "relevant"),
+        ("retrieval", {"query": "q", "relevant": []}, "relevant"),
+        ("retrieval", {"query": "q", "relevant": {"d1": 0}}, "relevant"),
+        ("retrieval", {"id": "d1", "text": "again"}, "id"),
+    ],
+)
+def test_a_wrong_line_of_any_kind_is_named(kind: Any, row: dict[str, Any], field: str) -> None:
+    first = {
+        "exact_match": {"prompt": "2", "answer": "2"},
+        "classification": {"text": "x", "label": 0},
+        "zero_shot": {"text": "x", "label": 0},
+        "similarity": {"left": "a", "right": "b", "score": 1},
+        "retrieval": {"id": "d1", "text": "x"},
+    }[kind]
+    with pytest.raises(SetInvalid) as caught:
+        parsed(kind, [first, row], **({"classes": ("a", "b")} if kind == "zero_shot" else {}))
+    assert (caught.value.line, caught.value.field) == (2, field)
+
+
+def test_passages_come_before_queries_and_pairs_are_enough_to_rank() -> None:
+    late = [{"id": "d1", "text": "x"}, {"query": "q", "relevant": ["d1"]}, {"id": "d2", "text": "y"}]
+    with pytest.raises(SetInvalid, match="first query"):
+        parsed("retrieval", late)
+    with pytest.raises(SetInvalid, match="fewer than 3 pairs"):
+        parsed("similarity", [{"left": "a", "right": "b", "score": 1}] * 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("perplexity", {"form": "poem"}),
+        ("choice", {"normalise": "words"}),
+        ("exact_match", {"stop": [""]}),
+        ("zero_shot", {"classes": ["a", "a"]}),
+        ("zero_shot", {"classes": ["a", "b"], "template": "no place"}),
+        ("zero_shot", {"classes": ["a", "b"], "temperature": 0}),
+        ("retrieval", {"k": 0}),
+        ("classification", {"head": "new"}),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(kind: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        BY_KIND[kind].model_validate(settings)

@@ -15,7 +15,10 @@ def plant(floor: Floor) -> int:
     """Replaces the value of every known score, so that reading it shows."""
     with floor.sessions.begin() as session:
         done = session.execute(
-            text("UPDATE known_score SET scores = jsonb_set(scores, '{0,value}', to_jsonb(42.0))")
+            text(
+                "UPDATE known_score SET scores = jsonb_set(scores, '{0,value}', to_jsonb(42.0)) "
+                "WHERE jsonb_path_exists(scores, '$[0].metric')"
+            )
         )
         return int(done.rowcount)  # type: ignore[attr-defined]
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -46,14 +47,15 @@ def test_an_extracted_adapter_is_pushed_with_its_base_pinned(floor: Floor) -> No
     assert "not_checked" in warned(floor, job.id)
 
 
-def test_adapters_are_merged_from_the_hub(floor: Floor) -> None:
+@pytest.mark.parametrize("step", ["task_arithmetic", "cat_svd"])
+def test_adapters_are_merged_from_the_hub(floor: Floor, step: str) -> None:
     root = floor.hub.store.root
     for seed, name in enumerate(("one", "two")):
         tiny.lora(root / "team" / name, {Q: (64, 64)}, seed=seed, r=2)
     recipe: dict[str, Any] = {
         "base": "team/base",
         "sources": [{"id": name, "adapter": f"team/{name}"} for name in ("one", "two")],
-        "steps": ["task_arithmetic"],
+        "steps": [step],
         "result": {"form": "adapter", "error": 0.0},
     }
     job = floor.run(floor.order(recipe, **PUSHED))

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from merge.checkpoint.codecs import awq, fp4, gguf, gptq, packed, scaled
+from merge.checkpoint.codecs import awq, fp4, gguf, gptq, packed, reversible, scaled
 from merge.checkpoint.codecs.parts import Parts
 from merge.checkpoint.header import Coded, TensorInfo
 
@@ -30,6 +30,7 @@ SCHEMES: Mapping[str, Rows] = {
     "mxfp4": fp4.transposed_rows,
     "nvfp4": fp4.rows,
     "packed": packed.rows,
+    "reversible": reversible.rows,
     "scaled": scaled.rows,
 }
 """What ``Coded.scheme`` may be."""

@@ -19,10 +19,10 @@ PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 def rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
     """Decodes whole rows, eight at a time; see ``merge.checkpoint.codecs``."""
     count = out.shape[0]
-    words = slice(first // PER_WORD, (first + count) // PER_WORD)
-    codes = _outputs_first(parts.mapped(coded.parts["codes"])[:, words])
-    zero = _outputs_first(parts.mapped(coded.parts["zeros"])[:, words]).float()
-    scale = parts.mapped(coded.parts["scale"])[:, first : first + count].T.float()
+    words = first // PER_WORD, (first + count) // PER_WORD
+    codes = _outputs_first(parts.columns(coded.parts["codes"], *words))
+    zero = _outputs_first(parts.columns(coded.parts["zeros"], *words)).float()
+    scale = parts.columns(coded.parts["scale"], first, first + count).T.float()
     out.copy_(codes)
     out.view(count, scale.shape[1], -1).sub_(zero[:, :, None]).mul_(scale[:, :, None])
 

@@ -5,11 +5,13 @@ the stored rows are the columns of the tensor. NVFP4: a group of 16 shares an ei
 compressed-tensors, divided by) one number for the whole tensor.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from merge.checkpoint.codecs.parts import Parts, e2m1, powers_of_two
-from merge.checkpoint.header import Coded
+from merge.checkpoint.header import Coded, TensorInfo
 
 MX_GROUP = 32
 NV_GROUP = 16
@@ -17,19 +19,28 @@ NV_GROUP = 16
 
 def transposed_rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
     """MXFP4. Parts ``blocks`` (experts, columns, groups, 16) and ``scales`` (experts, columns, groups)."""
-    blocks, scales = (parts.mapped(coded.parts[name]) for name in ("blocks", "scales"))
+    blocks, scales = (coded.parts[name] for name in ("blocks", "scales"))
     columns, groups = scales.shape[1:]
-    per_expert = groups * MX_GROUP
+    per_expert, half = groups * MX_GROUP, MX_GROUP // 2
     done = 0
     while done < len(out):
         expert, row = divmod(first + done, per_expert)
         count = min(len(out) - done, per_expert - row)
-        span = slice(row // MX_GROUP, (row + count) // MX_GROUP)
+        begin, end = row // MX_GROUP, (row + count) // MX_GROUP
         numbers = torch.empty(columns, count)
-        e2m1(blocks[expert, :, span].reshape(-1), numbers.view(-1))
-        numbers.view(columns, -1, MX_GROUP).mul_(powers_of_two(scales[expert, :, span])[:, :, None])
+        codes = parts.columns(_of_expert(blocks, expert, groups * half), begin * half, end * half)
+        e2m1(codes.reshape(-1), numbers.view(-1))
+        shared = parts.columns(_of_expert(scales, expert, groups), begin, end)
+        numbers.view(columns, -1, MX_GROUP).mul_(powers_of_two(shared)[:, :, None])
         out[done : done + count].copy_(numbers.T)
         done += count
+
+
+def _of_expert(part: TensorInfo, expert: int, width: int) -> TensorInfo:
+    """One expert's bytes (columns, width)."""
+    size = part.shape[1] * width
+    begin = part.begin + expert * size
+    return replace(part, shape=(part.shape[1], width), begin=begin, end=begin + size)
 
 
 def rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:

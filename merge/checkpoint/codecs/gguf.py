@@ -30,7 +30,10 @@ def rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
     data, of = coded.parts["data"], coded.settings
     (count, columns), width = out.shape, data.shape[1]
     if "head" in of and data.shape[0] > 1:
-        stored = parts.mapped(data)[interleaved(torch.arange(first, first + count), of["head"])].view(-1)
+        places = interleaved(torch.arange(first, first + count), of["head"])
+        low, high = int(places.min()), int(places.max()) + 1
+        lying = parts.read(data, low * width, (high - low) * width).view(-1, width)
+        stored = lying[places - low].view(-1)
     else:
         stored = parts.read(data, first * width, count * width)
     number = of["type"]

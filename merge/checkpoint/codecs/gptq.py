@@ -2,8 +2,9 @@
 
 number[out, in] = scale[g, out] * (code[in, out] - zero[g, out]), g the group of that input. Parts: ``codes``
 (in * bits / 32, out), ``zeros`` (groups, out * bits / 32), ``scale`` (groups, out) and, where the inputs were
-reordered, ``groups`` (in). Settings: ``bits`` (2, 4 or 8) and ``plus``: files of the first format store zero
-points less one, modulo 2 to the power of bits.
+reordered, ``groups`` (in). Settings: ``bits`` (2, 3, 4 or 8; 32 codes of 3 bits fill three words, some of
+them across two) and ``plus``: files of the first format store zero points less one, modulo 2 to the power of
+bits.
 """
 
 import torch
@@ -11,15 +12,15 @@ from torch import Tensor
 
 from merge.checkpoint.codecs.parts import Parts
 from merge.checkpoint.header import Coded
-from merge.errors import QuantizationMalformed
+from merge.file_errors import QuantizationMalformed
 
 
 def rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
     """Decodes whole rows; see ``merge.checkpoint.codecs``."""
     (count, inputs), bits, last = out.shape, coded.settings["bits"], first + out.shape[0]
-    stored = parts.mapped(coded.parts["codes"])[:, first:last].T
+    stored = parts.columns(coded.parts["codes"], first, last).T
     codes = unpacked(stored.contiguous().view(torch.uint8), bits).view(count, inputs)
-    scale = parts.mapped(coded.parts["scale"])[:, first:last].T.float().contiguous()
+    scale = parts.columns(coded.parts["scale"], first, last).T.float().contiguous()
     zero = _zeros(coded, first, last, parts)
     size = inputs // scale.shape[1]
     group = _reordered(coded, size, parts)
@@ -34,6 +35,10 @@ def unpacked(packed: Tensor, bits: int) -> Tensor:
     """Bytes (..., k) to the codes in them (..., 8 / bits * k), from the lowest bits upwards; uint8."""
     if bits == 8:
         return packed
+    if bits == 3:
+        low, middle, high = packed.reshape(*packed.shape[:-1], -1, 3).int().unbind(-1)
+        eight = low | middle << 8 | high << 16
+        return torch.stack([eight >> shift & 7 for shift in range(0, 24, 3)], -1).flatten(-2).to(torch.uint8)
     mask = (1 << bits) - 1
     return torch.stack([packed >> shift & mask for shift in range(0, 8, bits)], -1).flatten(-2)
 
@@ -41,8 +46,8 @@ def unpacked(packed: Tensor, bits: int) -> Tensor:
 def _zeros(coded: Coded, first: int, last: int, parts: Parts) -> Tensor:
     """Zero points (outputs, groups) of outputs ``first`` to ``last``, float32."""
     bits = coded.settings["bits"]
-    per = 32 // bits
-    words = parts.mapped(coded.parts["zeros"])[:, first // per : -(-last // per)].contiguous()
+    per, size = (32, 3) if bits == 3 else (32 // bits, 1)
+    words = parts.columns(coded.parts["zeros"], first // per * size, -(-last // per) * size).contiguous()
     zeros = unpacked(words.view(torch.uint8), bits)[:, first % per : first % per + last - first]
     if coded.settings["plus"]:
         zeros = zeros + 1 & (1 << bits) - 1
@@ -53,7 +58,8 @@ def _reordered(coded: Coded, size: int, parts: Parts) -> Tensor | None:
     """The group of each input, where it is not simply input // size."""
     if "groups" not in coded.parts:
         return None
-    group = parts.mapped(coded.parts["groups"])
+    named = coded.parts["groups"]
+    group = parts.read(named, 0, named.numel)
     if torch.equal(group, torch.arange(group.numel(), dtype=group.dtype) // size):
         return None
     if int(group.min()) < 0 or int(group.max()) >= coded.parts["scale"].shape[0]:

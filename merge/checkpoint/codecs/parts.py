@@ -20,8 +20,10 @@ class Parts(Protocol):
         part of that size.
         """
 
-    def mapped(self, part: TensorInfo) -> Tensor:
-        """The whole part in its shape, backed by the file: only what is touched is read. Never written to."""
+    def columns(self, part: TensorInfo, first: int, last: int) -> Tensor:
+        """Columns ``first`` to ``last`` (of the last side) of all lines (of the others): (lines, columns).
+        Never written to, and only until the next asking for a part of that name.
+        """
 
 
 def nibbles(packed: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from merge import errors
+from merge import file_errors
 from merge.checkpoint.gguf.types import OTHERS, TYPES
 from merge.checkpoint.header import (
     MAX_ELEMENTS,
@@ -71,6 +71,14 @@ def header_end(raw: bytes, file: str = "the file") -> int | None:
         return None
 
 
+def metadata_of(file: str, raw: bytes, prefix: str) -> dict[str, Any]:
+    """The metadata with all lists in full whose keys begin with ``prefix``. ``raw`` is a checked header."""
+    try:
+        return _read(file, raw, prefix)[0]
+    except _NeedsMore:
+        raise file_errors.HeaderTruncated(f"{file} ends inside its header: the file is cut short.") from None
+
+
 def parse_gguf(file: str, raw: bytes, file_size: int) -> GgufHeader:
     """Checks the first bytes of ``file`` (``file_size`` bytes long) and returns its tensors.
 
@@ -79,15 +87,17 @@ def parse_gguf(file: str, raw: bytes, file_size: int) -> GgufHeader:
     try:
         metadata, tensors, end = _read(file, raw)
     except _NeedsMore:
-        raise errors.HeaderTruncated(f"{file} ends inside its header: the file is cut short.") from None
+        raise file_errors.HeaderTruncated(f"{file} ends inside its header: the file is cut short.") from None
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise errors.GgufMalformed(f"{file} aligns tensors to {alignment!r} bytes, which is no power of two.")
+        raise file_errors.GgufMalformed(
+            f"{file} aligns tensors to {alignment!r} bytes, which is no power of two."
+        )
     start = -(-end // alignment) * alignment
     made = {}
     for name, (shape, number, offset) in tensors.items():
         if offset % alignment:
-            raise errors.OffsetsInvalid(f"{name} in {file} begins at {offset}, which is not aligned.")
+            raise file_errors.OffsetsInvalid(f"{name} in {file} begins at {offset}, which is not aligned.")
         made[name] = _tensor(file, name, shape, number, start + offset)
     _check_spans(file, made, start, file_size, alignment)
     return GgufHeader(made, metadata)
@@ -97,7 +107,7 @@ def _tensor(file: str, name: str, shape: tuple[int, ...], number: int, begin: in
     kind = TYPES[number]
     columns = shape[-1]
     if columns % kind.entries:
-        raise errors.SizeMismatch(
+        raise file_errors.SizeMismatch(
             f"{name} in {file} has rows of {columns} entries: no blocks of {kind.entries} ({kind.name})."
         )
     rows, width = prod(shape[:-1]), columns // kind.entries * kind.block_bytes
@@ -112,48 +122,57 @@ def _check_spans(
     infos = sorted((each.info for each in tensors.values()), key=lambda info: (info.begin, info.end))
     for info in infos:
         if info.end > file_size:
-            raise errors.FileSizeMismatch(
+            raise file_errors.FileSizeMismatch(
                 f"{file} has {file_size} bytes, but {info.name} ends at {info.end}: the file is cut short."
             )
     for info in infos:
         if info.begin < at:
-            raise errors.OffsetsOverlap(f"{info.name} in {file} begins inside the tensor before it.")
+            raise file_errors.OffsetsOverlap(f"{info.name} in {file} begins inside the tensor before it.")
         if info.begin - at >= alignment:
-            raise errors.OffsetsHole(f"{info.begin - at} bytes after {name} in {file} belong to no tensor.")
+            raise file_errors.OffsetsHole(
+                f"{info.begin - at} bytes after {name} in {file} belong to no tensor."
+            )
         at, name = info.end, info.name
     if file_size - at >= alignment:
-        raise errors.FileSizeMismatch(f"{file} has {file_size} bytes, but its header accounts for {at}.")
+        raise file_errors.FileSizeMismatch(f"{file} has {file_size} bytes, but its header accounts for {at}.")
 
 
 Described = dict[str, tuple[tuple[int, ...], int, int]]
 
 
-def _read(file: str, raw: bytes) -> tuple[dict[str, Any], Described, int]:
-    """Metadata, tensors by name (shape, type, offset) and the end of the header."""
+def _read(file: str, raw: bytes, whole: str | None = None) -> tuple[dict[str, Any], Described, int]:
+    """Metadata, tensors by name (shape, type, offset) and the end of the header; lists in full under keys
+    that begin with ``whole``.
+    """
     bytes_ = _Bytes(file, raw)
     if bytes_.take(4) != MAGIC:
-        raise errors.GgufMalformed(f"{file} does not begin with GGUF: it is no such file.")
+        raise file_errors.GgufMalformed(f"{file} does not begin with GGUF: it is no such file.")
     version = bytes_.number("I")
     if version not in VERSIONS:
-        raise errors.GgufMalformed(
+        raise file_errors.GgufMalformed(
             f"{file} has the version {version}; {VERSIONS[0]} and {VERSIONS[1]} are read."
         )
     tensors, entries = bytes_.number("Q"), bytes_.number("Q")
     if tensors > MAX_TENSORS:
-        raise errors.TooManyTensors(f"{file} lists {tensors} tensors; at most {MAX_TENSORS} are accepted.")
+        raise file_errors.TooManyTensors(
+            f"{file} lists {tensors} tensors; at most {MAX_TENSORS} are accepted."
+        )
     if entries > MAX_ENTRIES:
-        raise errors.GgufMalformed(f"{file} lists {entries} entries; at most {MAX_ENTRIES} are accepted.")
+        raise file_errors.GgufMalformed(
+            f"{file} lists {entries} entries; at most {MAX_ENTRIES} are accepted."
+        )
     metadata: dict[str, Any] = {}
     for _ in range(entries):
         key = bytes_.text(MAX_ENTRIES)
         if key in metadata:
-            raise errors.HeaderDuplicateKey(f"{file} holds the key {key[:80]!r} twice.")
+            raise file_errors.HeaderDuplicateKey(f"{file} holds the key {key[:80]!r} twice.")
+        bytes_.kept = MAX_HEADER_BYTES if whole is not None and key.startswith(whole) else KEPT_ITEMS
         metadata[key] = bytes_.value(bytes_.number("I"))
     described: Described = {}
     for _ in range(tensors):
         name, about = bytes_.tensor()
         if name in described:
-            raise errors.HeaderDuplicateKey(f"{file} holds the tensor {name} twice.")
+            raise file_errors.HeaderDuplicateKey(f"{file} holds the tensor {name} twice.")
         described[name] = about
     return metadata, described, bytes_.at
 
@@ -163,11 +182,12 @@ class _Bytes:
 
     def __init__(self, file: str, raw: bytes) -> None:
         self.file, self.raw, self.at = file, raw, 0
+        self.kept = KEPT_ITEMS
 
     def take(self, count: int) -> bytes:
         end = self.at + count
         if end > MAX_HEADER_BYTES:
-            raise errors.HeaderTooLarge(f"{self.file} has a header of over {MAX_HEADER_BYTES} bytes.")
+            raise file_errors.HeaderTooLarge(f"{self.file} has a header of over {MAX_HEADER_BYTES} bytes.")
         if end > len(self.raw):
             raise _NeedsMore
         found = self.raw[self.at : end]
@@ -180,13 +200,13 @@ class _Bytes:
     def text(self, most: int = MAX_HEADER_BYTES) -> str:
         length = self.number("Q")
         if length > most:
-            raise errors.GgufMalformed(
+            raise file_errors.GgufMalformed(
                 f"{self.file} holds a text of {length} bytes; at most {most} are read."
             )
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError:
-            raise errors.GgufMalformed(f"{self.file} holds a text that is not UTF-8.") from None
+            raise file_errors.GgufMalformed(f"{self.file} holds a text that is not UTF-8.") from None
 
     def value(self, kind: int) -> Any:
         if kind == _LIST:
@@ -194,10 +214,10 @@ class _Bytes:
         if kind == _STRING:
             return self.text()
         if kind not in _NUMBERS:
-            raise errors.GgufMalformed(f"{self.file} holds a value of the unknown type {kind}.")
+            raise file_errors.GgufMalformed(f"{self.file} holds a value of the unknown type {kind}.")
         found = self.number(_NUMBERS[kind])
         if kind == _BOOL and found > 1:
-            raise errors.GgufMalformed(f"{self.file} holds a truth value of {found}.")
+            raise file_errors.GgufMalformed(f"{self.file} holds a truth value of {found}.")
         return bool(found) if kind == _BOOL else found
 
     def list(self) -> Any:
@@ -205,15 +225,17 @@ class _Bytes:
         if kind == _STRING:
             return self.texts(length)
         if kind not in _NUMBERS:
-            raise errors.GgufMalformed(f"{self.file} holds a list of the type {kind}, which is not read.")
+            raise file_errors.GgufMalformed(
+                f"{self.file} holds a list of the type {kind}, which is not read."
+            )
         code = _NUMBERS[kind]
         raw = self.take(length * struct.calcsize("<" + code))
-        return list(struct.unpack(f"<{length}{code}", raw)) if length <= KEPT_ITEMS else Long(length)
+        return list(struct.unpack(f"<{length}{code}", raw)) if length <= self.kept else Long(length)
 
     def texts(self, length: int) -> Any:
         if length > MAX_HEADER_BYTES // 8:
-            raise errors.HeaderTooLarge(f"{self.file} holds a list of {length} texts.")
-        if length <= KEPT_ITEMS:
+            raise file_errors.HeaderTooLarge(f"{self.file} holds a list of {length} texts.")
+        if length <= self.kept:
             return [self.text() for _ in range(length)]
         at, raw, size = self.at, self.raw, len(self.raw)
         for _ in range(length):
@@ -229,18 +251,18 @@ class _Bytes:
         check_tensor_name(self.file, name)
         rank = self.number("I")
         if not 1 <= rank <= MAX_RANK:
-            raise errors.RankTooHigh(
+            raise file_errors.RankTooHigh(
                 f"{name} in {self.file} has {rank} dimensions; 1 to {MAX_RANK} are accepted."
             )
         shape = tuple(reversed([self.number("Q") for _ in range(rank)]))
         number, offset = self.number("I"), self.number("Q")
         if number in OTHERS:
-            raise errors.DtypeUnsupported(
+            raise file_errors.DtypeUnsupported(
                 f"{name} in {self.file} is stored as {OTHERS[number]}, which is not decoded; "
                 "use a file of another quantisation."
             )
         if number not in TYPES:
-            raise errors.DtypeUnknown(f"{name} in {self.file} has the unknown type {number}.")
+            raise file_errors.DtypeUnknown(f"{name} in {self.file} has the unknown type {number}.")
         if max(shape) > MAX_ELEMENTS or prod(shape) > MAX_ELEMENTS or offset > MAX_ELEMENTS:
-            raise errors.ShapeOverflow(f"{name} in {self.file} is larger than any file can hold.")
+            raise file_errors.ShapeOverflow(f"{name} in {self.file} is larger than any file can hold.")
         return name, (shape, number, offset)

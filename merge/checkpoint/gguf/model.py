@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from merge import errors
+from merge import file_errors
 from merge.checkpoint.gguf.header import GgufHeader, GgufTensor
 from merge.checkpoint.gguf.names import FAMILIES, LEFT_OUT, Family, transformers_name
 from merge.checkpoint.gguf.types import TYPES
@@ -19,12 +19,12 @@ _PLAIN = frozenset({"F32", "F16", "BF16"})
 def family_of(file: str, metadata: Mapping[str, Any]) -> tuple[str, Family]:
     """The name the metadata's keys begin with, and the family; ``GgufUnsupported`` for an unknown one."""
     named = metadata.get("general.architecture")
-    if metadata.get("split.count", 0) not in (0, 1):
-        raise errors.GgufUnsupported(f"{file} is one part of several; join them (llama-gguf-split --merge).")
     key = "mixtral" if named == "llama" and metadata.get("llama.expert_count") else str(named)
     if key not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise errors.GgufUnsupported(f"{file} holds a {str(named)[:40]!r}; what can be merged is {known}.")
+        raise file_errors.GgufUnsupported(
+            f"{file} holds a {str(named)[:40]!r}; what can be merged is {known}."
+        )
     return str(named), FAMILIES[key]
 
 
@@ -38,13 +38,13 @@ def logical_tensors(file: str, header: GgufHeader) -> tuple[dict[str, TensorInfo
             continue
         target = transformers_name(name, family)
         if target is None:
-            raise errors.GgufUnsupported(
+            raise file_errors.GgufUnsupported(
                 f"{name} in {file} has no counterpart in a {family.architecture}: it cannot be merged."
             )
         settings = _settings(named, family, name, tensor, header.metadata)
         for full, info in _expanded(target, tensor, settings, dtype):
             if full in made:
-                raise errors.GgufUnsupported(f"{name} in {file} is {full} a second time.")
+                raise file_errors.GgufUnsupported(f"{name} in {file} is {full} a second time.")
             made[full] = info
     return made, _decoding(header)
 
@@ -61,7 +61,7 @@ def config_from(file: str, header: GgufHeader, tensors: Mapping[str, TensorInfo]
         found = said(key)
         found = max(found) if isinstance(found, list) and found else found
         if type(found) is not int or found < 1:
-            raise errors.GgufMalformed(f"{file} does not say its {named}.{key}.")
+            raise file_errors.GgufMalformed(f"{file} does not say its {named}.{key}.")
         return found
 
     heads, width = number("attention.head_count"), number("embedding_length")
@@ -157,7 +157,9 @@ def _settings(
         count = metadata.get(f"{named}.attention.head_count") if count is None else count
         heads = count[int(stem[1])] if isinstance(count, list) and int(stem[1]) < len(count) else count
         if type(heads) is not int or heads < 1 or rows % heads or rows // heads % 2:
-            raise errors.GgufMalformed(f"{name} has {rows} rows, which are not the rows of {heads!r} heads.")
+            raise file_errors.GgufMalformed(
+                f"{name} has {rows} rows, which are not the rows of {heads!r} heads."
+            )
         settings["head"] = rows // heads
     if family.norms_plus_one and name.endswith("norm.weight"):
         settings["shift"] = -1
@@ -174,7 +176,7 @@ def _expanded(
         yield target, _info(target, whole, data, settings, dtype)
         return
     if len(shape) != 3:
-        raise errors.GgufUnsupported(f"{data.name} in {data.file} is no stack of experts.")
+        raise file_errors.GgufUnsupported(f"{data.name} in {data.file} is no stack of experts.")
     size = data.nbytes // max(1, shape[0])
     for expert in range(shape[0]):
         begin = data.begin + expert * size

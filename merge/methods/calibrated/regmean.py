@@ -5,15 +5,13 @@ mean: W = M + [(sum c_i G_i)^-1 sum c_i G_i (W_i - M)']'. Solving around the mea
 where the sum is regular, and keeps the mean in directions that no data reached.
 """
 
-import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
-from merge.contract.informed import Matrix, Statistic
+from merge.contract.informed import Statistic
+from merge.contract.least_squares import solved
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
-from merge.kernels.regression import around_mean
-from merge.kernels.sums import anchored_mean
 
 GRAM = Statistic("gram", of="sources")
 
@@ -47,17 +45,4 @@ def regmean(group: TensorGroup, p: Regmean) -> Tensor:
     own inputs, outputs as near as possible to that source's. A source's weight multiplies its Gram matrix.
     Tensors without a Gram matrix (embeddings, norms, biases) are averaged by the weights.
     """
-    grams: tuple[Matrix | None, ...] = group.statistic(GRAM)
-    known = [gram for gram in grams if gram is not None]
-    mean = anchored_mean(group.sources, group.weights)
-    if len(known) < len(grams):
-        return mean
-    last = known[0].axis == mean.dim() - 1
-    center, *turned = [tensor.mT if last else tensor for tensor in (mean, *group.sources)]
-    values = [gram.values for gram in known]
-    if mean.dim() == 2:
-        found = around_mean(turned, center, values, group.weights, p.alpha, p.ridge)
-    else:
-        experts = (([t[i] for t in turned], center[i], [v[i] for v in values]) for i in range(len(center)))
-        found = torch.stack([around_mean(*each, group.weights, p.alpha, p.ridge) for each in experts])
-    return (found.mT if last else found).contiguous()
+    return solved(group, GRAM, p.alpha, p.ridge)

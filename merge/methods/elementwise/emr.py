@@ -33,10 +33,11 @@ class Emr:
 )
 def emr(group: TensorGroup, p: Emr) -> Tensor:
     """Elects one sign per entry by the sum of the task vectors and takes the largest change with that sign.
-    This is what EMR's experts share, and as one model it is TIES without trim and with the largest in place
-    of the mean: it moves at least as far as any source in the elected direction, so a scale below 1 often
-    does better. What sets EMR apart, a mask and a factor for each expert that give every one of them back,
-    does not fit in one model. Weights multiply the task vectors.
+    This is what EMR's experts share, and as one model it is TIES without trim and with the largest in
+    place of the mean: it moves at least as far as any source in the elected direction, so a scale below
+    1 often does better. What sets EMR apart, a mask and a factor for each expert that give every one of
+    them back, does not fit in one model. Weights multiply the task vectors. Costs nothing beside the
+    reading.
     """
     moves = scaled(group.deltas, group.weights)
     elected = total(moves).sign_()

@@ -32,9 +32,9 @@ class Expo:
 def expo(group: TensorGroup, p: Expo) -> Tensor:
     """Extrapolates from the model before alignment (the base: supervised tuning) through the aligned one (the
     source: DPO, RLHF) to a model that was, as it were, aligned for longer. Helps where training stopped
-    early; too far and the model falls apart, so score a few values of alpha, 0.1 to 0.5 first. With a pair of
-    models that is not one training step apart (a raw base and a chat model) little is to be had. The source's
-    weight multiplies its change.
+    early; too far and the model falls apart, so score a few values of alpha, 0.1 to 0.5 first. With a
+    pair of models that is not one training step apart (a raw base and a chat model) little is to be had.
+    The source's weight multiplies its change. Costs nothing beside the reading.
     """
     further = (1 + p.alpha) * group.weights[0] - 1
     return (group.deltas[0] * further).add_(group.sources[0])

@@ -18,6 +18,7 @@ from merge.contract.by_tensor import Squares
 from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
+from merge.ends import Ends, transitions
 
 Borders = tuple[int, int]
 """How many layers of the donor there are at the bottom and at the top."""
@@ -49,6 +50,7 @@ def _both(group: TensorGroup, p: LayerSwap) -> Sequence[Tensor]:  # noqa: ARG001
     return group.deltas
 
 
+ENDS = Ends("bottom", "top", "transition", 0.2, 0.1, unless={"borders": "auto"})
 FOUND = Found(_both, when=("borders", ("auto",)), scope="borders", everywhere="auto")
 
 
@@ -57,15 +59,15 @@ FOUND = Found(_both, when=("borders", ("auto",)), scope="borders", everywhere="a
     kind=Kind.COMBINE,
     elementwise=True,
     paper="arXiv:2410.01335",
-    needs=Needs(base="optional", sources=(2, 2), stats=(FOUND,), base_for={"borders": ("auto",)}),
+    needs=Needs(base="optional", sources=(2, 2), stats=(FOUND,), base_for={"borders": ("auto",)}, ends=ENDS),
     breaks={"order": "the first source is the host, the second the donor"},
 )
 def layer_swap(group: TensorGroup, p: LayerSwap) -> Tensor:
     """Puts the bottom and top layers of the donor (the second source: a language expert, say) around the
     middle layers of the host (the first: a task expert). Rests on where tuning acts: a new language moves the
     outer layers most, a skill such as maths the inner ones. Embeddings go with the bottom, final norm and
-    head with the top block. Transitions that leave no layer to the host are left out, the upper one first.
-    Layers outside the transitions are copied to the bit. Weights play no part.
+    head with the top block. Transitions that leave no layer to the host are left out, the upper one first,
+    and the plan says so. Layers outside the transitions are copied to the bit. Weights play no part.
     """
     host, donor = group.sources
     share = _share(group, p)
@@ -83,21 +85,18 @@ def _share(group: TensorGroup, p: LayerSwap) -> float:
         largest = max(borders.values(), key=sum, default=(p.bottom, p.top))
         place = place_of(group.name, group.role)  # type: ignore[arg-type]
         return float(largest[place == "after"] != 0)
-    bottom, top = borders.get(found[0], (p.bottom, p.top))
     layers = group.site.layers
-    bottom = round(0.2 * layers) if bottom < 0 else bottom
-    top = round(0.1 * layers) if top < 0 else top
+    bottom, top = ENDS.counts(layers, *borders.get(found[0], (p.bottom, p.top)))
     return shares(layers, bottom, top, p.transition)[found[1]]
 
 
 def shares(layers: int, bottom: int, top: int, transition: int) -> list[float]:
     """The donor's part of every layer."""
-    room = layers - bottom - top
     steps = [1 - step / (transition + 1) for step in range(1, transition + 1)]
-    lower = steps if bottom and room > len(steps) else []
-    upper = steps[::-1] if top and room - len(lower) > len(steps) else []
-    inner = [0.0] * (room - len(lower) - len(upper))
-    return ([1.0] * min(bottom, layers) + lower + inner + upper + [1.0] * top)[:layers]
+    below, above = transitions(layers, bottom, top, transition)
+    inner = [0.0] * (layers - bottom - top - below - above)
+    mixed = [*steps[:below], *inner, *steps[::-1][:above]]
+    return ([1.0] * min(bottom, layers) + mixed + [1.0] * top)[:layers]
 
 
 def _donor_shares(sums: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:

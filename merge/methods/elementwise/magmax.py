@@ -29,9 +29,10 @@ class MagMax:
 )
 def magmax(group: TensorGroup, p: MagMax) -> Tensor:
     """Takes at every entry the largest change that any source made there, whole. Made for models that were
-    tuned one after another on related tasks; sources that disagree are not reconciled, and the result moves
-    further than any of them, so try a scale below 1 with many. Weights multiply the task vectors before they
-    are compared. Equal moves in opposite directions leave the base.
+    tuned one after another on related tasks; sources that disagree are not reconciled, and the result
+    moves further than any of them, so try a scale below 1 with many. Weights multiply the task vectors
+    before they are compared. Equal moves in opposite directions leave the base. Costs nothing beside the
+    reading.
     """
     moves = scaled(group.deltas, group.weights)
     highest, lowest = functools.reduce(torch.maximum, moves), functools.reduce(torch.minimum, moves)

@@ -48,9 +48,10 @@ LENGTHS = Norm(_lengths)
 )
 def norm_repair(merged: Tensor, group: TensorGroup, p: NormRepair) -> Tensor:
     """Our own. Task vectors that point apart cancel in a mean: of N at right angles 1 / sqrt(N) of the length
-    is left, and a sum of parallel ones is N times too long. This scales the change of each tensor to the mean
-    length of the sources' changes, and leaves its direction alone. Try it after linear, task_arithmetic,
-    model_stock or unlearn, and score with and without: a shrunken change is sometimes the better one.
+    is left, and a sum of parallel ones is N times too long. This scales the change of each tensor to the
+    mean length of the sources' changes, and leaves its direction alone. Try it after linear,
+    task_arithmetic, model_stock or unlearn, and score with and without: a shrunken change is sometimes
+    the better one. Costs one more reading of all models.
     """
     has, *others = group.stat(LENGTHS)
     sizes = [1.0] if p.to == "base" else [abs(weight) for weight in group.weights]

@@ -116,7 +116,8 @@ def pcb(group: TensorGroup, p: Pcb) -> Tensor:
     changed it most and the others pull the same way; the worst drop out and the rest are averaged by score.
     Needs no data. The result is a mean and does not grow with the number of sources. An entry that pulls
     against the sum is never kept; the last one in has a share of 0, as published. Fragile where a few
-    entries changed far more than all others: see clip. Weights multiply the shares.
+    entries changed far more than all others: see clip. Weights multiply the shares. For experts whose
+    changes compete. Costs two more readings of all models, four over the whole model.
     """
     merged = torch.zeros_like(group.base)
     shares = torch.zeros_like(group.base)

@@ -68,10 +68,11 @@ class Unlearn:
 )
 def unlearn(group: TensorGroup, p: Unlearn) -> Tensor:
     """Reduces an unwanted behaviour (toxicity, a style, a set of facts): each source is a model tuned on it
-    from the base, and its change is subtracted. It reduces, and does not delete: knowledge may remain and can
-    be brought back. To treat another model than the base, add that model as a source with ``keep: true``.
-    Start at a small strength, and stop where the skills that you want to keep suffer. By default embeddings,
-    head, norms and biases are left alone. Weights multiply the changes.
+    from the base, and its change is subtracted. It reduces, and does not delete: knowledge may remain
+    and can be brought back. To treat another model than the base, add that model as a source with
+    ``keep: true``. Start at a small strength, and stop where the skills that you want to keep suffer. By
+    default embeddings, head, norms and biases are left alone. Weights multiply the changes. Costs
+    nothing beside the reading.
     """
     moves = scaled(group.deltas, group.weights)
     kept = [move for move, keep in zip(moves, p.keep, strict=True) if keep]

@@ -64,10 +64,11 @@ class Widen:
 )
 def widen(group: TensorGroup, p: Widen) -> Tensor:
     """Made to merge an instruction-tuned model with one that was pretrained further (a language, a domain),
-    whose changes are of quite different size: what counts is how a column ranks within its own source, not
-    how much it moved. Columns that matter to several sources are added up at full share, so equal sources do
-    not give themselves back (unless normalized). One source alone is taken nearly whole: at calibration 1
-    exactly. Weights multiply the task vectors; whole tensors are held in memory.
+    whose changes are of quite different size: what counts is how a column ranks within its own source,
+    not how much it moved. Columns that matter to several sources are added up at full share, so equal
+    sources do not give themselves back (unless normalized). One source alone is taken nearly whole: at
+    calibration 1 exactly. Weights multiply the task vectors; whole tensors are held in memory. Costs no
+    reading more.
     """
     deltas = group.deltas
     if len(group.site.shape) < 2:

@@ -60,6 +60,7 @@ LARGEST = Threshold(share="density", scope="scope")
     title="DOGE",
     kind=Kind.COMBINE,
     granularity="tensor",
+    version=2,
     paper="arXiv:2501.01230",
     needs=Needs(base=True, stats=(LARGEST,)),
     workspace=Workspace(19.0, 3.0),

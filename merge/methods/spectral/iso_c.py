@@ -27,6 +27,7 @@ class IsoC:
     title="Iso-C",
     kind=Kind.COMBINE,
     granularity="tensor",
+    version=2,
     paper="arXiv:2502.04959",
     needs=Needs(base=True),
     workspace=Workspace(13.0),
@@ -44,5 +45,5 @@ def iso_c(group: TensorGroup, p: IsoC) -> Tensor:
 
 
 def _merged(deltas: Sequence[Tensor], p: IsoC) -> Tensor:
-    found = thin(wide_total(deltas), null=p.null)
+    found = thin(wide_total(deltas), null=p.null).to(deltas[0])
     return found.product(found.values.mean().expand(found.rank)) if found.rank else found.product()

@@ -36,6 +36,7 @@ class IsoCts:
     title="Iso-CTS",
     kind=Kind.COMBINE,
     granularity="tensor",
+    version=2,
     paper="arXiv:2502.04959",
     needs=Needs(base=True),
     workspace=Workspace(17.5),

@@ -43,6 +43,7 @@ class Knots:
     title="KnOTS-TIES",
     kind=Kind.COMBINE,
     granularity="tensor",
+    version=2,
     paper="arXiv:2410.19735",
     needs=Needs(base=True),
     workspace=Workspace(7.0, 5.0),
@@ -66,8 +67,8 @@ def _merged(deltas: Sequence[Tensor], p: Knots) -> Tensor:
 
 
 def _merged_upright(deltas: Sequence[Tensor], p: Knots) -> Tensor:
-    basis = column_basis(deltas, p.null)
-    trimmed = [_trimmed(basis.T @ delta.double(), p.density) for delta in deltas]
+    basis = column_basis(deltas, p.null).to(deltas[0])
+    trimmed = [_trimmed(basis.T @ delta, p.density) for delta in deltas]
     elected = total(trimmed).sign_()
     agreeing = [part.mul_(elected).clamp_(min=0) for part in trimmed]
     merged = total(agreeing)

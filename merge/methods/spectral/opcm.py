@@ -7,22 +7,25 @@ up. x = base + scale * (mean |t_i| / |T_N|) T_N, norms over the whole model.
 
 The published recursion divides T_j by lambda_j = |T_j| / mean |t_i| at every step and multiplies the next by
 it again; neither singular vectors nor shares change by that, so one division at the end does the same.
+
+An earlier result x' is gone on from: T' = (x' - base) / (scale * f'), f' and the lengths so far being told.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from merge.contract.groups import TensorGroup
+from merge.contract.groups import Site, Stats, TensorGroup
 from merge.contract.matrices import by_matrix, weighted_deltas
 from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Norm
 from merge.kernels.sums import wide_total
 from merge.kernels.thin import NULL, Thin, thin
+from merge.limits import Limit
 
 
 @params
@@ -44,12 +47,39 @@ class Opcm:
         "global", "Take the norms for the length of the result over the whole model, or of each tensor."
     )
     scale: float = knob(1.0, "Factor on the merged task vector.", by_depth=True)
+    lengths_so_far: float = knob(
+        0.0,
+        "Where the first source is an earlier result: the lengths of its task vectors added up "
+        "(`merge_state.json`).",
+        ge=0,
+    )
+    factor_so_far: float = knob(
+        0.0,
+        "Where the first source is an earlier result: what its merged task vector was multiplied by, besides "
+        "`scale` (`merge_state.json`); 0 where it is a model like the others.",
+        ge=0,
+    )
 
 
 def _lengths(group: TensorGroup, p: Opcm) -> Sequence[Tensor]:
     return (_joined(group, p), *weighted_deltas(group))
 
 
+def _so_far(stats: Stats, p: Opcm, site: Site) -> Mapping[str, float]:
+    """What a later run has to know of this one; nothing where every tensor has a length of its own."""
+    if p.scope != "global":
+        return {}
+    length, lengths = _measured(stats.read(LENGTHS), p)
+    return {"lengths_so_far": lengths, "factor_so_far": lengths / site.merged / length if length else 0.0}
+
+
+def _measured(values: Sequence[float], p: Opcm) -> tuple[float, float]:
+    """|T_N|, and the sum of all |t_i|, of which an earlier result brings its own."""
+    length, *own = values
+    return length, p.lengths_so_far + sum(own[1:] if p.factor_so_far else own)
+
+
+EARLIER = Limit({"lengths_so_far": 1, "factor_so_far": 1}, unless={"scope": "global"})
 LENGTHS = Norm(_lengths, scope="scope", when=("scope", ("global",)))
 
 
@@ -57,8 +87,10 @@ LENGTHS = Norm(_lengths, scope="scope", when=("scope", ("global",)))
     title="OPCM",
     kind=Kind.COMBINE,
     granularity="tensor",
+    version=2,
     paper="arXiv:2501.09522",
-    needs=Needs(base=True, stats=(LENGTHS,)),
+    needs=Needs(base=True, stats=(LENGTHS,), limits=(EARLIER,)),
+    state=_so_far,
     workspace=Workspace(15.0, 1.5),
     classes={"embed": "mean", "head": "mean"},
     breaks={"order": "sources join one after another, and each finds the place taken by those before it"},
@@ -73,24 +105,34 @@ def opcm(group: TensorGroup, p: Opcm) -> Tensor:
     """
     joined = _joined(group, p)
     if p.scope == "global":
-        length, *own = group.stat(LENGTHS)
+        values = group.stat(LENGTHS)
     else:
         each = (joined, *weighted_deltas(group))
-        length, *own = (float(torch.linalg.vector_norm(one, dtype=torch.float64)) for one in each)
-    factor = p.scale * sum(own) / len(own) / length if length > 0 else 0.0
+        values = [float(torch.linalg.vector_norm(one, dtype=torch.float64)) for one in each]
+    length, lengths = _measured(values, p)
+    factor = p.scale * lengths / group.site.merged / length if length > 0 else 0.0
     return joined.mul_(factor).add_(group.base)
 
 
 def _joined(group: TensorGroup, p: Opcm) -> Tensor:
-    """T_N."""
-    return by_matrix(group, lambda deltas: reduce(_joining(p), deltas[1:], deltas[0].double()), wide_total)
+    """T_N. Of an earlier result, its own T is what it changed over the factor it was multiplied by."""
+    shrunk = p.factor_so_far * p.scale or 1.0
+
+    def first(deltas: Sequence[Tensor]) -> Tensor:
+        return deltas[0].double() / shrunk
+
+    return by_matrix(
+        group,
+        lambda deltas: reduce(_joining(p), deltas[1:], first(deltas)),
+        lambda deltas: wide_total([first(deltas), *deltas[1:]]),
+    )
 
 
 def _joining(p: Opcm) -> Callable[[Tensor, Tensor], Tensor]:
     def join(so_far: Tensor, delta: Tensor) -> Tensor:
         taken = thin(so_far, null=NULL)
-        wide = delta.double()
-        return so_far + wide - _known(taken, wide, taken_count(taken, p.alpha, p.block))
+        count = taken_count(taken, p.alpha, p.block)
+        return so_far.add_(delta).sub_(_known(taken.to(delta), delta, count))
 
     return join
 

@@ -46,6 +46,7 @@ class Optmerge:
     title="OptMerge",
     kind=Kind.COMBINE,
     granularity="tensor",
+    version=2,
     paper="arXiv:2505.19892",
     needs=Needs(base=True),
     workspace=Workspace(13.0, 2.5),

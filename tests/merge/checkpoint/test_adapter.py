@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merge import errors
+from merge import errors, file_errors
 from merge.checkpoint import reader as reading
 from merge.checkpoint.adapter import LoraPair
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
@@ -194,7 +194,7 @@ def test_attaching_changes_the_digest_and_says_what_changed(tmp_path: Path, mode
     with TensorReader(model, fitted, tmp_path / "lora") as reader:
         assert reader.changed(f"{Q}.weight")
         assert not reader.changed("model.norm.weight")
-    with pytest.raises(errors.FileMissing, match="adapter"):
+    with pytest.raises(file_errors.FileMissing, match="adapter"):
         TensorReader(model, fitted)
 
 
@@ -279,7 +279,7 @@ def test_an_adapter_beside_a_config_or_a_whole_model_is_found(tmp_path: Path) ->
 def test_a_pickled_adapter_is_refused_and_a_missing_one_named(tmp_path: Path) -> None:
     folder = tiny.lora(tmp_path / "lora", SHAPES)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(errors.PickleRefused, match="can run code"):
+    with pytest.raises(file_errors.PickleRefused, match="can run code"):
         index_adapter_folder(folder)
     with pytest.raises(errors.AdapterRefused, match=r"adapter_config\.json"):
         index_adapter_folder(tiny.llama(tmp_path / "no adapter"))

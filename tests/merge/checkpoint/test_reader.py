@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge import errors
+from merge import file_errors
 from merge.checkpoint import reader as reading
 from merge.checkpoint.dtype import raw_buffer
 from merge.checkpoint.index import index_folder
@@ -137,7 +137,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with (
         TensorReader(folder, index) as reader,
-        pytest.raises(errors.FileSizeMismatch, match=r"model\.safetensors"),
+        pytest.raises(file_errors.FileSizeMismatch, match=r"model\.safetensors"),
     ):
         for info in index.tensors.values():
             reader.read_into(info, 0, info.numel, raw_buffer(info, info.numel))
@@ -149,7 +149,7 @@ def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with (
         TensorReader(folder, index) as reader,
-        pytest.raises(errors.FileUnreadable, match=r"model\.safetensors"),
+        pytest.raises(file_errors.FileUnreadable, match=r"model\.safetensors"),
     ):
         reader.read_float("model.norm.weight", 0, 1, torch.empty(1))
 
@@ -157,7 +157,7 @@ def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
 def test_a_packed_dtype_is_refused_by_the_tensors_name(tmp_path: Path) -> None:
     text = b'{"w.packed":{"dtype":"F4","shape":[4],"data_offsets":[0,2]}}'
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\0\0")
-    refused = pytest.raises(errors.DtypeUnsupported, match=r"w\.packed is stored as F4")
+    refused = pytest.raises(file_errors.DtypeUnsupported, match=r"w\.packed is stored as F4")
     with TensorReader(tmp_path, index_folder(tmp_path)) as reader, refused:
         reader.read_float("w.packed", 0, 4, torch.empty(4))
 

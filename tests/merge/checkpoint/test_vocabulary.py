@@ -14,7 +14,7 @@ from merge.checkpoint.vocabulary import (
     differences,
     read_vocabulary,
 )
-from merge.errors import FileRefused, TextInvalid, VocabularyInvalid
+from merge.file_errors import FileRefused, TextInvalid, VocabularyInvalid
 
 
 def fast(vocab: Any, *added: tuple[str, Any], **model: Any) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from merge import errors
+from merge import errors, file_errors
 from merge.checkpoint.layout import ShardLayout, plan_shards
 from merge.checkpoint.writer import ShardWriter
 
@@ -143,7 +143,7 @@ def test_a_full_disk_says_how_much_room_was_needed(tmp_path: Path) -> None:
 def test_a_link_in_the_way_is_not_followed(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     (tmp_path / "victim").write_bytes(b"precious")
     (tmp_path / "x").symlink_to(tmp_path / "victim")
-    with pytest.raises(errors.FileUnreadable):
+    with pytest.raises(file_errors.FileUnreadable):
         ShardWriter(tmp_path / "x", layout_of(tensors))
     assert (tmp_path / "victim").read_bytes() == b"precious"
 

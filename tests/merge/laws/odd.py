@@ -12,7 +12,7 @@ from merge.contract.method import Method
 from merge.kernels.keyed import Draws, key_of
 from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
-from tests.merge import exact
+from tests.merge import exact, informed
 from tests.merge.every import count_of, steps_of
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -78,5 +78,5 @@ def planned(
     if any(KINDS[statistic.kind].layout == "square" for statistic in method.needs.statistics):
         document["overrides"] = [{"match": "wide.weight", "policy": "mean"}]  # its matrix would be 6 GB
     return make_plan(
-        recipe_from(document | more), exact.indices(folders), budget=GIB, measured=tuple(folders)
+        recipe_from(document | more), exact.indices(folders), budget=GIB, measured=informed.of_all(folders)
     )

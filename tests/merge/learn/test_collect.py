@@ -7,7 +7,7 @@ import torch
 
 from merge.checkpoint.index import index_folder
 from merge.learn import outside
-from merge.learn.collect import collect, read_statistics
+from merge.learn.collect import Progress, collect, read_statistics
 from merge.learn.skeleton import Skeleton
 from tests.merge.learn import models
 
@@ -111,3 +111,14 @@ def test_channels_that_are_never_anything_but_zero_are_counted(tmp_path: Path) -
     manifest = collect(folder, index_folder(folder), models.samples(), ["mean_abs_input"], tmp_path / "out")
     assert manifest.dead_channels["model.layers.0.self_attn.q_proj.weight"] == 3
     assert manifest.dead_channels["model.layers.1.self_attn.q_proj.weight"] == 0
+
+
+def test_progress_goes_on_over_all_passes(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "llama")
+    told: list[Progress] = []
+    kinds = ["mean_abs_input", "fisher", "grad_weight"]
+    collect(folder, index_folder(folder), models.samples(), kinds, tmp_path / "out", on_progress=told.append)
+    shares = [each.share for each in told]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert {each.turns for each in told} == {3} and {each.turn for each in told} == {0, 1, 2}
+    assert all(each.tokens_per_second > 0 for each in told)

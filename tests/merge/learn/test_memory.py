@@ -20,14 +20,14 @@ MOST = 250 << 20
 WATCHED = """
 import json, sys
 from pathlib import Path
-from bench.learn import anonymous, peak_of, _samples
+from bench.learn import anonymous, peak_of, samples_of_words
 from merge.checkpoint.index import index_folder
 from merge.learn.collect import collect
 from merge.learn.samples import samples_of
 import transformers.models.llama.modeling_llama
 
 folder = Path(sys.argv[1])
-index, given = index_folder(folder), _samples(1)
+index, given = index_folder(folder), samples_of_words(1)
 idle = anonymous()
 with peak_of() as peaks:
     collect(folder, index, given, ["mean_abs_input"], folder.parent / "out", model_sha256="0" * 64)
@@ -51,13 +51,14 @@ def test_one_block_at_a_time_is_in_memory(tmp_path: Path) -> None:
 def test_too_little_memory_is_said_before_anything_is_run(tmp_path: Path) -> None:
     folder = make(tmp_path / "model", SHAPE, filled=False)
     index = index_folder(folder)
-    needed = largest_stage(index, ["gram"])
+    given = models.samples()
+    needed = largest_stage(index, ["gram"], given.documents, given.tokens)
     assert largest_stage(index, ["mean_abs_input"]) < needed < bytes_whole(index)
     with pytest.raises(BudgetTooSmall, match="MiB are allowed"):
         collect(
             folder,
             index,
-            models.samples(),
+            given,
             ["gram"],
             tmp_path / "out",
             memory_bytes=needed - 1,

@@ -20,13 +20,17 @@ def written(path: Path, content: str | bytes) -> Path:
     return path
 
 
+LONG = "one document that is long enough"
+
+
 def test_blank_lines_part_documents_and_json_lines_hold_texts(tmp_path: Path) -> None:
-    text = written(tmp_path / "a.txt", "\ufeffone\r\ntwo\r\n\r\n \r\nthree\n")
-    assert read_samples(text).texts == ("one\ntwo", "three")
+    text = written(tmp_path / "a.txt", "\ufeffone\r\ntwo\r\n\r\n \r\nthree and some more words of it\n")
+    assert read_samples(text).texts == ("one\ntwo", "three and some more words of it")
     lines = written(
-        tmp_path / "a.jsonl", '{"text": "one"}\n\n{"text": " ", "id": 2}\n{"text": "two\\n\\nthree"}\n'
+        tmp_path / "a.jsonl",
+        f'{{"text": "{LONG}"}}\n\n{{"text": " ", "id": 2}}\n{{"text": "two\\n\\nthree"}}\n',
     )
-    assert read_samples(lines).texts == ("one", "two\n\nthree")
+    assert read_samples(lines).texts == (LONG, "two\n\nthree")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,7 @@ def test_blank_lines_part_documents_and_json_lines_hold_texts(tmp_path: Path) ->
     [
         ("a.txt", b"", errors.CalibrationEmpty, "no text but white space"),
         ("a.txt", b" \n\t\n", errors.CalibrationEmpty, "no text but white space"),
+        ("a.txt", b"Mississippi\n", errors.CalibrationTooShort, "Give longer texts"),
         ("a.txt", "für".encode("latin-1"), errors.CalibrationEncoding, "byte 1 is 0xfc"),
         ("a.txt", "für".encode("utf-16"), errors.CalibrationEncoding, "not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1}\n', errors.CalibrationFormat, "line 2"),

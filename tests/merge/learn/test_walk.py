@@ -15,6 +15,7 @@ from merge.learn.observe import Observers
 from merge.learn.skeleton import Skeleton, Stored
 from merge.learn.towers import block_lists
 from merge.learn.walk import REST, NotByBlocks, Walk
+from tests import tiny
 from tests.merge.learn import models
 
 
@@ -120,3 +121,28 @@ def test_the_model_is_given_back_empty_and_unchanged(tmp_path: Path) -> None:
         assert type(module).forward is before[path]
         assert not module._forward_pre_hooks and not module._forward_hooks
     assert walk.REST == ""
+
+
+def test_what_stands_for_done_blocks_does_not_grow_with_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.llama(tmp_path / "model", layers=6)
+    index = index_folder(folder)
+    skeleton, every = Skeleton(index), models.batches(folder, models.samples(16))
+    kept: list[int] = []
+    with (
+        TensorReader(folder, index) as reader,
+        Walk(skeleton, Stored(reader), every, tmp_path / "scratch") as steps,
+    ):
+        marked = steps._marked
+
+        def counted(path: str, tensor: Tensor) -> Tensor:
+            made = marked(path, tensor)
+            kept.append(len({leaf.data_ptr() for _, leaf in steps._call.leaves.values()}))
+            return made
+
+        monkeypatch.setattr(steps, "_marked", counted)
+        for stage in steps.stages():
+            stage.fill()
+            stage.run()
+    assert len(kept) == 1 + 2 + 3 + 4 + 5 + 6 and max(kept) == 2, kept

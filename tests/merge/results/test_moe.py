@@ -183,10 +183,11 @@ def test_cheap_rows_are_mean_embeddings_and_negative_prompts_are_taken_off(
     table = load(root / "llama" / "base")["model.embed_tokens.weight"]
     vocab = json.loads((root / "llama" / "base" / "tokenizer.json").read_text())["model"]["vocab"]
 
-    def mean(text: str) -> Tensor:
-        return table[[vocab[char.replace(" ", "Ġ")] for char in text]].mean(0)
+    def direction(*texts: str) -> Tensor:
+        total = table[[vocab[char.replace(" ", "Ġ")] for text in texts for char in text]].sum(0)
+        return total / total.norm()
 
-    rows = [(mean(PROMPTS["a"][0]) + mean(PROMPTS["a"][1])) / 2, mean("def main():") - mean("aa")]
+    rows = [direction(*PROMPTS["a"]), direction("def main():") - direction("aa")]
     got = load(tmp_path / "out")
     for layer in range(2):
         found = got[f"model.layers.{layer}.block_sparse_moe.gate.weight"]

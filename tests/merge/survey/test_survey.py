@@ -34,7 +34,9 @@ def report(folders: Mapping[str, Path], out: Path, steps: list[Any], **more: Any
         "steps": steps,
         "shard_bytes": 150_000,
     }
-    plan = make_plan(recipe_from(document), exact.indices(folders), budget=BUDGET, measured=tuple(folders))
+    plan = make_plan(
+        recipe_from(document), exact.indices(folders), budget=BUDGET, measured=informed.of_all(folders)
+    )
     known = informed.folders_for(plan, folders["base"].parent)
     settings: dict[str, Any] = {"budget_bytes": BUDGET, "threads": 2, "survey": "full", "statistics": known}
     run(plan, folders, out, **settings | more)
@@ -63,6 +65,42 @@ def test_what_adjusting_steps_hold_back_is_told_and_plotted(
         assert after["held_back"] == pytest.approx(share, rel=1e-2), "bf16 of the result apart"
     pages = [(tmp_path / name / "merge_report.html").read_text() for name in ("plain", "held")]
     assert ["Held back" in page for page in pages] == [False, True]
+
+
+def test_what_is_left_of_a_change_is_told_part_by_part(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    steps = [{"method": "task_arithmetic"}, {"method": "aim", "omega": 0.1}]
+    plain = report(folders, tmp_path / "plain", steps[:1])["groups"][0]
+    held = report(folders, tmp_path / "held", steps)["groups"][0]
+    assert plain["cells"] == []
+    base, before, after = (tensors(path) for path in (folders["base"], tmp_path / "plain", tmp_path / "held"))
+    name = "model.layers.1.mlp.up_proj.weight"
+    norms = [float((model[name] - base[name]).norm()) for model in (before, after)]
+    (cell,) = (each for each in held["cells"] if (each["layer"], each["part"]) == (1, "mlp.up_proj"))
+    assert [cell["merged_norm_before"], cell["merged_norm"]] == pytest.approx(norms, rel=1e-2), "bf16"
+    assert (cell["class"], cell["tower"], cell["prepared_all"]) == ("linear", "model.layers", 1.0)
+    parts = {(each["layer"], each["part"]) for each in held["cells"]}
+    assert len(parts) == len(held["cells"]) and {part for layer, part in parts if layer == 0} == {
+        part for layer, part in parts if layer == 1
+    }
+    page = (tmp_path / "held" / "merge_report.html").read_text()
+    assert (
+        "Held back, part by part" in page and f"layer 1, mlp.up_proj: {100 * cell['held_back']:.1f} %" in page
+    )
+
+
+def test_what_a_trimming_step_leaves_is_a_share_of_the_norm(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    steps = [{"method": "trim", "density": 0.5}, {"method": "task_arithmetic"}]
+    (group,) = report(folders, tmp_path / "out", steps)["groups"]
+    base, source = tensors(folders["base"]), tensors(folders["a"])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    delta = (source[name] - base[name]).flatten().abs()
+    kept = delta[delta >= delta.median()]
+    (cell,) = (e for e in group["cells"] if (e["layer"], e["part"]) == (0, "self_attn.q_proj"))
+    assert cell["prepared"]["a"] == pytest.approx(float(kept.norm() / delta.norm()), abs=1e-3)
+    assert cell["held_back"] == 1.0 and group["all"]["prepared"].keys() == {"a", "b"}
+    assert "Trimmed, part by part" in (tmp_path / "out" / "merge_report.html").read_text()
 
 
 def test_totals_are_those_of_the_whole_models(folders: Mapping[str, Path], tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def speaker(folder: Path, *, merges: Iterable[tuple[str, str]] = (), added: Sequ
 def ids_of(folder: Path) -> dict[str, int]:
     """Token to id as the folder's tokenizer.json has them."""
     document = json.loads((folder / "tokenizer.json").read_text())
-    return document["model"]["vocab"] | {each["content"]: each["id"] for each in document["added_tokens"]}
+    ids: dict[str, int] = document["model"]["vocab"]
+    return ids | {each["content"]: each["id"] for each in document["added_tokens"]}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from merge.checkpoint.vocabulary import read_vocabulary
-from merge.errors import VocabularyInvalid
+from merge.file_errors import VocabularyInvalid
 from merge.tokenizer.align import NewToken
 from merge.tokenizer.files import with_new_tokens
 

@@ -14,7 +14,10 @@ from tests import tiny
 from tests.merge.tokenizer import small
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-METHODS = ("omp", "common_interpolation", "subword", "mean", "zero", "random", "john_hewitt")
+METHODS = (
+    "omp", "common_interpolation", "landmark_pca", "stb", "mp_rope", "subword", "mean", "zero", "random",
+    "john_hewitt",
+)  # fmt: skip
 NEW = ("the", "an", "<|im_start|>", "<|im_end|>")
 
 
@@ -223,3 +226,40 @@ def test_token_texts_keep_their_spaces_and_models_can_be_renamed() -> None:
     assert made.tokenizer.tokens[" x"].source.token == " y "  # type: ignore[union-attr]
     renamed = made.renamed({"donor": "d@1", "m0": "a@2"})
     assert (renamed.tokenizer.donor, renamed.sources[0].model, renamed.base) == ("d@1", "a@2", None)
+
+
+def test_rows_that_are_turned_need_heads_of_pairs(root: Path) -> None:
+    for name in ("m", "donor"):
+        config = json.loads((root / name / "config.json").read_text())
+        small.write_json(root / name / "config.json", config | {"num_attention_heads": 3})
+    with pytest.raises(PlanRefused, match="no whole number of heads of pairs; choose omp"):
+        small.plan_of(root, recipe("mp_rope"))
+
+
+def test_a_longer_token_may_take_the_row_of_its_longest_known_beginning(root: Path) -> None:
+    out, report = small.merged(root, recipe("zero", prefix_match=True))
+    ours, found = small.rows(root / "m"), small.rows(out)
+    assert torch.equal(found["the"], ours["th"]) and torch.equal(found["an"], ours["a"])
+    assert not found["<|im_start|>"].any()  # special tokens have no beginnings
+    assert report.manifest["vocabulary"]["models"]["m"]["filled"] == 4
+
+
+def test_a_single_byte_may_take_the_row_of_the_same_byte(tmp_path: Path) -> None:
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    for name, more in (("m", ()), ("donor", ("A", "B", "▁AB"))):
+        vocab = {text: at for at, text in enumerate([*pieces, "▁", *more])}
+        small.speaker(tmp_path / name, rows=len(vocab) + 4, first_added=len(vocab), expert=len(more))
+        document = json.loads((tmp_path / name / "tokenizer.json").read_text())
+        document["model"] |= {"vocab": vocab, "merges": [], "byte_fallback": True}
+        document["pre_tokenizer"] = None
+        blank = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+        document["decoder"] = {"type": "Sequence", "decoders": [blank, {"type": "ByteFallback"}]}
+        document["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        small.write_json(tmp_path / name / "tokenizer.json", document)
+    found = {}
+    for both in (False, True):
+        out, _ = small.merged(tmp_path, recipe("zero", byte_match=True, prefix_match=both), f"out{both}")
+        found[both] = small.rows(out)
+    ours = small.rows(tmp_path / "m")
+    assert torch.equal(found[False]["A"], ours["<0x41>"]) and not found[False]["▁AB"].any()
+    assert not found[True]["▁AB"].any()  # " A" is no token of the model, and a lone blank is no beginning

@@ -28,18 +28,37 @@ class Case:
 
 def _words(codes: np.ndarray[Any, Any], bits: int) -> Tensor:
     """Packs the last axis into 32-bit words from the lowest bits upwards."""
+    if bits == 3:
+        return _three_words(codes)
     per = 32 // bits
     grouped = codes.reshape(*codes.shape[:-1], -1, per).astype(np.uint64)
     words = sum(grouped[..., place] << np.uint64(bits * place) for place in range(per))
     return torch.from_numpy(np.asarray(words, dtype=np.uint64).astype(np.uint32).view(np.int32))
 
 
-def gptq(bits: int = 4, version: str | None = None, reorder: bool = False) -> Case:
-    """48 outputs, 64 inputs in 4 groups; zero points over their whole range."""
+def _three_words(codes: np.ndarray[Any, Any]) -> Tensor:
+    """32 codes of three bits in three words: ten, two bits of the eleventh; its third bit, ten, a bit of the
+    22nd; its other two bits, ten.
+    """
+    made = np.zeros((*codes.shape[:-1], codes.shape[-1] // 32, 3), dtype=np.uint64)
+    grouped = codes.reshape(*codes.shape[:-1], -1, 32).astype(np.uint64)
+    for place in range(10):
+        made[..., 0] |= grouped[..., place] << np.uint64(3 * place)
+        made[..., 1] |= grouped[..., 11 + place] << np.uint64(3 * place + 1)
+        made[..., 2] |= grouped[..., 22 + place] << np.uint64(3 * place + 2)
+    made[..., 0] |= (grouped[..., 10] & np.uint64(3)) << np.uint64(30)
+    made[..., 1] |= grouped[..., 10] >> np.uint64(2) | (grouped[..., 21] & np.uint64(1)) << np.uint64(31)
+    made[..., 2] |= grouped[..., 21] >> np.uint64(1)
+    words = made.reshape(*codes.shape[:-1], -1)
+    return torch.from_numpy(words.astype(np.uint32).view(np.int32))
+
+
+def gptq(bits: int = 4, version: str | None = None, reorder: bool = False, outputs: int = 48) -> Case:
+    """48 outputs (or others), 64 inputs in 4 groups; zero points over their whole range."""
     rng = np.random.default_rng(bits)
-    codes = rng.integers(0, 2**bits, (64, 48))
-    zeros = rng.integers(0, 2**bits, (4, 48))
-    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (4, 48))).half()
+    codes = rng.integers(0, 2**bits, (64, outputs))
+    zeros = rng.integers(0, 2**bits, (4, outputs))
+    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (4, outputs))).half()
     group = rng.permutation(np.arange(64) // 16) if reorder else np.arange(64) // 16
     shift = 0 if version == "gptq_v2" else 1
     stored = {
@@ -48,8 +67,8 @@ def gptq(bits: int = 4, version: str | None = None, reorder: bool = False) -> Ca
         "m.scales": scale,
         "m.g_idx": torch.from_numpy(group.astype(np.int32)),
     }
-    wanted = np.zeros((48, 64))
-    for out in range(48):
+    wanted = np.zeros((outputs, 64))
+    for out in range(outputs):
         for inner in range(64):
             g = group[inner]
             wanted[out, inner] = float(scale[g, out]) * (float(codes[inner, out]) - float(zeros[g, out]))
@@ -214,6 +233,8 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "gptq4": gptq,
     "gptq8": lambda: gptq(8),
     "gptq2": lambda: gptq(2),
+    "gptq3": lambda: gptq(3, outputs=96),
+    "gptq3_reordered": lambda: gptq(3, "gptq_v2", True, 64),
     "gptq4_v2": lambda: gptq(4, "gptq_v2"),
     "gptq4_reordered": lambda: gptq(4, None, True),
     "awq": awq,

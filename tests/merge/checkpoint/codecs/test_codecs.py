@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from merge.checkpoint import codecs
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
 from merge.checkpoint.reader import TensorReader
-from merge.errors import FileSizeMismatch, PlanRefused, QuantizationMalformed
+from merge.errors import PlanRefused
+from merge.file_errors import FileSizeMismatch, QuantizationMalformed
 from merge.plan import make_plan
 from merge.recipe import recipe_from
 from merge.run import run

@@ -15,7 +15,7 @@ from merge.checkpoint.codecs.gguf import BLOCKS, PLAIN
 from merge.checkpoint.gguf.types import OTHERS, TYPES
 from merge.checkpoint.index import index_folder
 from merge.checkpoint.reader import TensorReader
-from merge.errors import GgufMalformed, GgufUnsupported, NoWeights
+from merge.file_errors import GgufMalformed, GgufUnsupported, NoWeights, ShardMissing
 from merge.plan import make_plan
 from merge.recipe import recipe_from
 from merge.run import run
@@ -190,7 +190,7 @@ def test_a_folder_with_several_files_wants_one_named(tmp_path: Path) -> None:
 
 def test_what_has_no_counterpart_is_refused(tmp_path: Path) -> None:
     tensors, config = saved("llama", tmp_path / "hf")
-    with pytest.raises(GgufUnsupported, match="one part of several"):
+    with pytest.raises(ShardMissing, match="one part of 3"):
         index_folder(write(tmp_path / "a.gguf", "llama", tensors, config, **{"split.count": 3}))
     data = write(tmp_path / "b.gguf", "llama", tensors, config).read_bytes()
     (tmp_path / "c.gguf").write_bytes(data.replace(b"blk.0.attn_v.weight", b"blk.0.attn_x.weight"))

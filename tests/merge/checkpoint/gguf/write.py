@@ -1,6 +1,6 @@
 """GGUF files as llama.cpp's converter makes them, of tiny models, by the format's own reference package."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,22 @@ def model_of(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def write(
-    path: Path, name: str, tensors: Mapping[str, torch.Tensor], config: Any, kind: Any = F32, **more: Any
+    path: Path,
+    name: str,
+    tensors: Mapping[str, torch.Tensor],
+    config: Any,
+    kind: Any = F32,
+    *,
+    about: Callable[[gguf.GGUFWriter], None] = lambda _: None,
+    split: int = 0,
+    **more: Any,
 ) -> Path:
-    """Writes the tensors (named as transformers saves them) with the metadata that the converter writes."""
+    """Writes the tensors (named as transformers saves them) with the metadata that the converter writes, and
+    what ``about`` adds to it; in files of at most ``split`` tensors.
+    """
     arch, constant, _ = ARCHITECTURES[name]
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
+    about(writer)
     _metadata(writer, config, arch)
     for key, value in more.items():
         writer.add_key_value(key, value, gguf.GGUFValueType.UINT32)

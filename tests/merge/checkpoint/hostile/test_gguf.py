@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge import errors
+from merge import file_errors as errors
 from merge.checkpoint.gguf import header
 from merge.checkpoint.gguf.header import Long, header_end, parse_gguf
 

@@ -2,16 +2,19 @@ import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from merge.checkpoint.index import index_folder
 from merge.errors import Stopped
 from merge.methods.elementwise.layer_swap import best_borders, shares
 from merge.plan import make_plan, plan_or_findings
 from merge.recipe import recipe_from
 from merge.run import run
+from tests import tiny
 from tests.merge import exact
 from tests.merge.references import tensors_digest
 from tests.merge.whole import merge_all
@@ -142,6 +145,41 @@ def test_in_a_whole_merge_head_and_embedding_follow_their_blocks(tmp_path: Path)
     assert all(torch.equal(made[name], host[name]) for name, owner in owners.items() if owner == "a")
     upper = {name for name in made if name.startswith(("lm_head", "model.norm", "model.layers.1"))}
     assert {name for name, owner in owners.items() if owner == "b"} == upper
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"bottom": 2, "top": 1, "transition": 2},
+            "both transitions are left out: bottom 2 and top 1 leave 1",
+        ),
+        ({"bottom": 1, "top": 1}, "the transition beside top is left out: bottom 1 and top 1 leave 2 of 4"),
+        ({"bottom": 3, "top": 2}, "bottom 3 and top 2 leave none of the 4 layers between them"),
+        ({"bottom": 0, "top": 1, "transition": 3}, "the transition beside top is left out"),
+    ],
+)
+def test_the_plan_tells_of_transitions_and_blocks_that_have_no_room(
+    tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    (told,) = without_room(tmp_path, settings)
+    assert told.message.startswith(f"layer_swap: {says}") and told.pointer == "/steps/0"
+    assert told.severity == "warning"
+
+
+@pytest.mark.parametrize("settings", [{"bottom": 1, "top": 0}, {"bottom": 1, "top": 1, "transition": 0}, {}])
+def test_what_fits_is_not_told_of(tmp_path: Path, settings: dict[str, Any]) -> None:
+    assert without_room(tmp_path, settings) == []
+
+
+def without_room(folder: Path, settings: dict[str, Any]) -> list[Any]:
+    for name in "ab":
+        tiny.llama(folder / name, expert=ord(name), layers=4)
+    sources = [{"id": name, "model": name} for name in "ab"]
+    document = {"sources": sources, "steps": [{"method": "layer_swap", **settings}]}
+    models = {name: index_folder(folder / name, name) for name in "ab"}
+    plan = make_plan(recipe_from(document), models, budget=1 << 30)
+    return [finding for finding in plan.findings if finding.code == "layers_without_room"]
 
 
 def test_auto_without_a_base_is_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Makes rmm bundles: the factors of several LoRA adapters as their mean, directions and coefficients
+(Reversible Model Merging, arXiv:2510.14163), tensor by tensor.
+
+Factors are defined only up to an invertible matrix between them, so each product is first brought into the
+form that all its pairs share (``merge.kernels.reversible.balanced``).
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from merge.blocks import cast_out
+from merge.bundle.merging import Merging
+from merge.checkpoint.dtype import torch_dtype
+from merge.checkpoint.writer import ShardWriter
+from merge.forms.bundle import BundlePlan, Kept
+from merge.kernels.reduce import in_order
+from merge.kernels.reversible import Shared, balanced, shared
+
+SUMS = 2
+"""Of every tensor and member: the squared norm of its change, and of what is lost of it."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The arithmetic of tensors that are kept as directions of factors."""
+
+    bundle: BundlePlan
+    work: Merging
+
+    def make(self, writer: ShardWriter, each: Kept) -> list[float]:
+        """Writes what is kept of one tensor; gives the ``SUMS`` of every member, one after another."""
+        self.work.meter.check()
+        pairs = [self._pair(each, member) for member in self.bundle.members]
+        sides = [torch.stack([left for left, _ in pairs]), torch.stack([right.T for _, right in pairs])]
+        names = iter(each.names)
+        stored: list[Shared] = []
+        for side in sides:
+            found = shared(side, self.bundle.asked.setting("components"))
+            parts = [
+                self._write(writer, next(names), part)
+                for part in (found.mean, found.basis, found.coefficients)
+            ]
+            stored.append(Shared(*parts))
+        sums: list[float] = []
+        for place, (left, right) in enumerate(pairs):
+            again_left, again_right = (each.restored(place) for each in stored)
+            sums += _squares(left, right, again_left, again_right.T)
+        return sums
+
+    def _pair(self, each: Kept, member: str) -> tuple[Tensor, Tensor]:
+        rows, columns = each.output.shape
+        reader = self.work.readers[member]
+        adapter = reader.index.adapter
+        if adapter is None or each.output.name not in adapter.pairs:
+            return torch.zeros(rows, each.rank).double(), torch.zeros(each.rank, columns).double()
+        return balanced(*reader.factors(each.output.name, torch.float64), each.rank)
+
+    def _write(self, writer: ShardWriter, name: str, part: Tensor) -> Tensor:
+        tensor = name.partition("/")[2].rpartition(".")[0]
+        stored = next(dtype for own, dtype, _ in self.bundle.kept[tensor].stored if own == name)
+        dtype = torch_dtype(stored, name)
+        rounded = cast_out(name, part.contiguous(), dtype, self.work.buffers)
+        writer.write_at(name, 0, rounded)
+        return rounded.double().view(part.shape)
+
+
+def _squares(left: Tensor, right: Tensor, again_left: Tensor, again_right: Tensor) -> tuple[float, float]:
+    """Squared Frobenius norms of left @ right, and of its difference from the other product."""
+    lefts = torch.cat([left - again_left, again_left], dim=1)
+    rights = torch.cat([right, right - again_right], dim=0)
+    whole = float(((left.T @ left) * (right @ right.T)).sum())
+    lost = float(((lefts.T @ lefts) * (rights @ rights.T)).sum())
+    return max(0.0, whole), max(0.0, lost)
+
+
+def members_of(bundle: BundlePlan, facts: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """What the manifest tells of every member: the relative ``error`` of its change."""
+    told: dict[str, dict[str, float]] = {}
+    for place, member in enumerate(bundle.members):
+        whole, lost = (
+            in_order([facts[name][SUMS * place + at] for name in bundle.kept]) for at in range(SUMS)
+        )
+        told[member] = {"error": float(f"{sqrt(lost / whole) if whole else 0.0:.6g}")}
+    return told

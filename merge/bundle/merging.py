@@ -1,0 +1,52 @@
+"""What the run does for the makers of bundles."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from merge.blocks import Buffers, Crew
+from merge.chain import Chain
+from merge.checkpoint.reader import TensorReader
+from merge.outputs import Input, OutputTensor
+from merge.sizing import Sizes
+
+
+class Meter(Protocol):
+    """Stops where the caller wants that."""
+
+    def check(self) -> None:
+        """Raises ``Stopped``."""
+
+
+class Merging(Protocol):
+    """The arithmetic of a run, as far as bundles ask for it."""
+
+    crew: Crew
+    buffers: Buffers
+    sizes: Sizes
+    readers: Mapping[str, TensorReader]
+
+    @property
+    def meter(self) -> Meter:
+        """Asked between blocks."""
+
+    def ready(
+        self, outputs: Sequence[OutputTensor], crew: Crew | None = None
+    ) -> Iterator[Sequence[OutputTensor]]:
+        """The outputs some at a time, each when its statistics are there."""
+
+    def merged(self, output: OutputTensor, first: int, count: int) -> Tensor:
+        """Entries of a merged tensor, flat, in the dtype of the arithmetic; overwritten by the next call."""
+
+    def read(self, source: Input, first: int, count: int) -> Tensor:
+        """The same of one input; overwritten likewise."""
+
+    def chain(self, output: OutputTensor) -> Chain:
+        """The steps bound to this tensor."""
+
+    def finished(self, output: OutputTensor) -> None:
+        """Counts a tensor that was made."""
+
+    def skip_outputs(self, outputs: Sequence[OutputTensor]) -> None:
+        """Counts tensors that need not be made."""

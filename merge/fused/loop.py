@@ -1,0 +1,53 @@
+"""A built function with the numbers of one tensor's pass, ready to run over spans of it."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from merge.blocks import Place
+from merge.fused.compiler import Built
+from merge.fused.source import PAD, WIDTHS, Sink, block_of
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A built function with the numbers of one tensor's pass."""
+
+    built: Built
+    sinks: tuple[Sink, ...]
+    dtypes: tuple[str, ...]
+    numbers: Any
+    words: Any
+    step: int
+
+    def run(
+        self, places: Sequence[Place], first: int, count: int, into: Sequence[int], scratch: Tensor
+    ) -> bool:
+        """Runs over ``count`` entries, into sinks at these addresses; whether all went well."""
+        many = len(places)
+        status = self.built.run(
+            (ctypes.c_int32 * many)(*(place.fd for place in places)),
+            (ctypes.c_int64 * many)(*(place.offset for place in places)),
+            (ctypes.c_void_p * many)(*(place.address for place in places)),
+            self.numbers,
+            self.words,
+            first,
+            count,
+            self.step,
+            (ctypes.c_void_p * len(into))(*into),
+            scratch.data_ptr(),
+        )
+        return int(status) == 0
+
+    @property
+    def key(self) -> Any:
+        """What stands for the code that is run."""
+        return self.built
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory for one block of every input."""
+        return (block_of(self.sinks) + PAD) * sum(WIDTHS[name] for name in self.dtypes)

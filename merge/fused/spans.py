@@ -1,0 +1,132 @@
+"""What the loops do to spans of one output: make its entries, and measure what its methods need."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from merge.blocks import Place
+from merge.chain import Chain, Task
+from merge.checkpoint.dtype import torch_dtype
+from merge.contract.stats import Term
+from merge.fused.ranked import AnyLoop
+from merge.fused.samples import bits, in_memory, sample
+from merge.fused.source import PAD, Sink
+from merge.fused.trace import Tracer
+from merge.kernels.radix import HIGH_BINS, LOW_BINS
+from merge.outputs import OutputTensor
+
+if TYPE_CHECKING:
+    from merge.fused.loops import Loops
+
+WRITE_SPAN = 1 << 19
+MEASURE_SPAN = 1 << 22
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Makes spans of one output."""
+
+    loops: "Loops"
+    chain: Chain
+    output: OutputTensor
+    loop: AnyLoop
+
+    def span(self, otherwise: int) -> int:
+        """Entries at a time."""
+        return self.loops.span(self.output, WRITE_SPAN, otherwise)
+
+    def made(self, first: int, count: int) -> Tensor | None:
+        """The entries, rounded to the output's dtype, flat; ``None`` where the eager code must see to it."""
+        with self.loops.places(self.output, first, count) as places:
+            return self._made(places, first, count)
+
+    def _made(self, places: Sequence[Place], first: int, count: int) -> Tensor | None:
+        dtype = torch_dtype(self.output.dtype)
+        out = self.loops.buffer("output", count + PAD, dtype)
+        fine = self.loop.run(places, first, count, (out.data_ptr(),), self.loops.scratch(self.loop))
+        return out[:count] if fine else None
+
+    def agrees(self) -> bool:
+        """Whether a sample comes out as the eager code makes it."""
+        stored, block = sample(self.chain, self.loop.dtypes, self.output, self.loops.known(self.output), 0)
+        ours = self._made(in_memory(stored), 0, stored[0].numel())
+        theirs = self.chain.compute(block).reshape(-1).to(torch_dtype(self.output.dtype))
+        return ours is not None and torch.equal(bits(ours), bits(theirs))
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures spans for some tasks of one tensor."""
+
+    loops: "Loops"
+    chain: Chain
+    output: OutputTensor
+    tasks: Sequence[Task]
+    sinks: Sequence[Sequence[Sink | None]]
+    parts: Sequence[AnyLoop]
+
+    def span(self, otherwise: int) -> int:
+        """Entries at a time."""
+        return self.loops.span(self.output, MEASURE_SPAN, otherwise)
+
+    def measure(self, first: int, count: int) -> list[list[Tensor]] | None:
+        """What ``Chain.measure`` gives for these entries; ``None`` where the eager code must see to it."""
+        with self.loops.places(self.output, first, count) as places:
+            found = self._measured(places, first, count)
+        if found is not None:
+            self.loops.on_read(self.output, count)
+        return found
+
+    def _measured(self, places: Sequence[Place], first: int, count: int) -> list[list[Tensor]] | None:
+        found: dict[Sink, Tensor] = {}
+        for loop in self.parts:
+            into = [room_for(sink, -(-count // loop.step)) for sink in loop.sinks]
+            addresses = [room.data_ptr() for room in into]
+            if not loop.run(places, first, count, addresses, self.loops.scratch(loop)):
+                return None
+            found |= {sink: counted(sink, room) for sink, room in zip(loop.sinks, into, strict=True)}
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return [[nothing if sink is None else found[sink].clone() for sink in each] for each in self.sinks]
+
+    def agrees(self) -> bool:
+        """Whether a sample comes out as the eager code measures it."""
+        least, known = self.chain.piece + self.chain.piece // 3, self.loops.known(self.output)
+        stored, block = sample(self.chain, self.parts[0].dtypes, self.output, known, least)
+        ours = self._measured(in_memory(stored), 0, stored[0].numel())
+        theirs = self.chain.measure(block, self.tasks)
+        return ours is not None and all(
+            torch.equal(bits(a), bits(b))
+            for mine, yours in zip(ours, theirs, strict=True)
+            for a, b in zip(mine, yours, strict=True)
+        )
+
+
+def sink_of(tracer: Tracer, term: Term) -> Sink | None:
+    if term.what == "nothing":
+        return None
+    if term.what == "sum":
+        return Sink("sum", tracer.node_of(term.value, "d"))
+    if term.what == "nonzero":
+        return Sink("nonzero", tracer.node_of(term.value))
+    node = tracer.node_of(term.value, "f")
+    if term.what == "high":
+        return Sink("high", node)
+    tracer.program.words.append(term.bin)
+    return Sink("low", node, word=len(tracer.program.words) - 1)
+
+
+def room_for(sink: Sink, pieces: int) -> Tensor:
+    if sink.kind == "sum":
+        return torch.empty(pieces, dtype=torch.float64)
+    size = {"high": HIGH_BINS, "low": LOW_BINS, "nonzero": 1}[sink.kind]
+    return torch.zeros(size, dtype=torch.int32)
+
+
+def counted(sink: Sink, room: Tensor) -> Tensor:
+    if sink.kind == "sum":
+        return room
+    counts = room.to(torch.int64)
+    return counts[0] if sink.kind == "nonzero" else counts

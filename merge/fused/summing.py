@@ -1,0 +1,74 @@
+"""Sums of given terms over pieces that lie in memory: for what is measured on a few entries of every tensor,
+by the same terms each time.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from merge.fused.loop import Loop
+from merge.fused.samples import in_memory
+from merge.fused.source import Sink
+from merge.fused.trace import Program, Tracer
+from merge.kernels.reduce import piece_sums
+from merge.sizing import PIECE_ELEMENTS
+
+if TYPE_CHECKING:
+    from merge.fused.loops import Loops
+
+Terms = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""From entries of some inputs to float64 terms of the same shape, entry by entry."""
+_SAMPLE = 777
+
+
+@dataclass(frozen=True)
+class Summing:
+    """One loop for the sums of all terms over one piece."""
+
+    loops: "Loops"
+    loop: Loop
+    sinks: Sequence[Sink]
+
+    def sums(self, values: Sequence[Tensor]) -> list[float] | None:
+        """What ``summed`` gives for float32 inputs; ``None`` where that must see to it."""
+        flat = [value.reshape(-1) for value in values]
+        count = flat[0].numel()
+        if not 0 < count <= PIECE_ELEMENTS:
+            return None
+        rooms = (ctypes.c_double * len(self.loop.sinks))()
+        begin = ctypes.addressof(rooms)
+        into = [begin + 8 * place for place in range(len(self.loop.sinks))]
+        if not self.loop.run(in_memory(flat), 0, count, into, self.loops.scratch(self.loop)):
+            return None
+        found = dict(zip(self.loop.sinks, rooms, strict=True))
+        return [found[sink] for sink in self.sinks]
+
+    def agrees(self, terms: Terms) -> bool:
+        """Whether numbers such as models have are added up as the eager code does it."""
+        generator = torch.Generator().manual_seed(0)
+        values = [torch.randn(_SAMPLE, generator=generator) for _ in self.loop.dtypes]
+        for place, value in enumerate(values):
+            value[place :: len(values) + 1] = 0.0
+        return self.sums(values) == summed(terms(values))
+
+
+def summed(terms: Sequence[Tensor]) -> list[float]:
+    """The sum of each of these float64 tensors of one length, in the order that is always kept."""
+    count = terms[0].numel()
+    if not count:
+        return [0.0] * len(terms)
+    table = torch.stack([term.reshape(-1) for term in terms])
+    sums: list[float] = piece_sums(table, count).tolist()
+    return sums
+
+
+def traced(inputs: int, terms: Terms) -> tuple[Program, list[Sink]]:
+    """The program of these terms, and where each goes."""
+    tracer = Tracer()
+    with tracer:
+        found = terms([tracer.input(place) for place in range(inputs)])
+    return tracer.program, [Sink("sum", tracer.node_of(term, "d")) for term in found]

@@ -1,0 +1,135 @@
+"""Gradients of a model over all its sequences, group by group, added up on the disk.
+
+Sequences go through the model in groups, so that what is kept for the way back is bounded. What a group adds
+is put to the sums of the groups before it in a file for each block; a measurement that was stopped goes on
+after the last finished group.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from merge.learn.batches import Batch, Batches
+from merge.learn.gradients import Gradients, keep_every_output
+from merge.learn.skeleton import Skeleton, Weights
+from merge.learn.walk import REST, Walk
+
+GROUP_BYTES = 256 << 20
+"""What one block gives to a group of sequences is at most this large."""
+GROUPS = 8
+"""At least so many groups where there are as many sequences."""
+OnGroup = Callable[[int, int, int], None]
+"""Called with how many groups are done, how many there are, and how many of them were done now."""
+OnSum = Callable[[int, dict[str, Tensor], int], None]
+"""Called with a block's place in the order, its sums by parameter (on the CPU), and the number of
+sequences.
+"""
+
+
+class Gather(Protocol):
+    """Adds up something of the gradients of one block at a time."""
+
+    def add(self, sequence: int, name: str, gradient: Tensor, value: Tensor) -> None:
+        """One sequence's gradient of one parameter, and the parameter's value."""
+
+    def take(self) -> dict[str, Tensor]:
+        """The sums by parameter, which are forgotten here."""
+
+
+@dataclass
+class Backward:
+    """One loss of one model over all sequences; ``name`` tells its files in ``folder`` from others.
+    ``least_groups`` is how many groups there are at least, where there are as many sequences.
+    """
+
+    name: str
+    loss: str
+    skeleton: Skeleton
+    weights: Weights
+    batches: Batches
+    folder: Path
+    seed: int
+    device: torch.device
+    whole: bool
+    check: Callable[[], None]
+    least_groups: int = GROUPS
+
+    def run(self, gather: Gather, already: int, on_group: OnGroup, on_sum: OnSum) -> None:
+        """All groups but the first ``already``, which an earlier run has done. ``on_sum`` has each block's
+        sums over all sequences. Raises ``NotByBlocks``, ``NotFinite`` and what ``check`` raises.
+        """
+        singles = [batch.one(at) for batch in self.batches.every for at in range(batch.sequences)]
+        size = self._group_size(len(singles))
+        groups = range(0, len(singles), size)
+        for number, first in enumerate(groups):
+            if number >= already:
+                self._group(singles[first : first + size], first, number, len(singles), gather, on_sum)
+                on_group(number + 1, len(groups), number + 1 - already)
+                self._drop(number - 1)
+        self._drop(len(groups) - 2)
+
+    def _group(
+        self,
+        batches: Sequence[Batch],
+        first: int,
+        number: int,
+        total: int,
+        gather: Gather,
+        on_sum: OnSum,
+    ) -> None:
+        scratch = self.folder / "gradients"
+        shutil.rmtree(scratch, ignore_errors=True)
+        with Walk(
+            self.skeleton,
+            self.weights,
+            batches,
+            scratch,
+            device=self.device,
+            whole=self.whole,
+            gradients=True,
+            check=self.check,
+        ) as walk:
+            order = keep_every_output(walk, scratch)
+            is_last = first + len(batches) == total
+
+            def after(path: str) -> None:
+                place = order.index(path) if path != REST else len(order)
+                values = self._added(number, place, gather.take())
+                if is_last:
+                    on_sum(place, values, total)
+                else:
+                    save_file(values, self._file(place, number))
+
+            Gradients(walk, self.loss, self.seed, first, gather.add).run(order, after)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+    def _added(self, number: int, place: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the sums of the groups before."""
+        before = self._file(place, number - 1)
+        if before.is_file():
+            with safe_open(before, framework="pt") as held:
+                for name in held.keys():  # noqa: SIM118 - not a mapping
+                    past = held.get_tensor(name)
+                    values[name] = past + values[name].cpu() if name in values else past
+        return {name: value.cpu().contiguous() for name, value in values.items()}
+
+    def _file(self, place: int, number: int) -> Path:
+        return self.folder / f"{self.name}-{place:04}.{number}.sum"
+
+    def _drop(self, number: int) -> None:
+        for path in self.folder.glob(f"{self.name}-*.{number}.sum"):
+            path.unlink()
+
+    def _group_size(self, sequences: int) -> int:
+        width = int(getattr(self.skeleton.config.get_text_config(), "hidden_size", 0) or 1024)
+        length = max(self.batches.tokens // max(sequences, 1), 256)
+        most = max(1, GROUP_BYTES // (length * width * 4))
+        return min(math.ceil(sequences / self.least_groups), most)

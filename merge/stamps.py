@@ -1,0 +1,70 @@
+"""The input files of a run: there and of the planned sizes at its start, and the same at its end."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from merge.checkpoint.index import safe_path
+from merge.errors import InputChanged
+from merge.file_errors import FileMissing
+from merge.plan import Plan
+from merge.recipe_stages import of_stage, stage_of
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """One file as it was: its size, when it was last written, and which file it is."""
+
+    label: str
+    file: str
+    path: Path
+    facts: tuple[int, int, int]
+
+    def check(self) -> None:
+        """Raises ``InputChanged`` where it is not the same any more."""
+        if _facts(self.path) != self.facts:
+            raise InputChanged(
+                f"{self.file} of {self.label} was changed while it was read, so what was merged is of two "
+                "minds; run again when nobody writes to it."
+            )
+
+
+def input_stamps(plan: Plan, folders: Mapping[str, Path]) -> list[Stamp]:
+    """Every file that is read, of the size the plan was made from; raises ``FileMissing`` and
+    ``InputChanged``.
+    """
+    found = []
+    for index_label, key, file, size in _wanted(plan):
+        if key not in folders:
+            raise FileMissing(f"The folder of {key} was not given.")
+        path = safe_path(folders[key], file)
+        facts = _facts(path)
+        if facts is None or facts[0] != size:
+            raise InputChanged(f"{file} of {index_label} is not the file that was planned with; plan again.")
+        found.append(Stamp(index_label, file, path, facts))
+    for name, stage in plan.staged.stages.items():
+        found += input_stamps(stage.plan, of_stage(folders, name))
+    return found
+
+
+def _wanted(plan: Plan) -> Iterator[tuple[str, str, str, int]]:
+    """Label of the model, key of the folder, name and size of each file."""
+    for key in dict.fromkeys(
+        (plan.reference, *plan.rows, *(i.model for o in plan.outputs for i in o.inputs))
+    ):
+        index = plan.models[key]
+        if stage_of(index.label) is not None:
+            continue
+        for file in plan.weight_files(key):
+            yield index.label, key, file, index.files[file]
+        if index.adapter is not None:
+            for file in index.adapter.weights:
+                yield index.label, f"{key}+adapter", file, index.adapter.files[file]
+
+
+def _facts(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_size, found.st_mtime_ns, found.st_ino) if path.is_file() else None

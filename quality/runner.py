@@ -1,0 +1,154 @@
+"""Runs methods on a bench: tunes each one's coefficient on validation items, then scores it on test items.
+
+Every number is kept as soon as it is there, one JSON file a (seed, split, recipe), so a run that is stopped
+goes on where it was. Coefficients are looked for on the first seed and hold for all.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from merge.catalog import catalogue
+from merge.errors import FindingsError, MergeError
+from quality.bench import Bench, Scores, Split, headline, slopes_of
+from quality.cache import kept, key_of
+from quality.candidates import Candidate, Steps, candidates, climb
+from quality.merging import merged
+from quality.tried import Tried
+
+TUNED_ON = 0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the base and the experts score on one seed's items; an expert by every task."""
+
+    base: Scores
+    experts: Mapping[str, Scores]
+
+    @property
+    def own(self) -> Scores:
+        """Each expert's score on its own task."""
+        return {task: scores[task] for task, scores in self.experts.items()}
+
+
+class NotRunYet(Exception):
+    """A number is asked for that no run has made."""
+
+
+class Runner:
+    """Everything that is run on one bench with some seeds; with ``only_kept`` what is missing stays so."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        seeds: Sequence[int],
+        say: Callable[[str], None] = print,
+        *,
+        only_kept: bool = False,
+    ) -> None:
+        self.bench, self.seeds, self.say, self.only_kept = bench, tuple(seeds), say, only_kept
+
+    def bounds(self, seed: int, split: Split = "test") -> Bounds:
+        """The scores of the base and of every expert."""
+        family = self.bench.family(seed)
+        scored = {
+            name: self._kept(
+                self._path(seed, split, f"model-{name}", {}), partial(self._score, folder, split, seed)
+            )["scores"]
+            for name, folder in family.folders.items()
+        }
+        return Bounds(scored.pop("base"), scored)
+
+    def headline(self, seed: int, split: Split, scores: Scores) -> float:
+        """The one number of a model on one seed."""
+        if self.bench.accuracy:
+            return headline(self.bench, scores, {}, {})
+        bounds = self.bounds(seed, split)
+        return headline(self.bench, scores, bounds.base, bounds.own)
+
+    def every_method(self, only: Sequence[str] = ()) -> list[Tried]:
+        """Each method of the catalogue (or those named), tuned and tested."""
+        found = []
+        for each in candidates(len(self.bench.tasks)):
+            if isinstance(each, Candidate):
+                if not only or each.name in only:
+                    found.append(self.tried(each))
+            elif not only or each[0] in only:
+                found.append(Tried(each[0], why_not=each[1]))
+        return found
+
+    def tried(self, candidate: Candidate, value: float | None = None) -> Tried:
+        """A method, tuned unless a ``value`` is given, then tested on every seed; a failure is told, not
+        raised.
+        """
+        try:
+            return self._tried(candidate, value)
+        except NotRunYet:
+            return Tried(candidate.name, why_not="not run yet")
+        except (MergeError, FindingsError) as error:
+            told = error.findings[0].message if isinstance(error, FindingsError) else str(error)
+            self.say(f"bench {self.bench.name}: {candidate.name}: {told}")
+            return Tried(candidate.name, why_not=told)
+
+    def _tried(self, candidate: Candidate, value: float | None) -> Tried:
+        heard: dict[float, float] = {}
+        if candidate.setting is not None and value is None:
+            value, _ = climb(candidate.rungs, candidate.start, partial(self._validated, candidate, heard))
+        steps = candidate.with_value(value)
+        results = [self.result(seed, "test", candidate.name, steps) for seed in self.seeds]
+        headlines = tuple(
+            self.headline(seed, "test", r["scores"]) for seed, r in zip(self.seeds, results, strict=True)
+        )
+        bounds = [self.bounds(seed) for seed in self.seeds]
+        at = "" if value is None else f" at {candidate.setting} {value:g}"
+        self.say(f"bench {self.bench.name}: {candidate.name}{at}: {mean(headlines):.2f}")
+        return Tried(
+            candidate.name,
+            steps,
+            candidate.setting,
+            value,
+            headlines,
+            tuple(slopes_of(self.bench, each.base, each.own) for each in bounds),
+            tuple(r["scores"] for r in results),
+            tuple(r["items"] for r in results),
+            tuple(r["cost"] for r in results),
+            validation=dict(sorted(heard.items())),
+        )
+
+    def _validated(self, candidate: Candidate, heard: dict[float, float], value: float) -> float:
+        result = self.result(TUNED_ON, "validation", candidate.name, candidate.with_value(value))
+        heard[value] = self.headline(TUNED_ON, "validation", result["scores"])
+        return heard[value]
+
+    def result(self, seed: int, split: Split, name: str, steps: Steps) -> dict[str, Any]:
+        """Scores and costs of one recipe on one seed, kept."""
+        versions = {step["method"]: catalogue()[step["method"]].version for step in steps}
+        path = self._path(
+            seed, split, name, {"steps": steps, "versions": versions, "tokens": self.bench.tokens}
+        )
+        return self._kept(path, partial(self._merge_and_score, seed, split, steps))
+
+    def _kept(self, path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if self.only_kept and not path.exists():
+            raise NotRunYet
+        told: dict[str, Any] = kept(path, make)
+        return told
+
+    def _merge_and_score(self, seed: int, split: Split, steps: Steps) -> dict[str, Any]:
+        family = self.bench.family(seed)
+        needs_base = any(catalogue()[step["method"]].needs["base"] is not False for step in steps)
+        work = self.bench.folder / "work"
+        with merged(family, steps, self.bench.tokens, work, needs_base=needs_base) as (folder, cost):
+            scored = self._score(folder, split, seed)
+        return {"steps": list(map(dict, steps)), "cost": cost.as_dict(), **scored}
+
+    def _score(self, folder: Path, split: Split, seed: int) -> dict[str, Any]:
+        return self.bench.score(folder, split, seed).as_dict()
+
+    def _path(self, seed: int, split: Split, name: str, facts: Mapping[str, Any]) -> Path:
+        whole = {**facts, "items": asdict(self.bench.items), "tokens": self.bench.tokens}
+        return self.bench.folder / "results" / f"seed-{seed}" / split / f"{name}-{key_of(whole)}.json"

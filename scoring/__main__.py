@@ -1,0 +1,139 @@
+"""Scores and checks model folders: ``python -m scoring score | check``. Nothing is fetched or sampled.
+
+Exit status 0; 1 for a model that does not work; 2 with one line that names what is wrong.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from scoring.errors import ScoringError, SetInvalid
+from scoring.settings import BY_KIND, KINDS, LmEvalSettings
+
+NO_SETTINGS = "{}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m scoring", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    score = commands.add_parser("score", help="what models get on sets, and how they differ from the first")
+    score.add_argument("models", nargs="+", type=Path)
+    score.add_argument(
+        "--set",
+        action="append",
+        required=True,
+        dest="sets",
+        metavar="KIND:FILE[:SETTINGS]",
+        help=f"may be repeated; kinds are {', '.join(KINDS)}; settings are JSON",
+    )
+    score.add_argument("--limit", type=int, help="only the first so many items of every set")
+    score.add_argument("--device", default="cpu")
+    score.add_argument("--json", action="store_true", help="everything, with the values of every item")
+    score.set_defaults(run=run_score)
+    check = commands.add_parser("check", help="does a model work, beside its parents?")
+    check.add_argument("model", type=Path)
+    check.add_argument("--parent", action="append", type=Path, default=[], help="may be repeated")
+    check.add_argument("--texts", type=Path, help="a file of lines that models are tried on")
+    check.add_argument("--device", default="cpu")
+    check.set_defaults(run=run_check)
+    return parser
+
+
+def run_score(options: argparse.Namespace) -> int:
+    """``score``: a table, or JSON."""
+    from scoring.harness.run import run_harness
+    from scoring.harness.task import HarnessTask
+    from scoring.runner import score_model
+
+    tasks = [read_set(each, place, options.limit) for place, each in enumerate(options.sets)]
+    own = [each for each in tasks if not isinstance(each, HarnessTask)]
+    others = [each for each in tasks if isinstance(each, HarnessTask)]
+    found = {}
+    for folder in options.models:
+        scores = score_model(folder, own, device=options.device, per_example=True) if own else []
+        found[str(folder)] = scores + (run_harness(folder, others, device=options.device) if others else [])
+    if options.json:
+        told = {name: [score.as_dict() for score in scores] for name, scores in found.items()}
+        sys.stdout.write(json.dumps(told) + "\n")
+        return 0
+    Console().print(_table(found))
+    return 0
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """``check``: the report as JSON."""
+    from scoring.check import SAMPLES, check_model
+    from scoring.vitals import compare
+
+    texts = options.texts.read_text("utf-8").splitlines() if options.texts else list(SAMPLES)
+    report = check_model(options.model, device=options.device, texts=texts)
+    parents = {}
+    if report.vitals is not None:
+        for folder in options.parent:
+            vitals = check_model(folder, device=options.device, texts=texts, only_vitals=True).vitals
+            if vitals is not None:
+                parents[str(folder)] = vitals
+        report = report.beside(parents, compare(report.vitals, parents))
+    sys.stdout.write(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    return 0 if report.ok else 1
+
+
+def read_set(told: str, place: int, limit: int | None) -> Any:
+    """The set that ``kind:file`` or ``kind:file:settings`` names. Raises ``SetInvalid``."""
+    from scoring.tasks import parse_task
+
+    kind, _, rest = told.partition(":")
+    file, _, settings = rest.partition(":{")
+    name = f"{Path(file).stem or kind}-{place}" if place else Path(file).stem or kind
+    if kind not in BY_KIND:
+        raise SetInvalid(told, None, "kind", f"is {kind!r}; it must be one of {', '.join(KINDS)}")
+    try:
+        asked = BY_KIND[kind].model_validate_json("{" + settings if settings else NO_SETTINGS)
+        if isinstance(asked, LmEvalSettings):
+            asked.check(bool(file))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(["settings", *map(str, first["loc"])])
+        raise SetInvalid(told, None, where, first["msg"]) from None
+    except ValueError as error:
+        raise SetInvalid(told, None, "settings", str(error)) from None
+    body = Path(file).read_bytes() if file else b""
+    return parse_task(name, kind, body, file=file or name, limit=limit, settings=asked)
+
+
+def _table(found: Mapping[str, Sequence[Any]]) -> Table:
+    from scoring.paired import difference
+
+    table = Table("set", "measure", "model", "score", "±", "minus the first (95 %)")
+    first = next(iter(found))
+    for at, score in enumerate(found[first]):
+        for name, scores in found.items():
+            own = scores[at]
+            gap = None if name == first else difference(own, score)
+            said = "" if gap is None else f"{gap.value:+.4g} ({gap.low:+.3g} to {gap.high:+.3g})"
+            error = "" if own.stderr is None else f"{own.stderr:.2g}"
+            table.add_row(own.task, own.metric, name, f"{own.value:.4g}", error, said)
+    return table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command."""
+    options = build_parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (ScoringError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

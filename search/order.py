@@ -1,0 +1,200 @@
+"""What is searched, how, for what, and for how long; checked as far as no model is needed."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from search.errors import SearchInvalid
+from search.settings import (
+    BY_METHOD,
+    EvoMergingSettings,
+    GenomeSettings,
+    GridSettings,
+    LineSettings,
+    M2n2Settings,
+    MapSettings,
+    SelfPositioningSettings,
+    Settings,
+)
+from search.space import Dimension, Name, Part, Space
+
+MOST_EVALUATIONS = 100_000
+SEVERAL = ("map", "nsga", "grid", "tpe")
+"""Methods that look for a front where there are several objectives."""
+
+
+class Objective(Part):
+    """A number to make large (or small): ``metric`` of the evaluation set ``set``.
+
+    ``weight`` is its say where a method wants one number only.
+    """
+
+    set: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    metric: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
+        None, description="Default: the first metric of the set's kind"
+    )
+    goal: Literal["max", "min"] | None = Field(None, description="Default: the metric's own")
+    weight: float = Field(1.0, gt=0, le=1e6)
+
+
+class Budget(Part):
+    """Where a search ends. ``evaluations`` count a candidate on all examples as one, on a quarter of them as
+    a quarter; whichever limit comes first ends it.
+    """
+
+    evaluations: int = Field(50, ge=1, le=MOST_EVALUATIONS)
+    seconds: float | None = Field(None, gt=0)
+    gpu_seconds: float | None = Field(None, gt=0)
+
+
+class Halving(Part):
+    """Successive halving: all of a batch are scored on ``begin`` of the examples, the best ``1/factor`` of
+    them on ``factor`` times as many, until some were scored on all.
+    """
+
+    begin: float = Field(0.25, gt=0, lt=1, description="Share of the examples in the first round")
+    factor: int = Field(2, ge=2, le=16)
+
+
+class SearchOrder(Part):
+    """A whole search but for the recipe and the evaluation sets."""
+
+    method: str
+    settings: dict[str, Any] = Field(default={})
+    space: dict[Name, Dimension]
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1, max_length=8)]
+    budget: Budget = Budget()
+    halving: Halving | None = None
+    preference: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=8)] | None = Field(
+        None, description="Says of the objectives, by which one point of a front is chosen"
+    )
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "SearchOrder":
+        try:
+            check(self)
+        except SearchInvalid as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def spaces(self) -> Space:
+        """The space."""
+        return Space(dimensions=self.space)
+
+    @property
+    def several(self) -> bool:
+        """Whether a front is looked for, not one best point."""
+        return len(self.objectives) > 1 and self.method in SEVERAL
+
+    def chosen(self) -> Settings:
+        """The method's settings, with what is not said by default. Raises ``SearchInvalid``."""
+        if self.method not in BY_METHOD:
+            raise SearchInvalid(
+                f"there is no search method {self.method!r}; there are {', '.join(BY_METHOD)}", "/method"
+            )
+        try:
+            return BY_METHOD[self.method].model_validate(self.settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise SearchInvalid(f"settings.{place}: {first['msg']}", f"/settings/{place}") from None
+
+
+def check(order: SearchOrder) -> None:
+    """Raises ``SearchInvalid`` where method, space, objectives and budget do not go together."""
+    if not order.space:
+        raise SearchInvalid("the space is empty: name at least one thing that may vary", "/space")
+    settings, space = order.chosen(), order.spaces
+    _fits(order, settings, space)
+    needed = least(settings, space, len(order.objectives))
+    if order.budget.evaluations < needed:
+        raise SearchInvalid(
+            f"{order.method} needs at least {needed} evaluations here, the budget has "
+            f"{order.budget.evaluations}",
+            "/budget/evaluations",
+        )
+    if order.preference is not None and (
+        len(order.preference) != len(order.objectives) or not sum(order.preference)
+    ):
+        raise SearchInvalid("preference needs one number an objective, and one above 0", "/preference")
+
+
+def _fits(order: SearchOrder, settings: Settings, space: Space) -> None:
+    one = f"{order.method} searches "
+    switches = all(each.choices == (False, True) for each in space.dimensions.values())
+    wrong = {
+        "line": (space.width != 1 or not space.numeric, one + "one number: give one dimension"),
+        "cma_es": (not space.numeric or space.width < 2, one + "two numbers or more; for one, take line"),
+        "map": (not space.numeric, one + "numbers only"),
+        "genome": (not space.numeric, one + "numbers only"),
+        "m2n2": (not space.numeric, one + "numbers only"),
+        "evo_merging": (not space.numeric, one + "numbers only"),
+        "self_positioning": (not space.numeric, one + "numbers only"),
+        "greedy_soup": (not switches, one + "sources: every dimension must be at sources.<id>"),
+        "expert_subset": (not switches, one + "sources: every dimension must be at sources.<id>"),
+    }
+    bad, sentence = wrong.get(order.method, (False, ""))
+    if bad:
+        raise SearchInvalid(sentence, "/space")
+    if isinstance(settings, EvoMergingSettings):
+        _known(settings.denoise, space, "denoise", all_but=True)
+    if isinstance(settings, SelfPositioningSettings) and settings.scale is not None:
+        _known((settings.scale,), space, "scale", all_but=True)
+    paired = len(space.dimensions) == len(order.objectives) == space.width
+    if isinstance(settings, MapSettings) and settings.mode == "nested" and not paired:
+        raise SearchInvalid(
+            "nested map pairs dimensions with objectives: give the weight of one source an objective, "
+            "in the same order",
+            "/space",
+        )
+    if order.method == "m2n2" and order.halving is not None:
+        raise SearchInvalid("m2n2 needs the score of every example: no halving", "/halving")
+    if order.method == "self_positioning" and order.halving is not None:
+        raise SearchInvalid("self_positioning takes differences over all examples: no halving", "/halving")
+
+
+def _known(names: tuple[str, ...], space: Space, field: str, *, all_but: bool) -> None:
+    unknown = [name for name in names if name not in space.dimensions]
+    if unknown:
+        raise SearchInvalid(f"settings.{field} names {unknown[0]!r}, which is not in the space", "/settings")
+    if all_but and len(set(names)) == len(space.dimensions):
+        raise SearchInvalid(f"settings.{field} leaves no dimension for the rest", "/settings")
+
+
+def unknowns(width: int) -> int:
+    """Coefficients of a full quadratic in so many numbers."""
+    return (width + 1) * (width + 2) // 2
+
+
+def combinations(settings: GridSettings, space: Space) -> int:
+    """Points of a grid."""
+    return math.prod(
+        len(each.choices) if each.choices is not None else settings.levels**each.width
+        for each in space.dimensions.values()
+    )
+
+
+def least(settings: Settings, space: Space, objectives: int) -> int:
+    """Evaluations without which the method has nothing to say."""
+    match settings:
+        case GridSettings():
+            return combinations(settings, space)
+        case LineSettings():
+            return settings.sweep
+        case MapSettings(mode="nested"):
+            return (objectives - 1) * max(settings.samples or 0, unknowns(2))
+        case MapSettings():
+            return unknowns(space.width)
+        case GenomeSettings():
+            return settings.population
+        case EvoMergingSettings():
+            return 2 * settings.population
+        case M2n2Settings():
+            return 2
+        case SelfPositioningSettings():
+            return space.width + 1
+        case _:
+            return 1

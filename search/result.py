@@ -1,0 +1,77 @@
+"""What a search found, as plain JSON: the best point, or the front, with everything that was tried."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from search.drive import Ended, Trial
+from search.front import hypervolume, not_dominated, suited
+from search.order import SearchOrder
+from search.trial import Task
+
+
+def result_of(order: SearchOrder, recipe: Mapping[str, Any], ended: Ended) -> dict[str, Any]:
+    """``best`` is a point with its recipe and scores; with several objectives, ``front`` is what was measured
+    and not beaten, ``predicted`` what a model of the scores says, and ``best`` suits the preference.
+
+    Scores are as the objectives want them: higher is better, losses negative. Points that were given up
+    early, on a part of the examples, are never the best.
+    """
+    full = [t for t in ended.trials if t.told.values is not None and t.told.share >= 1.0]
+    if not full:  # halving ended before anything was scored whole: the most we know
+        share = max(t.told.share for t in ended.trials if t.told.values is not None)
+        full = [t for t in ended.trials if t.told.values is not None and t.told.share == share]
+    front = _front(order, full) if order.several else []
+    best = _best(order, full, front, ended)
+    return {
+        "method": order.method,
+        "objectives": [each.model_dump() for each in order.objectives],
+        "best": _shown(order, recipe, best),
+        "front": [_shown(order, recipe, each) for each in front],
+        "predicted": [{"point": p.point, "values": list(p.values)} for p in ended.found.front],
+        "hypervolume": _hypervolume(full, front),
+        "trials": [{"number": t.number, "point": t.point, **t.told.as_dict()} for t in ended.trials],
+        "notes": dict(ended.found.notes),
+        "ended": ended.why,
+        "evaluations": ended.evaluations,
+        "failed": sum(t.told.values is None for t in ended.trials),
+    }
+
+
+def _values(trials: list[Trial]) -> Any:
+    return np.array([t.told.values for t in trials], dtype=float)
+
+
+def _front(order: SearchOrder, full: list[Trial]) -> list[Trial]:
+    del order
+    return [full[at] for at in not_dominated(_values(full))]
+
+
+def _best(order: SearchOrder, full: list[Trial], front: list[Trial], ended: Ended) -> Trial:
+    if front:
+        say = order.preference or tuple(each.weight for each in order.objectives)
+        return front[suited(_values(front), say)]
+    if ended.found.point is not None:
+        for trial in full:
+            if trial.point == ended.found.point:
+                return trial
+    task = Task(1, tuple(each.weight for each in order.objectives))
+    return max(full, key=lambda trial: task.value(trial.told))
+
+
+def _hypervolume(full: list[Trial], front: list[Trial]) -> dict[str, Any] | None:
+    """Volume over the worst that was measured of each objective."""
+    if not front:
+        return None
+    reference = _values(full).min(axis=0)
+    return {"value": hypervolume(_values(front), reference.tolist()), "reference": reference.tolist()}
+
+
+def _shown(order: SearchOrder, recipe: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "point": trial.point,
+        "values": list(trial.told.values or ()),
+        "recipe": order.spaces.place(recipe, trial.point),
+    }

@@ -1,0 +1,95 @@
+"""``POST /v1/jobs {kind: materialise}``: a bundle's member as an order of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from merge.__main__ import index_models, model_folders
+from merge.plan import make_plan
+from merge.recipe import recipe_from
+from merge.run import run
+
+
+@pytest.fixture(scope="session")
+def bundle(model_root: Path) -> Path:
+    """A bundle of two experts, inside the roots; its base is named as a recipe of the service names it."""
+    recipe = recipe_from(
+        {
+            "base": "base",
+            "sources": [{"id": "a", "model": "expert1"}, {"id": "b", "model": "expert2"}],
+            "steps": ["task_arithmetic"],
+            "result": {"form": "bundle", "kind": "tall"},
+        }
+    )
+    plan = make_plan(recipe, index_models(recipe, model_root), budget=1 << 30)
+    out = model_root / "bundle"
+    run(plan, model_folders(recipe, model_root), out, budget_bytes=1 << 30, threads=1)
+    return out
+
+
+def ask(api: TestClient, **fields: Any) -> Any:
+    return api.post("/v1/jobs", json={"kind": "materialise", "bundle": "bundle", **fields})
+
+
+def test_a_member_is_planned_as_the_merge_that_gives_it(api: TestClient, bundle: Path) -> None:
+    answer = ask(api, member="b", dtype="float16", metadata={"for": "test"})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["kind"] == "materialise" and job["state"] == "queued"
+    (source,) = job["recipe"]["sources"]
+    assert (source["model"], source["adapter"], source["member"]) == ("base", "bundle", "b")
+    assert job["plan"]["output"]["dtypes"] == ["F16"]
+    listed = api.get("/v1/jobs").json()["data"]
+    assert [each["kind"] for each in listed] == ["materialise"]
+    types = [each["type"] for each in api.get(f"/v1/jobs/{job['id']}/events").json()["data"]]
+    assert types == ["materialise.queued"]
+
+
+def test_several_members_are_the_base_and_their_weighted_changes(api: TestClient, bundle: Path) -> None:
+    plan = api.post(
+        "/v1/plans", json={"kind": "materialise", "bundle": "bundle", "members": {"a": 0.5, "b": 0.25}}
+    )
+    assert plan.status_code == 200, plan.text
+    recipe = plan.json()["recipe"]
+    assert [each["weight"] for each in recipe["sources"]] == [0.5, 0.25]
+    assert [each["method"] for each in recipe["steps"]] == ["task_arithmetic"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "sentence"),
+    [
+        ({"member": "maths"}, "/member", "the bundle holds a, b"),
+        ({"members": {"a": 1, "z": 1}}, "/members", "no member 'z'"),
+        ({"member": "a", "base": "expert1"}, None, None),
+        ({"member": "a", "base": "nowhere"}, "/base", "nowhere"),
+        ({"member": "a", "bundle": "base"}, "/bundle", "adapter_config.json"),
+        ({"member": "a", "bundle": "nothing"}, "/bundle", "nothing"),
+        ({}, "", "exactly one of member and members"),
+        ({"member": "a", "members": {"b": 1}}, "", "exactly one of member and members"),
+        ({"member": "a", "dtype": "int8"}, "/dtype", "bfloat16"),
+        ({"member": "a", "membre": "b"}, "/membre", "not permitted"),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_field(
+    api: TestClient, bundle: Path, fields: dict[str, Any], pointer: str | None, sentence: str | None
+) -> None:
+    answer = ask(api, **fields)
+    if pointer is None or sentence is None:  # weights are compared by the worker, which has them
+        assert answer.status_code == 202, answer.text
+        return
+    assert answer.status_code == 422, answer.text
+    problems = answer.json()["errors"]
+    assert any(each["pointer"] == pointer and sentence in each["detail"] for each in problems), problems
+
+
+def test_a_bundle_of_another_version_is_refused(api: TestClient, bundle: Path, model_root: Path) -> None:
+    old = model_root / "newer"
+    old.mkdir(exist_ok=True)
+    told = json.loads((bundle / "bundle.json").read_bytes()) | {"format": 9}
+    (old / "bundle.json").write_text(json.dumps(told))
+    (old / "bundle.safetensors").write_bytes((bundle / "bundle.safetensors").read_bytes())
+    answer = ask(api, bundle="newer", member="a")
+    assert answer.status_code == 422 and "format 9" in answer.text and "bundle_version" in answer.text

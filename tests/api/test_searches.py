@@ -1,0 +1,132 @@
+"""Searches over HTTP: what is refused at once, what was tried, and a point merged for good."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from db import trials
+from jobs import lifecycle
+
+TEXTS = {"name": "texts", "kind": "perplexity", "data": {"path": "texts.jsonl"}}
+
+
+def order(search: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": "search",
+        "recipe": {
+            "base": "base",
+            "sources": [{"id": "a", "model": "expert1"}, {"id": "b", "model": "expert2"}],
+            "steps": ["task_arithmetic"],
+        },
+        "search": {
+            "method": "grid",
+            "settings": {"levels": 3},
+            "space": {"scale": {"at": "steps.task_arithmetic.scale", "low": 0, "high": 1}},
+            "objectives": [{"set": "texts"}],
+            **(search or {}),
+        },
+        "evaluate": {"sets": [TEXTS]},
+        **more,
+    }
+
+
+def done(sessions: sessionmaker[Session], job_id: str) -> None:
+    """Ends the search as its worker would."""
+    with sessions.begin() as session:
+        job = lifecycle.claim(session, job_id, "worker", 60)
+        assert job is not None
+        for number, scale in enumerate((0.0, 0.5, 1.0)):
+            told = {"values": [-3.0 + scale], "share": 1.0, "seconds": 0.25}
+            told = {"share": 1.0, "error": "NotFinite: x", "seconds": 0.1} if scale == 0.5 else told
+            facts = {"key": str(number), "share": 1.0, "number": number, "point": {"scale": scale}}
+            trials.put(session, job.root_id, {**facts, "told": told, "elapsed": float(number)})
+        best = {"number": 2, "point": {"scale": 1.0}, "values": [-2.0], "recipe": {}}
+        found = {"best": best, "front": [], "hypervolume": None, "ended": "done", "folder": "/kept"}
+        lifecycle.succeed(session, lifecycle.fence_of(job), found)
+
+
+@pytest.fixture(autouse=True)
+def texts(model_root: Path) -> None:
+    (model_root / "texts.jsonl").write_text('{"text": "to be or not to be"}\n' * 4)
+
+
+@pytest.fixture
+def ended(api: TestClient, sessions: sessionmaker[Session]) -> str:
+    answer = api.post("/v1/jobs", json=order())
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["plan"]["search"] == {"method": "grid", "numbers": 1, "evaluations": 50}
+    done(sessions, answer.json()["id"])
+    return str(answer.json()["id"])
+
+
+def test_what_was_tried_is_told_page_by_page(api: TestClient, ended: str) -> None:
+    first = api.get(f"/v1/jobs/{ended}/trials?limit=2").json()
+    assert first["has_more"] and [each["number"] for each in first["data"]] == [0, 1]
+    assert first["data"][1] | {"elapsed": 0} == {
+        "number": 1, "point": {"scale": 0.5}, "values": None, "share": 1.0, "error": "NotFinite: x",
+        "seconds": 0.1, "elapsed": 0,
+    }  # fmt: skip
+    rest = api.get(f"/v1/jobs/{ended}/trials?after=1").json()
+    assert not rest["has_more"] and rest["data"][0]["values"] == [-2.0]
+
+
+def test_a_point_becomes_a_merge(api: TestClient, ended: str) -> None:
+    answer = api.post(f"/v1/jobs/{ended}/trials/2/merge", json={"output": {"repo": "acme/best"}})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["kind"] == "merge" and job["output"]["repo"] == "acme/best"
+    assert job["recipe"]["steps"] == [{"method": "task_arithmetic", "scale": 1.0}]
+    assert job["metadata"] == {"search": ended, "trial": "2"}
+
+
+def test_only_points_of_searches_are_merged(api: TestClient, ended: str) -> None:
+    assert api.post(f"/v1/jobs/{ended}/trials/7/merge", json={}).status_code == 404
+    merge = api.post("/v1/jobs", json={"recipe": order()["recipe"]}).json()["id"]
+    assert api.post(f"/v1/jobs/{merge}/trials/0/merge", json={}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"space": {}}, "the space is empty"),
+        ({"space": {"x": {"at": "steps.task_arithmetic.scal", "low": 0, "high": 1}}}, "scal"),
+        (
+            {"space": {"x": {"at": "steps.slerp.t", "low": 0, "high": 1}}},
+            "'slerp' among the steps is not there",
+        ),
+        ({"space": {"x": {"at": "sources.c"}}}, "'c' among the sources is not there"),
+        ({"objectives": [{"set": "other"}]}, "names the set 'other'; evaluate has texts"),
+        ({"objectives": [{"set": "texts", "metric": "accuracy"}]}, "does not measure 'accuracy'"),
+        ({"method": "hill"}, "there is no search method 'hill'"),
+        ({"budget": {"evaluations": 2}}, "needs at least 3 evaluations"),
+        ({"settings": {"levels": 1}}, "settings.levels"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_at_submit(
+    api: TestClient, search: dict[str, Any], said: str
+) -> None:
+    answer = api.post("/v1/jobs", json=order(search))
+    assert answer.status_code == 422 and said in answer.text, answer.text
+    assert api.get("/v1/jobs").json()["data"] == []
+
+
+def test_values_out_of_a_setting_s_range_are_refused_at_submit(api: TestClient) -> None:
+    recipe = {**order()["recipe"], "steps": ["ties"]}
+    space = {"density": {"at": "steps.ties.density", "low": 0.1, "high": 2}}
+    answer = api.post("/v1/jobs", json=order({"space": space}, recipe=recipe))
+    assert answer.status_code == 422 and "density must be" in answer.text, answer.text
+
+
+def test_a_result_that_must_be_written_cannot_be_searched(api: TestClient) -> None:
+    recipe = {**order()["recipe"], "result": {"form": "adapter", "rank": 2}}
+    answer = api.post("/v1/jobs", json=order(recipe=recipe))
+    assert answer.status_code == 422 and "its result is an adapter" in answer.text
+
+
+def test_sets_of_another_library_are_refused(api: TestClient) -> None:
+    sets = [{"name": "texts", "kind": "lm_eval", "settings": {"task": "arc_easy"}}]
+    answer = api.post("/v1/jobs", json=order(evaluate={"sets": sets}))
+    assert answer.status_code == 422 and "take another kind of set" in answer.text

@@ -1,0 +1,92 @@
+"""Routers: which member of a bundle a text is for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from merge.__main__ import main
+from merge.bundle.router import Router
+from tests.merge.bundle.conftest import Shop
+
+WORDS = {"a": "aaaa abab aab", "b": "9876 1234 5555", "c": "zzz yyx xyz"}
+
+
+def examples(path: Path) -> Path:
+    rows = [
+        {"text": f"{words} {number}", "member": member}
+        for member, words in WORDS.items()
+        for number in range(12)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_a_state_in_the_span_of_a_members_directions_picks_it() -> None:
+    eye = torch.eye(6)
+    router = Router("svd", 0, ("a", "b", "c"), {"directions": eye.view(3, 2, 6)}, "", {})
+    for place, member in enumerate(router.members):
+        states = (
+            3 * torch.randn(5, 2, generator=torch.Generator().manual_seed(place)) @ eye.view(3, 2, 6)[place]
+        )
+        weights = router.weights(states)
+        assert max(weights, key=weights.__getitem__) == member
+        assert sum(weights.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["tall", "twin"])
+def test_a_router_needs_no_examples(kind: str, shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.make(shop.recipe(kind), "bundle")
+    bundle = str(shop.root / "bundle")
+    assert main(["router", bundle, "--directions", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"kind": "svd", "layer": 1}
+    texts = shop.root / "texts.txt"
+    texts.write_text("hello\nsomething else\n")
+    assert main(["route", bundle, str(texts)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 2
+    for row in rows:
+        assert row.keys() == WORDS.keys() and sum(row.values()) == pytest.approx(1)
+
+
+def test_a_router_learns_from_labelled_texts_the_same_each_time(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.make(shop.recipe("emr"), "bundle")
+    bundle = str(shop.root / "bundle")
+    made = []
+    for _ in range(2):
+        assert main(["router", bundle, "--examples", str(examples(shop.root / "examples.jsonl"))]) == 0
+        made.append((shop.root / "bundle/router.safetensors").read_bytes())
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert made[0] == made[1] and told["kind"] == "linear"
+    assert told["accuracy"] == 1.0 and told["held_out_accuracy"] > 0.8
+    texts = shop.root / "texts.txt"
+    texts.write_text("\n".join(f"{words} 77" for words in WORDS.values()))
+    assert main(["route", bundle, str(texts)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [max(row, key=row.__getitem__) for row in rows] == list(WORDS)
+
+
+def test_what_cannot_be_learned_or_routed_is_said(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.make(shop.recipe("tall"), "bundle")
+    bundle, texts = str(shop.root / "bundle"), shop.root / "texts.jsonl"
+    texts.write_text('{"text": "x", "member": "a"}\n{"txt": 1}\n')
+    for command, sentence in (
+        (["route", bundle, str(texts)], "Line 2 of texts.jsonl holds no text"),
+        (["router", bundle, "--layer", "9"], "no layers.9.self_attn.v_proj"),
+    ):
+        assert main(command) == 2
+        assert sentence in capsys.readouterr().err
+    texts.write_text('{"text": "x", "member": "a"}\n')
+    assert main(["route", bundle, str(texts)]) == 2
+    assert "has no router" in capsys.readouterr().err
+    assert main(["router", bundle, "--examples", str(texts)]) == 2
+    assert "no example for b, c" in capsys.readouterr().err
+    texts.write_text('{"text": "x", "member": "maths"}\n')
+    assert main(["router", bundle, "--examples", str(texts)]) == 2
+    assert "the bundle holds a, b, c" in capsys.readouterr().err
+    (shop.root / "bundle/router.json").write_text("{}")
+    assert main(["route", bundle, str(texts)]) == 2
+    assert "cannot be read" in capsys.readouterr().err

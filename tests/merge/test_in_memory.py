@@ -1,0 +1,97 @@
+"""Merging into memory gives, bit for bit, what a run writes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from merge.checkpoint.index import index_folder
+from merge.errors import NotInMemory, Stopped
+from merge.in_memory import InMemory
+from merge.plan import Plan, make_plan
+from merge.recipe import Recipe
+from merge.run import run
+from tests import tiny
+
+BUDGET = 256 << 20
+STEPS: list[list[Any]] = [
+    ["linear"],
+    ["passthrough"],
+    ["slerp"],
+    ["dare", {"method": "ties", "density": 0.4}],
+    [{"method": "ties", "scope": "global", "density": 0.3}],
+    ["task_arithmetic", "norm_repair"],
+    ["model_stock"],
+    ["tsv_m"],
+    ["iso_c"],
+]
+
+
+def planned(recipe: Mapping[str, Any], folders: Mapping[str, Path]) -> Plan:
+    return make_plan(
+        Recipe.model_validate(recipe), {k: index_folder(f) for k, f in folders.items()}, budget=BUDGET
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = tiny.family(tmp_path_factory.mktemp("family"), 2)
+    return dict(zip(("base", "m0", "m1"), made, strict=True))
+
+
+@pytest.mark.parametrize("steps", STEPS, ids=lambda steps: "-".join(str(step) for step in steps)[:40])
+def test_the_same_bytes_as_a_run_writes(steps: list[Any], folders: dict[str, Path], tmp_path: Path) -> None:
+    single = steps == ["passthrough"]
+    sources = ["o/a"] if single else ["o/a", "o/b"]
+    plan = planned({"base": "o/base", "sources": sources, "steps": steps}, folders)
+    used = {key: folder for key, folder in folders.items() if key in plan.models}
+    run(plan, used, tmp_path / "out", budget_bytes=BUDGET, threads=2)
+    written = {}
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        written |= load_file(path)
+    with InMemory(used, budget_bytes=BUDGET) as memory:
+        for _ in range(2):
+            made = dict(memory.tensors(plan))
+            assert made.keys() == written.keys()
+            for name, tensor in written.items():
+                assert made[name].dtype == tensor.dtype and torch.equal(made[name], tensor), name
+
+
+def test_recipes_follow_one_another_over_open_files(folders: dict[str, Path]) -> None:
+    base = {"base": "o/base", "sources": ["o/a", "o/b"]}
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+        first = dict(
+            memory.tensors(planned({**base, "steps": [{"method": "task_arithmetic", "scale": 0.0}]}, folders))
+        )
+        second = dict(memory.tensors(planned({**base, "steps": ["task_arithmetic"]}, folders)))
+    held = load_file(next(folders["base"].glob("*.safetensors")))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(first[name], held[name]) and not torch.equal(second[name], held[name])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"result": {"form": "adapter", "rank": 2}}, "is an adapter"),
+        (
+            {"stages": {"s": {"sources": ["o/a", "o/b"], "steps": ["linear"]}}, "sources": ["stage:s"]},
+            "has stages",
+        ),
+    ],
+)
+def test_what_must_be_written_says_so(more: dict[str, Any], said: str, folders: dict[str, Path]) -> None:
+    recipe = {"base": "o/base", "sources": ["o/a", "o/b"], "steps": ["task_arithmetic"], **more}
+    models = {key: index_folder(folder) for key, folder in folders.items()}
+    models |= {"s.m0": models["m0"], "s.m1": models["m1"]}
+    plan = make_plan(Recipe.model_validate(recipe), models, budget=BUDGET)
+    with InMemory(folders, budget_bytes=BUDGET) as memory, pytest.raises(NotInMemory, match=said):
+        next(memory.tensors(plan))
+
+
+def test_it_stops_when_told(folders: dict[str, Path]) -> None:
+    plan = planned({"base": "o/base", "sources": ["o/a", "o/b"], "steps": ["ties"]}, folders)
+    with InMemory(folders, budget_bytes=BUDGET, should_stop=lambda: True) as memory, pytest.raises(Stopped):
+        list(memory.tensors(plan))

@@ -1,0 +1,75 @@
+"""Small tensors need no pass of their own, and get the same statistics as by counting."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from merge import passes
+from merge.chain import Block, Chain
+from merge.contract.groups import Site
+from tests.merge.every import METHODS, steps_of
+from tests.merge.whole import bound
+
+
+class Read:
+    """Three sources near a base, and how often they were read."""
+
+    def __init__(self, entries: int) -> None:
+        generator = torch.Generator().manual_seed(entries)
+        self.base = torch.randn(entries, generator=generator)
+        self.sources = [self.base + torch.randn(entries, generator=generator) for _ in range(3)]
+        self.times = 0
+
+    def __call__(self, _: Chain, first: int, count: int) -> Block:
+        self.times += 1
+        span = slice(first, first + count)
+        return Block(first, (count,), self.base[span], [source[span] for source in self.sources])
+
+
+def chain_for(name: str, values: dict[str, Any], entries: int) -> Chain:
+    method = next(method for method in METHODS if method.name == name)
+    steps = steps_of(method, values)
+    return Chain(Site("w", "linear", (entries,), ("a", "b", "c")), bound(steps, 3), (1.0,) * 3, 0)
+
+
+def merged(chain: Chain, read: Read) -> Tensor:
+    return chain.compute(read(chain, 0, chain.entries))
+
+
+@pytest.mark.parametrize("name", ["ties", "trim"])
+def test_small_tensors_are_settled_from_the_block_that_is_merged(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, values = Read(1000), {"density": 0.3}
+    small = chain_for(name, values, 1000)
+    assert passes.alone(small)
+    assert passes.count(small) == 0
+    passes.settle(small, read(small, 0, 1000))
+    monkeypatch.setattr(passes, "AT_ONCE", 10)
+    counted = chain_for(name, values, 1000)
+    assert passes.count(counted) == 2
+    for level in (1, 2):
+        for task in (task for task in counted.tasks if task.due(level)):
+            task.part = task.stat.part()
+            task.part.add(0, counted.measure(read(counted, 0, 1000), [task])[0])
+            task.so_far = task.stat.close(task.part, task.params, 1000, task.so_far)
+            task.rounds_done += 1
+    assert [task.value for task in small.tasks] == [task.value for task in counted.tasks]
+    assert torch.equal(merged(small, read), merged(counted, read))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "entries"),
+    [
+        ("ties", {"density": 0.3}, passes.AT_ONCE + 1),
+        ("ties", {"density": 0.3, "scope": "global"}, 1000),
+        ("sce", {"density": 0.1}, 1000),
+        ("linear", {}, 1000),
+    ],
+)
+def test_what_is_large_global_or_needs_sums_is_measured_as_ever(
+    name: str, values: dict[str, Any], entries: int
+) -> None:
+    assert not passes.alone(chain_for(name, values, entries))

@@ -1,0 +1,54 @@
+"""A bench without models of weight: checkpoints of a few numbers, scored by how near they are to a target."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from quality.bench import Family, Scored, Split
+from tests.tiny import llama
+
+
+@dataclass(frozen=True)
+class Items:
+    """Nothing is drawn."""
+
+    test: int = 1
+
+
+class FakeBench:
+    """Three Llamas of a few thousand weights; ``scored`` are the folders that were asked about."""
+
+    name = "a"
+    title = "A: fake"
+    about = "Fake."
+    unit = "points"
+    accuracy = True
+    seed_varies = "nothing"
+    tasks = ("one", "two")
+    also = ("own",)
+    tokens = (4, 16)
+    packages = ("none==1",)
+    items = Items()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scored: list[str] = []
+        self.folders: Mapping[str, Path] = {
+            name: llama(folder / name, expert=expert) for expert, name in enumerate(("base", "one", "two"))
+        }
+
+    def family(self, seed: int) -> Family:
+        experts = {task: self.folders[task] for task in self.tasks}
+        return Family(self.folders["base"], experts, {})
+
+    def score(self, folder: Path, split: Split, seed: int) -> Scored:
+        self.scored.append(f"{folder.name.partition('-')[0]} {split} {seed}")
+        own = load_file(folder / "model.safetensors")
+        near = {}
+        for task, name in (("one", "one"), ("two", "two"), ("own", "base")):
+            target = load_file(self.folders[name] / "model.safetensors")
+            far = sum(float((own[key].float() - target[key].float()).abs().sum()) for key in own)
+            near[task] = 100 - far / 1000 - seed
+        return Scored(near, {task: [value - 1, value + 1] for task, value in near.items()})

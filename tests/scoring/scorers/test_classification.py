@@ -1,0 +1,49 @@
+"""A head of the model's own: the class, and its cross-entropy, text by text."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoring.errors import ModelUnusable
+from scoring.model import load
+from scoring.runner import score_model
+from scoring.tasks import ClassificationTask, Labelled
+
+TEXTS = ("a short one", "x", "a text that is a good deal longer than the others", "four")
+
+
+def by_hand(folder: Path) -> list[torch.Tensor]:
+    loaded = load(folder)
+    with torch.no_grad():
+        rows = [torch.tensor([loaded.tokenizer(text)["input_ids"]]) for text in TEXTS]  # type: ignore[misc]
+        return [loaded.model(ids).logits[0].double() for ids in rows]
+
+
+def test_classes_and_losses_are_those_of_single_texts(classifier: Path) -> None:
+    logits = by_hand(classifier)
+    names = ("red", "green", "blue")
+    labels = [names[int(logits[0].argmax())], 2, 0, "green"]
+    wanted = [names.index(each) if isinstance(each, str) else each for each in labels]
+    items = tuple(Labelled(text, label) for text, label in zip(TEXTS, labels, strict=True))
+    accuracy, loss = score_model(classifier, [ClassificationTask("c", items)], per_example=True)
+    right = tuple(float(int(row.argmax()) == label) for row, label in zip(logits, wanted, strict=True))
+    assert accuracy.per_example == right and right[0] == 1.0
+    losses = [
+        math.log(sum(math.exp(x) for x in row.tolist())) - float(row[k])
+        for row, k in zip(logits, wanted, strict=True)
+    ]
+    assert loss.per_example == pytest.approx(losses, rel=1e-4)
+    assert loss.higher_is_better is False and accuracy.higher_is_better is True
+
+
+@pytest.mark.parametrize("label", ["mauve", 3, -1])
+def test_a_label_that_the_head_lacks_is_named(classifier: Path, label: int | str) -> None:
+    with pytest.raises(ModelUnusable, match=r"3 classes: red, green, blue"):
+        score_model(classifier, [ClassificationTask("c", (Labelled("x", label),))])
+
+
+def test_a_model_without_a_classification_head_is_refused(encoder: Path) -> None:
+    with pytest.raises(ModelUnusable, match="BertModel, which has no classification head"):
+        score_model(encoder, [ClassificationTask("c", (Labelled("x", 0),))])

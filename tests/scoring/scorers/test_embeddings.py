@@ -1,0 +1,126 @@
+"""Zero-shot heads, similarity and retrieval against vectors and numbers worked out apart."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoring.embedding import pooled
+from scoring.errors import ModelUnusable
+from scoring.model import load
+from scoring.paired import difference
+from scoring.runner import score_model
+from scoring.score import aggregate, ranks, spearman
+from scoring.scorers.retrieval import ndcg, recall
+from scoring.scorers.zero_shot import head_of
+from scoring.settings import EmbeddingSettings, RetrievalSettings, ZeroShotSettings
+from scoring.tasks import Labelled, Pair, Query, RetrievalTask, SimilarityTask, ZeroShotTask
+
+CLASSES = ("a cat", "weather and rain", "football")
+TEXTS = ("the cat sat there", "rain", "a game of two halves", "sunshine all day long")
+
+
+def vector(folder: Path, text: str, pooling: str = "mean") -> torch.Tensor:
+    """One text alone, in float64 from the hidden states on."""
+    loaded = load(folder)
+    ids = torch.tensor([loaded.tokenizer(text)["input_ids"]])  # type: ignore[misc]
+    with torch.no_grad():
+        states = loaded.model.base_model(ids).last_hidden_state[0].double()
+    found = {"mean": states.mean(dim=0), "cls": states[0], "last": states[-1]}[pooling]
+    return found / found.norm()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_the_nearest_class_name_is_the_answer(encoder: Path, pooling: str) -> None:
+    asked = ZeroShotSettings(classes=CLASSES, template="this is {}", temperature=0.1, pooling=pooling)  # type: ignore[arg-type]
+    head = torch.stack([vector(encoder, f"this is {name}", pooling) for name in CLASSES])
+    logits = torch.stack([vector(encoder, text, pooling) for text in TEXTS]) @ head.T / 0.1
+    labels = [int(row.argmax()) for row in logits[:2]] + [0, 1]
+    task = ZeroShotTask("z", tuple(Labelled(t, k) for t, k in zip(TEXTS, labels, strict=True)), asked)
+    accuracy, loss = score_model(encoder, [task], per_example=True)
+    assert accuracy.per_example == tuple(
+        float(int(r.argmax()) == k) for r, k in zip(logits, labels, strict=True)
+    )
+    expected = [-float(row.log_softmax(dim=0)[k]) for row, k in zip(logits, labels, strict=True)]
+    assert loss.per_example == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_head_that_is_handed_over_is_used_and_must_fit(encoder: Path) -> None:
+    task = ZeroShotTask("z", (Labelled(TEXTS[0], 1),), ZeroShotSettings(classes=CLASSES))
+    own = head_of(load(encoder), task)
+    assert torch.allclose(own.norm(dim=1), torch.ones(3))
+    turned = own[[1, 0, 2]]
+    taken = [
+        score_model(encoder, [task], heads={"z": head}, per_example=True)[1].value for head in (own, turned)
+    ]
+    swapped = ZeroShotTask("z", (Labelled(TEXTS[0], 0),), ZeroShotSettings(classes=CLASSES))
+    assert score_model(encoder, [swapped], heads={"z": own})[1].value == pytest.approx(taken[1])
+    with pytest.raises(ModelUnusable, match=r"\[2, 16\]"):
+        score_model(encoder, [task], heads={"z": own[:2]})
+
+
+def test_pooling_leaves_padding_out() -> None:
+    states = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [99.0, 99.0]]])
+    mask = torch.tensor([[1, 1, 0]])
+    assert pooled(states, mask, "mean").tolist() == [[2.0, 1.0]]
+    assert pooled(states, mask, "cls").tolist() == [[1.0, 0.0]]
+    assert pooled(states, mask, "last").tolist() == [[3.0, 2.0]]
+
+
+def test_similarity_ranks_pairs_by_cosine(encoder: Path) -> None:
+    pairs = tuple(
+        Pair(TEXTS[i], TEXTS[j], s) for i, j, s in [(0, 1, 1.0), (0, 2, 2.0), (1, 3, 5.0), (2, 3, 0.5)]
+    )
+    (score,) = score_model(encoder, [SimilarityTask("s", pairs)], per_example=True)
+    cosines = [float(vector(encoder, p.left) @ vector(encoder, p.right)) for p in pairs]
+    assert score.per_example == pytest.approx(cosines, abs=1e-5)
+    assert score.value == pytest.approx(spearman(cosines, [p.score for p in pairs]))
+    assert (
+        score.stderr is not None
+        and aggregate("spearman", score.per_example or (), score.weights) == score.value
+    )
+
+
+def test_spearman_by_hand() -> None:
+    assert ranks([10.0, 20.0, 20.0, 5.0]) == [2.0, 3.5, 3.5, 1.0]
+    assert spearman([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(0.8)  # 1 - 6*2/(4*15)
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5.0))
+    assert spearman([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_gain_and_recall_by_hand() -> None:
+    query = Query("q", ((0, 3.0), (2, 1.0), (5, 2.0)))
+    best = 3 + 2 / math.log2(3) + 1 / 2
+    assert ndcg([0, 5, 2], query) == pytest.approx(1.0)
+    assert ndcg([1, 2, 0], query) == pytest.approx((1 / math.log2(3) + 3 / 2) / best)
+    assert ndcg([1, 3], query) == 0.0
+    assert recall([1, 2, 0], query) == pytest.approx(2 / 3)
+
+
+def test_retrieval_finds_what_is_nearest(encoder: Path) -> None:
+    passages = ("cats sleep a lot", "it rains", "the match was lost", "stars", "bread")
+    queries = (Query("a cat", ((0, 1.0),)), Query("wet weather", ((1, 1.0), (3, 1.0))))
+    asked = RetrievalSettings(k=2, query_prefix="query: ", prefix="passage: ")
+    gain, found = score_model(
+        encoder, [RetrievalTask("r", passages, queries, settings=asked)], per_example=True
+    )
+    for at, query in enumerate(queries):
+        near = [
+            float(vector(encoder, f"query: {query.text}") @ vector(encoder, f"passage: {p}"))
+            for p in passages
+        ]
+        order = sorted(range(len(passages)), key=lambda i: -near[i])
+        assert (gain.per_example or ())[at] == pytest.approx(ndcg(order, query))
+        assert (found.per_example or ())[at] == recall(order[:2], query)
+    assert (gain.metric, found.metric) == ("ndcg_at_10", "recall_at_2")
+
+
+def test_a_language_model_gives_vectors_too_and_too_long_texts_lose_their_end(decoder: Path) -> None:
+    pairs = (Pair("a " * 400, "b", 1.0), Pair("c", "d", 2.0), Pair("e", "f", 3.0))
+    task = SimilarityTask("s", pairs, settings=EmbeddingSettings(pooling="last", prefix="x "))
+    (score,) = score_model(decoder, [task], per_example=True)
+    assert (score.per_example or ())[1] == pytest.approx(
+        float(vector(decoder, "x c", "last") @ vector(decoder, "x d", "last")), abs=1e-5
+    )
+    assert difference(score, score) is not None

@@ -1,0 +1,62 @@
+"""The command line: tables and JSON of scores, a report of a check, one line for what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scoring.__main__ import main
+from scoring.score import Score
+from tests import tiny
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"words, {n} of them"}) + "\n" for n in range(4)))
+    return path
+
+
+def test_scores_as_a_table_with_differences_and_as_json(
+    model: Path,
+    texts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    other = tiny.llama(tmp_path / "other", expert=1)
+    stream = f'perplexity:{texts}:{{"form": "stream"}}'
+    assert main(["score", str(model), str(other), "--set", f"perplexity:{texts}", "--set", stream]) == 0
+    said = capsys.readouterr().out
+    assert "bits_per_byte" in said and "texts-1" in said and " to " in said
+    assert main(["score", str(model), "--set", f"perplexity:{texts}", "--json", "--limit", "2"]) == 0
+    (found,) = json.loads(capsys.readouterr().out).values()
+    assert Score.from_dict(found[0]).n == 2
+
+
+def test_a_check_beside_parents_ends_with_one_for_a_broken_model(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(model), "--parent", str(model)]) == 0
+    assert json.loads(capsys.readouterr().out)["parents"].keys() == {str(model)}
+    (model / "tokenizer.json").write_text("{}")
+    assert main(["check", str(model)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("poems:{file}", "must be one of"),
+        ('perplexity:{file}:{{"form": "odd"}}', "settings.form"),
+        ("perplexity:nowhere.jsonl", "nowhere.jsonl"),
+        ("lm_eval:{file}", "settings.task or settings.config"),
+        ("classification:{file}", "label"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    model: Path, texts: Path, told: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(model), "--set", told.format(file=texts)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

@@ -1,0 +1,242 @@
+"""Every method on problems with known answers."""
+
+import numpy as np
+import pytest
+
+from search.clouds import angles, directions, predicted_front
+from search.front import hypervolume, not_dominated, suited
+from search.methods.genome import Individual, crossed, mutated
+from search.methods.line import vertex
+from search.methods.m2n2 import attraction, fitness, mixed
+from search.methods.self_positioning import softmax, through_softmax
+from search.settings import GenomeSettings
+from search.surrogate import features, fit
+from search.trial import Told
+from tests.search.problems import (
+    OPTIMUM,
+    order,
+    searched,
+    sphere,
+    switch_space,
+    two_hills,
+    weights_space,
+    zdt1,
+)
+
+
+def distance(result: dict, count: int) -> float:  # type: ignore[type-arg]
+    point = np.array([result["best"]["point"][f"x{i}"] for i in range(count)])
+    return float(np.abs(point - OPTIMUM[:count]).max())
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "settings", "evals", "error"),
+    [
+        ("grid", 2, {"levels": 11}, 121, 1e-9),
+        ("line", 1, {}, 16, 1e-9),
+        ("cma_es", 5, {}, 1500, 1e-3),
+        ("tpe", 2, {}, 60, 0.06),
+        ("genome", 2, {}, 300, 0.06),
+        ("genome", 2, {"plus": True}, 300, 0.06),
+        ("m2n2", 2, {"mutation": 0.05}, 200, 0.06),
+        ("evo_merging", 4, {"denoise": ["x0", "x1"], "penalty": 0}, 1200, 0.01),
+        ("map", 3, {"samples": 10, "verify": 3}, 13, 0.02),
+    ],
+)
+def test_the_top_of_a_sphere_is_found_within_the_budget(
+    method: str,
+    count: int,
+    settings: dict,
+    evals: int,
+    error: float,  # type: ignore[type-arg]
+) -> None:
+    ended, result = searched(
+        order(method, weights_space(count), settings=settings, evals=evals), count, sphere
+    )
+    assert distance(result, count) <= error
+    assert ended.evaluations <= evals
+
+
+def test_self_positioning_climbs_to_the_shares_that_are_best() -> None:
+    top = np.array([0.2, 0.5, 0.3])
+
+    def quadratic(x: np.ndarray) -> Told:  # type: ignore[type-arg]
+        return Told((float(-((x - top) ** 2).sum()),))
+
+    _, result = searched(
+        order("self_positioning", weights_space(3), evals=800, settings={"steps": 200, "difference": 0.002}),
+        3,
+        quadratic,
+    )
+    assert [result["best"]["point"][f"x{i}"] for i in range(3)] == pytest.approx(top.tolist(), abs=1e-2)
+
+
+def test_equal_sources_move_no_shares_and_the_slope_is_the_one_of_differences() -> None:
+    shares = softmax(np.array([0.3, -0.2, 0.9]))
+    assert through_softmax(shares, np.full(3, 1.7)) == pytest.approx(np.zeros(3), abs=1e-15)
+    along, u, step = np.array([1.0, -2.0, 0.5]), np.array([0.3, -0.2, 0.9]), 1e-6
+    numeric = [
+        (softmax(u + step * e) @ along - softmax(u - step * e) @ along) / (2 * step) for e in np.eye(3)
+    ]
+    assert through_softmax(shares, along) == pytest.approx(numeric, abs=1e-8)
+
+
+def test_nsga_reaches_the_front_of_zdt1() -> None:
+    asked = order("nsga", weights_space(3), settings={"population": 24}, evals=700, objectives=2)
+    _, result = searched(asked, 3, zdt1)
+    values = np.array([each["values"] for each in result["front"]])
+    share = hypervolume(values, [-1.1, -1.1]) / (1.21 - 1 / 3)  # under f2 = 1 - sqrt(f1), from (1.1, 1.1)
+    assert share > 0.85
+
+
+@pytest.mark.parametrize("mode", ["plain", "bayesian"])
+def test_map_meets_a_brute_force_grid_with_a_quarter_of_its_evaluations(mode: str) -> None:
+    grid = order("grid", weights_space(2), settings={"levels": 11}, objectives=2)
+    _, brute = searched(grid, 2, two_hills)
+    few = order("map", weights_space(2), settings={"mode": mode, "verify": 18}, objectives=2, evals=30)
+    ended, result = searched(few, 2, two_hills)
+    assert ended.evaluations <= brute["evaluations"] / 4
+    reference = [-1.3, -1.2]
+    ratio = hypervolume(np.array([f["values"] for f in result["front"]]), reference) / hypervolume(
+        np.array([f["values"] for f in brute["front"]]), reference
+    )
+    assert ratio >= 0.95
+    predicted = np.array([p["values"] for p in result["predicted"]])
+    assert len(not_dominated(predicted)) == len(predicted)
+    assert all(error < 1e-9 for error in result["notes"]["surrogate_error"])
+
+
+def test_nested_map_pairs_sources_and_comes_between_their_tops() -> None:
+    asked = order("map", weights_space(2), settings={"mode": "nested"}, objectives=2, evals=40)
+    _, result = searched(asked, 2, two_hills)
+    assert result["notes"]["pairs"][0]["pair"] == [[0], [1]]
+    assert max(-value for value in result["trials"][-1]["values"]) < 0.25
+
+
+def test_the_quadratic_of_the_card_is_recovered_exactly() -> None:
+    at = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5], [0.2, 0.7]])
+    c1, c2 = at.T
+    y = 0.2 + 0.8 * c1 - 0.5 * c1**2 + 0.1 * c2 + 0.05 * c2**2 - 0.3 * c1 * c2
+    found = fit(at, y).coefficients  # half squares: A11/2 c1^2
+    assert found == pytest.approx([-1.0, -0.3, 0.1, 0.8, 0.1, 0.2], abs=1e-12)
+    with pytest.raises(ValueError, match="6 unknowns; 5 points"):
+        fit(at[:5], y[:5])
+    with pytest.raises(ValueError, match="do not determine"):
+        fit(np.repeat(at[:3], 2, axis=0), y)
+
+
+@pytest.mark.parametrize(
+    ("link", "scores"), [("sigmoid", [0.1, 0.9, 0.3, 0.7]), ("softplus", [-0.1, -3, -1, -0.5])]
+)
+def test_linked_predictions_stay_where_scores_can_be(link: str, scores: list[float]) -> None:
+    points = np.array([[0.0], [0.4], [0.7], [1.0]])
+    model = fit(points, np.array(scores), link)  # type: ignore[arg-type]
+    far = model(np.linspace(-5, 5, 101)[:, None])
+    low, high = (0, 1) if link == "sigmoid" else (-np.inf, 0)
+    assert ((far >= low) & (far <= high)).all()
+    exact = fit(points[:3], np.array(scores[:3]), link)  # type: ignore[arg-type]
+    assert exact(points[:3]) == pytest.approx(scores[:3], abs=1e-6)
+
+
+def test_features_are_half_squares_products_numbers_and_one() -> None:
+    assert features(np.array([[2.0, 3.0]])).tolist() == [[2.0, 6.0, 4.5, 2.0, 3.0, 1.0]]
+
+
+def test_angles_and_directions_are_each_other_s_inverse() -> None:
+    points = np.random.default_rng(0).random((50, 4)) + 1e-3
+    lengths = np.linalg.norm(points, axis=1, keepdims=True)
+    assert directions(angles(points)) * lengths == pytest.approx(points, abs=1e-12)
+
+
+def test_a_predicted_front_is_not_beaten_by_the_line_between_two_tops() -> None:
+    tops = np.array([[0.2, 0.8], [0.8, 0.3]])
+    models = [lambda x, top=top: -((x - top) ** 2).sum(axis=1) for top in tops]
+    _, values = predicted_front(models, 2, seed=3)
+    exact = (
+        np.array([[-(t**2), -((1 - t) ** 2)] for t in np.linspace(0, 1, 201)])
+        * ((tops[0] - tops[1]) ** 2).sum()
+    )
+    assert hypervolume(values, [-1, -1]) >= 0.995 * hypervolume(exact, [-1, -1])
+
+
+def test_hypervolume_by_hand_in_two_and_three_objectives() -> None:
+    assert hypervolume(np.array([[2.0, 1.0], [1.0, 2.0]]), [0, 0]) == 3.0
+    assert hypervolume(np.array([[2.0, 1.0], [1.0, 2.0], [0.5, 0.5], [-1, 9]]), [0, 0]) == 3.0
+    assert hypervolume(np.array([[1.0, 1, 1]]), [0, 0, 0]) == 1.0
+    assert hypervolume(np.array([[2.0, 1, 1], [1, 2, 1], [1, 1, 2]]), [0, 0, 0]) == 4.0
+    assert hypervolume(np.array([[-1.0, 2.0]]), [0, 0]) == 0.0
+
+
+def test_of_equal_rows_the_first_stays_and_beaten_ones_go() -> None:
+    assert not_dominated(np.array([[1.0, 1], [1, 1], [0, 2], [0, 1], [2, 0]])) == [0, 2, 4]
+    assert suited(np.array([[1.0, 0], [0.6, 0.6], [0, 1]]), [1, 1]) == 1
+
+
+def test_a_line_s_parabola_is_exact_and_flat_ones_have_no_top() -> None:
+    assert vertex([(0.0, -1.0), (0.5, -0.25), (1.0, 0.0)]) is None  # its top is the end
+    assert vertex([(0.0, -0.09), (0.5, -0.04), (1.0, -0.49)]) == pytest.approx(0.3)
+    assert vertex([(0.0, 1.0), (0.5, 1.0), (1.0, 1.0)]) is None
+
+
+def test_greedy_soup_takes_what_helps_and_leaves_what_harms() -> None:
+    gains = [0.2, 0.5, -0.3, 0.4]
+    asked = order("greedy_soup", switch_space(4))
+    result = _subset(asked, gains)
+    assert result["best"]["point"] == {"x0": True, "x1": True, "x2": False, "x3": True}
+    assert result["evaluations"] == 7
+
+
+def _subset(asked, gains):  # type: ignore[no-untyped-def]
+    import time
+
+    from search.drive import drive
+    from search.result import result_of
+    from tests.search.problems import Memory, recipe
+
+    def score(candidates):  # type: ignore[no-untyped-def]
+        return [Told((sum(gains[int(s["id"][1:])] for s in c.recipe["sources"]),)) for c in candidates]
+
+    ended = drive(asked, recipe(len(gains)), score, Memory(), clock=time.monotonic)
+    return result_of(asked, recipe(len(gains)), ended)
+
+
+@pytest.mark.parametrize("begin", ["all", "best"])
+def test_expert_subset_says_which_help_and_what_each_is_worth(begin: str) -> None:
+    result = _subset(
+        order("expert_subset", switch_space(4), settings={"begin": begin}), [0.2, 0.5, -0.3, 0.4]
+    )
+    assert result["best"]["point"] == {"x0": True, "x1": True, "x2": False, "x3": True}
+    assert result["notes"]["worth"] == pytest.approx({"x0": 0.2, "x1": 0.5, "x2": -0.3, "x3": 0.4})
+
+
+def test_niches_by_the_card_s_numbers() -> None:
+    scores = np.array([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]])
+    assert fitness(scores, 1.0).tolist() == [1, 1, 1]
+    assert attraction(scores, 1.0, 0).tolist() == [0, 0, 1]
+    more = np.vstack([scores, [0, 0, 1, 1]])
+    assert fitness(more, 1.0).tolist() == [1, 1, 0.5, 1.5]
+    assert fitness(scores, 0.0).tolist() == [2, 2, 1]
+    assert fitness(scores[:, [3, 1, 0, 2]], 1.0).tolist() == [1, 1, 1]
+
+
+def test_a_child_before_and_after_its_boundary() -> None:
+    one, other = np.zeros(4), np.ones(4)
+    assert mixed(one, other, 4, 0.0).tolist() == [0, 0, 0, 0]
+    assert mixed(one, other, 0, 0.25).tolist() == [0.75] * 4
+    assert mixed(one, other, 2, 0.25).tolist() == [0.25, 0.25, 0.75, 0.75]
+
+
+def test_equal_parents_have_their_like_and_no_mutation_changes_nothing() -> None:
+    genome = np.array([0.2, 0.9, 0.4])
+    assert crossed(Individual(genome, 0.3), Individual(genome.copy(), 0.9)) == pytest.approx(genome)
+    still = GenomeSettings(gene_mutation=0)
+    assert mutated(genome, still, np.random.default_rng(0)).tolist() == genome.tolist()
+
+
+def test_the_best_of_a_population_never_gets_worse() -> None:
+    ended, result = searched(order("genome", weights_space(3), evals=120, seed=4), 3, sphere)
+    best = max(t.told.values[0] for t in ended.trials if t.told.values)
+    kept = [sphere(np.array(list(p.values()))).values for p in result["notes"]["population"]]
+    assert max(value[0] for value in kept if value) == best
+    again, _ = searched(order("genome", weights_space(3), evals=120, seed=4), 3, sphere)
+    assert [t.point for t in again.trials] == [t.point for t in ended.trials]

@@ -1,0 +1,172 @@
+"""Budgets, failures, halving, and a run that is driven again from its journal."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from search.drive import Candidate, drive
+from search.errors import SearchFailed
+from search.result import result_of
+from search.trial import Told
+from tests.search.problems import (
+    Memory,
+    order,
+    recipe,
+    searched,
+    sphere,
+    switch_space,
+    two_hills,
+    weights,
+    weights_space,
+)
+
+METHODS = [
+    ("grid", 2, {}), ("line", 1, {}), ("cma_es", 3, {}), ("tpe", 2, {}), ("nsga", 2, {"population": 8}),
+    ("genome", 2, {}), ("genome", 2, {"plus": True}), ("m2n2", 2, {}), ("self_positioning", 2, {}),
+    ("evo_merging", 4, {"denoise": ["x0", "x1"], "population": 6}),
+    ("map", 2, {}), ("map", 2, {"mode": "bayesian"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "width", "settings"), METHODS)
+def test_a_killed_run_asks_nothing_twice_and_ends_the_same(method: str, width: int, settings: dict) -> None:  # type: ignore[type-arg]
+    asked = order(method, weights_space(width), settings=settings, evals=40)
+    whole, result = searched(asked, width, sphere)
+    journal, calls = Memory(), itertools.count()
+
+    def dies(x: np.ndarray) -> Told:  # type: ignore[type-arg]
+        if next(calls) == 9:
+            raise KeyboardInterrupt
+        return sphere(x)
+
+    def one_by_one(candidates: list[Candidate]) -> list[Told]:
+        return [dies(weights(each)) for each in candidates]
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(asked, recipe(width), one_by_one, journal, clock=time.monotonic)
+    before = set(journal.known)
+    scored: list[str] = []
+
+    def goes_on(candidates: list[Candidate]) -> list[Told]:
+        scored.extend(each.key for each in candidates)
+        return [sphere(weights(each)) for each in candidates]
+
+    again = drive(asked, recipe(width), goes_on, journal, clock=time.monotonic)
+    assert [t.point for t in again.trials] == [t.point for t in whole.trials]
+    assert not {(key, 1.0) for key in scored} & before
+    assert result_of(asked, recipe(width), again)["best"] == result["best"]
+    assert len(set(scored)) == len(scored)
+
+
+@pytest.mark.parametrize(("method", "width", "settings"), METHODS)
+def test_the_budget_is_never_overrun_and_failures_are_recorded(
+    method: str, width: int, settings: dict
+) -> None:  # type: ignore[type-arg]
+    calls = itertools.count()
+
+    def flaky(x: np.ndarray) -> Told:  # type: ignore[type-arg]
+        at = next(calls)
+        if at % 4 == 2:
+            return Told(None, error="the disk is full")
+        return Told((float("nan"),)) if at % 7 == 3 else sphere(x)
+
+    ended, result = searched(order(method, weights_space(width), settings=settings, evals=30), width, flaky)
+    assert ended.evaluations <= 30
+    assert result["failed"] == sum(1 for t in ended.trials if t.told.values is None) > 0
+    assert {t.told.error for t in ended.trials if t.told.values is None} <= {
+        "the disk is full",
+        "a score is not a finite number",
+    }
+    assert np.isfinite(result["best"]["values"]).all()
+
+
+def test_a_search_of_nothing_but_failures_says_the_first() -> None:
+    with pytest.raises(SearchFailed, match="the first 25 candidates failed: no memory"):
+        searched(order("grid", weights_space(2)), 2, lambda _: Told(None, error="no memory"))
+
+
+def test_the_same_recipe_is_scored_once() -> None:
+    seen: list[tuple[float, ...]] = []
+
+    def noted(x: np.ndarray) -> Told:  # type: ignore[type-arg]
+        seen.append(tuple(x))
+        return sphere(x)
+
+    space = {"x0": {"at": "sources.s0.weight", "values": [0.5, 0.5, 0.25]}}
+    ended, _ = searched(order("grid", space), 1, noted)
+    assert sorted(seen) == [(0.25,), (0.5,)] and ended.evaluations == 2
+
+
+def test_time_ends_a_search_and_counts_over_runs() -> None:
+    asked = order("tpe", weights_space(2), budget={"evaluations": 100, "seconds": 10})
+    now = itertools.count(0, 3)
+    journal = Memory()
+    ended = drive(
+        asked, recipe(2), lambda cs: [sphere(weights(c)) for c in cs], journal, clock=lambda: next(now)
+    )
+    assert ended.why == "seconds" and 0 < len(ended.trials) < 20
+    journal.spent_seconds = 11.0
+    with pytest.raises(SearchFailed):
+        drive(asked, recipe(2), lambda _: [], journal, clock=time.monotonic)
+
+
+def test_device_seconds_end_a_search() -> None:
+    asked = order("tpe", weights_space(2), budget={"evaluations": 100, "gpu_seconds": 10})
+    told = [Told((0.5,), seconds=2.0)] * 4
+    ended = drive(asked, recipe(2), lambda cs: told[: len(cs)], Memory(), clock=time.monotonic)
+    assert ended.why == "gpu_seconds" and len(ended.trials) == 8
+
+
+def test_halving_scores_the_worst_on_a_part_only_and_counts_the_part() -> None:
+    asked = order(
+        "grid", weights_space(1), settings={"levels": 8}, evals=8, halving={"begin": 0.25, "factor": 2}
+    )
+    ended, result = searched(asked, 1, sphere)
+    shares = [t.told.share for t in ended.trials]
+    assert [shares.count(share) for share in (0.25, 0.5, 1.0)] == [8, 4, 2]
+    assert ended.evaluations == 8 * 0.25 + 4 * 0.5 + 2
+    assert result["best"]["point"]["x0"] == pytest.approx(2 / 7)
+
+
+def test_a_front_is_what_nothing_beats_and_a_preference_picks_of_it() -> None:
+    space = weights_space(2)
+    _, result = searched(order("grid", space, objectives=2, settings={"levels": 11}), 2, two_hills)
+    values = np.array([each["values"] for each in result["front"]])
+    for row in values:
+        assert not ((values >= row).all(1) & (values > row).any(1)).any()
+    _, first = searched(
+        order("grid", space, objectives=2, settings={"levels": 11}, preference=[1, 0]), 2, two_hills
+    )
+    assert first["best"]["point"] == pytest.approx({"x0": 0.2, "x1": 0.8})
+    _, second = searched(
+        order("grid", space, objectives=2, settings={"levels": 11}, preference=[0, 1]), 2, two_hills
+    )
+    assert second["best"]["point"] == pytest.approx({"x0": 0.8, "x1": 0.3})
+    assert first["hypervolume"]["value"] == second["hypervolume"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "more", "said"),
+    [
+        ("annealing", weights_space(2), {}, "there is no search method 'annealing'; there are cma_es"),
+        ("grid", {}, {}, "the space is empty"),
+        ("grid", weights_space(3), {"evals": 100}, "needs at least 125 evaluations here, the budget has 100"),
+        ("line", weights_space(2), {}, "searches one number"),
+        ("cma_es", weights_space(1), {}, "for one, take line"),
+        ("map", switch_space(2), {}, "numbers only"),
+        ("map", weights_space(3), {"evals": 9, "objectives": 2}, "at least 10 evaluations"),
+        ("greedy_soup", weights_space(2), {}, "every dimension must be at sources.<id>"),
+        ("evo_merging", weights_space(4), {"settings": {"denoise": ["y"]}}, "'y', which is not in the space"),
+        ("evo_merging", weights_space(4), {}, "settings.denoise"),
+        ("tpe", weights_space(2), {"settings": {"startup": 0}}, "settings.startup"),
+        ("m2n2", weights_space(2), {"halving": {}}, "no halving"),
+        ("tpe", weights_space(2), {"preference": [1, 2]}, "one number an objective"),
+        ("map", weights_space(3), {"settings": {"mode": "nested"}, "objectives": 2}, "pairs dimensions"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_searched_is_refused_before_it_begins(method, space, more, said) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValidationError, match=said):
+        order(method, space, **more)

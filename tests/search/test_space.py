@@ -1,0 +1,120 @@
+"""What may vary: points, vectors, and where they are written."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from merge.recipe import Recipe
+from search.errors import SpaceInvalid
+from search.space import Dimension, Space
+
+RECIPE = Recipe.model_validate(
+    {
+        "base": "o/base",
+        "sources": [{"id": "a", "model": "o/a"}, {"id": "b", "model": "o/b"}],
+        "steps": ["dare", {"method": "ties", "density": 0.3}],
+    }
+).model_dump(mode="json")
+SPACE = Space.model_validate(
+    {
+        "dimensions": {
+            "weight": {"at": ["sources.a.weight", "sources.b.weight"], "low": 0.1, "high": 10, "log": True},
+            "curve": {"at": "steps.ties.scale", "low": 0, "high": 2, "points": 3, "start": [0.5, 1.0, 2.0]},
+            "drop": {"at": "sources.a.settings.dare.density", "low": 0.1, "high": 1},
+            "density": {"at": "steps.1.density", "values": [0.1, 0.2, 0.5]},
+            "norms": {"at": "steps.ties.scale", "where": "class:norm", "low": 0, "high": 1},
+            "dare": {"at": "steps.dare"},
+        }
+    }
+)
+
+
+def test_a_point_is_written_where_it_belongs_and_the_recipe_is_valid() -> None:
+    point = {
+        "weight": 2.0,
+        "curve": [0.1, 0.2, 0.3],
+        "drop": 0.4,
+        "density": 0.5,
+        "norms": 0.25,
+        "dare": True,
+    }
+    made = Recipe.model_validate(SPACE.place(RECIPE, point))
+    assert [source.weight for source in made.sources] == [2.0, 2.0]
+    assert made.sources[0].settings == {"dare.density": 0.4}
+    assert made.steps[1].settings == {"scale": [0.1, 0.2, 0.3], "density": 0.5}
+    assert made.overrides[-1].match == "class:norm" and made.overrides[-1].settings == {"ties.scale": 0.25}
+    without = Recipe.model_validate(SPACE.place(RECIPE, {**point, "dare": False}))
+    assert [step.method for step in without.steps] == ["ties"]
+    assert RECIPE["steps"][1] == {"method": "ties", "density": 0.3}
+
+
+@given(st.lists(st.floats(0, 1), min_size=8, max_size=8))
+def test_every_vector_is_a_point_and_comes_back(vector: list[float]) -> None:
+    point = SPACE.point(vector)
+    assert SPACE.holds(point)
+    assert SPACE.holds(SPACE.point(SPACE.vector(point)))
+    again = SPACE.vector(SPACE.point(SPACE.vector(point)))
+    assert again == pytest.approx(SPACE.vector(point), abs=1e-9)
+
+
+def test_it_begins_where_it_is_told_else_in_the_middle() -> None:
+    first = SPACE.first
+    assert first["curve"] == [0.5, 1.0, 2.0] and first["weight"] == pytest.approx(1.0)
+    assert first["dare"] is True and first["density"] == 0.2
+
+
+def test_corners_are_all_lowest_and_all_highest() -> None:
+    low, high = SPACE.corners
+    assert low["weight"] == 0.1 and high["weight"] == 10 and low["dare"] is False and high["density"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("dimension", "said"),
+    [
+        ({"at": "steps.ties.scale"}, "give low and high, or values"),
+        ({"at": "steps.ties.scale", "low": 1, "high": 1}, "low must be below high"),
+        ({"at": "steps.ties.scale", "low": 1}, "both be given"),
+        ({"at": "steps.ties.scale", "low": 0, "high": 1, "log": True}, "low above 0"),
+        ({"at": "steps.ties.scale", "low": 0, "high": 1, "values": [1, 2]}, "either low and high"),
+        ({"at": "steps.ties.scale", "values": [1, 2], "points": 3}, "points of a curve"),
+        ({"at": "sources.a", "low": 0, "high": 1}, "there or not"),
+        ({"at": "steps.ties.scale", "low": 0, "high": 1, "start": 2}, "not a value"),
+    ],
+)
+def test_a_dimension_that_makes_no_sense_is_refused(dimension: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Dimension.model_validate(dimension)
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("sources.c.weight", "'c' among the sources is not there; the recipe has a, b"),
+        ("steps.slerp.t", "'slerp' among the steps is not there; the recipe has dare, ties"),
+        ("sources.a.density", "settings.<setting>"),
+        ("base", "no place in a recipe"),
+        ("overrides.0.settings.x", "the recipe has none"),
+    ],
+)
+def test_a_place_that_is_not_in_the_recipe_is_named(at: str, said: str) -> None:
+    space = Space.model_validate({"dimensions": {"x": {"at": at, "low": 0, "high": 1}}})
+    with pytest.raises(SpaceInvalid, match=said) as caught:
+        space.place(RECIPE, {"x": 0.5})
+    assert caught.value.pointer == "/space/x/at"
+
+
+def test_a_step_that_is_there_twice_is_told_by_its_number() -> None:
+    twice = {**RECIPE, "steps": [{"method": "dare"}, {"method": "dare"}, {"method": "ties"}]}
+    space = Space.model_validate({"dimensions": {"x": {"at": "steps.dare.density", "low": 0, "high": 1}}})
+    with pytest.raises(SpaceInvalid, match="write its number"):
+        space.place(twice, {"x": 0.5})
+
+
+def test_nothing_left_to_merge_is_refused() -> None:
+    space = Space.model_validate({"dimensions": {"a": {"at": "sources.a"}, "b": {"at": "sources.b"}}})
+    assert len(space.place(RECIPE, {"a": True, "b": False})["sources"]) == 1
+    with pytest.raises(SpaceInvalid, match="no sources are left"):
+        space.place(RECIPE, {"a": False, "b": False})

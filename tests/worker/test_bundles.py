@@ -1,0 +1,84 @@
+"""Bundles on the Hub: made by one job, and given back member by member by others."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.credentials import store_token
+from jobs.keyring import Keyring
+from jobs.kinds import Asking, plan_order
+from jobs.planning import Planner
+from jobs.request import read_order
+from jobs.submit import submit
+from tests.factories import TEST_SECRET, make_caller, make_rules
+from tests.worker.conftest import TOKEN, Floor, family_recipe
+
+BUNDLE, MEMBER = "team/bundle", "team/member"
+
+
+def bundled(floor: Floor, kind: str = "tall", **changes: Any) -> dict[str, Any]:
+    result = {"form": "bundle", "kind": kind, **changes}
+    recipe = family_recipe(steps=["task_arithmetic"], result=result)
+    job = floor.run(floor.order(recipe, output={"repo": BUNDLE}))
+    assert job.state == "succeeded", (job.error_code, job.error_detail, job.error_findings)
+    assert job.result is not None
+    return job.result
+
+
+def order(floor: Floor, **fields: Any) -> str:
+    """A queued order of the kind materialise, as a front desk leaves it whose Hub did not answer."""
+    with floor.sessions.begin() as session:
+        caller = make_caller(session, "bob")
+        credential = store_token(session, Keyring(TEST_SECRET), caller.tenant_id, "hub", TOKEN)
+        told = {"kind": "materialise", "bundle": BUNDLE, "hub_credential": credential.id}
+        request = read_order({**told, **fields})
+        return submit(session, caller, request, None, make_rules()).id
+
+
+def test_a_planned_order_runs_on_the_commits_it_was_planned_with(floor: Floor) -> None:
+    bundled(floor, "emr", base="inside")
+    workshop = floor.workshop
+    planner = Planner(lambda tenant, token: workshop.hub(token, tenant), [], 1 << 30)
+    request = read_order({"kind": "materialise", "bundle": BUNDLE, "member": "b"})
+    with closing(planner):
+        planned = plan_order(request, Asking(planner, TOKEN, "anyone"))
+    pinned = f"{BUNDLE}@{floor.hub.head(BUNDLE)}"
+    with floor.sessions.begin() as session:
+        caller = make_caller(session, "bob")
+        credential = store_token(session, Keyring(TEST_SECRET), caller.tenant_id, "hub", TOKEN)
+        request = request.model_copy(update={"hub_credential": credential.id})
+        job_id = submit(session, caller, request, planned, make_rules()).id
+    assert floor.job(job_id).recipe["sources"][0]["model"] == f"{pinned}:base"
+    job = floor.run(job_id)
+    assert job.state == "succeeded", (job.error_code, job.error_detail, job.error_findings)
+    assert job.result is not None and (Path(job.result["folder"]) / "config.json").is_file()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: each for path in sorted(folder.glob("*.safetensors")) for name, each in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["tall", "twin"])
+def test_a_member_comes_back_from_a_bundle_on_the_hub(floor: Floor, kind: str) -> None:
+    changes = {"keep": 1.0} if kind == "twin" else {"base": "inside"}
+    told = bundled(floor, kind, **changes)
+    assert told["bundle"]["kind"] == kind and told["bundle"]["members"] == ["a", "b"]
+    root = floor.hub.store.root
+    assert "## Members" in (root / BUNDLE / "README.md").read_text()
+    job = floor.run(order(floor, member="a", output={"repo": MEMBER}))
+    assert job.state == "succeeded", (job.error_code, job.error_detail, job.error_findings)
+    assert job.result is not None and job.result["checked"] is True
+    got, expert, base = (weights(root / each) for each in (MEMBER, "team/expert1", "team/base"))
+    far = max(float((got[name].float() - expert[name].float()).abs().max()) for name in expert)
+    change = max(float((base[name].float() - expert[name].float()).abs().max()) for name in expert)
+    assert far < (0.02 if kind == "twin" else 2 * change)
+    assert json.loads((root / MEMBER / "mergery.json").read_bytes())["recipe"]["sources"][0]["id"] == "a"
+    types = floor.types(job.id)
+    assert types[0] == "materialise.queued" and types[-1] == "materialise.succeeded"

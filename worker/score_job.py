@@ -1,0 +1,139 @@
+"""The story of a job that scores models as they are: plan, download what is not known yet, score, compare.
+
+A later attempt finds the downloads, and every score that was measured before.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from db.models.job import Job, JobInput
+from hub.download import download
+from hub.snapshot import Hub
+from jobs import lifecycle
+from jobs.kinds import Asking, PlannedModels, plan_order, sets_of
+from jobs.pinned import PinnedInput
+from jobs.places import files_inside, prefix_of
+from jobs.planning import Planner
+from jobs.request import ScoreRequest
+from merge.checkpoint.index import ModelIndex
+from worker.context import JobContext
+from worker.errors import MemoryShort
+from worker.inputs import wanted_names
+from worker.scorer import Scorer, Scores, Subject
+from worker.scratch import WorkFolder, ensure_room
+from worker.workshop import Workshop
+
+FLOAT_BYTES = 4
+
+
+@dataclass
+class ScoreJob:
+    """One attempt. ``request`` is the caller's order, its models pinned as far as is known."""
+
+    workshop: Workshop
+    job: Job
+    request: ScoreRequest
+    context: JobContext
+    work: WorkFolder
+    planner: Planner
+    hub: Hub
+    token: str | None
+
+    def run(self) -> dict[str, Any]:
+        """Does the whole job; returns its result as the caller will see it."""
+        planned = self._plan()
+        sets = sets_of(self.request, self.job.plan or planned.summary)
+        scorer = Scorer.prepare(self.workshop, self.job.tenant_id, self.context, sets, self.hub)
+        self._check_memory(planned)
+        subjects = self._bring(planned, scorer)
+        self.context.enter("evaluating")
+        first = self.request.against or next(iter(subjects))
+        scores = scorer.score(subjects, subjects[first])
+        self.context.enter("finalising")
+        scorer.record(scores, {name: [first] for name in scores if name != first and first in scores})
+        return {"models": planned.subject["models"], "failed": scorer.fails, "scores": table(scores)}
+
+    def _plan(self) -> PlannedModels:
+        """Looks at the models again, at the commits that they were pinned to."""
+        self.context.checkpoint()
+        planned = plan_order(self.request, Asking(self.planner, self.token, self.job.tenant_id))
+        assert isinstance(planned, PlannedModels)
+        if self.job.plan is None:
+            self.context.write(lifecycle.record_inputs, [each.row() for each in planned.inputs])
+            self.context.write(lifecycle.record_plan, planned.summary, planned.queue)
+        return planned
+
+    def _check_memory(self, planned: PlannedModels) -> None:
+        needed = planned.summary["estimate"]["peak_memory_bytes"]
+        free = self.workshop.free_memory(self.workshop.device)
+        if needed > free:
+            raise MemoryShort(
+                f"scoring the largest model needs {needed} bytes of memory and this worker has {free} free; "
+                "score smaller models, or give the worker more memory"
+            )
+
+    def _bring(self, planned: PlannedModels, scorer: Scorer) -> dict[str, Subject]:
+        """The models; of those on the Hub the small files, and the weights where they have to be loaded."""
+        self.context.enter("downloading")
+        subjects = {}
+        for each in planned.inputs:
+            folder, sums = each.folder, dict[str, str]()
+            if each.snapshot is not None:
+                prefix = prefix_of(each.inside)
+                folder = self.work.inputs / each.role / prefix
+                self._fetch(each, planned.models[each.role], weights=False)
+                sums = {
+                    file.path.removeprefix(prefix): file.sha256
+                    for file in each.snapshot.files
+                    if file.sha256 is not None and file.path.startswith(prefix)
+                }
+            assert folder is not None  # an input is in a repository or in a folder
+            subjects[each.role] = Subject(folder, sums, planned.models[each.role].shards)
+        lacking = scorer.lacking(subjects, self.request.against or planned.inputs[0].role)
+        hub = [each for each in planned.inputs if each.role in lacking and each.snapshot is not None]
+        ensure_room(self.work, sum(each.size_bytes for each in hub), free=self.workshop.free_bytes)
+        for each in hub:
+            self._fetch(each, planned.models[each.role], weights=True)
+        return subjects
+
+    def _fetch(self, each: PinnedInput, index: ModelIndex, *, weights: bool) -> None:
+        assert each.snapshot is not None  # only what is on the Hub is fetched
+        prefix = prefix_of(each.inside)
+        sizes = files_inside({file.path: file.size for file in each.snapshot.files}, each.inside)
+        names = index.shards if weights else wanted_names(sizes, ())
+        total, done = sum(sizes[name] for name in names), 0
+
+        def count(number: int) -> None:
+            nonlocal done
+            done += number
+            self.context.advance(done, total)
+            self.context.tell("hub_bytes_total", "down", value=number)
+
+        target = self.work.inputs / each.role
+        wanted = [prefix + name for name in names]
+        stop = self.context.should_stop
+        download(self.hub, each.snapshot, target, wanted, on_bytes=count, should_stop=stop)
+
+
+def table(scores: Scores) -> list[dict[str, Any]]:
+    """One row a set and metric: what each model got."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, found in scores.items():
+        for score in found:
+            facts = {"set": score.task, "metric": score.metric, "higher_is_better": score.higher_is_better}
+            row = rows.setdefault((score.task, score.metric), {**facts, "values": {}})
+            row["values"][name] = score.value
+    return list(rows.values())
+
+
+def pinned_order(request: ScoreRequest, inputs: Mapping[str, JobInput]) -> ScoreRequest:
+    """The order with every model at the commit that an earlier look found."""
+    models = []
+    for each in request.models:
+        row = inputs.get(each.id)
+        if row is not None and row.sha is not None:
+            inside = f":{row.params['inside']}" if row.params.get("inside") else ""
+            each = each.model_copy(update={"model": f"{row.repo}@{row.sha}{inside}"})
+        models.append(each)
+    return request.model_copy(update={"models": tuple(models)})
