@@ -28,6 +28,7 @@ demo: $(READY)  ## a real merge of real models through the real service (MODELS=
 test: $(READY)  ## every check and every test
 	@sh tests/install_chromium.sh
 	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m quality cut
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: lint test  ## the same, under the name other projects use
@@ -79,7 +80,7 @@ bench/.eval/bin/lm-eval:
 bench-overlap: $(READY)  ## a whole job over a slow line, beside its slowest stage
 	$(BIN)/python -m bench.overlap
 
-quality: $(READY)  ## how good every method is on two benches (an hour of one core, kept), and its page
+quality: $(READY)  ## how good every method is on three benches (over an hour of one core, kept), and its page
 	$(BIN)/python -m quality methods
 
 quality-llm: $(READY)  ## what AIM does on a tiny and a real language model (kept), and its page

@@ -168,15 +168,16 @@ def pointer_of(location: Iterable[int | str]) -> str:
 def field_errors(details: Sequence[Any], place: str | None = None) -> list[dict[str, Any]]:
     """Pydantic's errors in our form; never repeats the offending input, which may hold a secret.
 
-    ``place`` is where all of them were found; without it the first part of each location says so.
+    ``place`` is where all of them were found; without it the first part of each location says so. A check of
+    several fields may say itself which it means.
     """
     found = []
     for each in details:
         location = list(each["loc"])
         where = place or (str(location.pop(0)) if location else "body")
-        found.append(
-            {"in": where, "pointer": pointer_of(location), "code": each["type"], "detail": str(each["msg"])}
-        )
+        inside = getattr((each.get("ctx") or {}).get("error"), "pointer", "")
+        pointer = pointer_of(location) + inside
+        found.append({"in": where, "pointer": pointer, "code": each["type"], "detail": str(each["msg"])})
     return found
 
 

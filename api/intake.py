@@ -17,12 +17,12 @@ from api.schemas.jobs import job_out
 from db import jobs, trials
 from hub.errors import HubError
 from jobs import credentials, idempotency, submit
-from jobs.append import append_order
+from jobs.append import AppendRequest, append_order
 from jobs.errors import PlanTimeout
 from jobs.idempotency import Replay, Reservation
 from jobs.keys import Caller
 from jobs.kinds import Asking, Ready, plan_order
-from jobs.request import AppendRequest, JobOrder, read_order
+from jobs.request import JobOrder, read_order
 from jobs.searching import PointRequest, point_order
 from merge.errors import FindingsError, MergeError
 from merge.mergekit import Translation, read_documents, read_recipe

@@ -22,4 +22,4 @@ class AlreadyRunning(CliError):
 def is_ours(error: BaseException) -> bool:
     """Whether ``error`` belongs to one of our rooms, whose errors are written for people."""
     room = type(error).__module__.partition(".")[0]
-    return room in {"cli", "jobs", "hub", "merge", "worker", "scoring"} and hasattr(error, "code")
+    return room in {"cli", "jobs", "hub", "merge", "worker", "scoring", "search"} and hasattr(error, "code")

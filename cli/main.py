@@ -73,6 +73,16 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     convert = _add(commands, "convert", run_convert, "make safetensors of a folder's pickles, behind a guard")
     convert.add_argument("folder", type=Path)
     convert.add_argument("out", type=Path)
+    search = _add(
+        commands, "search", run_search, "find the best settings of a recipe over folders, without a service"
+    )
+    search.add_argument(
+        "file", type=Path, help="YAML or JSON: recipe, search, evaluate; its folder is the root"
+    )
+    search.add_argument("--out", type=Path, help="where trials and result are kept (default: FILE.search)")
+    search.add_argument("--memory", type=_size, default=1 << 30, help="for the merge (default 1GiB)")
+    search.add_argument("--threads", type=int, default=1)
+    search.add_argument("--device", default="cpu")
     translate = _add(commands, "translate", run_translate, "show a mergekit configuration in our form")
     translate.add_argument("config", type=Path)
     translate.add_argument("--json", action="store_true", help="as JSON, with every default")
@@ -156,6 +166,19 @@ def run_convert(options: argparse.Namespace, _settings: Settings) -> int:
         print(f"mergery: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def run_search(options: argparse.Namespace, _settings: Settings) -> int:
+    """`mergery search`"""
+    from cli.search import run
+
+    return run(options)
+
+
+def _size(text: str) -> int:
+    from merge.__main__ import bytes_of
+
+    return bytes_of(text)
 
 
 def run_translate(options: argparse.Namespace, _settings: Settings) -> int:

@@ -37,14 +37,14 @@ def get(session: Session, job_id: str) -> Job | None:
 
 
 def of_tenant(session: Session, tenant_id: str, job_id: str) -> Job | None:
-    """The job if it belongs to this tenant."""
-    found = select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    """The job if it belongs to this tenant, and is no part of another."""
+    found = select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id, _whole())
     return session.scalars(found, execution_options={"populate_existing": True}).one_or_none()
 
 
 def standing(session: Session, tenant_id: str, job_id: str) -> tuple[str, int] | None:
     """State and last event number of a job, if it belongs to this tenant: all that following it needs."""
-    rows = select(Job.state, Job.event_seq).where(Job.id == job_id, Job.tenant_id == tenant_id)
+    rows = select(Job.state, Job.event_seq).where(Job.id == job_id, Job.tenant_id == tenant_id, _whole())
     found = session.execute(rows).one_or_none()
     return None if found is None else (found[0], found[1])
 
@@ -131,7 +131,7 @@ def _filtered(
     created_after: datetime | None = None,
     created_before: datetime | None = None,
 ) -> Select[Any]:
-    rows = rows.where(Job.tenant_id == tenant_id)
+    rows = rows.where(Job.tenant_id == tenant_id, _whole())
     if after is not None:
         rows = rows.where(tuple_(Job.created_at, Job.id) < after)
     if state is not None:
@@ -150,16 +150,18 @@ def _filtered(
 
 
 def count_states(session: Session, tenant_id: str | None = None) -> dict[tuple[str, str], int]:
-    """How many jobs there are for each (queue, state); of all tenants without ``tenant_id``."""
+    """How many jobs there are for each (queue, state); of all tenants, parts of jobs counted, without
+    ``tenant_id``.
+    """
     rows = select(Job.queue, Job.state, func.count()).group_by(Job.queue, Job.state)
     if tenant_id is not None:
-        rows = rows.where(Job.tenant_id == tenant_id)
+        rows = rows.where(Job.tenant_id == tenant_id, _whole())
     return {(queue, state): count for queue, state, count in session.execute(rows)}
 
 
 def quota(session: Session, tenant_id: str) -> tuple[int | None, int] | None:
     """The tenant's own limit of queued jobs, and how many it has; nothing if there is no such tenant."""
-    queued = select(func.count()).where(Job.tenant_id == tenant_id, Job.state == "queued")
+    queued = select(func.count()).where(Job.tenant_id == tenant_id, Job.state == "queued", _whole())
     rows = select(Tenant.max_queued_jobs, queued.scalar_subquery()).where(Tenant.id == tenant_id)
     found = session.execute(rows).one_or_none()
     return None if found is None else (found[0], found[1])
@@ -303,6 +305,25 @@ def retries(session: Session, root_id: str) -> Sequence[Job]:
     return session.scalars(select(Job).where(Job.root_id == root_id).order_by(Job.created_at, Job.id)).all()
 
 
+def children(session: Session, job_id: str) -> Sequence[Job]:
+    """The jobs that are parts of another, oldest first."""
+    rows = select(Job).where(Job.parent_id == job_id).order_by(Job.created_at, Job.id)
+    return session.scalars(rows, execution_options={"populate_existing": True}).all()
+
+
+def unfinished_children(session: Session, job_id: str) -> Sequence[Job]:
+    """Those that wait or run, held."""
+    rows = select(Job).where(Job.parent_id == job_id, Job.state.in_(("queued", *ACTIVE)))
+    rows = rows.order_by(Job.created_at, Job.id).with_for_update()
+    return session.scalars(rows, execution_options={"populate_existing": True}).all()
+
+
+def moment(session: Session, job_id: str) -> tuple[str, str | None] | None:
+    """State and phase of a job; nothing if it is gone."""
+    found = session.execute(select(Job.state, Job.phase).where(Job.id == job_id)).one_or_none()
+    return None if found is None else (found[0], found[1])
+
+
 def remove(session: Session, job: Job) -> None:
     """Deletes the job with its events, inputs, artifacts and scores."""
     session.execute(delete(Job).where(Job.id == job.id))
@@ -310,6 +331,10 @@ def remove(session: Session, job: Job) -> None:
 
 def _owned(attempt: int, owner: str) -> tuple[ColumnElement[bool], ...]:
     return Job.attempt == attempt, Job.lease_owner == owner, Job.state.in_(ACTIVE)
+
+
+def _whole() -> ColumnElement[bool]:
+    return Job.parent_id.is_(None)
 
 
 def _ready() -> ColumnElement[bool]:

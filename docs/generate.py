@@ -69,9 +69,11 @@ def setting_row(name: str, schema: dict[str, Any]) -> str:
 
 def method_section(name: str, method: dict[str, Any]) -> list[str]:
     """One method: what it is, what it needs, its settings."""
+    from merge.guide import advice_on
     from merge.limits import Caution, Limit
+    from merge.presets import listing
 
-    needs = method["needs"]
+    needs, advice = method["needs"], advice_on(listing()[name])
     least, most = needs["sources"]
     count = f"{least}" if most == least else f"{least} to {most}" if most else f"{least} or more"
     base = (
@@ -88,6 +90,8 @@ def method_section(name: str, method: dict[str, Any]) -> list[str]:
         + (f" · {method['paper']}" if method.get("paper") else ""),
         "",
         method["about"],
+        "",
+        f"*When*: {advice.use} *Costs*: {advice.costs} *Beside what was published*: {advice.differs}",
         "",
     ]
     if method.get("steps"):
@@ -132,8 +136,8 @@ def evidence_table() -> list[str]:
         "# Measured on our bench",
         "",
         f"Written by `{made['command']}` on {made['date']}; [quality.md](quality.md) says how,",
-        "and has every task's scores. ± is one standard error over seeds. Every coefficient was chosen on",
-        "validation items, all alike. *Over averaging* is the distance to `linear` on bench A.",
+        "and has every task's scores. ± is one standard error over test items. Every coefficient was chosen",
+        "on validation items, all alike. *Over averaging* is the distance to `linear` on bench A.",
         "",
         f"| method | {' | '.join(titles)} | over averaging | remark |",
         "|---|" + "---|" * (len(titles) + 2),

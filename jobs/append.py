@@ -1,15 +1,44 @@
 """One more model joins the result of an earlier job: from that job's row to the order of a merge."""
 
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
 from db.models.job import Job
 from jobs.errors import IllegalState
-from jobs.request import AppendRequest, JobRequest
+from jobs.request import JobRequest, ModelOrder
 from jobs.states import State
 from merge.append import Joining, appended, obstacle, state_from
 from merge.errors import AppendRefused
 from merge.recipe import Recipe
+from merge.recipe_parts import ModelName, SourceId
 
 STATE = "state"
 """Where a job's result holds what a later one needs to go on from it."""
+
+
+class AppendRequest(ModelOrder):
+    """The order to let one more model join the result of an earlier merge: a ``model``, or an ``adapter``
+    (with ``member`` one of a bundle) over the base.
+    """
+
+    kind: Literal["merge"] = "merge"
+    model: ModelName | None = Field(None, description="As in a recipe; nothing: the base, with an adapter")
+    adapter: ModelName | None = None
+    member: SourceId | None = None
+    id: SourceId = Field("joined", description="What the model is called in the recipe")
+    weight: float = Field(1.0, description="Factor on its task vector")
+
+    @model_validator(mode="after")
+    def _joins(self) -> Self:
+        if self.model is None and self.adapter is None:
+            raise ValueError("name the model that joins, or an adapter over the base")
+        return self
+
+    def order(self, recipe: Recipe) -> JobRequest:
+        """The merge that does it."""
+        told = {name: getattr(self, name) for name in ModelOrder.model_fields if name != "kind"}
+        return JobRequest(recipe=recipe, **told)
 
 
 def can_append(job: Job) -> bool:

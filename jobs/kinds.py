@@ -3,8 +3,10 @@
 A new kind of job is a class in ``jobs/request.py``, a planner here, and a story in ``worker/run_job.py``.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Protocol, Self, TypeVar
 
 from hub.errors import FileMissing as HubFileMissing
@@ -19,20 +21,23 @@ from jobs.request import (
     JobOrder,
     JobRequest,
     MaterialiseRequest,
+    RouterRequest,
     ScoreRequest,
     SearchRequest,
     full,
 )
 from jobs.wishes import Wish
-from merge.bundle.recipe import materialise_recipe
+from merge.bundle.recipe import base_of, materialise_recipe
 from merge.checkpoint.index import ModelIndex
-from merge.errors import Finding, PlanRefused
+from merge.errors import Finding, GateUnsupported, PlanRefused
 from merge.file_errors import BundleBaseChanged, FileRefused
+from merge.forms.moe import FORWARD_BYTES
 from merge.plan import check_recipe
 from merge.recipe import Recipe
 from scoring.settings import EMBEDDING, LIKELIHOOD
 
 FLOAT_BYTES = 4
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 CLASSIFIER = "ForSequenceClassification"
 NOT_CAUSAL = (CLASSIFIER, "ForImageClassification", "ForTokenClassification", "ForMaskedLM", "CLIPModel")
 
@@ -190,9 +195,7 @@ def recipe_of_member(order: MaterialiseRequest, asking: Asking) -> Recipe:
     bundle, index = asking.planner.look_at_bundle(
         order.bundle, asking.token, asking.tenant, asking.deadline_seconds
     )
-    name = bundle.pinned_name
-    whole = bundle.snapshot is not None or JOB_NAME.fullmatch(name) is not None
-    inside = ":" if whole and ":" not in name else "/"
+    name, inside = bundle.pinned_name, _separator(bundle)
     try:
         return materialise_recipe(
             index, name, order.wanted, base=order.base, dtype=order.dtype, inside=inside
@@ -202,19 +205,87 @@ def recipe_of_member(order: MaterialiseRequest, asking: Asking) -> Recipe:
         raise PlanRefused((Finding("error", error.code, str(error), at),)) from None
 
 
+def _separator(bundle: PinnedInput) -> str:
+    """What stands between the name of a bundle and that of a folder in it."""
+    name = bundle.pinned_name
+    whole = bundle.snapshot is not None or JOB_NAME.fullmatch(name) is not None
+    return ":" if whole and ":" not in name else "/"
+
+
+def _plan_router(order: JobOrder, asking: Asking) -> Ready:
+    """The base alone is read: examples are told apart by what it holds of them."""
+    assert isinstance(order, RouterRequest)
+    who = (asking.token, asking.tenant, asking.deadline_seconds)
+    bundle, index = asking.planner.look_at_bundle(order.bundle, *who)
+    try:
+        for each in order.examples:
+            index.check_member(each.member)
+        base = base_of(index, bundle.pinned_name, order.base, _separator(bundle))
+    except FileRefused as error:
+        at = "/base" if isinstance(error, BundleBaseChanged) else "/examples"
+        raise PlanRefused((Finding("error", error.code, str(error), at),)) from None
+    shown = {each.member for each in order.examples}
+    absent = [member for member in index.members if member not in shown]
+    if absent:
+        raise RequestInvalid(
+            f"there is no example for {', '.join(absent)}; give some for every member", "/examples"
+        )
+    inputs, models = asking.planner.look([Wish("base", base, "/base")], *who)
+    (model,) = models.values()
+    known = index.base.structure if index.base.inside is None else model.digest
+    if model.digest != known or not layer_bytes(model):
+        said = (
+            "is not the model that the bundle was made over"
+            if model.digest != known
+            else "has no numbered layers to route by"
+        )
+        code = BundleBaseChanged.code if model.digest != known else GateUnsupported.code
+        raise PlanRefused((Finding("error", code, f"{model.label} {said}.", "/base"),))
+    peak = FORWARD_BYTES + max(layer_bytes(model).values())
+    subject = {
+        "bundle": bundle.pinned_name,
+        "base": inputs[0].pinned_name,
+        "members": list(index.members),
+        "examples": len(order.examples),
+    }
+    return _looked_at(inputs, models, "cpu", peak, subject)
+
+
+def layer_bytes(model: ModelIndex) -> dict[str, int]:
+    """What every numbered layer takes in float32, by number."""
+    found: dict[str, int] = {}
+    for name, info in model.tensors.items():
+        if (layer := LAYER.search(name)) is not None:
+            found[layer[1]] = found.get(layer[1], 0) + FLOAT_BYTES * prod(info.shape)
+    return found
+
+
 def _plan_score(order: JobOrder, asking: Asking) -> Ready:
     assert isinstance(order, ScoreRequest)
     wishes = [Wish(each.id, each.model, f"/models/{place}") for place, each in enumerate(order.models)]
     inputs, models = asking.planner.look(wishes, asking.token, asking.tenant, asking.deadline_seconds)
-    inputs = tuple(replace(each, size_bytes=models[each.role].bytes) for each in inputs)
     bad = [
         each for key, index in models.items() for each in misfits(order.evaluation_sets, key, index.config)
     ]
     if bad:
         raise PlanRefused(tuple(bad))
-    pinned = ((each.name, each.role, each.snapshot) for each in inputs if each.snapshot is not None)
+    peak = FLOAT_BYTES * max(index.parameters for index in models.values())
+    subject = {"models": [{"id": each.role, "model": each.pinned_name} for each in inputs]}
+    return _looked_at(inputs, models, order.queue, peak, subject)
+
+
+def _looked_at(
+    inputs: Sequence[PinnedInput],
+    models: Mapping[str, ModelIndex],
+    queue: str,
+    peak: int,
+    subject: dict[str, Any],
+) -> PlannedModels:
+    """The plan of a job that reads models and makes none; ``peak`` is the memory that it takes."""
+    sized = tuple(replace(each, size_bytes=models[each.role].bytes) for each in inputs)
+    pinned = ((each.name, each.role, each.snapshot) for each in sized if each.snapshot is not None)
     findings = tuple(remarks(pinned))
-    fetched = download_bytes(inputs)
+    fetched = download_bytes(sized)
     summary = {
         "models": {
             key: {"parameters": index.parameters, "bytes": index.bytes} for key, index in models.items()
@@ -222,28 +293,36 @@ def _plan_score(order: JobOrder, asking: Asking) -> Ready:
         "estimate": {
             "download_bytes": fetched,
             "disk_bytes": fetched,
-            "peak_memory_bytes": FLOAT_BYTES * max(index.parameters for index in models.values()),
+            "peak_memory_bytes": peak,
             "output_bytes": 0,
         },
-        "inputs": [each.row() for each in inputs],
+        "inputs": [each.row() for each in sized],
         "findings": [each.as_dict() for each in findings],
-        "queue": order.queue,
+        "queue": queue,
     }
-    subject = {"models": [{"id": each.role, "model": each.pinned_name} for each in inputs]}
-    return PlannedModels(summary, inputs, order.queue, findings, subject, models)
+    return PlannedModels(summary, sized, queue, findings, subject, models)
 
 
-def _plan_search(order: JobOrder, asking: Asking) -> Ready:
-    """A merge at the point where the search begins, with everything that may be left out."""
-    assert isinstance(order, SearchRequest)
+def begun(order: SearchRequest) -> Recipe:
+    """The recipe at the point where a search begins, with everything that may be left out. Raises
+    ``PlanRefused`` where the ends of its space are wrong, or the recipe is.
+    """
     space, document = order.search.spaces, order.recipe.model_dump(mode="json")
+    own = {each.pointer for each in check_recipe(order.recipe)}
     for point in space.corners:
         corner = Recipe.model_validate(space.place(document, full(space, point)))
         bad = [each for each in check_recipe(corner) if each.severity == "error"]
         if bad:
-            raise PlanRefused(tuple(bad))
-    recipe = Recipe.model_validate(space.place(document, full(space, space.first)))
-    planned = _plan_merge(JobRequest(recipe=recipe, evaluate=order.evaluate), asking)
+            raise PlanRefused(
+                tuple(e if e.pointer in own else replace(e, pointer="/search/space") for e in bad)
+            )
+    return Recipe.model_validate(space.place(document, full(space, space.first)))
+
+
+def _plan_search(order: JobOrder, asking: Asking) -> Ready:
+    """A merge at the point where the search begins."""
+    assert isinstance(order, SearchRequest)
+    planned = _plan_merge(JobRequest(recipe=begun(order), evaluate=order.evaluate), asking)
     assert isinstance(planned, Planned)
     reason = planned.plan.written_because
     if reason is not None:
@@ -252,13 +331,14 @@ def _plan_search(order: JobOrder, asking: Asking) -> Ready:
     estimate = {**planned.summary["estimate"], "output_bytes": 0}
     estimate["peak_memory_bytes"] = estimate["peak_memory_bytes"] + needed
     asked = order.search
-    told = {"method": asked.method, "numbers": space.width, "evaluations": asked.budget.evaluations}
+    told = {"method": asked.method, "numbers": asked.spaces.width, "evaluations": asked.budget.evaluations}
     return planned.saying({"estimate": estimate, "search": told})
 
 
 PLANS: dict[str, Callable[[JobOrder, Asking], Ready]] = {
     "merge": _plan_merge,
     "materialise": _plan_materialise,
+    "router": _plan_router,
     "score": _plan_score,
     "search": _plan_search,
 }

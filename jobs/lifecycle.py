@@ -21,6 +21,8 @@ PROGRESS_EVENT_SECONDS = 1.0
 SCORE_FACTS = ("stderr", "n", "higher_is_better", "known_key", "differences")
 BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 300.0
+WITH_PARTS = ("search",)
+"""Kinds of jobs that other jobs may be parts of."""
 WORKER_LOST = "worker_lost"
 LOST_DETAIL = (
     "The worker stopped without a word {attempts} times, the last time in phase {phase}. The likely cause is "
@@ -221,11 +223,27 @@ def request_cancel(session: Session, job: Job) -> Job:
         held.cancel_requested_at = now()
         _end(session, held, State.CANCELLED, {})
     elif held.state == State.RUNNING:
-        held.cancel_requested_at = now()
-        _move(held, State.CANCELLING)
-        events.record(session, held, f"{held.kind}.cancelling", {})
+        _ask_to_stop(session, held)
         session.refresh(held)
     return held
+
+
+def _ask_to_stop(session: Session, job: Job) -> None:
+    job.cancel_requested_at = now()
+    _move(job, State.CANCELLING)
+    events.record(session, job, f"{job.kind}.cancelling", {})
+    _dismiss(session, job)
+
+
+def _dismiss(session: Session, job: Job) -> None:
+    """Ends the parts of a job that is over, or is to be. Those at work when it succeeds end by themselves."""
+    if job.kind not in WITH_PARTS:
+        return
+    for part in jobs.unfinished_children(session, job.id):
+        if part.state == State.QUEUED:
+            _end(session, part, State.CANCELLED, {})
+        elif part.state == State.RUNNING and job.state != State.SUCCEEDED:
+            _ask_to_stop(session, part)
 
 
 def recover_lost(session: Session) -> list[str]:
@@ -294,6 +312,9 @@ def _end(session: Session, job: Job, state: State, data: Mapping[str, Any]) -> N
     session.flush()
     session.refresh(job)
     events.record(session, job, f"{job.kind}.{state}", data)
+    if job.parent_id is not None:
+        return
+    _dismiss(session, job)
     tally.note(session, "merge_jobs_total", job.method or "none", str(state))
     tally.note(session, "job_attempts", value=job.attempt)
 

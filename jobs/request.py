@@ -15,8 +15,8 @@ from pydantic import (
 
 from merge.recipe import Recipe
 from merge.recipe_parts import ModelName, SourceId
-from scoring.settings import BY_KIND, METRICS, Kind, LmEvalSettings, Settings
-from search.errors import SpaceInvalid
+from scoring.settings import BY_KIND, Kind, LmEvalSettings, Settings, metrics_of
+from search.errors import SpaceInvalid, WrongAt
 from search.order import SearchOrder
 from search.space import Point, Space
 
@@ -70,11 +70,11 @@ class EvalSet(_Part):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(["settings", *(str(each) for each in first["loc"])])
-            raise ValueError(f"{place} of a {self.kind} set: {first['msg']}") from None
+            raise WrongAt(f"{place} of a {self.kind} set: {first['msg']}", "/settings") from None
         if isinstance(asked, LmEvalSettings):
             asked.check(self.data is not None)
         elif self.data is None:
-            raise ValueError(f"a {self.kind} set needs data")
+            raise WrongAt(f"a {self.kind} set needs data", "/data")
         return self
 
     @property
@@ -224,28 +224,25 @@ class MaterialiseRequest(ModelOrder):
         return {"bundle": self.bundle, **wanted}
 
 
-class AppendRequest(ModelOrder):
-    """The order to let one more model join the result of an earlier merge: a ``model``, or an ``adapter``
-    (with ``member`` one of a bundle) over the base.
-    """
+class RouterExample(_Part):
+    """A text, and the member of a bundle that it is for."""
 
-    kind: Literal["merge"] = "merge"
-    model: ModelName | None = Field(None, description="As in a recipe; nothing: the base, with an adapter")
-    adapter: ModelName | None = None
-    member: SourceId | None = None
-    id: SourceId = Field("joined", description="What the model is called in the recipe")
-    weight: float = Field(1.0, description="Factor on its task vector")
+    text: Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
+    member: SourceId
 
-    @model_validator(mode="after")
-    def _joins(self) -> Self:
-        if self.model is None and self.adapter is None:
-            raise ValueError("name the model that joins, or an adapter over the base")
-        return self
 
-    def order(self, recipe: Recipe) -> JobRequest:
-        """The merge that does it."""
-        told = {name: getattr(self, name) for name in ModelOrder.model_fields if name != "kind"}
-        return JobRequest(recipe=recipe, **told)
+class RouterRequest(JobOrder):
+    """The order to teach a bundle which of its members a text is for, by labelled texts."""
+
+    kind: Literal["router"]
+    bundle: ModelName = Field(description="org/name[@revision], job_…, or a folder in the allowed roots")
+    base: ModelName | None = Field(None, description="The base, where it is not where the bundle says")
+    examples: Annotated[tuple[RouterExample, ...], Field(min_length=2, max_length=10_000)]
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """The bundle."""
+        return {"bundle": self.bundle}
 
 
 class ScoreRequest(JobOrder):
@@ -302,29 +299,36 @@ class SearchRequest(JobOrder):
     recipe: Recipe
     search: SearchOrder
     evaluate: EvaluateRequest
+    workers: int = Field(
+        1, ge=1, le=16, description="Workers that score candidates side by side, as far as they are free"
+    )
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> Self:
         if not self.evaluate.sets:
-            raise ValueError("evaluate.sets is empty, so there is nothing to search by")
+            raise WrongAt("evaluate.sets is empty, so there is nothing to search by", "/evaluate/sets")
         if self.evaluate.margin is not None:
-            raise ValueError("evaluate.margin decides about publishing, and nothing is published here")
-        sets = {each.name: each.kind for each in self.evaluate.sets}
-        for objective in self.search.objectives:
+            said = "evaluate.margin decides about publishing, and nothing is published here"
+            raise WrongAt(said, "/evaluate/margin")
+        sets = {each.name: each for each in self.evaluate.sets}
+        for place, objective in enumerate(self.search.objectives):
+            pointer = f"/search/objectives/{place}"
             if objective.set not in sets:
-                raise ValueError(
-                    f"an objective names the set {objective.set!r}; evaluate has {', '.join(sets)}"
-                )
-            known = METRICS[sets[objective.set]]
+                said = f"an objective names the set {objective.set!r}; evaluate has {', '.join(sets)}"
+                raise WrongAt(said, f"{pointer}/set")
+            wanted = sets[objective.set]
+            known = metrics_of(wanted.kind, wanted.asked)
             if not known:
-                raise ValueError(
+                raise WrongAt(
                     f"the set {objective.set!r} is of lm_eval, which needs models on disk; a search makes "
-                    "its candidates in memory: take another kind of set"
+                    "its candidates in memory: take another kind of set",
+                    f"{pointer}/set",
                 )
-            if objective.metric is not None and not objective.metric.startswith(known):
-                raise ValueError(
-                    f"a {sets[objective.set]} set does not measure {objective.metric!r}, "
-                    f"but {', '.join(known)}"
+            if objective.metric not in (None, *known):
+                raise WrongAt(
+                    f"the {wanted.kind} set {wanted.name!r} does not measure {objective.metric!r}, "
+                    f"but {', '.join(known)}",
+                    f"{pointer}/metric",
                 )
         return self
 
@@ -335,11 +339,13 @@ class SearchRequest(JobOrder):
             try:
                 Recipe.model_validate(self.search.spaces.place(document, full(self.search.spaces, point)))
             except SpaceInvalid as error:
-                raise ValueError(f"{error.pointer.lstrip('/').replace('/', '.')}: {error}") from None
+                said = f"{error.pointer.lstrip('/').replace('/', '.')}: {error}"
+                raise WrongAt(said, f"/search{error.pointer}") from None
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False)[0]
                 at = ".".join(map(str, first["loc"]))
-                raise ValueError(f"within the space the recipe is wrong at {at}: {first['msg']}") from None
+                said = f"within the space the recipe is wrong at {at}: {first['msg']}"
+                raise WrongAt(said, "/search/space") from None
         return self
 
     @property
@@ -361,6 +367,7 @@ def full(space: Space, point: Point) -> Point:
 ORDERS: dict[str, type[JobOrder]] = {
     "merge": JobRequest,
     "materialise": MaterialiseRequest,
+    "router": RouterRequest,
     "score": ScoreRequest,
     "search": SearchRequest,
 }

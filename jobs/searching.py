@@ -1,12 +1,23 @@
-"""What a search tried, and how one of its points becomes an ordinary merge."""
+"""What a search tried, who helps it, and how one of its points becomes an ordinary merge."""
+
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
 
+from db import jobs, trials
+from db.models.base import new_id
 from db.models.job import Job
 from db.models.trial import Trial
-from jobs.errors import IllegalState
+from jobs import events
+from jobs.errors import IllegalState, LeaseLost
+from jobs.lifecycle import Fence
 from jobs.request import EvaluateRequest, JobRequest, OutputRequest, SearchRequest
+from jobs.states import ACTIVE
 from merge.recipe import Recipe
+
+HELP = "search_trials"
+"""The kind of a job that scores trials of another one, its parent. Nobody can order it."""
 
 
 class PointRequest(BaseModel):
@@ -41,3 +52,55 @@ def searched(job: Job) -> SearchRequest:
     if job.plan is None:
         raise IllegalState(f"The job {job.id} has not looked at its models yet; wait until it has begun.")
     return SearchRequest.model_validate(job.spec)
+
+
+def enlist(session: Session, fence: Fence, wanted: int) -> int:
+    """Makes jobs that score trials of a running search, until it has ``wanted`` that are not over; gives how
+    many it has. They cost the tenant nothing of its quota and end with the search. Raises ``LeaseLost``.
+    """
+    search = jobs.lock_owned(session, fence.job_id, fence.attempt, fence.owner)
+    if search is None:
+        raise LeaseLost(fence.job_id, fence.attempt, fence.owner)
+    there = len(jobs.unfinished_children(session, search.id))
+    for _ in range(wanted - there):
+        child = jobs.add(session, _help_for(search), ())
+        events.record(session, child, f"{HELP}.queued", {"search": search.id})
+    return max(wanted, there)
+
+
+def _help_for(search: Job) -> dict[str, Any]:
+    job_id = new_id("job")
+    same = ("tenant_id", "queue", "priority", "max_attempts", "timeout_seconds", "hub_credential_id")
+    return {
+        "id": job_id,
+        "root_id": job_id,
+        "parent_id": search.id,
+        "kind": HELP,
+        "spec": {"kind": HELP},
+        "recipe": {},
+        "recipe_sha256": search.recipe_sha256,
+        **{name: getattr(search, name) for name in same},
+    }
+
+
+def is_searching(moment: tuple[str, str | None] | None) -> bool:
+    """Whether a search in this state and phase has candidates scored: only then can it be helped."""
+    return moment is not None and moment[0] in ACTIVE and moment[1] == "searching"
+
+
+def workers_of(session: Session, search: Job) -> list[dict[str, Any]]:
+    """Who scores a search's candidates, the job itself first: id, state, how many it has scored, and why it
+    failed if it did.
+    """
+    scored = trials.by_worker(session, search.root_id)
+    return [
+        {"id": job.id, "state": job.state, "trials": scored.get(job.id, 0), "error": job.error_detail}
+        for job in (search, *jobs.children(session, search.id))
+    ]
+
+
+def trial_state(trial: Trial) -> Literal["waiting", "scoring", "scored", "failed"]:
+    """What becomes of a candidate."""
+    if trial.told is not None:
+        return "failed" if trial.told.get("values") is None else "scored"
+    return "waiting" if trial.worker is None else "scoring"

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from merge import holdings
 from merge.append import Joining, append_to_folder
 from merge.bundle.command import add_routing
 from merge.bundle.recipe import OUTPUT_DTYPES, member_of_folder
@@ -26,7 +27,7 @@ from merge.plan import Plan, collector_at_rest, make_plan
 from merge.presets import entry, listing
 from merge.recipe import Recipe
 from merge.recipe_stages import ADAPTER, leaves
-from merge.show import measuring_bar, model_tables, plan_tables, progress_bar
+from merge.show import measuring_bar, plan_tables, progress_bar
 
 GIB = 1 << 30
 EXTENTS = ("sampled", "full", "none")
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         ("translate", _translate, "show a mergekit config as a recipe", ("recipe",)),
         ("materialise", _materialise, "give a bundle's member as a checkpoint", ("bundle", "member", "out")),
         ("append", _append, "let one more model join an earlier result", ("result", "model", "out")),
-        ("inspect", _inspect, "show what a model folder holds", ("model",)),
+        ("inspect", _inspect, "show what a model, an adapter or a bundle holds", ("model",)),
         ("convert", _convert, "make safetensors of pickles (.bin), behind a guard", ("model", "out")),
     ):
         sub = commands.add_parser(name, help=about)
@@ -81,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--id", default="joined", help="what the model is called")
             sub.add_argument("--weight", type=float, default=1.0, help="factor on its task vector")
         if name in ("run", "materialise", "append"):
-            sub.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+            about = "threads that compute (default: one a core)"
+            sub.add_argument("--threads", type=count_of, default=os.cpu_count() or 1, help=about)
             sub.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1")
             sub.add_argument("--report", choices=EXTENTS, default="sampled", help="what the report measures")
             about = "sha256 of the weights; off is quicker, but a merge that was broken off then starts over"
@@ -104,6 +106,13 @@ def bytes_of(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 512MiB, 2GB or a number of bytes")
     power = " KMGT".index(found[2].upper() or " ")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def count_of(text: str) -> int:
+    """A whole number above 0; raises ``ArgumentTypeError``."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads; write 1 to 1024")
+    return int(text)
 
 
 def model_folders(recipe: Recipe, root: Path) -> dict[str, Path]:
@@ -154,8 +163,10 @@ def _append(options: argparse.Namespace) -> None:
 def _carry_out(plan: Plan, root: Path, options: argparse.Namespace) -> None:
     for finding in plan.findings:
         print(f"{finding.severity}: {finding.message}", file=sys.stderr)
-    from merge.run import run  # loads torch, which the other commands do without
+    from merge.kernels.device import check_device  # loads torch, which the other commands do without
+    from merge.run import run
 
+    check_device(options.device)
     folders = model_folders(plan.recipe, root)
     statistics = _statistics(plan, folders, root, options)
     with progress_bar(Console(stderr=True)) as tell:
@@ -218,20 +229,11 @@ def _translate(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    index = index_folder(options.model)
-    if not options.json:
-        Console().print(model_tables(index, every_tensor=options.tensors))
-        return
-    tensors = {name: {"dtype": info.dtype, "shape": list(info.shape)} for name, info in index.tensors.items()}
-    _print(
-        {
-            "parameters": index.parameters,
-            "bytes": index.bytes,
-            "files": list(index.shards),
-            "digest": index.digest,
-            "tensors": tensors,
-        }
-    )
+    index = holdings.index_any(options.model)
+    if options.json:
+        _print(holdings.facts(index))
+    else:
+        Console().print(holdings.tables(index, every_tensor=options.tensors))
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Threads that work through blocks with buffers they keep, and the way a block comes in and goes out."""
 
 import ctypes
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,18 @@ def kept_memory() -> Iterator[None]:
     finally:
         if trim is not None:
             trim(0)
+
+
+@contextmanager
+def settled_objects() -> Iterator[None]:
+    """Spares the garbage collector what is there already (torch alone brings half a million objects) for the
+    time of a run.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
@@ -167,17 +180,26 @@ class Inputs:
         return None if info is None or source.rows is not None else info.dtype
 
     @contextmanager
-    def place(self, source: Input, number: int, first: int, count: int) -> Iterator[Place]:
-        """Where these entries lie as long as the context lasts: in the file, else in a buffer of this thread
-        (the ``number``-th), in compute dtype.
+    def places(self, inputs: Sequence[Input], first: int, count: int) -> Iterator[list[Place]]:
+        """Where these entries of each input lie as long as the context lasts: in its file, else in a buffer
+        of this thread, in compute dtype.
         """
-        reader = self.readers[source.model]
-        if self.stored(source) is not None:
-            with reader.lying(source.tensor, first, count) as (fd, offset):
-                yield Place(fd, offset, 0)
-        else:
-            entries = self._load(source, number, first, count)
-            yield Place(-1, 0, entries.data_ptr(), entries)
+        found: list[Place] = []
+        borrowed: list[tuple[TensorReader, str]] = []
+        try:
+            for number, source in enumerate(inputs):
+                if self.stored(source) is not None:
+                    reader = self.readers[source.model]
+                    fd, offset = reader.borrow(source.tensor, first, count)
+                    borrowed.append((reader, source.tensor))
+                    found.append(Place(fd, offset, 0))
+                else:
+                    entries = self._load(source, number, first, count)
+                    found.append(Place(-1, 0, entries.data_ptr(), entries))
+            yield found
+        finally:
+            for reader, name in borrowed:
+                reader.give_back(name)
 
     def equal(self, output: OutputTensor, first: int, count: int) -> Tensor:
         """These entries of the first model, after checking that every model has the same; raises

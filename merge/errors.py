@@ -182,6 +182,12 @@ class BudgetTooSmall(MergeError):
     code = "budget_too_small"
 
 
+class DeviceUnavailable(MergeError):
+    """There is no device of that name on this machine."""
+
+    code = "device_unavailable"
+
+
 class NotInMemory(MergeError):
     """The recipe's result cannot be made without writing it."""
 

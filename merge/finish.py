@@ -135,7 +135,8 @@ def write_survey(
     """
     told = {name: numbers for done in journal.shards.values() for name, numbers in done.measured.items()}
     found = {name: Measured.from_list(numbers) for name, numbers in told.items()}
-    from_base = any(output.base is not None for output in plan.outputs)
+    changes = plan.adapter is not None or (plan.bundle is not None and bool(plan.bundle.kept))
+    from_base = changes or any(output.base is not None for output in plan.outputs)
     survey = summarise(plan.outputs, found, extent=extent, from_base=from_base)
     survey["saliency"] = saliency(plan.statistics.needed, plan.models, statistics)
     names = " + ".join(plan.recipe.source_ids())

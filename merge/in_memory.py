@@ -5,6 +5,7 @@ The tensors are those that a run with the same plan would write, bit for bit; no
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +17,12 @@ from torch import Tensor
 from merge.blocks import Crew, kept_memory, torch_threads
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.reader import TensorReader
-from merge.errors import NotInMemory
+from merge.errors import BudgetTooSmall, NotInMemory
 from merge.meter import Meter
 from merge.methods import load as load_methods
 from merge.plan import Plan
 from merge.run import fitted_sizes
+from merge.sizing import Sizes
 from merge.statistics import Informed, open_statistics
 from merge.survey.measure import Surveyor
 from merge.work import Work
@@ -35,8 +37,47 @@ class _NoJournal:
         """Forgets them."""
 
 
+class _Keeping(TensorReader):
+    """A reader that keeps every tensor as the floats that it was read as, while ``keeps`` is true."""
+
+    keeps = False
+
+    @cached_property
+    def floats(self) -> dict[tuple[str, torch.dtype], Tensor]:
+        """What was read so far, flat."""
+        return {}
+
+    @property
+    def kept_bytes(self) -> int:
+        """What it keeps in the end, in float32."""
+        return FLOAT_BYTES * self.index.parameters if self.keeps else 0
+
+    def forget(self) -> None:
+        """Keeps nothing any more."""
+        self.keeps = False
+        self.floats.clear()
+
+    def read_float(self, name: str, first: int, count: int, out: Tensor) -> None:
+        """As of any reader; what is kept is read once."""
+        if not self.keeps:
+            super().read_float(name, first, count, out)
+            return
+        whole = self.floats.get((name, out.dtype))
+        if whole is None:
+            whole = torch.empty(self.index.tensors[name].numel, dtype=out.dtype)
+            super().read_float(name, 0, whole.numel(), whole)
+            self.floats[name, out.dtype] = whole
+        out.view(-1)[:count].copy_(whole[first : first + count])
+
+
+FLOAT_BYTES = 4
+KEPT_SHARE = 4
+"""One in so many bytes of the budget may hold models as floats, from the first on as long as they fit."""
+
+
 class InMemory:
-    """Holds the files of the models open; every plan is over (some of) these models.
+    """Holds the files of the models open; every plan is over (some of) these models. Small ones are kept as
+    floats, so that no candidate reads them again.
 
     ``folders`` are by model key, as for ``merge.run.run``.
     """
@@ -55,7 +96,7 @@ class InMemory:
         self._budget, self._threads = budget_bytes, threads
         self._device = torch.device(device)
         self._should_stop = should_stop
-        self._readers: dict[str, TensorReader] = {}
+        self._readers: dict[str, _Keeping] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -86,7 +127,7 @@ class InMemory:
                 {key: index.config for key, index in plan.models.items()},
             )
             meter = Meter(plan, lambda _: None, self._should_stop)
-            fitted = fitted_sizes(plan, self._budget, self._threads, 0)
+            fitted = self._fitted(plan)
             crew = stack.enter_context(Crew(fitted.threads))
             unseen = Surveyor("none", len(plan.outputs))
             work = Work(plan, readers, crew, fitted, meter, self._device, unseen, None, informed, False)
@@ -98,9 +139,24 @@ class InMemory:
                         made[first : first + entries.numel()] = entries.reshape(-1)
                     yield output.name, made.reshape(output.shape)
 
-    def _reader(self, key: str, plan: Plan) -> TensorReader:
+    def _reader(self, key: str, plan: Plan) -> _Keeping:
         if key not in self._readers:
             adapter = self._folders.get(f"{key}+adapter")
-            made = TensorReader(self._folders[key], plan.models[key], adapter, (None, None))
-            self._readers[key] = self._stack.enter_context(made)
+            made = _Keeping(self._folders[key], plan.models[key], adapter, (None, None))
+            self._stack.enter_context(made)
+            self._readers[key] = made
+            floats = FLOAT_BYTES * plan.models[key].parameters
+            made.keeps = floats + self._kept_bytes <= self._budget // KEPT_SHARE
         return self._readers[key]
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(reader.kept_bytes for reader in self._readers.values())
+
+    def _fitted(self, plan: Plan) -> Sizes:
+        try:
+            return fitted_sizes(plan, self._budget, self._threads, self._kept_bytes)
+        except BudgetTooSmall:
+            for reader in self._readers.values():
+                reader.forget()
+            return fitted_sizes(plan, self._budget, self._threads, 0)

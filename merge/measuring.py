@@ -14,6 +14,7 @@ from merge.checks import error
 from merge.contract.informed import JOINT, KINDS, Statistic
 from merge.errors import Finding, TokenizerUnfit
 from merge.learn.forecast import bytes_whole, can_stream, largest_stage, scratch_bytes, seconds
+from merge.learn.labels import EXACT, labels_told, why_not
 from merge.output_tensor import asked
 from merge.outputs import OutputTensor, most_sources
 from merge.recipe import Recipe
@@ -225,6 +226,9 @@ def _check(
             f"{model.label} has no config that names its architecture, and {why}; put config.json there."
         )
         yield error("statistics_not_runnable", message, model=key)
+    labels = labels_told(model.config, recipe.calibration.tokens) if EXACT in kinds else 0
+    if reason := why_not(model.label, labels):
+        yield error("statistics_not_runnable", reason, model=key)
     data = recipe.calibration.data_of(key)
     texts = not isinstance(data, CalibrationData) or str(data.file or data.path or ".txt").endswith(_TEXTS)
     if texts and model.tokenizer is None:

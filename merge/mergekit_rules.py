@@ -60,6 +60,8 @@ class Ledger:
 
     def _check_names(self, scope: Scope, *, of_model: bool) -> None:
         names = [parameter.name for parameter in self._method.parameters]
+        family = ("rescale", "int8_mask") if "lambda" in names else ()  # those on task vectors know these too
+        names += [name for name in family if name not in names]
         for name in scope.values:
             known = self._method.parameter(name)
             if known is None and name in IDLE:

@@ -63,13 +63,13 @@ def _source(
         return {"source": _id(base, base, sources) or "base"}
     reference = parse_reference(found, *at, notes=notes)
     known = _id(reference, base, sources)
-    if known is None:
-        refuse(
-            *at,
-            f"{reference[0]} is not among the models. For the vocabulary of another model, write our recipe "
-            "with tokenizer: {source: donor, donor: ..., approximate: omp}.",
-        )
-    return {"source": known}
+    if known is not None:
+        return {"source": known}
+    notes.append(
+        f"The vocabulary is that of {reference[0]}, which is not merged: those of its tokens that no model "
+        "has get rows of zeros, as in mergekit. Our own approximate: omp makes better ones."
+    )
+    return {"source": "donor", "donor": reference[0], "approximate": "lend"}
 
 
 def _rule(found: Any, at: tuple[str, ...], base: Reference | None, sources: Sources) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from merge.output_tensor import rearranged as rearranged
 from merge.output_tensor import tensors_read as tensors_read
 from merge.recipe import Recipe
 from merge.recipe_results import Missing
-from merge.resolve import Section, Spot, matching, policy_for, settings_for, weights_for
+from merge.resolve import Section, Spot, matches, matching, policy_for, settings_for, weights_for
 from merge.sections import Strand, Stretch, arrange
 from merge.tokenizer.planned import VocabularyPlan
 
@@ -162,6 +162,7 @@ def resolve_outputs(
         findings += _check_fills(outputs, vocabulary, models)
     for output in outputs:
         findings += _check_output(output, models)
+    findings += _check_overrides(recipe, outputs, tied)
     findings += _check_counts(recipe, outputs)
     findings += _check_weights(recipe, outputs)
     findings += _check_global(recipe, outputs)
@@ -174,6 +175,24 @@ def resolve_outputs(
         recipe, ((o.settings, towers.length(o.name)) for o in outputs if o.policy == "method")
     )
     return Outcome(tuple(outputs), tuple(_shortened(findings)), arranged.layers(reads_base))
+
+
+def _check_overrides(
+    recipe: Recipe, outputs: Sequence[OutputTensor], tied: Container[str]
+) -> Iterator[Finding]:
+    """Overrides that no tensor fits, by its own name or that of a tensor it is made from."""
+    for path, override in recipe.placed_overrides():
+        if override.match in tied or any(_concerns(override.match, output) for output in outputs):
+            continue
+        message = (
+            f"The override {override.match!r} fits no tensor, so it changes nothing; `inspect` lists names."
+        )
+        yield warning("override_unused", message, *path, "match")
+
+
+def _concerns(match: str, output: OutputTensor) -> bool:
+    names = {output.name: output.layer} | {each.tensor: layer_of(each.tensor) for each in output.inputs}
+    return any(matches(match, name, output.role, layer) for name, layer in names.items())
 
 
 def _extras(

@@ -104,7 +104,7 @@ class Plan:
             return frozenset(self.models[key].tensors)
         own = self.adapter or (self.bundle if self.bundle is not None and self.bundle.kept else None)
         read = tensors_read(self.outputs) if own is None else own.tensors_read()
-        lent = self.vocabulary.tensors[key].tensors if key in self.rows and self.vocabulary else ()
+        lent = self.vocabulary.tensors_read(key) if key in self.rows and self.vocabulary else ()
         guiding = self.moe.tensors_read(key, self.models[key]) if self.moe is not None else ()
         return frozenset({*read.get(key, ()), *lent, *guiding})
 

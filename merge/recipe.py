@@ -112,6 +112,12 @@ class Recipe(Part):
         return any(entry is not None and entry.statistics for entry in entries)
 
     @property
+    def informed_of_base(self) -> bool:
+        """Whether those are all measured on the base."""
+        entries = (catalogue().get(step.method) for step in self.steps)
+        return all(told["of"] == "base" for entry in entries if entry for told in entry.statistics)
+
+    @property
     def from_base(self) -> bool:
         """Whether the form of the result goes by the base, whatever the steps do."""
         return self.base is not None and self.result.form != "checkpoint"
@@ -287,6 +293,7 @@ def _tokenizer_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]
     if choice.approximate is not None and not choice.aligns:
         message = "approximate needs a source: whose vocabulary is wanted?"
         yield _error("approximate_unused", message, "tokenizer", "approximate")
+    yield from (_error("approximate_unused", said, "tokenizer", field) for field, said in choice.idle())
 
 
 def _slice_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]:

@@ -41,8 +41,8 @@ class AdapterResult(Part):
     Every module gets ``rank``, or the ``share`` of its full rank, or the least rank whose relative Frobenius
     error is at most ``error`` (and at most ``max_rank``). ``classes`` says what becomes of a tensor class:
     ``lora``, ``save`` (whole, in ``modules_to_save``) or ``drop`` (left as the base has it, and told as
-    loss). ``include`` and ``exclude``
-    are matches as in overrides; what they leave out is dropped.
+    loss). ``include`` and ``exclude`` are matches as in overrides; what they leave out is dropped. What fits
+    ``save`` is saved whole, whatever its class.
     """
 
     form: Annotated[Literal["adapter"], BeforeValidator(_form)]
@@ -53,6 +53,7 @@ class AdapterResult(Part):
     classes: dict[Role, Literal["lora", "save", "drop"]] = Field(default={})
     include: Matches = ()
     exclude: Matches = ()
+    save: Matches = ()
 
     @model_validator(mode="after")
     def _one_aim(self) -> "AdapterResult":

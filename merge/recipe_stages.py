@@ -48,6 +48,10 @@ class Recipe(Protocol):
     def informed(self) -> bool:
         """Whether any step is guided by data."""
 
+    @property
+    def informed_of_base(self) -> bool:
+        """Whether the base alone is looked at then."""
+
 
 @dataclass(frozen=True)
 class Named:
@@ -156,10 +160,12 @@ def check_stages(recipe: Recipe) -> Iterator[Finding]:
     for at, part in _parts(recipe):
         for each in named_models(part):
             yield from _check_use(recipe, each, at)
-        if part.informed and (at or times_used(part)):
+        looks = part.informed and (at or times_used(part))
+        if looks and (at or not part.informed_of_base or part.base is None or part.base.startswith(STAGE)):
             message = (
                 "A step is guided by data that is measured by running the models, which is not done in "
-                "stages nor on what they give: merge the stages by themselves first."
+                "stages nor on what they give (on a base that is no stage it is): merge the stages by "
+                "themselves first."
             )
             yield _error("stage_informed", message, *at, "steps")
     for name, stage in recipe.stages.items():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from merge.append import STATE_FILE, state_of
-from merge.blocks import Crew, kept_memory, torch_threads
+from merge.blocks import Crew, kept_memory, settled_objects, torch_threads
 from merge.bundle.making import BundleWork
 from merge.bundle.story import Tools, bundle_shards, finish_bundle
 from merge.checkpoint.layout import ShardLayout
@@ -113,6 +113,7 @@ def run(
     )
     with ExitStack() as stack:
         stack.enter_context(kept_memory())
+        stack.enter_context(settled_objects())
         stack.enter_context(torch_threads(1))
         readers = {
             key: stack.enter_context(_reader(plan, key, folders, wait_for))
@@ -147,7 +148,7 @@ def run(
         weights += more
     if plan.vocabulary is not None and tables is not None:
         told = {**told, "vocabulary": {**plan.vocabulary.summary(), "made": list(tables.told)}}
-    if survey != "none" and not (plan.bundle is not None and plan.bundle.kept):
+    if survey != "none" and not (plan.bundle is not None and plan.bundle.kind == "rmm"):
         small += write_survey(plan, survey, journal, partial, statistics or {})
     if wait_for is None:
         _check_unchanged(stamps, partial)

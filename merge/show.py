@@ -29,7 +29,7 @@ def plan_tables(plan: Plan) -> RenderableType:
     """What a run would do: inputs, steps, tensor classes with their settings, cost, findings."""
     summary = plan.summary()
     estimate = plan.estimate
-    cost = _facts(
+    cost = facts_table(
         {
             "reads": decimal(estimate.download_bytes),
             "makes": ", ".join(f"{name} {told}" for name, told in plan.form_summary().items()),
@@ -73,13 +73,13 @@ def model_tables(index: ModelIndex, *, every_tensor: bool = False) -> Renderable
     tied = tied_names(index.config, index.tensors)
     rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
     dtypes: defaultdict[str, set[str]] = defaultdict(set)
-    listed = _table("tensor", "class", "dtype", "shape", "bytes")
+    listed = columns_table("tensor", "class", "dtype", "shape", "bytes")
     for info in sorted(index.tensors.values(), key=lambda each: (each.file, each.begin)):
         role = role_of(info.name, info.shape, index.config, info.dtype)
         rows[role].update(tensors=1, entries=info.numel, bytes=info.nbytes)
         dtypes[role].add(info.dtype)
         listed.add_row(info.name, role, info.dtype, _shape(info.shape), decimal(info.nbytes))
-    classes = _table("class", "tensors", "entries", "bytes", "dtype")
+    classes = columns_table("class", "tensors", "entries", "bytes", "dtype")
     for name, row in rows.items():
         kinds = ", ".join(sorted(dtypes[name]))
         classes.add_row(name, str(row["tensors"]), f"{row['entries']:,}", decimal(row["bytes"]), kinds)
@@ -92,7 +92,7 @@ def model_tables(index: ModelIndex, *, every_tensor: bool = False) -> Renderable
         "vocabulary": f"{index.tokenizer.vocab_size:,} tokens" if index.tokenizer else "no tokenizer",
         "tied": ", ".join(f"{head} = {embedding}" for head, embedding in tied.items()) or "nothing",
     }
-    return Group(_facts(facts), classes, *([listed] if every_tensor else []))
+    return Group(facts_table(facts), classes, *([listed] if every_tensor else []))
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def measuring_bar(console: Console) -> Iterator[Any]:
 
 
 def _inputs(plan: Plan) -> Table:
-    table = _table("model", "from", "parameters", "bytes")
+    table = columns_table("model", "from", "parameters", "bytes")
     for key, index in plan.models.items():
         adapter = f" + {index.adapter.label}" if index.adapter is not None else ""
         table.add_row(key, index.label + adapter, f"{index.parameters:,}", decimal(index.bytes))
@@ -138,7 +138,7 @@ def _inputs(plan: Plan) -> Table:
 
 
 def _classes(classes: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("class", "what happens", "tensors", "parameters", "settings")
+    table = columns_table("class", "what happens", "tensors", "parameters", "settings")
     for row in classes:
         table.add_row(
             row["class"], row["policy"], str(row["tensors"]), f"{row['parameters']:,}", _settings(row)
@@ -168,14 +168,14 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def _facts(facts: Mapping[str, str]) -> Table:
+def facts_table(facts: Mapping[str, str]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts.items():
         table.add_row(Text(name, style="dim"), value)
     return table
 
 
-def _table(*columns: str) -> Table:
+def columns_table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for place, column in enumerate(columns):
         words = column in ("settings", "dtype", "class", "from", "what happens", "shape")

@@ -1,8 +1,8 @@
 """The arithmetic of one run: from the blocks of the inputs to the entries that are written."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ from merge.results.moe import changed_expert
 from merge.sizing import Sizes
 from merge.stage_reader import StageReader
 from merge.statistics import NOTHING, Informed, OutputStatistics
-from merge.survey.measure import Surveyor
+from merge.survey.measure import Eager, LoadBlock, Surveyor
 from merge.tokenizer.rows import TableReader
 
 BATCH_ENTRIES = 1 << 24
@@ -97,6 +97,7 @@ class Work:
             if output.policy == "method" and surveyor.wants(place)
         }
         self._writing: dict[str, Writing | None] = {}
+        self._entry: dict[str, int] = {}
         self._staged = any(isinstance(reader, StageReader) for reader in readers.values())
         bind = Binder(plan, self._outputs).chain
         self._chains = {output.name: bind(output) for output in plan.outputs if not copied(output)}
@@ -223,6 +224,31 @@ class Work:
         found = {name: self._surveyor.measured(name) for name in layout.entries}
         return {name: each.as_list() for name, each in found.items() if each is not None}
 
+    def survey(
+        self, output: OutputTensor, merged: Callable[[int, int], Tensor], load: LoadBlock | None = None
+    ) -> dict[str, list[float]]:
+        """As ``measured``, of a tensor that is merged for something other than a checkpoint, held against the
+        base. ``merged`` gives entries from a first one on; ``load`` what they are made from, where that is
+        not to be read.
+        """
+        chain = self._chains.get(output.name)
+        if chain is None or output.name not in self._surveyed:
+            return {}
+        base = Input("base", output.name)
+        held = output if output.base is not None else replace(output, inputs=(base, *output.inputs))
+
+        def read(chain: Chain, first: int, count: int) -> Block:
+            start = self.read(base, first, count).to(self._device, copy=True)
+            block = self._block(chain, first, count)
+            return replace(block, base=start.view(block.shape)) if block.base is None else block
+
+        for first, count in self._surveyor.pieces(chain, 0, chain.entries):
+            made = merged(first, count).clone()
+            loops = self._loops if load is None else Eager()
+            self._surveyor.look(chain, held, first, made, load or read, loops)
+        found = self._surveyor.measured(output.name)
+        return {} if found is None else {output.name: found.as_list()}
+
     def facts(self, layout: ShardLayout) -> dict[str, list[float]]:  # noqa: ARG002
         """What a checkpoint needs to know of its shards in the end: nothing."""
         return {}
@@ -271,7 +297,7 @@ class Work:
         for first, made in self._made(item):
             writer.write_at(name, first, made)
             if item.chain is not None and name in self._surveyed:
-                self._surveyor.look(item.chain, first, made, self._block, self._loops.summing)
+                self._surveyor.look(item.chain, item.output, first, made, self._block, self._loops)
         self.meter.add(self._entry_bytes(item.output) * item.count, int(item.last))
 
     def _made(self, item: Item) -> Iterator[tuple[int, Tensor]]:
@@ -336,9 +362,11 @@ class Work:
         return Block(first, shape, base, sources, statistics=known, change=change)
 
     def _entry_bytes(self, output: OutputTensor) -> int:
-        models = self._plan.models
-        infos = [models[source.model].tensors[source.tensor] for source in output.inputs]
-        return sum(info.nbytes // max(info.numel, 1) for info in infos)
+        if output.name not in self._entry:
+            models = self._plan.models
+            infos = [models[source.model].tensors[source.tensor] for source in output.inputs]
+            self._entry[output.name] = sum(info.nbytes // max(info.numel, 1) for info in infos)
+        return self._entry[output.name]
 
     def _passes(self, output: OutputTensor) -> int:
         chain = self._chains.get(output.name)

@@ -28,7 +28,8 @@ class Scored:
 class Family:
     """The models of one seed: the base, the expert of every task, and texts for each to be measured on.
 
-    ``texts`` are JSONL files by task, with one of ``base`` where the base is to be measured on its own.
+    ``texts`` are JSONL files by task, or folders of pixel arrays, with one of ``base`` where the base is to
+    be measured on its own.
     """
 
     base: Path

@@ -22,6 +22,7 @@ STARTS: Mapping[str, float] = {
     "ram": 0.6,
     "consensus_ta": 0.35,
     "widen": 0.6,
+    "optmerge": 0.2,
 }
 """Where to begin, for those whose default is far from what several experts want; the climb does the rest."""
 

@@ -19,7 +19,7 @@ from merge.run import run
 from quality.bench import Family
 from quality.candidates import Steps
 
-BUDGET = 2 << 30
+BUDGET = 6 << 30
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def planned(
 
 def statistics_of(plan: Plan, folders: Mapping[str, Path], work: Path) -> Mapping[str, Path]:
     """What the plan needs measured, kept in ``work`` and found there again."""
-    return gather(plan, folders, work, work) if plan.statistics.needed else {}
+    return gather(plan, folders, work, work) if plan.statistics.folders else {}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ text{font:13px system-ui,sans-serif;fill:#24292f}.soft{fill:#57606a;font-size:12
 .mark{stroke:#9198a1}.c0{fill:#4493f8;stroke:#4493f8}.c1{fill:#f0883e;stroke:#f0883e}
 .c2{fill:#3fb950;stroke:#3fb950}.c3{fill:#ab7df8;stroke:#ab7df8}.c4{fill:#9198a1;stroke:#9198a1}}
 </style>"""
-LEFT, WIDTH, ROW, TOP, BOTTOM = 210, 760, 20, 46, 40
+LEFT, WIDTH, ROW, TOP, BOTTOM, LEGEND = 210, 760, 20, 46, 40, 200
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def plane(title: str, axes: tuple[str, str], groups: Mapping[str, Sequence[tuple
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
-            left + (width - left - 150) * (x - low_x) / (high_x - low_x),
+            left + (width - left - LEGEND) * (x - low_x) / (high_x - low_x),
             TOP + (height - TOP - bottom) * (1 - (y - low_y) / (high_y - low_y)),
         )
 
-    body = [_text(8, 18, title), _text(width - 150, height - 12, axes[0], "soft", "end")]
+    body = [_text(8, 18, title), _text(width - LEGEND, height - 12, axes[0], "soft", "end")]
     body.append(_text(8, TOP - 8, axes[1], "soft"))
     for value in ticks(low_x, high_x):
         x, _ = at(value, low_y)
@@ -82,13 +82,13 @@ def plane(title: str, axes: tuple[str, str], groups: Mapping[str, Sequence[tuple
         body.append(_text(x, height - bottom + 16, f"{value:g}", "soft", "middle"))
     for value in ticks(low_y, high_y):
         _, y = at(low_x, value)
-        body.append(f'<line class="axis" x1="{left}" x2="{width - 150}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(f'<line class="axis" x1="{left}" x2="{width - LEGEND}" y1="{y:.1f}" y2="{y:.1f}"/>')
         body.append(_text(left - 8, y + 4, f"{value:g}", "soft", "end"))
     for colour, (name, group) in enumerate(groups.items()):
         body += _path(at, colour, group)
         y = TOP + 20 * colour + 10
-        body.append(f'<circle class="c{colour}" cx="{width - 135}" cy="{y}" r="5"/>')
-        body.append(_text(width - 122, y + 4, name, "soft"))
+        body.append(f'<circle class="c{colour}" cx="{width - LEGEND + 24}" cy="{y}" r="5"/>')
+        body.append(_text(width - LEGEND + 36, y + 4, name, "soft"))
     return _svg(width, height, body, title)
 
 
@@ -102,7 +102,7 @@ def _path(
     made = [f'<polyline class="c{colour}" style="fill:none" stroke-width="1.5" points="{line}"/>']
     for (word, _, _), (x, y) in zip(group, spots, strict=True):
         made.append(f'<circle class="c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-        made.append(_text(x + 6, y - 5, word, "soft"))
+        made.append(_text(x + 6, y + (14 if colour % 2 else -5), word, "soft"))
     return made
 
 

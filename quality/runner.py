@@ -17,7 +17,7 @@ from quality.bench import Bench, Scores, Split, headline, slopes_of
 from quality.cache import kept, key_of
 from quality.candidates import Candidate, Steps, candidates, climb
 from quality.merging import merged
-from quality.tried import Tried
+from quality.tried import Items, Tried
 
 TUNED_ON = 0
 
@@ -28,6 +28,7 @@ class Bounds:
 
     base: Scores
     experts: Mapping[str, Scores]
+    base_items: Items
 
     @property
     def own(self) -> Scores:
@@ -55,13 +56,14 @@ class Runner:
     def bounds(self, seed: int, split: Split = "test") -> Bounds:
         """The scores of the base and of every expert."""
         family = self.bench.family(seed)
-        scored = {
+        found = {
             name: self._kept(
                 self._path(seed, split, f"model-{name}", {}), partial(self._score, folder, split, seed)
-            )["scores"]
+            )
             for name, folder in family.folders.items()
         }
-        return Bounds(scored.pop("base"), scored)
+        base = found.pop("base")
+        return Bounds(base["scores"], {name: each["scores"] for name, each in found.items()}, base["items"])
 
     def headline(self, seed: int, split: Split, scores: Scores) -> float:
         """The one number of a model on one seed."""
@@ -117,6 +119,7 @@ class Runner:
             tuple(r["items"] for r in results),
             tuple(r["cost"] for r in results),
             validation=dict(sorted(heard.items())),
+            zero=() if self.bench.accuracy else tuple(each.base_items for each in bounds),
         )
 
     def _validated(self, candidate: Candidate, heard: dict[float, float], value: float) -> float:

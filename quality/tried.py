@@ -25,7 +25,8 @@ class Tried:
     task, the scores, what single items gave, and the costs.
 
     ``why_not`` says why it was not run, or how it failed; ``validation`` are the headlines of the
-    coefficients that were looked at.
+    coefficients that were looked at; ``zero`` is what single items gave the base, where the headline is told
+    from the base on.
     """
 
     name: str
@@ -39,11 +40,12 @@ class Tried:
     costs: tuple[Mapping[str, float], ...] = ()
     why_not: str | None = None
     validation: Mapping[float, float] = field(default_factory=dict)
+    zero: tuple[Items, ...] = ()
 
     @property
     def headline(self) -> Estimate:
         """The mean over seeds."""
-        return mean(self.headlines), item_error(self.slopes, self.items)
+        return mean(self.headlines), item_error(self.slopes, self.items, self.zero)
 
     def over(self, other: "Tried") -> Estimate:
         """How much better its headline is than another's."""

@@ -18,6 +18,7 @@ from scoring.errors import ScoringError, SetInvalid
 from scoring.settings import BY_KIND, KINDS, LmEvalSettings
 
 NO_SETTINGS = "{}"
+YAML = (".yaml", ".yml")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         dest="sets",
         metavar="KIND:FILE[:SETTINGS]",
-        help=f"may be repeated; kinds are {', '.join(KINDS)}; settings are JSON",
+        help=f"may be repeated; kinds are {', '.join(KINDS)}; settings are JSON, or the YAML file of lm_eval",
     )
     score.add_argument("--limit", type=int, help="only the first so many items of every set")
     score.add_argument("--device", default="cpu")
@@ -51,14 +52,15 @@ def run_score(options: argparse.Namespace) -> int:
     """``score``: a table, or JSON."""
     from scoring.harness.run import run_harness
     from scoring.harness.task import HarnessTask
-    from scoring.runner import score_model
+    from scoring.runner import base_heads, score_model
 
     tasks = [read_set(each, place, options.limit) for place, each in enumerate(options.sets)]
     own = [each for each in tasks if not isinstance(each, HarnessTask)]
     others = [each for each in tasks if isinstance(each, HarnessTask)]
+    heads = base_heads(options.models[0], own, device=options.device)
     found = {}
     for folder in options.models:
-        scores = score_model(folder, own, device=options.device, per_example=True) if own else []
+        scores = score_model(folder, own, device=options.device, per_example=True, heads=heads) if own else []
         found[str(folder)] = scores + (run_harness(folder, others, device=options.device) if others else [])
     if options.json:
         told = {name: [score.as_dict() for score in scores] for name, scores in found.items()}
@@ -91,12 +93,16 @@ def read_set(told: str, place: int, limit: int | None) -> Any:
     from scoring.tasks import parse_task
 
     kind, _, rest = told.partition(":")
-    file, _, settings = rest.partition(":{")
+    file, brace, settings = rest.partition(":{")
+    settings = brace[1:] + settings or NO_SETTINGS
+    if kind == "lm_eval" and file.endswith(YAML):
+        file, _, config = file.rpartition(":")
+        settings = json.dumps({"config": Path(config).read_text("utf-8")})
     name = f"{Path(file).stem or kind}-{place}" if place else Path(file).stem or kind
     if kind not in BY_KIND:
         raise SetInvalid(told, None, "kind", f"is {kind!r}; it must be one of {', '.join(KINDS)}")
     try:
-        asked = BY_KIND[kind].model_validate_json("{" + settings if settings else NO_SETTINGS)
+        asked = BY_KIND[kind].model_validate_json(settings)
         if isinstance(asked, LmEvalSettings):
             asked.check(bool(file))
     except ValidationError as error:

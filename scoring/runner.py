@@ -100,6 +100,18 @@ def score_loaded(
         return measure(loaded, tasks, prepared, on_progress=on_progress, should_stop=should_stop)
 
 
+def base_heads(folder: Path, tasks: Sequence[Task], *, device: str = "cpu") -> dict[str, Tensor]:
+    """The heads, by task name, that a model makes for those zero-shot tasks whose ``head`` is the base's;
+    raises ``ModelUnusable``.
+    """
+    asked = [each for each in tasks if isinstance(each, ZeroShotTask) and each.settings.head == "base"]
+    if not asked:
+        return {}
+    loaded = load(folder, device=device)
+    require_fit(loaded, asked)
+    return {each.name: zero_shot.head_of(loaded, each) for each in asked}
+
+
 def prepare(
     loaded: LoadedModel, tasks: Sequence[Task], how: How, heads: Mapping[str, Tensor] = NO_HEADS
 ) -> list[Prepared]:

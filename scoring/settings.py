@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from scoring.harness.config import HarnessConfig
+from scoring.harness.config import HarnessConfig, from_yaml
 
 Kind = Literal[
     "perplexity",
@@ -106,11 +106,18 @@ class RetrievalSettings(EmbeddingSettings):
 
 
 class LmEvalSettings(Settings):
-    """A task of lm-evaluation-harness: a built-in one by name, or one of your own by its configuration."""
+    """A task of lm-evaluation-harness: a built-in one by name, or one of your own by its configuration, as
+    fields or as the text of its YAML file.
+    """
 
     task: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}$")] | None = None
     config: dict[str, Any] | None = None
     num_fewshot: int = Field(0, ge=0, le=32)
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _from_yaml(cls, config: Any) -> Any:
+        return from_yaml(config) if isinstance(config, str) else config
 
     def check(self, has_data: bool) -> None:
         """Raises ``ValueError`` unless it is either a built-in task, or a configuration with data."""
@@ -146,6 +153,18 @@ METRICS: dict[Kind, tuple[str, ...]] = {
 """What is measured on each kind of set, the usual one first; ``recall_at_`` has its ``k`` behind it, and what
 a task of lm_eval measures only the task knows.
 """
+
+
+def metrics_of(kind: Kind, settings: Settings) -> tuple[str, ...]:
+    """The metrics that a set of this kind gives with these settings, the usual one first.
+
+    >>> metrics_of("retrieval", RetrievalSettings(k=5))
+    ('ndcg_at_10', 'recall_at_5')
+    """
+    k = getattr(settings, "k", "")
+    return tuple(f"{name}{k}" if name.endswith("_") else name for name in METRICS[kind])
+
+
 LIKELIHOOD: frozenset[Kind] = frozenset({"perplexity", "choice", "exact_match"})
 """Kinds that need a causal language model."""
 EMBEDDING: frozenset[Kind] = frozenset({"zero_shot", "similarity", "retrieval"})

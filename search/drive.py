@@ -16,7 +16,7 @@ from search.errors import SearchFailed
 from search.methods import load
 from search.order import Halving, SearchOrder
 from search.space import Point
-from search.trial import Ask, Found, Search, Task, Told
+from search.trial import Ask, Found, Search, Task, Told, sound
 
 HOPELESS = 8
 """So many candidates that failed, and none that did not, end a search."""
@@ -168,7 +168,7 @@ class _Drive:
         for key, candidate in new.items():
             told = fresh.get(key) or known[key]
             assert told is not None
-            self._take(candidate, replace(_sound(told), share=share), new=key in fresh)
+            self._take(candidate, replace(sound(told), share=share), new=key in fresh)
         return [self._answers[c.key, share] for c in candidates]
 
     def _take(self, candidate: Candidate, told: Told, *, new: bool) -> None:
@@ -202,10 +202,3 @@ def _enough(told: Told | None, ask: Ask) -> bool:
     if told is None:
         return False
     return told.values is None or told.examples is not None or not ask.examples
-
-
-def _sound(told: Told) -> Told:
-    """The answer; scores that are no numbers make it a failure."""
-    if told.values is not None and not all(map(math.isfinite, told.values)):
-        return replace(told, values=None, error=told.error or "a score is not a finite number")
-    return told

@@ -3,7 +3,7 @@
 SearchError
 ├── SpaceInvalid     the space names what the recipe does not have, or nothing at all
 ├── SearchInvalid    method, objective and budget do not go together
-└── SearchFailed     not one candidate could be scored
+├── SearchFailed     not one candidate could be scored
 """
 
 
@@ -33,3 +33,11 @@ class SearchFailed(SearchError):
     """Not one candidate could be merged and scored."""
 
     code = "search_failed"
+
+
+class WrongAt(ValueError):
+    """What a check of an order raises; ``pointer`` leads from the part that is checked to the field."""
+
+    def __init__(self, message: str, pointer: str) -> None:
+        super().__init__(message)
+        self.pointer = pointer

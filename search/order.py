@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from search.errors import SearchInvalid
+from search.errors import SearchInvalid, WrongAt
 from search.settings import (
     BY_METHOD,
     EvoMergingSettings,
@@ -76,7 +76,7 @@ class SearchOrder(Part):
         try:
             check(self)
         except SearchInvalid as error:
-            raise ValueError(str(error)) from None
+            raise WrongAt(str(error), error.pointer) from None
         return self
 
     @property

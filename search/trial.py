@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search.space import Point
@@ -37,8 +37,18 @@ class Told:
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Told":
         """From ``as_dict``."""
-        lists = {key: tuple(plain[key]) for key in ("values", "examples") if plain.get(key) is not None}
+        lists = {
+            key: tuple(map(float, plain[key])) for key in ("values", "examples") if plain.get(key) is not None
+        }
         return cls(**{"values": None, **plain, **lists})
+
+
+def sound(told: Told) -> Told:
+    """The answer; scores that are no numbers make it a failure."""
+    if told.values is not None and not all(map(math.isfinite, told.values)):
+        said = told.error or "a score is not a finite number"
+        return replace(told, values=None, examples=None, error=said)
+    return told
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydantic import ValidationError
+import structlog
 
 from merge.checkpoint.index import ModelIndex
 from merge.errors import MergeError, Stopped
@@ -20,10 +20,15 @@ from scoring.settings import METRICS
 from scoring.tasks import Task
 from search.drive import Candidate
 from search.order import Objective
-from search.trial import Told
+from search.trial import Told, sound
+from worker.endings import is_out_of_memory
+
+log = structlog.get_logger("worker.candidates")
 
 ITEMS = ("texts", "questions", "prompts", "items", "pairs", "queries")
 LEAST_ITEMS = 3
+BROKEN = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a merge or a scorer that does not bear a candidate may raise; a recipe that is not valid too."""
 
 
 @dataclass
@@ -46,20 +51,23 @@ class Bench:
     def told(self, candidate: Candidate) -> Told:
         """What a candidate scores; one that cannot be merged or scored is told with the reason.
 
-        Raises ``Stopped`` and ``ScoringStopped``, which are no fault of the candidate.
+        Raises ``Stopped`` and ``ScoringStopped``, and what memory or disk lack: no fault of the candidate.
         """
         begun = self.clock()
         try:
             scores = self._scores(candidate)
         except (Stopped, ScoringStopped):
             raise
-        except (MergeError, ScoringError, ValidationError) as error:
+        except (MergeError, ScoringError, *BROKEN) as error:
+            if is_out_of_memory(error):
+                raise
+            log.warning("candidate_failed", point=candidate.ask.point, error=str(error), exc_info=error)
             return Told(None, error=f"{type(error).__name__}: {error}", seconds=self.clock() - begun)
         values = tuple(value_of(each, scores, self.model.tasks) for each in self.objectives)
         examples = (
             examples_of(self.objectives[0], scores, self.model.tasks) if candidate.ask.examples else None
         )
-        return Told(values, examples=examples, seconds=self.clock() - begun)
+        return sound(Told(values, examples=examples, seconds=self.clock() - begun))
 
     def _scores(self, candidate: Candidate) -> list[Score]:
         recipe = Recipe.model_validate(candidate.recipe)

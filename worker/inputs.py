@@ -12,8 +12,12 @@ from hub.delivery import FILES_AT_ONCE, Delivery
 from hub.download import download
 from hub.growing import Parcel
 from hub.snapshot import Hub, Snapshot
+from jobs.pinned import PinnedInput
+from jobs.places import files_inside, prefix_of
 from merge.plan import Plan
 from merge.ranges import Spans, joined, length, needed_ranges, order_of
+from worker.context import JobContext
+from worker.scratch import WorkFolder
 
 MOST_AT_ONCE = 8
 SMALL_FILES = (
@@ -68,6 +72,29 @@ class Wanted:
             for name, each in files.items()
             if name.startswith(self.prefix)
         }
+
+
+def fetch(
+    hub: Hub, each: PinnedInput, weights: Iterable[str] | None, work: WorkFolder, context: JobContext
+) -> None:
+    """Brings these weight files of a pinned Hub model into the job's folder; its small files where
+    ``weights`` is nothing.
+    """
+    assert each.snapshot is not None  # only what is on the Hub is fetched
+    prefix = prefix_of(each.inside)
+    sizes = files_inside({file.path: file.size for file in each.snapshot.files}, each.inside)
+    names = wanted_names(sizes, ()) if weights is None else tuple(weights)
+    total, done = sum(sizes[name] for name in names), 0
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        context.advance(done, total)
+        context.tell("hub_bytes_total", "down", value=number)
+
+    wanted = [prefix + name for name in names]
+    stop = context.should_stop
+    download(hub, each.snapshot, work.inputs / each.role, wanted, on_bytes=count, should_stop=stop)
 
 
 def wanted_names(file_names: Iterable[str], weights: Iterable[str]) -> tuple[str, ...]:

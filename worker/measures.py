@@ -10,10 +10,8 @@ from torch import Tensor
 from scoring.errors import ModelUnusable
 from scoring.harness.run import run_harness
 from scoring.harness.task import HarnessTask
-from scoring.model import load
-from scoring.runner import OnProgress, require_fit, score_model
+from scoring.runner import OnProgress, base_heads, score_model
 from scoring.score import Score
-from scoring.scorers.zero_shot import head_of
 from scoring.tasks import Task, ZeroShotTask
 
 
@@ -46,10 +44,8 @@ class Heads:
         if self.model is None and asked:
             message = f"set {asked[0].name!r} takes its head from the base, and there is no whole base here"
             raise ModelUnusable("no_base", message)
-        if self.model is not None and lacking:
-            loaded = load(self.model.folder, device=self.device)
-            require_fit(loaded, lacking)
-            self._made |= {each.name: head_of(loaded, each) for each in lacking}
+        if self.model is not None:
+            self._made |= base_heads(self.model.folder, lacking, device=self.device)
         return {each.name: self._made[each.name] for each in asked if each.name in self._made}
 
 

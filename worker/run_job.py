@@ -16,7 +16,15 @@ from jobs.errors import IllegalState, LeaseLost
 from jobs.kinds import Asking, recipe_of_member
 from jobs.lifecycle import Fence
 from jobs.planning import Planner
-from jobs.request import JobRequest, MaterialiseRequest, ModelOrder, ScoreRequest, SearchRequest
+from jobs.request import (
+    JobRequest,
+    MaterialiseRequest,
+    ModelOrder,
+    RouterRequest,
+    ScoreRequest,
+    SearchRequest,
+)
+from jobs.searching import HELP
 from jobs.states import State
 from jobs.statistics import Shelf
 from merge.recipe import Recipe
@@ -26,6 +34,7 @@ from worker.endings import Failure, describe, settle_stop
 from worker.errors import Interrupted, Unexpected
 from worker.measuring import Measurer
 from worker.merge_job import MergeJob
+from worker.router_job import RouterJob
 from worker.score_job import ScoreJob, pinned_order
 from worker.scratch import WorkFolder
 from worker.search_job import SearchJob
@@ -121,10 +130,10 @@ class Attempt:
     hub: Hub
     token: str | None
 
-    def inputs(self) -> Sequence[JobInput]:
-        """The models as they were pinned, if they were."""
+    def inputs(self, job_id: str | None = None) -> Sequence[JobInput]:
+        """The models as they were pinned, if they were; those of another job, if one is named."""
         with self.workshop.transaction() as session:
-            return rows.inputs(session, self.job.id)
+            return rows.inputs(session, job_id or self.job.id)
 
 
 def _merge(at: Attempt) -> dict[str, Any]:
@@ -156,6 +165,16 @@ def pinned_name(row: JobInput) -> str:
     return f"{row.repo}@{row.sha}" + (f":{inside}" if inside else "")
 
 
+def _router(at: Attempt) -> dict[str, Any]:
+    """On the commits that were looked at when it was ordered."""
+    request = RouterRequest.model_validate(at.job.spec)
+    pinned = {"bundle": at.job.recipe["bundle"]}
+    if request.base is not None and "base" in at.job.recipe:
+        pinned["base"] = at.job.recipe["base"]
+    order = request.model_copy(update=pinned)
+    return RouterJob(at.workshop, at.job, order, at.context, at.work, at.planner, at.hub, at.token).run()
+
+
 def _score(at: Attempt) -> dict[str, Any]:
     request = ScoreRequest.model_validate(at.job.spec)
     pinned = pinned_order(request, {row.role: row for row in at.inputs()})
@@ -163,21 +182,34 @@ def _score(at: Attempt) -> dict[str, Any]:
 
 
 def _search(at: Attempt) -> dict[str, Any]:
-    request = SearchRequest.model_validate(at.job.spec)
-    recipe = Recipe.model_validate(at.job.recipe)
-    pinned = recipe.renamed({row.role: pinned_name(row) for row in at.inputs() if row.sha is not None})
+    return _searching(at, at.job).run()
+
+
+def _searching(at: Attempt, search: Job) -> SearchJob:
+    request = SearchRequest.model_validate(search.spec)
+    recipe = Recipe.model_validate(search.recipe)
+    inputs = at.inputs(search.id)
+    pinned = recipe.renamed({row.role: pinned_name(row) for row in inputs if row.sha is not None})
     measurer = Measurer(at.workshop, at.job.tenant_id, at.context, at.work, at.store)
     order = request.model_copy(update={"recipe": pinned})
-    return SearchJob(
-        at.workshop, at.job, order, at.context, at.work, at.planner, measurer, at.hub, at.token
-    ).run()
+    return SearchJob(at.workshop, search, order, at.context, at.work, at.planner, measurer, at.hub, at.token)
+
+
+def _search_trials(at: Attempt) -> dict[str, Any]:
+    """Helps the search that the job is a part of, with the models that the search has pinned."""
+    with at.workshop.transaction() as session:
+        search = rows.get(session, at.job.parent_id or "")
+    assert search is not None  # its parts go with it
+    return _searching(at, search).help()
 
 
 STORIES: dict[str, Callable[[Attempt], dict[str, Any]]] = {
     "merge": _merge,
     "materialise": _materialise,
+    "router": _router,
     "score": _score,
     "search": _search,
+    HELP: _search_trials,
 }
 """How each kind of job is done; what comes back is its result."""
 

@@ -3,23 +3,21 @@
 A later attempt finds the downloads, and every score that was measured before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from db.models.job import Job, JobInput
-from hub.download import download
 from hub.snapshot import Hub
 from jobs import lifecycle
 from jobs.kinds import Asking, PlannedModels, plan_order, sets_of
 from jobs.pinned import PinnedInput
-from jobs.places import files_inside, prefix_of
+from jobs.places import prefix_of
 from jobs.planning import Planner
 from jobs.request import ScoreRequest
-from merge.checkpoint.index import ModelIndex
 from worker.context import JobContext
 from worker.errors import MemoryShort
-from worker.inputs import wanted_names
+from worker.inputs import fetch
 from worker.scorer import Scorer, Scores, Subject
 from worker.scratch import WorkFolder, ensure_room
 from worker.workshop import Workshop
@@ -82,7 +80,7 @@ class ScoreJob:
             if each.snapshot is not None:
                 prefix = prefix_of(each.inside)
                 folder = self.work.inputs / each.role / prefix
-                self._fetch(each, planned.models[each.role], weights=False)
+                self._fetch(each, None)
                 sums = {
                     file.path.removeprefix(prefix): file.sha256
                     for file in each.snapshot.files
@@ -94,26 +92,11 @@ class ScoreJob:
         hub = [each for each in planned.inputs if each.role in lacking and each.snapshot is not None]
         ensure_room(self.work, sum(each.size_bytes for each in hub), free=self.workshop.free_bytes)
         for each in hub:
-            self._fetch(each, planned.models[each.role], weights=True)
+            self._fetch(each, planned.models[each.role].shards)
         return subjects
 
-    def _fetch(self, each: PinnedInput, index: ModelIndex, *, weights: bool) -> None:
-        assert each.snapshot is not None  # only what is on the Hub is fetched
-        prefix = prefix_of(each.inside)
-        sizes = files_inside({file.path: file.size for file in each.snapshot.files}, each.inside)
-        names = index.shards if weights else wanted_names(sizes, ())
-        total, done = sum(sizes[name] for name in names), 0
-
-        def count(number: int) -> None:
-            nonlocal done
-            done += number
-            self.context.advance(done, total)
-            self.context.tell("hub_bytes_total", "down", value=number)
-
-        target = self.work.inputs / each.role
-        wanted = [prefix + name for name in names]
-        stop = self.context.should_stop
-        download(self.hub, each.snapshot, target, wanted, on_bytes=count, should_stop=stop)
+    def _fetch(self, each: PinnedInput, names: Sequence[str] | None) -> None:
+        fetch(self.hub, each, names, self.work, self.context)
 
 
 def table(scores: Scores) -> list[dict[str, Any]]:

@@ -1,28 +1,30 @@
-"""The story of a job that searches: plan, download, measure, then merge and score candidates in memory.
+"""The story of a job that searches: plan, download, measure, then merge and score candidates in memory. The
+jobs that help it do the same without asking what to try.
 
-Every trial is a row as soon as it is scored. A later attempt, or a retry, asks the same questions and finds
-the answers there.
+Every trial is a row, which waits until a worker of the search has scored it. A later attempt, or a retry,
+asks the same questions and finds the answers there.
 """
 
 import json
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from db import trials
+from db import jobs as rows
 from db.models.job import Job
 from hub.snapshot import Hub
 from jobs import lifecycle
 from jobs.kinds import Asking, plan_order, sets_of
 from jobs.planning import Planned, Planner
 from jobs.request import SearchRequest
+from jobs.searching import enlist, is_searching
 from merge.in_memory import InMemory
 from scoring.candidates import Candidates
 from scoring.errors import ScoringStopped
-from search.drive import Candidate, Trial, drive
+from search.drive import Candidate, drive
 from search.result import result_of
 from search.trial import Told
 from worker import device as devices
@@ -35,16 +37,23 @@ from worker.measuring import Measurer
 from worker.merge_job import relabelled, wanted_files
 from worker.scorer import Scorer
 from worker.scratch import WorkFolder, ensure_room
+from worker.trials import Rows
 from worker.workshop import Workshop
 
+T = TypeVar("T")
+
 FILE = "search.json"
+POLL_SECONDS = 0.1
+"""Between two looks at trials that others score."""
 SHOWN = 64
 """Points of a front that the job's result tells; the file has all of them."""
 
 
 @dataclass
 class SearchJob:
-    """One attempt. ``request`` is the caller's order, its recipe pinned as far as is known."""
+    """One attempt. ``job`` searches; ``request`` is its caller's order, the recipe pinned as far as is known.
+    ``context`` and ``work`` are of the job that runs here: the same, or one that helps it.
+    """
 
     workshop: Workshop
     job: Job
@@ -55,22 +64,37 @@ class SearchJob:
     measurer: Measurer
     hub: Hub
     token: str | None
+    _enlisted: int = field(default=0, init=False)
 
     def run(self) -> dict[str, Any]:
         """Does the whole job; returns its result as the caller will see it."""
         planned = self._plan()
-        sets = sets_of(self.request, self.job.plan or planned.summary)
-        scorer = Scorer.prepare(self.workshop, self.job.tenant_id, self.context, sets, self.hub)
-        self.measurer.prepare(planned, self.hub)
-        self._check_memory(planned)
-        ensure_room(self.work, planned.summary["estimate"]["download_bytes"], free=self.workshop.free_bytes)
-        folders = self._bring(planned)
-        known = self.planner.digests(planned, self.job.tenant_id)
-        statistics = self.measurer.measure(planned, folders, known)
-        self.context.enter("searching")
-        found = self._search(planned, folders, statistics, scorer)
+        with self._bench(planned) as bench:
+            found = self._search(planned, bench)
         self.context.enter("finalising")
         return self._keep(found)
+
+    def help(self) -> dict[str, Any]:
+        """Scores trials of the search as long as it is at work; says how many."""
+        done = 0
+        if self._goes_on():
+            planned = self._plan()
+            with self._bench(planned) as bench:
+                journal = self._journal(planned)
+                while self._goes_on():
+                    if self._stoppable(lambda: journal.score_one(self.context, bench.told)):
+                        done += 1
+                    else:
+                        time.sleep(POLL_SECONDS)
+        return {"trials": done}
+
+    def _goes_on(self) -> bool:
+        """Whether the search asks for candidates just now: while it waits for a worker itself, who helps it
+        must not stand in its way.
+        """
+        self.context.checkpoint()
+        with self.workshop.transaction() as session:
+            return is_searching(rows.moment(session, self.job.id))
 
     def _plan(self) -> Planned:
         self.context.checkpoint()
@@ -80,6 +104,39 @@ class SearchJob:
             self.context.write(lifecycle.record_inputs, [each.row() for each in planned.inputs])
             self.context.write(lifecycle.record_plan, planned.summary, planned.queue)
         return replace(planned, plan=relabelled(planned.plan, planned.inputs))
+
+    @contextmanager
+    def _bench(self, planned: Planned) -> Iterator[Bench]:
+        """The models on this machine, and one in memory that takes the weights of every candidate."""
+        sets = sets_of(self.request, self.job.plan or planned.summary)
+        scorer = Scorer.prepare(self.workshop, self.job.tenant_id, self.context, sets, self.hub)
+        self.measurer.prepare(planned, self.hub)
+        self._check_memory(planned)
+        ensure_room(self.work, planned.summary["estimate"]["download_bytes"], free=self.workshop.free_bytes)
+        folders = self._bring(planned)
+        known = self.planner.digests(planned, self.job.tenant_id)
+        statistics = self.measurer.measure(planned, folders, known)
+        self.context.enter("searching")
+        settings, device = self.workshop.settings, self.workshop.device
+        with ExitStack() as stack:
+            memory = InMemory(
+                folders,
+                budget_bytes=settings.memory_budget_bytes,
+                threads=devices.count_threads(settings.threads),
+                device=device,
+                should_stop=self.context.should_stop,
+            )
+            yield Bench(
+                stack.enter_context(memory),
+                Candidates.open(
+                    folders[planned.plan.reference], scorer.tasks, device=device, per_example=True
+                ),
+                planned.plan.models,
+                statistics,
+                self.request.search.objectives,
+                settings.memory_budget_bytes,
+                self.context.should_stop,
+            )
 
     def _check_memory(self, planned: Planned) -> None:
         """One model in float32 is held beside the merge."""
@@ -110,50 +167,50 @@ class SearchJob:
         )
         return arrivals.folders | {e.role: e.folder for e in planned.inputs if e.folder is not None}
 
-    def _search(
-        self, planned: Planned, folders: Mapping[str, Path], statistics: Mapping[str, Path], scorer: Scorer
-    ) -> dict[str, Any]:
-        settings, device = self.workshop.settings, self.workshop.device
-        document = planned.recipe.model_dump(mode="json")
-        with ExitStack() as stack:
-            memory = InMemory(
-                folders,
-                budget_bytes=settings.memory_budget_bytes,
-                threads=devices.count_threads(settings.threads),
-                device=device,
-                should_stop=self.context.should_stop,
-            )
-            bench = Bench(
-                stack.enter_context(memory),
-                Candidates.open(
-                    folders[planned.plan.reference], scorer.tasks, device=device, per_example=True
-                ),
-                planned.plan.models,
-                statistics,
-                self.request.search.objectives,
-                settings.memory_budget_bytes,
-                self.context.should_stop,
-            )
-            journal = Rows(self.workshop, self.job.root_id)
-            try:
-                ended = drive(
-                    self.request.search,
-                    document,
-                    lambda wanted: [self._one(bench, journal, each) for each in wanted],
-                    journal,
-                    clock=time.monotonic,
-                )
-            except ScoringStopped:
-                self.context.checkpoint()
-                raise
-        return result_of(self.request.search, document, ended)
+    def _journal(self, planned: Planned) -> Rows:
+        space, document = self.request.search.spaces, planned.recipe.model_dump(mode="json")
+        return Rows(self.workshop.transaction, self.job.root_id, lambda point: space.place(document, point))
 
-    def _one(self, bench: Bench, journal: "Rows", candidate: Candidate) -> Told:
-        self.context.checkpoint()
-        told = bench.told(candidate)
-        journal.note(candidate, told)
-        self.context.advance(journal.spent, self.request.search.budget.evaluations, unit="rows")
-        return told
+    def _search(self, planned: Planned, bench: Bench) -> dict[str, Any]:
+        order, document = self.request.search, planned.recipe.model_dump(mode="json")
+        journal = self._journal(planned)
+        ended = self._stoppable(
+            lambda: drive(
+                order,
+                document,
+                lambda wanted: self._score(bench, journal, wanted),
+                journal,
+                clock=time.monotonic,
+            )
+        )
+        journal.close()
+        return result_of(order, document, ended)
+
+    def _stoppable(self, work: Callable[[], T]) -> T:
+        """Scoring that was told to stop becomes the reason for that."""
+        try:
+            return work()
+        except ScoringStopped:
+            self.context.checkpoint()
+            raise
+
+    def _score(self, bench: Bench, journal: Rows, wanted: list[Candidate]) -> list[Told]:
+        """A whole batch, with the help of other workers; what they do not get to is done here."""
+        journal.ask(wanted)
+        self._call_for_help(len(wanted))
+        while True:
+            left, spent = journal.standing()
+            self.context.advance(round(spent), self.request.search.budget.evaluations, unit="rows")
+            if not left:
+                return journal.told(wanted)
+            if not journal.score_one(self.context, bench.told):
+                time.sleep(POLL_SECONDS)
+
+    def _call_for_help(self, count: int) -> None:
+        """More workers, as many as were ordered and can be of use for a batch of ``count``."""
+        wanted = min(self.request.workers, count) - 1
+        if wanted > self._enlisted:
+            self._enlisted = self.context.write(enlist, wanted)
 
     def _keep(self, found: dict[str, Any]) -> dict[str, Any]:
         """The whole result as a file, its gist as the job's result."""
@@ -165,39 +222,3 @@ class SearchJob:
         self.context.write(lifecycle.record_artifact, kind, str(path), size=path.stat().st_size)
         gist = {key: value for key, value in found.items() if key not in ("trials", "predicted", "front")}
         return {**gist, "front": found["front"][:SHOWN], "folder": str(folder)}
-
-
-class Rows:
-    """The journal of a search in the database. Trials are written when they are scored, one by one."""
-
-    def __init__(self, workshop: Workshop, root_id: str) -> None:
-        self._workshop, self._root = workshop, root_id
-        with workshop.transaction() as session:
-            rows = trials.of_search(session, root_id)
-        self._known = {(row.key, row.share): Told.of(row.told) for row in rows}
-        self.spent_seconds = max((row.elapsed for row in rows), default=0.0)
-        self.spent = round(sum(row.share for row in rows))
-        self._count = len(rows)
-        self._begun = time.monotonic() - self.spent_seconds
-
-    def find(self, key: str, share: float) -> Told | None:
-        """What an earlier attempt scored."""
-        return self._known.get((key, share))
-
-    def record(self, trial: Trial, elapsed: float) -> None:
-        """Nothing more: ``note`` has written it."""
-
-    def note(self, candidate: Candidate, told: Told) -> None:
-        """Writes a trial."""
-        facts = {
-            "key": candidate.key,
-            "share": candidate.share,
-            "number": self._count,
-            "point": candidate.ask.point,
-            "told": told.as_dict(),
-            "elapsed": time.monotonic() - self._begun,
-        }
-        with self._workshop.transaction() as session:
-            trials.put(session, self._root, facts)
-        self._count += 1
-        self.spent += round(candidate.share)

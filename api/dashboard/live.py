@@ -24,6 +24,7 @@ from db import events as rows
 from db.models.job import Job, JobEvent
 from jobs import events
 from jobs.errors import JobError
+from jobs.searching import workers_of
 from jobs.states import is_terminal
 
 BATCH = 1000
@@ -60,11 +61,12 @@ class Watch:
             scored = evaluations.of_job(session, job.id)
             subjects, scores = views.scores_of(scored)
             tried = trials.of_search(session, job.root_id) if job.kind == "search" else []
+            workers = workers_of(session, job) if job.kind == "search" else []
             log = self.log[-LOG_MOST:]
             return job, {
                 "job": views.job_view(job),
                 "bundle": bundle_view(job),
-                "search": search_view(job, tried),
+                "search": search_view(job, tried, workers),
                 "csrf": self.visit.csrf,
                 "phases": views.phases_of(job, self.marks),
                 "measured": views.measured_of(self.marks),

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from api.auth import session_of
 from api.cursors import Position
-from api.dashboard import access, bundles, hooks, live, measured, new, score, searches
+from api.dashboard import access, bundles, hooks, live, measured, new, score, search, searches
 from api.dashboard.draft import methods_by_kind, to_yaml
 from api.dashboard.forms import fields_of
 from api.dashboard.render import STATIC, page
@@ -21,11 +21,12 @@ from api.errors import Problem, from_validation
 from api.intake import accept, order_to_append
 from db import jobs, reports
 from jobs import lifecycle, submit
+from jobs.append import AppendRequest
 from jobs.errors import Unauthenticated
-from jobs.request import AppendRequest
 from jobs.states import State
 from merge import presets
 from merge.evidence import evidence_line
+from merge.guide import advice_on
 from merge.survey.page import render_page
 
 ROWS = 25
@@ -46,6 +47,7 @@ def mount(app: FastAPI) -> None:
         live.router,
         measured.router,
         score.router,
+        search.router,
         searches.router,
         router,
     ):
@@ -169,7 +171,13 @@ def method(visit: Visitor, name: Id) -> Response:
     fields = fields_of(entry.schema, "", {})
     measured = evidence_line(entry.name)
     return page(
-        "method.html", here="/methods", csrf=visit.csrf, entry=entry, fields=fields, evidence=measured
+        "method.html",
+        here="/methods",
+        csrf=visit.csrf,
+        entry=entry,
+        advice=advice_on(entry),
+        fields=fields,
+        evidence=measured,
     )
 
 

@@ -30,25 +30,27 @@ def merge_trial(visit: Author, form: Form, job_id: Id, number: int) -> Response:
     return see(f"/jobs/{accept(visit.desk, visit.caller, order).job_id}")
 
 
-def search_view(job: Job, rows: Sequence[Trial]) -> dict[str, Any] | None:
-    """What the page says of a search: its best candidates and a picture of all of them."""
+def search_view(
+    job: Job, asked: Sequence[Trial], workers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """What the page says of a search: its best candidates, a picture of all of them, and who scores them."""
     if job.kind != "search":
         return None
+    rows = [row for row in asked if row.told is not None]
     objectives = job.spec["search"]["objectives"]
     names = [f"{each['set']}{' ' + each['metric'] if each.get('metric') else ''}" for each in objectives]
-    scored = [row for row in rows if row.told.get("values")]
+    scored = [row for row in rows if values_of(row)]
     whole = max((row.share for row in scored), default=1.0)
     full = [row for row in scored if row.share == whole]
     front = {each["number"] for each in (job.result or {}).get("front", ())}
     volume = (job.result or {}).get("hypervolume")
     best = ((job.result or {}).get("best") or {}).get("number")
-    ranked = sorted(
-        full, key=lambda row: (row.number != best, row.number not in front, -row.told["values"][0])
-    )
+    ranked = sorted(full, key=lambda row: (row.number != best, row.number not in front, -values_of(row)[0]))
     return {
         "method": job.spec["search"]["method"],
         "names": names,
         "tried": len(rows),
+        "waiting": len(asked) - len(rows),
         "failed": len(rows) - len(scored),
         "early": len(scored) - len(full),
         "ended": (job.result or {}).get("ended"),
@@ -56,8 +58,14 @@ def search_view(job: Job, rows: Sequence[Trial]) -> dict[str, Any] | None:
         "dimensions": list(job.spec["search"]["space"]),
         "rows": [_row(row, best, front) for row in ranked[:ROWS]],
         "left": max(0, len(ranked) - ROWS),
+        "workers": workers if len(workers) > 1 else [],
         "picture": picture(full, names, job.spec["search"]["space"], best, front),
     }
+
+
+def values_of(row: Trial) -> list[float]:
+    """What a candidate scored; nothing if it failed, or waits."""
+    return [float(each) for each in (row.told or {}).get("values") or ()]
 
 
 def _row(row: Trial, best: int | None, front: set[int]) -> dict[str, Any]:
@@ -66,7 +74,7 @@ def _row(row: Trial, best: int | None, front: set[int]) -> dict[str, Any]:
         "number": row.number,
         "mark": mark,
         "point": [_said(value) for value in row.point.values()],
-        "values": [number_said(value) for value in row.told["values"]],
+        "values": [number_said(value) for value in values_of(row)],
     }
 
 
@@ -91,11 +99,11 @@ def picture(
     if len(rows) < 2:
         return None
     across, along = "trial", [float(row.number) for row in rows]
-    up, heights = names[0], [float(row.told["values"][0]) for row in rows]
+    up, heights = names[0], [values_of(row)[0] for row in rows]
     numeric = [name for name, each in space.items() if each.get("low") is not None and not each.get("points")]
     if len(names) > 1:
         across, along = names[0], heights
-        up, heights = names[1], [float(row.told["values"][1]) for row in rows]
+        up, heights = names[1], [values_of(row)[1] for row in rows]
     elif len(space) == 1 and numeric:
         across, along = numeric[0], [float(row.point[numeric[0]]) for row in rows]
     place = _scale(along, LEFT, WIDTH - 12), _scale(heights, HEIGHT - BELOW, ABOVE)

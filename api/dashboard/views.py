@@ -286,10 +286,10 @@ def _expected(job: Job, phase: str) -> bool:
     output = job.spec.get("output") or {}
     measures = bool(((job.plan or {}).get("statistics") or {}).get("needed"))
     expected = {
-        "measuring": measures,
+        "measuring": measures or job.kind == "router",
         "merging": job.kind in ("merge", "materialise"),
         "searching": job.kind == "search",
-        "evaluating": job.kind != "search",
+        "evaluating": job.kind not in ("search", "router"),
         "uploading": bool(output.get("repo")),
     }
     return expected[phase]
@@ -321,6 +321,11 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     stages = ((job.plan or {}).get("stages") or {}).items()
     if stages:
         facts.append(("Stages", ", ".join(stage_said(name, stage) for name, stage in stages)))
+    if taught := (job.result or {}).get("router"):
+        right, of = taught.get("held_out_accuracy", taught["accuracy"]), taught.get("held_out")
+        facts.append(
+            ("Right", f"{right:.0%} of {of} texts held out" if of else f"{right:.0%} of the examples")
+        )
     if job.attempt > 1 or (job.state == State.QUEUED and job.attempt):
         facts.append(("Attempt", f"{job.attempt} of {job.max_attempts}"))
     facts.append(("Queue", job.queue))

@@ -40,8 +40,8 @@ from api.schemas.common import Instant, PageOut, problems
 from api.schemas.jobs import ORDER_SCHEMA, InputOut, InputsOut, JobOut, JobShortOut, job_out, job_short
 from db import jobs
 from jobs import idempotency, lifecycle
+from jobs.append import AppendRequest
 from jobs.keys import Caller
-from jobs.request import AppendRequest
 from jobs.searching import PointRequest
 from jobs.states import State, is_terminal
 

@@ -1,5 +1,6 @@
 """The catalogue of merge methods."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,6 +11,7 @@ from api.schemas.common import problems
 from api.schemas.methods import MethodFullOut, MethodOut, MethodsOut
 from merge.catalog import MethodEntry, nearest
 from merge.evidence import evidence_line
+from merge.guide import advice_on
 from merge.presets import listing
 
 router = APIRouter(prefix="/v1/methods", tags=["methods"], responses=problems())
@@ -32,4 +34,4 @@ def get_method(name: Id, _: AnyCaller) -> MethodFullOut:
 
 
 def _told(entry: MethodEntry) -> dict[str, Any]:
-    return {**entry.as_dict(), "evidence": evidence_line(entry.name)}
+    return {**entry.as_dict(), **asdict(advice_on(entry)), "evidence": evidence_line(entry.name)}

@@ -19,11 +19,13 @@ from api.schemas.results import (
     ScoreOut,
     TrialOut,
     TrialsOut,
+    TrialWorkerOut,
 )
 from db import artifacts, evaluations, jobs, reports, trials
 from db import scores as known_scores
 from db.models.evaluation import Evaluation, EvaluationScore
 from db.models.trial import Trial
+from jobs.searching import trial_state, workers_of
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", responses=problems(404))
 
@@ -94,7 +96,12 @@ def list_trials(
     with desk.read() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         rows = trials.of_search(session, job.root_id, after, limit + 1)
-        return TrialsOut(data=[_trial(row) for row in rows[:limit]], has_more=len(rows) > limit)
+        workers = workers_of(session, job) if job.kind == "search" else []
+        return TrialsOut(
+            data=[_trial(row) for row in rows[:limit]],
+            has_more=len(rows) > limit,
+            workers=[TrialWorkerOut(**each) for each in workers],
+        )
 
 
 @router.get("/report", tags=["jobs"])
@@ -106,9 +113,11 @@ def get_report(desk: InDesk, caller: Reader, job_id: Id) -> ReportOut:
 
 
 def _trial(row: Trial) -> TrialOut:
-    told = row.told
+    told = row.told or {}
     return TrialOut(
         number=row.number,
+        state=trial_state(row),
+        worker=row.worker,
         point=row.point,
         values=told.get("values"),
         share=row.share,

@@ -18,6 +18,9 @@ class MethodOut(Out):
     granularity: str
     needs: dict[str, Any]
     steps: list[dict[str, Any]] = Field([], description="The chain that a preset stands for")
+    use: str = Field(description="When to use it")
+    costs: str = Field(description="Beside reading all models once and writing the result")
+    differs: str = Field(description="Where it differs from what was published")
     evidence: str | None = Field(None, description="What our own quality bench measured, where it was run")
 
 

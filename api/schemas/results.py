@@ -1,10 +1,11 @@
 """Bodies of artifacts and evaluations."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from api.schemas.common import Moment, Out
+from jobs.states import State
 
 
 class ArtifactOut(Out):
@@ -85,10 +86,13 @@ class EvaluationsOut(Out):
 
 class TrialOut(Out):
     """One candidate of a search. ``values``: one an objective, higher is better (losses are negative); null
-    if it failed. ``share``: the part of the examples that it was scored on; below 1 it was given up early.
+    if it failed, or waits. ``share``: the part of the examples that it was scored on; below 1 it was given up
+    early.
     """
 
     number: int
+    state: Literal["waiting", "scoring", "scored", "failed"]
+    worker: str | None = Field(description="The job that scores it: the search itself, or one that helps it")
     point: dict[str, Any]
     values: list[float] | None
     share: float
@@ -97,11 +101,23 @@ class TrialOut(Out):
     elapsed: float = Field(description="Seconds since the search began")
 
 
+class TrialWorkerOut(Out):
+    """A job that scores candidates of a search, and how many it has."""
+
+    id: str
+    state: State
+    trials: int
+    error: str | None
+
+
 class TrialsOut(Out):
-    """Candidates in the order in which they were scored; ask again with ``after`` set to the last number."""
+    """Candidates in the order in which they were asked for; ask again with ``after`` set to the number of the
+    last that does not wait. ``workers`` are the search itself and the jobs that help it.
+    """
 
     data: list[TrialOut]
     has_more: bool
+    workers: list[TrialWorkerOut]
 
 
 class TotalOut(Out):

@@ -60,6 +60,8 @@ class Job(Base):
     event_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
     root_id: Mapped[str] = mapped_column(index=True)
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("job.id", ondelete="SET NULL"), index=True)
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), index=True)
+    """The job that this one is a part of; callers see the whole only."""
     hub_credential_id: Mapped[str | None] = mapped_column(
         ForeignKey("hub_credential.id", ondelete="SET NULL")
     )

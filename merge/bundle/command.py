@@ -28,6 +28,7 @@ def add_routing(commands: Any) -> None:
     route = commands.add_parser("route", help="say which member of a bundle each text is for")
     route.add_argument("bundle", type=Path)
     route.add_argument("texts", type=Path, help='a text a line, or JSON lines {"text": …}')
+    route.add_argument("--router", type=Path, help="the router's folder, where it is not the bundle's")
     for sub, command in ((router, _router), (route, _route)):
         sub.add_argument("--base", type=Path, help="the base's folder, where it is not where it was")
         sub.set_defaults(command=command)
@@ -52,7 +53,7 @@ def _route(options: argparse.Namespace) -> None:
 
     texts = [each["text"] for each in lines_of(options.texts)]
     with _place(options) as place:
-        router = load(options.bundle, place.base)
+        router = load(options.router or options.bundle, place.base)
         for state in states_of(place.base, place.folder, texts, router.layer):
             sys.stdout.write(json.dumps(router.weights(state)) + "\n")
 

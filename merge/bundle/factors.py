@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from merge.blocks import cast_out
-from merge.bundle.merging import Merging
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.writer import ShardWriter
 from merge.forms.bundle import BundlePlan, Kept
 from merge.kernels.reduce import in_order
 from merge.kernels.reversible import Shared, balanced, shared
+from merge.results.merging import Merging
 
 SUMS = 2
 """Of every tensor and member: the squared norm of its change, and of what is lost of it."""

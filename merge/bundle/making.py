@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from merge.bundle import factors, masks
 from merge.bundle.factors import Directions
 from merge.bundle.masks import Masks
-from merge.bundle.merging import Merging
 from merge.checkpoint.bundle import BASE, FORMAT, MANIFEST, MEMBERS, SHARED
 from merge.checkpoint.layout import ShardLayout
 from merge.checkpoint.writer import ShardWriter
@@ -19,8 +20,10 @@ from merge.errors import NothingChanged
 from merge.finish import MODEL_FILES, READER_FILES, small_files, write_json
 from merge.forms.bundle import BundlePlan
 from merge.journal import Finished, Journal, copy_file
+from merge.outputs import OutputTensor
 from merge.plan import Plan
 from merge.result_config import output_config
+from merge.results.merging import Merging
 
 WaitFor = Callable[[str, str, int, int], None]
 
@@ -30,7 +33,8 @@ class BundleWork:
 
     def __init__(self, bundle: BundlePlan, work: Merging) -> None:
         self._bundle, self._work = bundle, work
-        self._maker = Directions(bundle, work) if bundle.kind == "rmm" else Masks(bundle, work)
+        self._maker = Directions(bundle, work) if bundle.kind == "rmm" else Masks(bundle, work, self._look)
+        self._measured: dict[str, list[float]] = {}
         self._facts: dict[str, list[float]] = {}
         self._lock = threading.Lock()
 
@@ -57,9 +61,16 @@ class BundleWork:
         kept = self._bundle.kept.values()
         self._work.skip_outputs([each.output for each in kept if each.names[0] in layout.entries])
 
-    def measured(self, layout: ShardLayout) -> dict[str, list[float]]:  # noqa: ARG002
-        """Nothing for the merge report, which is about merged models."""
-        return {}
+    def measured(self, layout: ShardLayout) -> dict[str, list[float]]:
+        """What the merge report says of the tensors of a file; nothing where factors were merged."""
+        kept = self._bundle.kept.values()
+        names = [each.output.name for each in kept if each.names[0] in layout.entries]
+        return {name: self._measured[name] for name in names if name in self._measured}
+
+    def _look(self, output: OutputTensor, merged: Callable[[int, int], Tensor]) -> None:
+        found = self._work.survey(output, merged)
+        with self._lock:
+            self._measured |= found
 
     def facts(self, layout: ShardLayout) -> dict[str, list[float]]:
         """The sums of the tensors of a file that was written."""

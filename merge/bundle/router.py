@@ -41,11 +41,13 @@ Check = Callable[[], None]
 
 @dataclass(frozen=True)
 class Place:
-    """A bundle's base as a folder, and its members read over it: what routers are made from."""
+    """A bundle's base as a folder, and its members read over it (names are enough to learn from examples):
+    what routers are made from.
+    """
 
     base: ModelIndex
     folder: Path
-    members: Mapping[str, TensorReader]
+    members: Mapping[str, TensorReader | None]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def gate(place: Place, *, layer: int | None = None, directions: int = 8) -> Rout
         base = _whole(plain, name, info.shape)
     found = []
     for reader in place.members.values():
+        assert reader is not None
         change = _whole(reader, name, info.shape) - base
         values, vh = torch.linalg.svd(change, full_matrices=False)[1:]
         vh = vh * (values > 1e-9 * values[:1].clamp(min=1e-30)).double()[:, None]
@@ -146,6 +149,12 @@ def save(router: Router, bundle: Path) -> None:
     save_file(tensors, bundle / f".{FILE}")
     (bundle / f".{FILE}").rename(bundle / FILE)
     (bundle / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def told_of(facts: Path) -> dict[str, Any]:
+    """What is told of a router that was saved: its kind and members, and how it did on the examples."""
+    told: dict[str, Any] = json.loads(facts.read_bytes())
+    return {name: value for name, value in told.items() if name != "structure_sha256"}
 
 
 def load(bundle: Path, base: ModelIndex) -> Router:

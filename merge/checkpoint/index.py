@@ -196,6 +196,11 @@ def _index_model(
     for name in files:
         check_file_name(name)
     wanted = weight_files(files, texts)
+    if adapters.CONFIG_FILE in files and wanted == [adapters.WEIGHT_FILE]:
+        raise file_errors.NoWeights(
+            "This is a LoRA adapter, not a model: name it as `adapter` of a source, beside the model it was "
+            "made for (`model+adapter` in mergekit's form)."
+        )
     for file in wanted:
         if file not in headers:
             raise file_errors.FileMissing(f"The header of {file} was not fetched.")

@@ -116,17 +116,20 @@ class TensorReader:
         info = self.index.tensors[name]
         return None if info.coded is not None or self.changed(name) else info
 
-    @contextmanager
-    def lying(self, name: str, first: int, count: int) -> Iterator[tuple[int, int]]:
-        """An open file, for as long as the context lasts, and the byte in it at which these entries of a
-        plain tensor begin; what follows them is asked for ahead of use.
+    def borrow(self, name: str, first: int, count: int) -> tuple[int, int]:
+        """An open file, until ``give_back``, and the byte in it at which these entries of a plain tensor
+        begin; what follows them is asked for ahead of use.
         """
         info = self.index.tensors[name]
         width = DTYPE_BITS[info.dtype] // 8
         if first < 0 or first + count > info.numel:
             raise ValueError(f"{name} has {info.numel} entries, not {first + count}")
-        with self._files.opened(info.file, info.begin + first * width, count * width) as fd:
-            yield fd, info.begin + first * width
+        begin = info.begin + first * width
+        return self._files.borrow(info.file, begin, count * width), begin
+
+    def give_back(self, name: str) -> None:
+        """Ends a ``borrow`` of this tensor's file."""
+        self._files.give_back(self.index.tensors[name].file)
 
     def factors(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What the adapter adds to a tensor: (rows, r) with the scale in it, times (r, columns). Kept: copy
@@ -286,13 +289,17 @@ class _OpenFiles:
                 part = buffer[first * size : last * size]
                 self._fill(file.fd, name, begin + rows[first] * size, part)
 
-    @contextmanager
-    def opened(self, name: str, offset: int, size: int) -> Iterator[int]:
-        """The descriptor of a file of which these bytes are about to be read."""
+    def borrow(self, name: str, offset: int, size: int) -> int:
+        """The descriptor, until ``give_back``, of a file of which these bytes are about to be read."""
         self._await(name, offset, offset + size)
-        with self._use(name) as file:
-            self._hint(file, offset, size)
-            yield file.fd
+        file = self._take(name)
+        self._hint(file, offset, size)
+        return file.fd
+
+    def give_back(self, name: str) -> None:
+        """Lets a file be closed again."""
+        with self._lock:
+            self._open[name].users -= 1
 
     def read_pieces(self, name: str, starts: Iterable[int], size: int, buffer: memoryview) -> None:
         """Pieces of ``size`` bytes that begin at these bytes, one after another into the buffer."""
@@ -330,6 +337,14 @@ class _OpenFiles:
 
     @contextmanager
     def _use(self, name: str) -> Iterator[_OpenFile]:
+        file = self._take(name)
+        try:
+            yield file
+        finally:
+            with self._lock:
+                file.users -= 1
+
+    def _take(self, name: str) -> _OpenFile:
         with self._lock:
             file = self._open.get(name)
             if file is None:
@@ -337,11 +352,7 @@ class _OpenFiles:
                 self._shrink()
             self._open.move_to_end(name)
             file.users += 1
-        try:
-            yield file
-        finally:
-            with self._lock:
-                file.users -= 1
+            return file
 
     def _open_fd(self, name: str) -> int:
         try:

@@ -39,6 +39,8 @@ KINDS: Mapping[str, StatisticKind] = {
     "input_second_moment": StatisticKind("Mean square of each input channel.", "channel"),
     "gram": StatisticKind("X'X / tokens of the inputs X.", "square"),
     "fisher": StatisticKind("Diagonal Fisher information.", "entry", gradients=True),
+    "fisher_argmax": StatisticKind("The same, of the likeliest labels alone.", "entry", gradients=True),
+    "fisher_exact": StatisticKind("The same, of all labels by their probability.", "entry", gradients=True),
     "grad_weight": StatisticKind("Mean of (gradient times weight) squared.", "entry", gradients=True),
     "routing_counts": StatisticKind("How often each expert was chosen.", "other"),
     "activation_norm": StatisticKind("Norm of what a block gives out.", "other"),

@@ -6,11 +6,29 @@ from torch import Tensor
 
 from merge.contract.groups import TensorGroup
 from merge.contract.informed import Matrix, Statistic
+from merge.contract.params import knob, params
 from merge.kernels.regression import System, by_grams, system_of
 from merge.kernels.sums import anchored_mean
 
 
-def solved(group: TensorGroup, gram: Statistic, alpha: float, ridge: float) -> Tensor:
+@params
+class LeastSquares:
+    alpha: float = knob(
+        0.9,
+        "What entries off the Gram matrices' diagonals are multiplied by; 0 weighs each input channel alone.",
+        ge=0,
+        le=1,
+        by_depth=True,
+    )
+    ridge: float = knob(
+        1e-6,
+        "Added to the diagonal of the system, as a share of its mean, so that it can be solved.",
+        gt=0,
+        le=1,
+    )
+
+
+def solved(group: TensorGroup, gram: Statistic, p: LeastSquares) -> Tensor:
     """The weighted mean of the sources, and from it the least squares where every source has a Gram matrix.
 
     Tensors with the same inputs (q, k and v; gate and up) share one factorisation.
@@ -22,7 +40,7 @@ def solved(group: TensorGroup, gram: Statistic, alpha: float, ridge: float) -> T
         return mean
 
     def system_at(expert: int | None) -> System:
-        return _system(known, expert, group.weights, alpha, ridge)
+        return _system(known, expert, group.weights, p.alpha, p.ridge)
 
     return by_grams(group.sources, mean, known[0].axis, system_at)
 

@@ -1,6 +1,7 @@
 """Settings of a method: one small frozen class of knobs, from which schema, checks and forms are derived."""
 
 import dataclasses
+import functools
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
@@ -51,9 +52,15 @@ def schema_of(cls: type) -> dict[str, Any]:
     ``x-by-depth`` marks knobs that also accept a list in a recipe, ``x-by-source`` those that every source
     may set.
     """
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     properties = {f.name: _property(f, hints[f.name]) for f in dataclasses.fields(cls)}
     return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Types of the knobs: texts are evaluated once, not for every tensor that settings are built for."""
+    return get_type_hints(cls)
 
 
 def _property(field: "dataclasses.Field[Any]", hint: Any) -> dict[str, Any]:
@@ -76,7 +83,8 @@ def build(cls: type[T], values: Mapping[str, Any], sources: int) -> T:
     """
     schema = schema_of(cls)
     ready: dict[str, Any] = {}
-    for name, hint in get_type_hints(cls).items():
+    knobs: Any = cls
+    for name, hint in _hints(knobs).items():
         value = values.get(name, schema["properties"][name]["default"])
         many = get_origin(hint) is tuple
         if many and not isinstance(value, tuple):

@@ -175,6 +175,10 @@ def module_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
+def _fits(asked: Sequence[str], output: OutputTensor) -> bool:
+    return any(matches(match, output.name, output.role, output.layer) for match in asked)
+
+
 def told_of_left(findings: Sequence[Finding], kept: Container[str], what: str) -> Iterator[Finding]:
     """Errors about tensors that an adapter (or ``what`` it is) leaves alone are only told."""
     for finding in findings:
@@ -215,6 +219,7 @@ class _Choice:
         if not self._included(output):
             return "drop"
         said = {str(role): fate for role, fate in self._asked.classes.items()}.get(output.role)
+        said = "save" if _fits(self._asked.save, output) else said
         wanted = meant = said or self._default(output)
         if wanted == "lora" and not (len(output.shape) == 2 and output.name.endswith(".weight")):
             wanted = "drop"
@@ -247,11 +252,8 @@ class _Choice:
         return DEFAULTS.get(output.role, "drop")
 
     def _included(self, output: OutputTensor) -> bool:
-        about = (output.name, output.role, output.layer)
         include = self._asked.include
-        if include and not any(matches(match, *about) for match in include):
-            return False
-        return not any(matches(match, *about) for match in self._asked.exclude)
+        return (not include or _fits(include, output)) and not _fits(self._asked.exclude, output)
 
     def _still(self, output: OutputTensor) -> bool:
         """Whether the steps give the base where every source equals it."""

@@ -8,7 +8,7 @@ giving nothing, and the eager code, which knows the words for it, does that span
 import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from merge.blocks import Buffers, Inputs, Place
 from merge.chain import Chain, Task
+from merge.checkpoint.dtype import safetensors_name
 from merge.fused.compiler import Built, Compiler
 from merge.fused.loop import Loop
 from merge.fused.ordering import ORDERING
@@ -82,27 +83,34 @@ class Loops:
         found = self._tried(self._windows, chain, output, tasks) if guess else None
         return found or self._tried(self._measuring, chain, output, tasks)
 
-    def summing(self, key: Hashable, inputs: int, terms: Terms) -> Summing | None:
-        """The loop that adds up these terms of so many float32 inputs; ``key`` stands for the terms."""
+    def summing(self, key: Hashable, dtypes: tuple[str, ...], terms: Terms) -> Summing | None:
+        """The loop that adds up these terms of inputs of these dtypes; ``key`` stands for the terms."""
         if not self._wanted:
             return None
         with self._summing_lock:
-            if key not in self._summing:
-                self._summing[key] = self._counted(self._sums, inputs, terms)
-            return self._summing[key]
+            if (key, dtypes) not in self._summing:
+                self._summing[key, dtypes] = self._counted(self._sums, dtypes, terms)
+            return self._summing[key, dtypes]
+
+    def sums_beside(
+        self, key: Hashable, terms: Terms, output: OutputTensor, first: int, made: Tensor
+    ) -> list[float] | None:
+        """The sums of these terms of what an output is made from, from entry ``first`` on, and of what was
+        ``made`` of it, all as they are stored; ``None`` where the eager code must see to it.
+        """
+        stored = tuple(self._inputs.stored(source) or "F32" for source in output.inputs)
+        loop = self.summing(key, (*stored, safetensors_name(made.dtype)), terms)
+        if loop is None or self.known(output).parts():
+            return None
+        with self.places(output, first, made.numel()) as places:
+            return loop.sums_at([*places, *in_memory([made])], made.numel())
 
     @contextmanager
     def places(self, output: OutputTensor, first: int, count: int) -> Iterator[list[Place]]:
         """Where the entries of each input lie: in its file where they are usable as such, else in memory."""
         known = [part.flat(first, count).contiguous() for part in self.known(output).parts()]
-        with ExitStack() as stack:
-            yield [
-                *(
-                    stack.enter_context(self._inputs.place(source, number, first, count))
-                    for number, source in enumerate(output.inputs)
-                ),
-                *in_memory(known),
-            ]
+        with self._inputs.places(output.inputs, first, count) as found:
+            yield [*found, *in_memory(known)]
 
     def known(self, output: OutputTensor) -> OutputStatistics:
         """What was measured on data for this output."""
@@ -187,9 +195,9 @@ class Loops:
         self._prove(loop, lambda: made.agrees(stored, block))
         return made
 
-    def _sums(self, inputs: int, terms: Terms) -> Summing:
-        program, sinks = traced(inputs, terms)
-        loop = self._plain(program, tuple(dict.fromkeys(sinks)), ("F32",) * inputs, PIECE_ELEMENTS)
+    def _sums(self, dtypes: tuple[str, ...], terms: Terms) -> Summing:
+        program, sinks = traced(len(dtypes), terms)
+        loop = self._plain(program, tuple(dict.fromkeys(sinks)), dtypes, PIECE_ELEMENTS)
         made = Summing(self, loop, sinks)
         self._prove(loop, lambda: made.agrees(terms))
         return made

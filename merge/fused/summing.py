@@ -1,5 +1,5 @@
-"""Sums of given terms over pieces that lie in memory: for what is measured on a few entries of every tensor,
-by the same terms each time.
+"""Sums of given terms over single pieces: for what is measured on a few entries of every tensor, by the same
+terms each time.
 """
 
 import ctypes
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from merge.blocks import Place
+from merge.checkpoint.dtype import torch_dtype
 from merge.fused.loop import Loop
 from merge.fused.samples import in_memory
 from merge.fused.source import Sink
@@ -34,15 +36,18 @@ class Summing:
     sinks: Sequence[Sink]
 
     def sums(self, values: Sequence[Tensor]) -> list[float] | None:
-        """What ``summed`` gives for float32 inputs; ``None`` where that must see to it."""
+        """What ``summed`` gives for these inputs; ``None`` where that must see to it."""
         flat = [value.reshape(-1) for value in values]
-        count = flat[0].numel()
+        return self.sums_at(in_memory(flat), flat[0].numel())
+
+    def sums_at(self, places: Sequence[Place], count: int) -> list[float] | None:
+        """The same of inputs that lie at these places."""
         if not 0 < count <= PIECE_ELEMENTS:
             return None
         rooms = (ctypes.c_double * len(self.loop.sinks))()
         begin = ctypes.addressof(rooms)
         into = [begin + 8 * place for place in range(len(self.loop.sinks))]
-        if not self.loop.run(in_memory(flat), 0, count, into, self.loops.scratch(self.loop)):
+        if not self.loop.run(places, 0, count, into, self.loops.scratch(self.loop)):
             return None
         found = dict(zip(self.loop.sinks, rooms, strict=True))
         return [found[sink] for sink in self.sinks]
@@ -53,7 +58,8 @@ class Summing:
         values = [torch.randn(_SAMPLE, generator=generator) for _ in self.loop.dtypes]
         for place, value in enumerate(values):
             value[place :: len(values) + 1] = 0.0
-        return self.sums(values) == summed(terms(values))
+        stored = [value.to(torch_dtype(name)) for value, name in zip(values, self.loop.dtypes, strict=True)]
+        return self.sums(stored) == summed(terms([value.to(torch.float32) for value in stored]))
 
 
 def summed(terms: Sequence[Tensor]) -> list[float]:

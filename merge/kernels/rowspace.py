@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from merge.kernels.thin import gram
+
 NOTHING = 1e-10
 """Eigenvalues of C below this share of the largest are rounding: M stays as it began in those directions."""
 BETAS = (0.9, 0.999)
@@ -27,20 +29,29 @@ Response = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Pull:
-    """What one source asks for: ``target()`` (m, n), seen through ``rows`` (r, n) divided by ``length``."""
+    """What one source asks for: ``target()`` (m, n), seen through ``rows`` (r, n) divided by ``length``.
+    ``seen(a)`` is target @ a' for such rows a. Both in float64.
+    """
 
     rows: Tensor
     length: float
     target: Callable[[], Tensor]
+    seen: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _System:
-    """C itself, or rows A with C = A'A; and what is missing at the start, sum (t_i - M0) G_i."""
+    """C itself, or rows A with C = A'A; and what is missing at the start, sum (t_i - M0) G_i, or its factor
+    left of A.
+    """
 
     square: bool
     matrix: Tensor
-    missing: Tensor
+    lacks: Tensor
+
+    def missing(self) -> Tensor:
+        """sum (t_i - M0) G_i."""
+        return self.lacks if self.square else self.lacks @ self.matrix
 
     def times(self, left: Tensor) -> Tensor:
         """``left`` times C."""
@@ -52,14 +63,13 @@ def closed(pulls: Sequence[Pull], start: Tensor, response: Response) -> Tensor:
     if not pulls:
         return start
     system = _system(pulls, start)
-    wanted = system.matrix if system.square else system.matrix @ system.matrix.T
+    wanted = system.matrix if system.square else gram(system.matrix.T)
     values, vectors = torch.linalg.eigh(wanted)
     del wanted
     kept = int((values > NOTHING * values[-1]).sum())
     values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
-    basis = vectors if system.square else (system.matrix.T @ vectors) / values.sqrt()
-    moved: Tensor = ((system.missing @ basis) * (response(values) / values)) @ basis.T
-    return moved.add_(start)
+    moved: Tensor = ((system.lacks @ vectors) * (response(values) / values)) @ vectors.T
+    return (moved if system.square else moved @ system.matrix).add_(start)
 
 
 def descended(
@@ -70,9 +80,9 @@ def descended(
     if not pulls:
         return found
     system = _system(pulls, start)
-    first, second = torch.zeros_like(start), torch.zeros_like(start)
+    missing, first, second = system.missing(), torch.zeros_like(start), torch.zeros_like(start)
     for step in range(1, steps + 1):
-        slope = (system.times(found - start) - system.missing).mul_(2)
+        slope = (system.times(found - start) - missing).mul_(2)
         if rule == "momentum":
             first.mul_(MOMENTUM).add_(slope)
             found -= first * rate
@@ -91,21 +101,20 @@ def adam_step(slope: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor
 
 def _system(pulls: Sequence[Pull], start: Tensor) -> _System:
     columns = start.shape[1]
-    square = sum(pull.rows.shape[0] for pull in pulls) >= columns
-    missing = torch.zeros_like(start)
-    every: list[Tensor] = []
-    gram = start.new_zeros(columns, columns) if square else start
+    if sum(pull.rows.shape[0] for pull in pulls) < columns:
+        every = [_rows(pull) for pull in pulls]
+        lacks = [pull.seen(rows) - start @ rows.T for pull, rows in zip(pulls, every, strict=True)]
+        return _System(False, torch.cat(every), torch.cat(lacks, dim=1))
+    matrix, missing = start.new_zeros(columns, columns), torch.zeros_like(start)
     for pull in pulls:
-        rows = pull.rows.to(torch.float64, copy=True).div_(pull.length)
-        off = pull.target() - start
-        if square:
-            own = rows.T @ rows
-            missing += off @ own
-            gram += own
-        else:
-            missing += (off @ rows.T) @ rows
-            every.append(rows)
-    return _System(square, gram if square else torch.cat(every), missing)
+        own = gram(_rows(pull))
+        missing.addmm_(pull.target().sub_(start), own)
+        matrix += own
+    return _System(True, matrix, missing)
+
+
+def _rows(pull: Pull) -> Tensor:
+    return pull.rows.to(torch.float64, copy=True).div_(pull.length)
 
 
 def whole(values: Tensor) -> Tensor:

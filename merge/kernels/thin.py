@@ -28,6 +28,10 @@ SKEWED = 1e-8
 RESIDUAL = 1e-10
 """How far a triplet may be from A v = s u, relative to the largest singular value."""
 PASSES = 3
+SPREAD = 1e-4
+"""Down to this share of the largest, a Gram matrix gives singular values to eight digits and more."""
+EVEN = 1e-2
+"""Where no singular value is below this share, a product with the inverse of their roots keeps its digits."""
 LEAST_SIDE = 512
 STRIPES = 8
 """Parts of a large Gram matrix."""
@@ -38,7 +42,7 @@ START = 0x7EC0_11E5_0A5B_A515
 class Thin:
     """left (m, r) times diag(values) times right (n, r) transposed: orthonormal columns, falling values > 0.
 
-    The largest entry of every column of ``right`` is positive. All float64, on the device of the matrix.
+    The largest entry of every column of the shorter side is positive. Both have the device of the matrix.
     """
 
     left: Tensor
@@ -63,23 +67,81 @@ class Thin:
         return Thin(self.left[:, :count], self.values[:count], self.right[:, :count])
 
 
-def thin(matrix: Tensor, most: int | None = None, null: float = NULL) -> Thin:
-    """The leading directions of an (m, n) matrix of any float dtype: at most ``most``, none that are null."""
+def thin(
+    matrix: Tensor, most: int | None = None, null: float = NULL, dtype: torch.dtype = torch.float64
+) -> Thin:
+    """The leading directions of an (m, n) matrix of any float dtype: at most ``most``, none that are null.
+
+    ``dtype`` is that of the product which gives the longer side of a large matrix. What float32 loses there
+    is what rounding the matrix to float32 would lose; where it shows, it is float64 after all.
+    """
     rows, columns = matrix.shape
     most = min(rows, columns) if most is None else min(most, rows, columns)
     if most <= 0 or not bool(torch.any(matrix)):
         return _nothing(matrix)
-    low, high = torch.aminmax(matrix)
-    scale = 2.0 ** max(-1000, min(1000, frexp(max(-float(low), float(high)))[1]))
     tall = rows >= columns
-    upright = (matrix if tall else matrix.T).to(torch.float64, copy=True).div_(scale)
+    upright, scale = _scaled(matrix if tall else matrix.T)
     found = None
     if _few(upright, most):
         found = _by_projection(upright, most, null)
-    if found is None and rows * columns > SVD_ENTRIES and null >= LEAST_GRAM_NULL:
-        found = _by_gram(upright, most, null)
+    if found is None and _by_products(matrix, null):
+        found = _by_gram(upright, most, null, dtype)
     long, values, short = found or _by_svd(upright, most, null)
-    return _signed(long, values * scale, short) if tall else _signed(short, values * scale, long)
+    long, short = _signed(long, short)
+    return Thin(long, values * scale, short) if tall else Thin(short, values * scale, long)
+
+
+def divided(matrix: Tensor, most: int, null: float, dtype: torch.dtype) -> tuple[Thin, Tensor]:
+    """``thin`` of an (m, n) matrix with m <= n, and an orthonormal basis (m, m - r) of all that is orthogonal
+    to its left side, null directions of the matrix among it. ``dtype`` is as in ``thin``.
+    """
+    upright, scale = _scaled(matrix.T)
+    if not bool(torch.any(upright)):
+        return _nothing(matrix), torch.eye(matrix.shape[0], dtype=torch.float64, device=matrix.device)
+    if not _by_products(matrix, null):
+        long, values, short = torch.linalg.svd(upright, full_matrices=False)
+        kept, short = min(most, int((values > null * values[0]).sum())), short.T
+        return Thin(short[:, :kept], values[:kept] * scale, long[:, :kept]), short[:, kept:]
+    squares, vectors = torch.linalg.eigh(gram(upright))
+    kept = min(most, int((squares > null * null * squares[-1]).sum()))
+    vectors = vectors.flip(1)
+    short, beyond = vectors[:, :kept].contiguous(), vectors[:, kept:].contiguous()
+    even = bool(kept) and float(squares[-kept]) >= EVEN * EVEN * float(squares[-1])
+    long = upright.to(dtype) @ short.to(dtype) if even else upright @ short
+    values = torch.linalg.vector_norm(long, dim=0, dtype=torch.float64)
+    return Thin(short, values * scale, long.div_(values.to(long))), beyond
+
+
+def isometry(matrix: Tensor, null: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """U V' of an (m, n) matrix and its singular values (in any order), without null directions. The products
+    are in ``dtype`` where that keeps enough digits.
+    """
+    tall = matrix.shape[0] >= matrix.shape[1]
+    if not _by_products(matrix, null) or not bool(torch.any(matrix)):
+        found = thin(matrix, null=null)
+        return found.left.to(dtype) @ found.right.to(dtype).T, found.values
+    upright, scale = _scaled(matrix if tall else matrix.T)
+    squares, short = _spectrum(upright, upright.shape[1], null)
+    values, spread = squares.sqrt(), float((squares[-1] / squares[0]).sqrt())
+    if spread >= SPREAD:
+        factor = gram((short / values.sqrt()).T)
+        turned = upright.to(dtype) @ factor.to(dtype) if spread >= EVEN else upright @ factor
+    else:
+        left, values, right = _lengthened(upright, short) or _by_svd(upright, upright.shape[1], null)
+        turned = left.to(dtype) @ right.to(dtype).T
+    return turned if tall else turned.T, values * scale
+
+
+def _scaled(upright: Tensor) -> tuple[Tensor, float]:
+    """A copy in float64, divided by a power of two that makes its largest entry about one; and that power."""
+    low, high = torch.aminmax(upright)
+    scale = 2.0 ** max(-1000, min(1000, frexp(max(-float(low), float(high)))[1]))
+    return upright.to(torch.float64, copy=True).div_(scale), scale
+
+
+def _by_products(matrix: Tensor, null: float) -> bool:
+    """Whether a Gram matrix is decomposed in place of the matrix."""
+    return matrix.numel() > SVD_ENTRIES and null >= LEAST_GRAM_NULL
 
 
 def orthonormal(columns: Tensor, null: float = NULL) -> Tensor:
@@ -89,18 +151,34 @@ def orthonormal(columns: Tensor, null: float = NULL) -> Tensor:
     """
     if columns.shape[1] == 0 or not bool(torch.any(columns)):
         return torch.zeros_like(columns, dtype=torch.float64)
-    if columns.numel() <= SVD_ENTRIES or null < LEAST_GRAM_NULL:
+    if not _by_products(columns, null):
         left, values, right = torch.linalg.svd(columns.double(), full_matrices=False)
         kept = int((values > null * values[0]).sum())
         small: Tensor = left[:, :kept] @ right[:kept]
         return small
     wide = columns.double()
-    tall = wide.shape[0] >= wide.shape[1]
-    squares, vectors = torch.linalg.eigh(gram(wide if tall else wide.T))
-    kept = int((squares > null * null * squares[-1]).sum())
-    vectors, roots = vectors[:, -kept:], squares[-kept:].sqrt()
-    factor: Tensor = (vectors / roots) @ vectors.T
-    return wide @ factor if tall else factor @ wide
+    if wide.shape[0] < wide.shape[1]:
+        return _straightening(wide.T, null)[0] @ wide
+    return wide @ _straightening(wide, null)[0]
+
+
+def beside_orthonormal(left: Tensor, columns: Tensor, null: float, dtype: torch.dtype) -> Tensor:
+    """left (m, r) @ orthonormal(columns (n, r)) transposed, the largest product in ``dtype`` where that keeps
+    enough digits.
+    """
+    if columns.shape[0] < columns.shape[1] or not _by_products(columns, null):
+        return left.to(dtype) @ orthonormal(columns, null).to(dtype).T
+    wide = columns.double()
+    factor, even = _straightening(wide, null)
+    turned = left.double() @ factor
+    return turned.to(dtype) @ wide.to(dtype).T if even else turned @ wide.T
+
+
+def _straightening(upright: Tensor, null: float) -> tuple[Tensor, bool]:
+    """V diag(1 / s) V' of a matrix U diag(s) V', without null directions; and whether no s is small."""
+    squares, vectors = _spectrum(upright, upright.shape[1], null)
+    values = squares.sqrt()
+    return gram((vectors / values.sqrt()).T), float(values[-1]) >= EVEN * float(values[0])
 
 
 def column_basis(parts: Sequence[Tensor], null: float = NULL) -> Tensor:
@@ -150,12 +228,24 @@ def _by_svd(upright: Tensor, most: int, null: float) -> Found:
     return left[:, :kept], values[:kept], right[:kept].T
 
 
-def _by_gram(upright: Tensor, most: int, null: float) -> Found | None:
+def _by_gram(upright: Tensor, most: int, null: float, dtype: torch.dtype) -> Found | None:
     """``None`` where the spread of the singular values was too much for it."""
+    squares, short = _spectrum(upright, most, null)
+    if dtype == upright.dtype or float(squares[-1]) < SPREAD * SPREAD * float(squares[0]):
+        return _lengthened(upright, short)
+    values, short = squares.sqrt(), short.to(dtype)
+    return (upright.to(dtype) @ short).div_(values.to(dtype)), values, short
+
+
+def _spectrum(upright: Tensor, most: int, null: float) -> tuple[Tensor, Tensor]:
+    """The leading squared singular values, falling, and their vectors on the short side."""
     squares, vectors = torch.linalg.eigh(gram(upright))
     kept = min(most, int((squares > null * null * squares[-1]).sum()))
-    short = vectors.flip(1)[:, :kept].contiguous()
-    del vectors
+    return squares.flip(0)[:kept], vectors.flip(1)[:, :kept].contiguous()
+
+
+def _lengthened(upright: Tensor, short: Tensor) -> Found | None:
+    """With the long side; ``None`` where its columns are not orthonormal."""
     long = upright @ short
     values = torch.linalg.vector_norm(long, dim=0)
     long /= values
@@ -193,10 +283,10 @@ def _keyed(rows: int, columns: int, device: torch.device) -> Tensor:
     return Draws(START, 0, (rows, columns), device).uniform().double() - (0.5 + 2.0**-26)
 
 
-def _signed(left: Tensor, values: Tensor, right: Tensor) -> Thin:
-    largest = right.gather(0, right.abs().argmax(dim=0, keepdim=True))
-    signs = torch.where(largest < 0, -1.0, 1.0).to(right)
-    return Thin(left.mul_(signs), values, right.mul_(signs))
+def _signed(long: Tensor, short: Tensor) -> tuple[Tensor, Tensor]:
+    largest = short.gather(0, short.abs().argmax(dim=0, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0).to(short)
+    return long.mul_(signs), short.mul_(signs)
 
 
 def _nothing(matrix: Tensor) -> Thin:

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from merge.learn.batches import Batch, Batches
 from merge.learn.gradients import Gradients, keep_every_output
+from merge.learn.losses import Loss
 from merge.learn.skeleton import Skeleton, Weights
 from merge.learn.walk import REST, Walk
 
@@ -27,7 +29,9 @@ GROUP_BYTES = 256 << 20
 GROUPS = 8
 """At least so many groups where there are as many sequences."""
 OnGroup = Callable[[int, int, int], None]
-"""Called with how many groups are done, how many there are, and how many of them were done now."""
+"""Called with how many groups are done (times the parts of a loss), how many there are, and how many of them
+were done now.
+"""
 OnSum = Callable[[int, dict[str, Tensor], int], None]
 """Called with a block's place in the order, its sums by parameter (on the CPU), and the number of
 sequences.
@@ -47,7 +51,8 @@ class Gather(Protocol):
 @dataclass
 class Backward:
     """One loss of one model over all sequences; ``name`` tells its files in ``folder`` from others.
-    ``least_groups`` is how many groups there are at least, where there are as many sequences.
+    ``least_groups`` is how many groups there are at least, where there are as many sequences; ``terms`` how
+    many parts the loss has that are differentiated one by one, squares being added over all of them.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Backward:
     whole: bool
     check: Callable[[], None]
     least_groups: int = GROUPS
+    terms: int = 1
 
     def run(self, gather: Gather, already: int, on_group: OnGroup, on_sum: OnSum) -> None:
         """All groups but the first ``already``, which an earlier run has done. ``on_sum`` has each block's
@@ -69,28 +75,29 @@ class Backward:
         singles = [batch.one(at) for batch in self.batches.every for at in range(batch.sequences)]
         size = self._group_size(len(singles))
         groups = range(0, len(singles), size)
+        steps = len(groups) * self.terms
+
+        def on_step(step: int) -> None:
+            on_group(step + 1, steps, step + 1 - already)
+            self._drop(step - 1)
+
         for number, first in enumerate(groups):
-            if number >= already:
-                self._group(singles[first : first + size], first, number, len(singles), gather, on_sum)
-                on_group(number + 1, len(groups), number + 1 - already)
-                self._drop(number - 1)
-        self._drop(len(groups) - 2)
+            begin = number * self.terms
+            todo = range(max(begin, already), begin + self.terms)
+            if todo:
+                group = _Group(singles[first : first + size], first, begin, len(singles), steps)
+                self._group(group, todo, gather, on_step, on_sum)
+        self._drop(steps - 2)
 
     def _group(
-        self,
-        batches: Sequence[Batch],
-        first: int,
-        number: int,
-        total: int,
-        gather: Gather,
-        on_sum: OnSum,
+        self, group: "_Group", steps: range, gather: Gather, on_step: Callable[[int], None], on_sum: OnSum
     ) -> None:
         scratch = self.folder / "gradients"
         shutil.rmtree(scratch, ignore_errors=True)
         with Walk(
             self.skeleton,
             self.weights,
-            batches,
+            group.batches,
             scratch,
             device=self.device,
             whole=self.whole,
@@ -98,22 +105,28 @@ class Backward:
             check=self.check,
         ) as walk:
             order = keep_every_output(walk, scratch)
-            is_last = first + len(batches) == total
-
-            def after(path: str) -> None:
-                place = order.index(path) if path != REST else len(order)
-                values = self._added(number, place, gather.take())
-                if is_last:
-                    on_sum(place, values, total)
-                else:
-                    save_file(values, self._file(place, number))
-
-            Gradients(walk, self.loss, self.seed, first, gather.add).run(order, after)
+            for step in steps:
+                term = step - group.begin
+                loss = Loss(self.loss, self.skeleton, group.batches, self.seed, group.first, term)
+                after = partial(self._after, group, order, step, gather, on_sum)
+                Gradients(walk, loss, gather.add).run(order, after)
+                on_step(step)
         shutil.rmtree(scratch, ignore_errors=True)
 
-    def _added(self, number: int, place: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the sums of the groups before."""
-        before = self._file(place, number - 1)
+    def _after(
+        self, group: "_Group", order: Sequence[str], step: int, gather: Gather, on_sum: OnSum, path: str
+    ) -> None:
+        """Puts what a block gave to the sums of the steps before."""
+        place = order.index(path) if path != REST else len(order)
+        values = self._added(step, place, gather.take())
+        if step + 1 == group.steps:
+            on_sum(place, values, group.sequences)
+        else:
+            save_file(values, self._file(place, step))
+
+    def _added(self, step: int, place: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the sums of the steps before."""
+        before = self._file(place, step - 1)
         if before.is_file():
             with safe_open(before, framework="pt") as held:
                 for name in held.keys():  # noqa: SIM118 - not a mapping
@@ -121,11 +134,11 @@ class Backward:
                     values[name] = past + values[name].cpu() if name in values else past
         return {name: value.cpu().contiguous() for name, value in values.items()}
 
-    def _file(self, place: int, number: int) -> Path:
-        return self.folder / f"{self.name}-{place:04}.{number}.sum"
+    def _file(self, place: int, step: int) -> Path:
+        return self.folder / f"{self.name}-{place:04}.{step}.sum"
 
-    def _drop(self, number: int) -> None:
-        for path in self.folder.glob(f"{self.name}-*.{number}.sum"):
+    def _drop(self, step: int) -> None:
+        for path in self.folder.glob(f"{self.name}-*.{step}.sum"):
             path.unlink()
 
     def _group_size(self, sequences: int) -> int:
@@ -133,3 +146,16 @@ class Backward:
         length = max(self.batches.tokens // max(sequences, 1), 256)
         most = max(1, GROUP_BYTES // (length * width * 4))
         return min(math.ceil(sequences / self.least_groups), most)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sequences that go through the model together, numbered from ``first``; ``begin`` is the first of their
+    steps (one for each part of the loss) out of ``steps`` in all.
+    """
+
+    batches: Sequence[Batch]
+    first: int
+    begin: int
+    sequences: int
+    steps: int

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,12 @@ from merge.checkpoint.index import ModelIndex, safe_path
 from merge.checkpoint.reader import TensorReader
 from merge.errors import BudgetTooSmall, ModelNotRun, OutputExists, StatisticsInvalid, Stopped
 from merge.learn.backward import Backward
-from merge.learn.batches import Batches, batches_of
+from merge.learn.batches import Batch, Batches, batches_of
 from merge.learn.forecast import bytes_whole, largest_stage
 from merge.learn.gradients import Squares
-from merge.learn.observe import Findings
+from merge.learn.labels import EXACT, labels_told, why_not
+from merge.learn.losses import logits_of
+from merge.learn.observe import Findings, finite
 from merge.learn.observed import observed
 from merge.learn.partial import Partial
 from merge.learn.samples import Samples
@@ -94,6 +97,8 @@ def collect(
     """
     wanted = check_kinds(kinds)
     _check_memory(index, wanted, samples, memory_bytes)
+    if EXACT in wanted:
+        _check_labels(index, labels_told(index.config, samples.tokens))
     skeleton = Skeleton(index)
     batches = batches_of(skeleton, folder, samples)
     manifest = _named(
@@ -170,6 +175,12 @@ def _check_memory(index: ModelIndex, kinds: Sequence[str], samples: Samples, mem
         )
 
 
+def _check_labels(index: ModelIndex, labels: int) -> None:
+    reason = why_not(index.label, labels)
+    if reason is not None:
+        raise ModelNotRun(reason)
+
+
 def _check_whole(index: ModelIndex, kinds: Sequence[str], reason: str, memory: int | None) -> None:
     needed = bytes_whole(index, kinds)
     if memory is not None and needed > memory:
@@ -234,7 +245,7 @@ class _Work:
             """Sums over all sequences become means under the checkpoint's names."""
             found = Findings()
             for name, value in self.skeleton.unconverted(values).items():
-                found.tensors[f"{kind}/{name}"] = value.contiguous() / total
+                found.tensors[f"{kind}/{name}"] = finite(value.contiguous() / total, kind, name)
             self.partial.save(f"{kind}-{place:04}", found)
 
         def on_group(done: int, total: int, run: int) -> None:
@@ -252,7 +263,26 @@ class _Work:
             device=self.device,
             whole=whole,
             check=self._check,
+            terms=self._labels(whole) if kind == EXACT else 1,
         ).run(Squares(kind), int(self.partial.facts.get(kind, 0)), on_group, means)
+
+    def _labels(self, whole: bool) -> int:
+        """The labels that a text could have, over all its positions, seen by running the first one."""
+        found: list[int] = []
+
+        def count(_: Batch, output: Any) -> None:
+            found.append(logits_of(output, self.skeleton.index.label).numel())
+
+        first, scratch = [self.batches.every[0].one(0)], self.partial.folder / "labels"
+        with Walk(
+            self.skeleton, self.weights, first, scratch, device=self.device, whole=whole, check=self._check
+        ) as walk:
+            for stage in walk.stages():
+                stage.fill()
+                stage.run(after=count if stage.path == REST else lambda *_: None)
+        shutil.rmtree(scratch, ignore_errors=True)
+        _check_labels(self.skeleton.index, found[-1])
+        return found[-1]
 
     def _check(self) -> None:
         if self.should_stop():

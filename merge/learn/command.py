@@ -34,6 +34,9 @@ def add_measure(commands: Any, bytes_of: Callable[[str], int]) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
+    from merge.kernels.device import check_device  # loads torch, which the other commands do without
+
+    check_device(options.device)
     samples = read_samples(
         DEFAULT if options.data == DEFAULT else Path(options.data),
         documents=options.documents,
@@ -41,7 +44,7 @@ def _measure(options: argparse.Namespace) -> None:
         rule=options.rule,
     )
     index = index_folder(options.model)
-    from merge.learn.collect import collect  # loads torch, which the other commands do without
+    from merge.learn.collect import collect
 
     made = collect(
         options.model,

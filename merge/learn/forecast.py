@@ -15,6 +15,7 @@ from typing import Any
 from merge.arch.roles import role_of, tied_names, tower_and_layer
 from merge.checkpoint.index import ModelIndex
 from merge.contract.informed import KINDS
+from merge.learn.labels import EXACT, labels_told
 
 FLOAT32 = 4
 BATCH_TOKENS = 2048
@@ -130,13 +131,16 @@ def seconds(index: ModelIndex, kinds: Iterable[str], documents: int, tokens: int
     asked = set(kinds)
     blocks = _blocks_of(index)
     backward = _backward(asked)
+    observed = backward < len(asked)
+    if EXACT in asked:
+        backward += labels_told(index.config, tokens) - 1
     chosen, experts = _greatest(index.config, ("num_experts_per_tok",)), _greatest(index.config, _EXPERTS)
     share = chosen / experts if chosen and experts else 1.0
     inside = sum(_work(name, info.shape, share) for name, info in index.tensors.items() if _inside(name))
     if not blocks.inside:
         inside = index.parameters
     head = max((_numel(shape) for role, shape in blocks.outside if role in ("head", "embed")), default=0)
-    work = inside * ((backward < len(asked)) + backward * _BACKWARD)
+    work = inside * (observed + backward * _BACKWARD)
     work += head * backward * _BACKWARD
     if _square(asked):
         work += sum(_grams(shapes) / FLOAT32 for shapes in blocks.inside.values())

@@ -6,23 +6,18 @@ blocks is differentiated by the model's own code; the block is run again with gr
 get is passed on to the blocks they came from. Weights outside the blocks come last, each sequence at once,
 so that a tied weight's two gradients are added before they are squared.
 
-``fisher``: labels are drawn from the model's own distribution at every position, with a generator of the
-sequence's own; (gradient of the sum of their log-probabilities)^2 / positions, mean over sequences: the
-diagonal Fisher information of one position. ``grad_weight``: (gradient of the language-model loss x
-weight)^2, mean over sequences (arXiv:2508.03140), the labels being the tokens that follow; where nothing
-follows (encoders, classifiers) drawn ones.
+What is differentiated is in ``merge.learn.losses``.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from merge.errors import ModelNotRun, NotFinite
+from merge.errors import NotFinite
+from merge.learn.losses import FOLLOWING, Loss
 from merge.learn.states import States
 from merge.learn.trees import leaves_of, map_floats, tensors_in
 from merge.learn.walk import REST, Trace, Walk
@@ -33,15 +28,12 @@ Cotangents = dict[tuple[str, int], list[Tensor | None]]
 
 
 class Gradients:
-    """Gradients of one loss over the sequences of a walk (batches of one sequence each), numbered from
-    ``first``.
-    """
+    """Gradients of one loss over the sequences of a walk (batches of one sequence each)."""
 
-    def __init__(self, walk: Walk, kind: str, seed: int, first: int, tell: OnGradient) -> None:
+    def __init__(self, walk: Walk, loss: Loss, tell: OnGradient) -> None:
         self._walk = walk
-        self._kind = kind
-        self._seed = seed
-        self._first = first
+        self._loss = loss
+        self._first = loss.first
         self._tell = tell
         self._cotangents: Cotangents = {}
         self._outside: defaultdict[int, list[tuple[str, int, Tensor]]] = defaultdict(list)
@@ -51,7 +43,7 @@ class Gradients:
         for sequence in range(len(self._walk.batches)):
             self._walk.check()
             trace = self._walk.trace(sequence, REST)
-            self._add(trace, sequence, [self._loss(trace, sequence)], [torch.ones(())])
+            self._add(trace, sequence, [self._loss.of(trace.result, sequence)], [torch.ones(())])
         for path in reversed(order):
             self._block(path)
             after(path)
@@ -126,7 +118,7 @@ class Gradients:
         walk = self._walk
         trace = walk.trace(sequence, REST)
         own = walk.skeleton.trained(walk.outside())
-        heads, gradients = [self._loss(trace, sequence)], [torch.ones((), device=walk.device)]
+        heads, gradients = [self._loss.of(trace.result, sequence)], [torch.ones((), device=walk.device)]
         for path, place, gradient in self._outside.pop(sequence, []):
             heads.append(list(tensors_in(trace.inputs[path]))[place])
             gradients.append(gradient)
@@ -145,44 +137,6 @@ class Gradients:
                 f"{self._first + sequence}."
             )
         self._tell(self._first + sequence, name, gradient.detach(), value.detach())
-
-    def _loss(self, trace: Trace, sequence: int) -> Tensor:
-        """The log-likelihood (fisher) or the loss (grad_weight) of a sequence."""
-        logits = _logits(trace.result, self._walk.skeleton.index.label)
-        rows = logits.reshape(-1, logits.shape[-1]).float()
-        labels = self._following(sequence, logits) if self._kind == "grad_weight" else None
-        if labels is not None:
-            rows = logits[0, :-1].float()
-        else:
-            labels = self._drawn(rows, sequence)
-        chosen = torch.log_softmax(rows, dim=-1).gather(1, labels[:, None]).sum()
-        return chosen / rows.shape[0] ** 0.5 if self._kind == "fisher" else -chosen / rows.shape[0]
-
-    def _drawn(self, rows: Tensor, sequence: int) -> Tensor:
-        key = hashlib.sha256(f"labels:{self._seed}:{self._first + sequence}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
-        shares = torch.softmax(rows.detach().double().cpu(), dim=-1)
-        return torch.multinomial(shares, 1, generator=generator)[:, 0].to(rows.device)
-
-    def _following(self, sequence: int, logits: Tensor) -> Tensor | None:
-        inputs = self._walk.batches[sequence].inputs
-        ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))
-        writes = self._walk.skeleton.module.can_generate() and logits.dim() == 3
-        if not writes or ids is None or ids.shape[1] != logits.shape[1] or ids.shape[1] < 2:
-            return None
-        return ids[0, 1:].to(logits.device)
-
-
-def _logits(result: Any, label: str) -> Tensor:
-    for name in ("logits", "prediction_logits", "start_logits"):
-        found = getattr(result, name, None)
-        if isinstance(found, Tensor):
-            return found
-    raise ModelNotRun(
-        f"{label} gives no probabilities (it has no head), so there is nothing to differentiate: fisher "
-        f"and grad_weight "
-        "need a model with a head."
-    )
 
 
 def keep_every_output(walk: Walk, scratch: Path) -> list[str]:
@@ -210,7 +164,7 @@ class Squares:
     def add(self, _: int, name: str, gradient: Tensor, value: Tensor) -> None:
         """One sequence's gradient of one parameter."""
         part = gradient.float()
-        if self.kind == "grad_weight":
+        if self.kind == FOLLOWING:
             part = part * value.float()
         held = self.sums.get(name)
         if held is None:

@@ -173,7 +173,7 @@ class Observers:
             self._routing(tensors, found)
         if block and "activation_norm" in self._kinds and self._norms[1]:
             value = torch.tensor(self._norms[0] / self._norms[1])
-            found.tensors[f"activation_norm/{block}"] = _finite(value, "activation_norm", block)
+            found.tensors[f"activation_norm/{block}"] = finite(value, "activation_norm", block)
         return found
 
     def _tied_heads(self, found: Findings) -> None:
@@ -183,11 +183,11 @@ class Observers:
             if expert is None and parameter not in stored and role_of(parameter, (1, 1), {}) == "head":
                 found.axis[parameter], found.counted[parameter] = 1, meter.tokens
                 for kind, value in meter.means().items():
-                    found.tensors[f"{kind}/{parameter}"] = _finite(value, kind, parameter)
+                    found.tensors[f"{kind}/{parameter}"] = finite(value, kind, parameter)
 
     def _means(self, found: Findings, name: str, meter: Meter) -> None:
         for kind, value in meter.means().items():
-            found.tensors[f"{kind}/{name}"] = _finite(value, kind, name)
+            found.tensors[f"{kind}/{name}"] = finite(value, kind, name)
 
     def _unstored(self) -> list[str]:
         """Modules whose weight is another tensor of the checkpoint under a second name: tied heads."""
@@ -268,7 +268,7 @@ class Observers:
         means = [meter.means() for meter in meters]
         for kind in means[0]:
             value = torch.stack([each[kind] for each in means])
-            found.tensors[f"{kind}/{name}"] = _finite(value, kind, name)
+            found.tensors[f"{kind}/{name}"] = finite(value, kind, name)
 
     def _note(self, found: Findings, name: str, meter: Meter, parameter: str) -> None:
         found.counted[name] = meter.tokens
@@ -386,11 +386,11 @@ def _rows_of(given: Tensor, weight: Tensor, width: int) -> Tensor | None:
     return plain.reshape(-1, width).float()
 
 
-def _finite(value: Tensor, kind: str, name: str) -> Tensor:
+def finite(value: Tensor, kind: str, name: str) -> Tensor:
+    """A statistic of a module as it is; raises ``NotFinite`` naming both."""
     if not bool(value.isfinite().all()):
         raise NotFinite(
-            f"{kind} of {name} came out with NaN or infinity: what this module is given on the "
-            f"calibration data is "
-            "not finite, or too large to be summed."
+            f"{kind} of {name} came out with NaN or infinity: what this module is given on the calibration "
+            "data (or its gradients) is not finite, or too large to be summed."
         )
     return value

@@ -28,6 +28,8 @@ INPUT_KINDS: Mapping[str, str] = {
 }
 GRADIENT_KINDS: Mapping[str, str] = {
     "fisher": "shape of the tensor: diagonal Fisher of one position, labels drawn from the model",
+    "fisher_argmax": "shape of the tensor: the same with the likeliest label of each position",
+    "fisher_exact": "shape of the tensor: the same with every label, weighted by its probability",
     "grad_weight": "shape of the tensor: mean over sequences of (gradient of the loss x weight)^2",
 }
 OTHER_KINDS: Mapping[str, str] = {

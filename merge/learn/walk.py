@@ -84,6 +84,8 @@ class Walk:
         self.whole = whole
         self.check = check
         self._call = Call()
+        self._full: Any = torch.autocast(self.device.type, enabled=False)
+        """Float32 stays float32 inside, whatever the caller has switched on."""
         self._takes_cache = "use_cache" in inspect.signature(skeleton.module.forward).parameters
         self._undo: list[Callable[[], None]] = []
         self._scratch = scratch
@@ -177,9 +179,11 @@ class Walk:
             tower.spare.close()
 
     def __enter__(self) -> "Walk":
+        self._full.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._full.__exit__(*error)
         self.close()
 
     def outside(self) -> list[str]:

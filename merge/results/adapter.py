@@ -8,21 +8,20 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import hypot, isfinite, prod, sqrt
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merge.blocks import Buffers, Crew, cast_out
+from merge.blocks import cast_out
 from merge.chain import Block, Chain
 from merge.checkpoint.adapter import CONFIG_FILE, WEIGHT_FILE
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.layout import TensorSpec, lay_out
-from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.writer import ShardWriter
-from merge.contract.factors import Factors
 from merge.errors import NotFinite, NothingChanged
 from merge.finish import write_json
 from merge.forms.adapter import AdapterPlan, LoraModule
@@ -32,49 +31,11 @@ from merge.kernels.spectral import LowRank, decompose, decompose_product
 from merge.kernels.truncation import block_rows
 from merge.outputs import Input, OutputTensor
 from merge.plan import Plan
+from merge.results.merging import Merging
 from merge.results.peft import Made, Saved, adapter_config, factor_names, losses, saved_name
-from merge.sizing import Sizes
 
 PARTS = "parts"
 _FACTS = "facts"
-
-
-class Meter(Protocol):
-    """Stops where the caller wants that."""
-
-    def check(self) -> None:
-        """Raises ``Stopped``."""
-
-
-class Merging(Protocol):
-    """What the run does for the maker of a result."""
-
-    crew: Crew
-    buffers: Buffers
-    sizes: Sizes
-    readers: Mapping[str, TensorReader]
-
-    @property
-    def meter(self) -> Meter:
-        """Asked between blocks."""
-
-    def ready(self, outputs: Sequence[OutputTensor]) -> Iterator[Sequence[OutputTensor]]:
-        """The outputs some at a time, each when its statistics are there."""
-
-    def merged(self, output: OutputTensor, first: int, count: int) -> Tensor:
-        """Entries of a merged tensor, flat, in the dtype of the arithmetic; overwritten by the next call."""
-
-    def read(self, source: Input, first: int, count: int) -> Tensor:
-        """The same of one input."""
-
-    def chain(self, output: OutputTensor) -> Chain:
-        """The steps bound to this tensor."""
-
-    def merged_factors(self, output: OutputTensor) -> Factors | None:
-        """The merged change as factors, where the steps give those."""
-
-    def finished(self, output: OutputTensor) -> None:
-        """Counts a tensor that was made."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +117,7 @@ class _Maker:
         self._held = held
         self._whole = plan.granularity == "tensor"
         self._lock = threading.Lock()
+        self._seen: dict[str, Mapping[str, list[float]]] = {}
         self._files: dict[str, tuple[str, Any]] = {}
 
     def job(self, make: Callable[[str, Any], None], file: str, what: Any) -> Callable[[], None]:
@@ -181,7 +143,8 @@ class _Maker:
         a, b = (self._rounded(module.output.name, side) for side in (right, left))
         lost = hypot(low.error, _distance(left, right, b.double(), a.double()) / (low.norm or 1.0))
         names = factor_names(module)
-        self._write(file, {names[0]: a, names[1]: b} if low.rank else {}, [low.norm, lost * low.norm])
+        found = self._look_at_factors(module.output, low) if module.factored else self._look(module.output)
+        self._write(file, {names[0]: a, names[1]: b} if low.rank else {}, [low.norm, lost * low.norm], found)
 
     def save(self, file: str, output: OutputTensor) -> None:
         """A whole tensor."""
@@ -193,12 +156,12 @@ class _Maker:
             for first, count in self._spans(output):
                 merged = self._work.merged(output, first, count)
                 writer.write_at(name, first, cast_out(name, merged, dtype, self._work.buffers))
-            self._record(writer)
+            self._record(writer, self._look(output))
 
     def measure(self, file: str, output: OutputTensor) -> None:
         """How large the change is that the adapter leaves out."""
         total = sum(float(block.double().square().sum()) for block in self._change(output))
-        self._write(file, {}, [total**0.5, total**0.5])
+        self._write(file, {}, [total**0.5, total**0.5], self._look(output))
 
     def parts(self) -> Parts:
         """Everything that was made, in the order of the plan."""
@@ -273,6 +236,8 @@ class _Maker:
                 if block is None:
                     block = torch.empty(count, dtype=merged.dtype)
                 place = block[at - first : at - first + size].copy_(merged)
+                if self._whole and output.name not in self._seen:
+                    self._seen[output.name] = self._work.survey(output, _held(place))
                 place.sub_(self._work.read(base, at, size))
             assert block is not None  # a block has at least one span
             yield block.view(-1, columns)
@@ -295,19 +260,59 @@ class _Maker:
     def _lora_paths(self) -> frozenset[str]:
         return frozenset(module.path for module in self._adapter.modules)
 
-    def _write(self, file: str, tensors: Mapping[str, Tensor], facts: Sequence[float]) -> None:
+    def _write(
+        self,
+        file: str,
+        tensors: Mapping[str, Tensor],
+        facts: Sequence[float],
+        found: Mapping[str, list[float]],
+    ) -> None:
         specs = [(name, self._adapter.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
         layout = lay_out(file, [*specs, (_FACTS, "F64", (len(facts),))])
         with ShardWriter(self._journal.folder / file, layout) as writer:
             for name, tensor in tensors.items():
                 writer.write_at(name, 0, tensor.contiguous().view(-1))
             writer.write_at(_FACTS, 0, torch.tensor(facts, dtype=torch.float64))
-            self._record(writer)
+            self._record(writer, found)
 
-    def _record(self, writer: ShardWriter) -> None:
+    def _look(self, output: OutputTensor) -> Mapping[str, list[float]]:
+        """What the merge report says of a tensor; where all of it is merged at once, that was noted then."""
+        seen = self._seen.pop(output.name, None)
+        return self._work.survey(output, partial(self._work.merged, output)) if seen is None else seen
+
+    def _look_at_factors(self, output: OutputTensor, low: LowRank) -> Mapping[str, list[float]]:
+        """The same of a module made from factors, whose base is not read: its own changes, from zero on."""
+        pairs = []
+        for source in output.sources:
+            adapter = self._plan.models[source.model].adapter
+            has = adapter is not None and source.tensor in adapter.pairs
+            pairs.append(
+                self._work.readers[source.model].factors(source.tensor, torch.float64) if has else None
+            )
+
+        def load(chain: Chain, first: int, count: int) -> Block:
+            shape, zero = chain.block_shape(count), torch.zeros(count)
+            parts = [zero if pair is None else _entries(*pair, first, count) for pair in pairs]
+            return Block(first, shape, zero.view(shape), [part.view(shape) for part in parts])
+
+        return self._work.survey(output, partial(_entries, low.left, low.right), load)
+
+    def _record(self, writer: ShardWriter, found: Mapping[str, list[float]]) -> None:
+        """Notes a part as done, with what the merge report says of its tensor."""
         written = writer.finish()
         with self._lock:
-            self._journal.add_shard(Finished(written.file, written.size, written.sha256))
+            self._journal.add_shard(Finished(written.file, written.size, written.sha256, measured=found))
+
+
+def _held(whole: Tensor) -> Callable[[int, int], Tensor]:
+    return lambda first, count: whole.view(-1)[first : first + count]
+
+
+def _entries(left: Tensor, right: Tensor, first: int, count: int) -> Tensor:
+    """Entries of left @ right, flat, in float32, without forming other rows."""
+    columns = right.shape[1]
+    top, bottom = first // columns, -(-(first + count) // columns)
+    return (left[top:bottom] @ right).view(-1)[first - top * columns :][:count].float()
 
 
 def _columns(output: OutputTensor) -> int:

@@ -6,8 +6,8 @@ pieces' order, so the numbers do not depend on threads or blocks.
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -15,18 +15,45 @@ from merge.chain import Block, Chain
 from merge.contract.method import Kind
 from merge.fused.summing import Summing, Terms, summed
 from merge.kernels.reduce import in_order
+from merge.outputs import OutputTensor
 from merge.sizing import PIECE_ELEMENTS
 from merge.survey.summary import Measured
 from merge.survey.terms import Given
 
 Extent = Literal["sampled", "full", "none"]
-LoopOf = Callable[[Given, int, Terms], Summing | None]
-"""The loop for these terms of so many inputs, where there is one."""
+LoadBlock = Callable[[Chain, int, int], Block]
+"""Entries of everything that a tensor is made from: the first one, and how many."""
 PIECES_SAMPLED = 4
 SAMPLE_ENTRIES = 1 << 13
 """Of each sampled piece (whole rows where a method needs them): enough for an angle to within a hundredth."""
 MOST_TENSORS = 1024
 """Tensors that are measured where not all pieces are; of more, an even choice."""
+
+
+class Loops(Protocol):
+    """Knows compiled loops for sums."""
+
+    def summing(self, key: Hashable, dtypes: tuple[str, ...], terms: Terms) -> Summing | None:
+        """The loop for these terms of inputs of these dtypes, where there is one."""
+
+    def sums_beside(
+        self, key: Hashable, terms: Terms, output: OutputTensor, first: int, made: Tensor
+    ) -> list[float] | None:
+        """The sums of these terms of an output's inputs, from entry ``first`` on, and of what was made of
+        them, where a loop can tell.
+        """
+
+
+class Eager:
+    """Knows none."""
+
+    def summing(self, *_: object) -> Summing | None:
+        """None."""
+        return None
+
+    def sums_beside(self, *_: object) -> list[float] | None:
+        """None."""
+        return None
 
 
 class Surveyor:
@@ -46,19 +73,21 @@ class Surveyor:
     def look(
         self,
         chain: Chain,
+        output: OutputTensor,
         first: int,
         merged: Tensor,
-        load: Callable[[Chain, int, int], Block],
-        loop_of: LoopOf = lambda *_: None,
+        load: LoadBlock,
+        loops: Loops,
     ) -> None:
         """Measures the wanted pieces of a block whose merged entries, flat, have just been written.
 
-        ``load`` reads a block of the inputs again, ``loop_of`` knows a compiled loop for the sums.
+        ``load`` reads a block of the inputs again, where the loops cannot do it.
         """
-        for start, count in self._pieces(chain, first, merged.numel()):
-            block = load(chain, start, count)
+        for start, count in self.pieces(chain, first, merged.numel()):
             part = merged[start - first : start - first + count]
-            numbers = _measure(chain, block, part, loop_of)
+            numbers = _beside(chain, output, start, part, loops)
+            if numbers is None:
+                numbers = _measure(chain, load(chain, start, count), part, loops)
             with self._lock:
                 self._found.setdefault(chain.site.name, {})[start] = numbers
                 self._entries[chain.site.name] = self._entries.get(chain.site.name, 0) + count
@@ -72,7 +101,8 @@ class Surveyor:
         sums = tuple(in_order(list(column)) for column in columns)
         return Measured(self._entries.pop(name), sums)
 
-    def _pieces(self, chain: Chain, first: int, count: int) -> Sequence[tuple[int, int]]:
+    def pieces(self, chain: Chain, first: int, count: int) -> Sequence[tuple[int, int]]:
+        """First entry and size of every piece that is measured and begins in this span."""
         total = chain.entries
         size = total if chain.granularity == "tensor" else chain.piece
         pieces = max(1, -(-total // size))
@@ -89,8 +119,18 @@ class Surveyor:
         return [(start, length) for start, length in spans if first <= start < first + count]
 
 
-def _measure(chain: Chain, block: Block, merged: Tensor, loop_of: LoopOf) -> list[float]:
-    """The sums that ``Measured`` names, over one piece."""
+def _beside(
+    chain: Chain, output: OutputTensor, first: int, merged: Tensor, loops: Loops
+) -> list[float] | None:
+    """The sums that ``Measured`` names, over one piece, where they follow from what is stored."""
+    if not all(bound.method.kind is Kind.COMBINE for bound in chain.steps):
+        return None
+    given = Given(output.base is not None, len(output.sources), False, False)
+    return loops.sums_beside(given, given.terms, output, first, merged)
+
+
+def _measure(chain: Chain, block: Block, merged: Tensor, loops: Loops) -> list[float]:
+    """The same of a block that was read."""
     like = block.sources[0]
     result = merged.to(like.dtype).to(like.device).view(block.shape)
     prepares = any(bound.method.kind is Kind.PREPARE for bound in chain.steps)
@@ -98,7 +138,7 @@ def _measure(chain: Chain, block: Block, merged: Tensor, loop_of: LoopOf) -> lis
     values = [*([] if block.base is None else [block.base]), *block.sources, result]
     values += chain.prepared(block) if prepares else []
     values += [chain.combined(block)] if chain.adjusts else []
-    loop = loop_of(given, given.inputs, given.terms)
+    loop = loops.summing(given, ("F32",) * given.inputs, given.terms)
     flat = [value.reshape(-1) for value in values]
     starts = range(0, max(1, flat[0].numel()), PIECE_ELEMENTS)  # a whole tensor has many terms at once
     parts = [_sums([each[at : at + PIECE_ELEMENTS] for each in flat], given, loop) for at in starts]

@@ -34,6 +34,8 @@ KINDS_SAID = {
     "input_second_moment": "mean square of the input channels",
     "gram": "mean square of the input channels (the diagonal of the Gram matrix)",
     "fisher": "diagonal Fisher information of the weights",
+    "fisher_argmax": "diagonal Fisher information of the weights, of the likeliest labels",
+    "fisher_exact": "exact diagonal Fisher information of the weights",
     "grad_weight": "(gradient x weight)² of the weights",
 }
 QUANTILES = {"low": "10 %", "median": "median", "mean": "mean", "high": "90 %", "most": "greatest"}

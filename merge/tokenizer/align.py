@@ -3,6 +3,7 @@ for it, or where that row comes from.
 """
 
 import hashlib
+import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ DONOR = "donor"
 
 @dataclass(frozen=True)
 class Made:
-    """Rows of the result that are computed from weights before the run, by one method from one donor."""
+    """Rows of the result that are computed from weights before the run, by one method from one donor; for
+    ``subword`` the model's rows that each is made of.
+    """
 
     method: str
     donor: str | None
     rows: tuple[int, ...]
+    cuts: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class RowTable:
 
     def digest(self) -> str:
         """sha256 (hex) of everything in it."""
-        made = [(each.method, each.donor, each.rows) for each in self.made]
+        made = [(each.method, each.donor, each.rows, *each.cuts) for each in self.made]
         text = repr((self.model, self.rows.tolist(), sorted(self.fills.items()), made))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -84,7 +88,8 @@ class Alignment:
     """The vocabulary of the result: ``ground`` is the model whose tokenizer files it is made from.
 
     ``rows`` are the result's, padding included. ``natural`` gives, by model, its own row for each of them (or
-    -1) whatever the recipe's rules are; ``tokens`` are the rows that stand for a token, in order.
+    -1) whatever the recipe's rules are; ``tokens`` are the rows that stand for a token, in order. ``unused``
+    are, by model, its own rows of no token or of one that is kept in reserve, where the recipe asks for them.
     """
 
     ground: str
@@ -93,6 +98,7 @@ class Alignment:
     new: tuple[NewToken, ...]
     natural: Mapping[str, "array[int]"]
     tables: Mapping[str, RowTable]
+    unused: Mapping[str, tuple[int, ...]]
 
     def shared(self, ours: str, theirs: str) -> list[int]:
         """Rows of the result whose token both models have."""
@@ -125,6 +131,7 @@ class _Aligner:
         self.known = {key: self._ids(s.vocabulary) for key, s in self.speakers.items()}
         self.ids: dict[Any, int] = dict(self.known[ground])
         self.new: list[NewToken] = []
+        self.cuts: dict[tuple[str, int], tuple[int, ...]] = {}
 
     def run(self) -> Alignment:
         following = self.ground.vocabulary.size
@@ -137,7 +144,10 @@ class _Aligner:
         self.own = {key: self._own_rows(key) for key in self.speakers}
         tables = {key: self._table(key) for key in self.speakers}
         tokens = array("i", sorted(self.ids.values()))
-        return Alignment(self.ground.key, self.rows, tokens, tuple(self.new), self.own, tables)
+        unused = {
+            key: tuple(_unused(each)) for key, each in self.speakers.items() if self.choice.well_trained
+        }
+        return Alignment(self.ground.key, self.rows, tokens, tuple(self.new), self.own, tables, unused)
 
     def _ids(self, vocabulary: Vocabulary) -> Mapping[Any, int]:
         return vocabulary.tokens if self.raw else vocabulary.meanings()
@@ -205,7 +215,12 @@ class _Aligner:
         made: dict[tuple[str, str | None], list[int]] = {}
         missing = [at for at in range(self.rows) if rows[at] < 0 and at not in fills]
         self._fill(key, missing, fills, made)
-        listed = tuple(Made(method, donor, tuple(each)) for (method, donor), each in made.items())
+        listed = tuple(
+            Made(
+                method, donor, tuple(each), tuple(self.cuts[key, at] for at in each if (key, at) in self.cuts)
+            )
+            for (method, donor), each in made.items()
+        )
         tokens = min(speaker.rows, speaker.vocabulary.size)
         return RowTable(key, rows, fills, listed, speaker.rows, tokens)
 
@@ -248,15 +263,21 @@ class _Aligner:
                 fill = self._padding(at)
             elif near is not None and (found := near(names[at])) is not None:
                 fill = ((key, found),)
+            elif cut is not None and (pieces := cut(names[at])):
+                if self.choice.pieces == "mean" and not self.choice.alters:
+                    fill = tuple((key, row) for row in pieces)
+                else:
+                    self.cuts[key, at], way = pieces, ("subword", None)
             elif cut is not None:
-                fill = cut(names[at])
-            elif self.choice.approximate is None:
+                pass  # the mean
+            elif self.choice.approximate in (None, "lend"):
                 fill = self._shared(key, at)
+                way = ("mean" if self.choice.approximate is None else "zero", None)
             else:
                 way = self._approximated(key, at)
             if fill:
                 fills[at] = fill
-            elif way[0] == "zero":
+            elif way[0] == "zero" and not self.choice.alters:
                 fills[at] = ZEROS
             else:
                 made.setdefault(way, []).append(at)
@@ -298,10 +319,10 @@ class _Aligner:
 
         return find
 
-    def _cut(self, key: str) -> Callable[[Any], Fill | None]:
+    def _cut(self, key: str) -> Callable[[Any], tuple[int, ...]]:
         speaker = self.speakers[key]
         pieces = Pieces(speaker.vocabulary.meanings(), speaker.rows)
-        return lambda token: tuple((key, row) for row in pieces.of(self._meaning(token))) or None
+        return lambda token: pieces.of(self._meaning(token))
 
     def _meaning(self, token: Any) -> bytes:
         if not self.raw:
@@ -319,6 +340,14 @@ class NoSuchToken(LookupError):
         super().__init__(f"the rule of {token[:40]!r} asks {model} for a token it does not have")
         self.token = token
         self.model = model
+
+
+def _unused(speaker: Speaker) -> Iterator[int]:
+    """Rows of no token, and of tokens that are kept in reserve by their name."""
+    names = {row: text for text, row in speaker.vocabulary.tokens.items()}
+    for row in range(speaker.rows):
+        if row not in names or re.search(r"unused|reserved", names[row], re.IGNORECASE):
+            yield row
 
 
 def _rule_flags(text: str) -> Mapping[str, bool]:

@@ -110,31 +110,6 @@ def orthogonal_pursuit(targets: Tensor, atoms: Rows, sizes: Tensor, k: int) -> C
     return Combination(chosen, amounts, relative(left, goal))
 
 
-def nearest_rows(targets: Tensor, atoms: Rows, sizes: Tensor, k: int) -> Combination:
-    """The ``k`` nearest atoms by Euclidean distance, weighted by one over it (Shepard, 1968); an atom that is
-    the target itself stands alone.
-    """
-    goals = targets.to(torch.float64)
-    best = torch.full((len(goals), 0), torch.inf)
-    chosen = torch.zeros(len(goals), 0, dtype=torch.int64)
-    for first, tile in atoms.tiles():
-        size = sizes[first : first + len(tile)]
-        near = (size * size)[None] - 2 * (targets @ tile.T)
-        best = torch.cat([best, near], dim=1)
-        chosen = torch.cat([chosen, torch.arange(first, first + len(tile)).expand(len(goals), -1)], dim=1)
-        best, at = best.topk(min(k, best.shape[1]), dim=1, largest=False)
-        chosen = chosen.gather(1, at)
-    picked = [atoms.take(chosen[:, place].tolist()).to(torch.float64) for place in range(chosen.shape[1])]
-    far = torch.stack([(goals - atom).norm(dim=1) for atom in picked], dim=1)
-    exact = far <= ENOUGH * goals.norm(dim=1, keepdim=True)
-    weights = torch.where(exact.any(dim=1, keepdim=True), exact.to(torch.float64), 1 / far.clamp(min=1e-300))
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    made = torch.zeros_like(goals)
-    for place, atom in enumerate(picked):
-        made += atom.mul_(weights[:, place : place + 1])
-    return Combination(chosen, weights, relative(goals - made, goals.norm(dim=1)))
-
-
 def moments(rows: Rows, spread: str | None = None) -> Moments:
     """The mean of all rows; ``spread`` is ``deviation`` (by column) or ``covariance`` (its factor, narrow).
 

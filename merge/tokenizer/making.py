@@ -14,12 +14,16 @@ from torch import Tensor
 from merge.arch.rope import Spin, spin_of
 from merge.checkpoint.dtype import as_bytes
 from merge.checkpoint.reader import TensorReader
+from merge.kernels.keyed import Draws, key_of
 from merge.recipe import Recipe
+from merge.recipe_tokenizer import FROM_DONORS
 from merge.tokenizer.align import Made
-from merge.tokenizer.approximate import Rows, drawn, lengths, moments, nearest_rows, orthogonal_pursuit
-from merge.tokenizer.planned import FROM_DONORS, VocabularyPlan, Wanted, batch_rows
+from merge.tokenizer.approximate import Rows, drawn, lengths, moments, orthogonal_pursuit
+from merge.tokenizer.neighbours import nearest_rows
+from merge.tokenizer.planned import VocabularyPlan, Wanted, batch_rows
 from merge.tokenizer.rows import HeldRows, MadeFile, MadeRows, PickedRows
 from merge.tokenizer.spaces import Each, landmark_map, sparse_basis_map
+from merge.tokenizer.trained import under_trained
 from merge.tokenizer.turning import turning_pursuit
 
 FILE = ".mergery-rows"
@@ -63,6 +67,7 @@ class RowMaker:
     ) -> None:
         self._recipe, self._vocabulary, self._readers, self._dtype = recipe, vocabulary, readers, dtype
         self._targets = list(self._find(wanted))
+        self._under_trained: dict[str, frozenset[int]] = {}
         self.told: list[dict[str, Any]] = []
 
     def make(self, folder: Path, each: Each, memory: int) -> MadeFile | None:
@@ -108,11 +113,15 @@ class RowMaker:
         slots: dict[int, int] = {}
         following = 0
         for made in self._vocabulary.tables[table].made:
-            alone = flat or made.method == "mean"
+            alone = flat or self._alike(made)
             for place, row in enumerate(made.rows):
                 slots[row] = following + (0 if alone else place)
             following += 1 if alone else len(made.rows)
         return slots
+
+    def _alike(self, made: Made) -> bool:
+        """Whether all its rows are the same."""
+        return made.method == "mean" and self._recipe.tokenizer.noise == 0
 
     def _moments(self, target: _Target, fd: int) -> None:
         """Rows that depend on the model's own rows as a whole: their mean, or draws around it."""
@@ -122,14 +131,47 @@ class RowMaker:
             if made.method in FROM_DONORS and not flat:
                 continue
             own = PickedRows(self._readers[target.model], target.tensor, range(table.own_tokens))
-            known = moments(own, None if flat else _SPREADS.get(made.method))
-            alone = flat or made.method == "mean"
-            name = f"{target.model}/{target.tensor}"
-            for row in made.rows[:1] if alone else made.rows:
-                values = known.mean if alone else drawn(known, self._recipe.seed, name, row)
-                self._write(fd, target.part, row, values[None])
+            if made.cuts and not flat:
+                self._join(target, made, own, fd)
+            else:
+                self._draw(target, made, own, fd)
             self.told.append({"tensor": target.tensor, "model": target.model,
                               "method": "mean" if flat else made.method, "rows": len(made.rows)})  # fmt: skip
+
+    def _draw(self, target: _Target, made: Made, own: Rows, fd: int) -> None:
+        known = moments(own, None if target.flat else _SPREADS.get(made.method))
+        zero, name = made.method == "zero" and not target.flat, f"{target.model}/{target.tensor}"
+        for row in made.rows[:1] if target.flat or self._alike(made) else made.rows:
+            values = torch.zeros_like(known.mean) if zero else drawn(known, self._recipe.seed, name, row)
+            self._write(fd, target, row, values[None])
+
+    def _join(self, target: _Target, made: Made, own: Rows, fd: int) -> None:
+        """Rows of the tokens that make up a token's text. An embedding says more by the last of them, after
+        which the text goes on, a head by the first, with which it begins.
+        """
+        head = self._vocabulary.tensors[target.model].tensors[target.tensor] == "head"
+        for row, pieces in zip(made.rows, made.cuts, strict=True):
+            shares = joined(self._recipe.tokenizer.pieces, len(pieces), head)
+            values = shares @ own.take(pieces).to(torch.float64)
+            self._write(fd, target, row, values[None])
+
+    def _shared(self, ours: str, theirs: str) -> tuple[int, ...]:
+        """Rows of the result that both models have; without the ill-trained ones, if asked and any remain."""
+        found = self._vocabulary.alignment.shared(ours, theirs)
+        if self._recipe.tokenizer.well_trained:
+            natural = self._vocabulary.alignment.natural
+            bad = [(natural[model], self._bad(model)) for model in (ours, theirs)]
+            found = [at for at in found if not any(own[at] in rows for own, rows in bad)] or found
+        return tuple(found)
+
+    def _bad(self, model: str) -> frozenset[int]:
+        if model not in self._under_trained:
+            reader, known = self._readers[model], self._vocabulary.tensors[model]
+            wide = {part: PickedRows(reader, name, range(known.rows)) for name, part in known.tensors.items()
+                    if len(reader.index.tensors[name].shape) > 1}  # fmt: skip
+            unused = self._vocabulary.alignment.unused[model]
+            self._under_trained[model] = under_trained(wide["embed"], wide.get("head"), unused)
+        return self._under_trained[model]
 
     def _groups(self) -> Iterator[_Group]:
         found: dict[Any, tuple[Made, str, str, tuple[int, ...], list[_Target]]] = {}
@@ -138,7 +180,7 @@ class RowMaker:
                 if made.method not in FROM_DONORS or target.flat or made.donor is None:
                     continue
                 tensor = self._counterpart(target, made.donor)
-                shared = tuple(self._vocabulary.alignment.shared(target.model, made.donor))
+                shared = self._shared(target.model, made.donor)
                 key = (made.method, made.donor, tensor, made.rows, shared)
                 found.setdefault(key, (made, made.donor, tensor, shared, []))[4].append(target)
         for made, donor, tensor, shared, targets in found.values():
@@ -178,7 +220,7 @@ class RowMaker:
             made, errors[first] = solve(wanted.take(range(wanted.count)))
             for target, values in zip(group.targets, made, strict=True):
                 for place, row in enumerate(batch):
-                    self._write(fd, target.part, row, values[place : place + 1])
+                    self._write(fd, target, row, values[place : place + 1])
 
         each(range(0, len(rows), size), work)
         left = torch.cat([errors[first] for first in sorted(errors)])
@@ -214,10 +256,13 @@ class RowMaker:
                 return [found.apply(rows, own) for rows, own in zip(places, spins, strict=True)], found.errors
 
             return turn
-        pursue = orthogonal_pursuit if method == "omp" else nearest_rows
+        choice = self._recipe.tokenizer
 
         def combine(targets: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-            found = pursue(targets, atoms, sizes, k)
+            if method == "omp":
+                found = orthogonal_pursuit(targets, atoms, sizes, k)
+            else:
+                found = nearest_rows(targets, atoms, sizes, k, choice.distance, choice.weighting)
             return [found.apply(rows) for rows in places], found.errors
 
         return combine
@@ -227,6 +272,20 @@ class RowMaker:
         assert found is not None  # the plan refuses other widths
         return found
 
-    def _write(self, fd: int, part: MadeRows, row: int, values: Tensor) -> None:
+    def _write(self, fd: int, target: _Target, row: int, values: Tensor) -> None:
+        part, choice = target.part, self._recipe.tokenizer
+        if choice.approximate is not None and choice.alters and not target.flat:
+            key = key_of(self._recipe.seed, "noise", f"{target.model}/{target.tensor}")
+            noise = Draws(key, row * part.width, (1, part.width)).normal() * choice.noise
+            values = (values + noise) * choice.scale
         flat = values.to(self._dtype).contiguous()
         os.pwrite(fd, as_bytes(flat), part.begin + part.slots[row] * part.width * flat.element_size())
+
+
+def joined(pieces: str, count: int, head: bool) -> Tensor:
+    """float64 amounts of the ``count`` tokens of a text, in its order, for an embedding or a head."""
+    even = torch.ones(count, dtype=torch.float64)
+    rising = even.cumsum(0)
+    amounts = {"mean": even / count, "sum": even, "weighted_mean": rising / rising.sum(),
+               "first_last": even - (rising < count).double()}[pieces]  # fmt: skip
+    return amounts.flip(0) if head else amounts

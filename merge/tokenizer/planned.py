@@ -22,8 +22,6 @@ Wanted = tuple[str, str, tuple[int, ...]]
 
 TILE_ROWS = 2048
 """Shared rows that are looked at at a time: fixed."""
-FROM_DONORS = ("omp", "common_interpolation", "landmark_pca", "stb", "mp_rope")
-"""Ways to make a row that look at a donor's rows."""
 _SQUARES = {"john_hewitt": 3, "landmark_pca": 8, "stb": 8}
 
 
@@ -48,6 +46,13 @@ class VocabularyPlan:
     def table_of(self, model: str) -> str | None:
         """The name of a model's table; ``None`` where its tensors are read as they are."""
         return None if self.tables[model].identity else model
+
+    def tensors_read(self, model: str) -> Mapping[str, str]:
+        """The tensors of a model that rows may be read from, by their part: none of a donor that lends words
+        only.
+        """
+        learnt_from = {made.donor for table in self.tables.values() for made in table.made}
+        return self.tensors[model].tensors if model != DONOR or DONOR in learnt_from else {}
 
     def lenders(self, model: str) -> set[str]:
         """The models whose rows fill a model's table."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 PLACE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]{0,63})\s*\}\}")
@@ -20,6 +21,7 @@ METRICS: Mapping[str, frozenset[str]] = {
 }
 """The metrics of the harness's registry, by the kind of request that they are made for."""
 MOST_TEXT = 20_000
+MOST_YAML = 200_000
 Text = Annotated[str, StringConstraints(max_length=MOST_TEXT)]
 
 
@@ -99,6 +101,33 @@ class HarnessConfig(_Part):
         if self.choice_field is not None:
             told["doc_to_choice"] = self.choice_field
         return told
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which could make a small text a large one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(problem="aliases are not read")
+        return super().compose_node(parent, index)
+
+
+def from_yaml(text: str) -> dict[str, Any]:
+    """The fields that the YAML file of a task holds; raises ``ValueError`` for anything but plain data, such
+    as ``!function``.
+    """
+    if len(text) > MOST_YAML:
+        raise ValueError(f"has {len(text):,} characters; at most {MOST_YAML:,} are read")
+    try:
+        found = yaml.load(text, _PlainLoader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f" (line {mark.line + 1})"
+        said = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ValueError(f"is not YAML of plain data{where}: {said}") from None
+    if not isinstance(found, dict):
+        raise ValueError("is YAML, but no mapping of fields to values")
+    return found
 
 
 def require_plain(template: str) -> None:

@@ -80,6 +80,12 @@ TABLE: dict[str, Bad] = {
         "statistics_not_runnable", None, "has no config", {"base": "bare", "sources": ["bare", "bare"]}
     ),
     "a base of other shapes": Bad("shape_mismatch", None, "but [260, 32] is wanted", {"base": "wide"}),
+    "every word a label": Bad(
+        "statistics_not_runnable",
+        None,
+        "a text has 133120 of them",
+        {"steps": [{"method": "fisher", "estimator": "exact"}]},
+    ),
     "too long for the memory": Bad(
         "budget_too_small", None, "calibration.tokens", {"calibration": {"tokens": 32768}}
     ),

@@ -101,7 +101,9 @@ def test_every_method_is_listed_with_the_schema_of_its_settings(api: TestClient)
     names = [each["name"] for each in api.get("/v1/methods").json()["data"]]
     assert "ties" in names
     for name in names:
-        assert api.get(f"/v1/methods/{name}").json()["settings"]["type"] == "object"
+        told = api.get(f"/v1/methods/{name}").json()
+        assert told["settings"]["type"] == "object"
+        assert all(told[what].endswith(".") for what in ("about", "use", "costs", "differs"))
     preset = api.get("/v1/methods/dare_ties").json()
     assert (preset["kind"], [step["method"] for step in preset["steps"]]) == ("preset", ["dare", "ties"])
     measured = api.get("/v1/methods/ties").json()["evidence"]

@@ -93,3 +93,46 @@ def test_a_bundle_of_another_version_is_refused(api: TestClient, bundle: Path, m
     (old / "bundle.safetensors").write_bytes((bundle / "bundle.safetensors").read_bytes())
     answer = ask(api, bundle="newer", member="a")
     assert answer.status_code == 422 and "format 9" in answer.text and "bundle_version" in answer.text
+
+
+def teach(api: TestClient, examples: list[tuple[str, str]], **fields: Any) -> Any:
+    rows = [{"text": text, "member": member} for text, member in examples]
+    return api.post("/v1/jobs", json={"kind": "router", "bundle": "bundle", "examples": rows, **fields})
+
+
+def test_a_router_is_planned_over_the_base_alone(api: TestClient, bundle: Path) -> None:
+    answer = teach(api, [("one", "a"), ("two", "b")])
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert (job["kind"], job["state"]) == ("router", "queued")
+    assert [each["role"] for each in job["plan"]["inputs"]] == ["base"]
+    assert job["plan"]["estimate"]["peak_memory_bytes"] > 0
+    plan = api.post(
+        "/v1/plans",
+        json={"kind": "router", "bundle": "bundle", "examples": [{"text": "x", "member": "a"}] * 2},
+    )
+    assert plan.status_code == 422 and "no example for b" in plan.text
+
+
+@pytest.mark.parametrize(
+    ("examples", "fields", "code", "pointer"),
+    [
+        ([("x", "a"), ("y", "c")], {}, "member_unknown", "/examples"),
+        ([("x", "a"), ("y", "a")], {}, "request_invalid", "/examples"),
+        ([("x", "a"), ("y", "b")], {"base": "nowhere"}, None, "/base"),
+        ([("x", "a"), ("y", "b")], {"bundle": "expert1"}, None, "/bundle"),
+        ([("", "a"), ("y", "b")], {}, None, "/examples/0/text"),
+    ],
+    ids=["member", "absent", "base", "bundle", "text"],
+)
+def test_what_a_router_cannot_learn_from_is_said_at_its_field(
+    api: TestClient,
+    bundle: Path,
+    examples: list[tuple[str, str]],
+    fields: dict[str, str],
+    code: str | None,
+    pointer: str,
+) -> None:
+    answer = teach(api, examples, **fields)
+    assert answer.status_code == 422, answer.text
+    assert pointer in answer.text and (code is None or code in answer.text)

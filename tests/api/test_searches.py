@@ -67,8 +67,9 @@ def test_what_was_tried_is_told_page_by_page(api: TestClient, ended: str) -> Non
     assert first["has_more"] and [each["number"] for each in first["data"]] == [0, 1]
     assert first["data"][1] | {"elapsed": 0} == {
         "number": 1, "point": {"scale": 0.5}, "values": None, "share": 1.0, "error": "NotFinite: x",
-        "seconds": 0.1, "elapsed": 0,
+        "seconds": 0.1, "elapsed": 0, "state": "failed", "worker": None,
     }  # fmt: skip
+    assert first["workers"] == [{"id": ended, "state": "succeeded", "trials": 0, "error": None}]
     rest = api.get(f"/v1/jobs/{ended}/trials?after=1").json()
     assert not rest["has_more"] and rest["data"][0]["values"] == [-2.0]
 
@@ -100,6 +101,7 @@ def test_only_points_of_searches_are_merged(api: TestClient, ended: str) -> None
         ({"space": {"x": {"at": "sources.c"}}}, "'c' among the sources is not there"),
         ({"objectives": [{"set": "other"}]}, "names the set 'other'; evaluate has texts"),
         ({"objectives": [{"set": "texts", "metric": "accuracy"}]}, "does not measure 'accuracy'"),
+        ({"objectives": [{"set": "texts", "metric": "perplexity_of"}]}, "does not measure 'perplexity_of'"),
         ({"method": "hill"}, "there is no search method 'hill'"),
         ({"budget": {"evaluations": 2}}, "needs at least 3 evaluations"),
         ({"settings": {"levels": 1}}, "settings.levels"),

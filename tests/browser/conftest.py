@@ -74,9 +74,12 @@ class Desktop:
             self.complaints.append(f"asked another host: {request.url}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The browser; without one the tests say so loudly and do not run."""
+    """The browser; without one the tests say so loudly and do not run.
+
+    It keeps an event loop running, so it ends with its file: no other file's tests meet that loop.
+    """
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         reason = "NO CHROMIUM HERE: the browser tests did not run. Install the package 'chromium'."
@@ -89,7 +92,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def desktop(
     chromium: Browser, postgres: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Desktop]:

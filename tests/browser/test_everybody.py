@@ -84,6 +84,8 @@ def places(desktop: Desktop) -> list[str]:
         "/jobs?state=expired",
         "/jobs/new",
         "/jobs/new?method=dare",
+        "/jobs/score",
+        "/jobs/search",
         f"/jobs/new?from={done.id}",
     ]
     more = ["/methods", "/methods/ties", "/statistics", "/keys", "/webhooks", "/jobs/nowhere"]

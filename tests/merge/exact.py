@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from merge.checkpoint.index import ModelIndex, index_folder
 from merge.kernels.keyed import Draws, key_of
+from tests import tiny
 from tests.tiny import write_tensors
 
 SHAPES: Mapping[str, tuple[int, ...]] = {
@@ -53,6 +55,20 @@ def write(
 def family(root: Path, names: tuple[str, ...] = ("base", "a", "b", "c"), **options: Any) -> dict[str, Path]:
     """Folders by name."""
     return {name: write(root / name, name, **options) for name in names}
+
+
+def adapter(folder: Path, name: str, rank: int, scale: float = 1.0) -> Path:
+    """A LoRA over every projection, its factors fractions made of integers too."""
+    modules = [path.removesuffix(".weight") for path in SHAPES if "_proj" in path]
+    shapes = {module: (SHAPES[f"{module}.weight"][0], SHAPES[f"{module}.weight"][1]) for module in modules}
+    tiny.lora(folder, shapes, r=rank, alpha=2 * rank)
+    tensors = {}
+    for module, (rows, columns) in shapes.items():
+        for part, shape in (("A", (rank, columns)), ("B", (rows, rank))):
+            full = f"base_model.model.{module}.lora_{part}.weight"
+            tensors[full] = (Draws(key_of(name, full), 0, shape).uniform() - 0.5) * scale
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    return folder
 
 
 def indices(folders: Mapping[str, Path]) -> dict[str, ModelIndex]:

@@ -18,7 +18,8 @@ from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
 from merge.run import run
 from tests.merge import exact, informed
-from tests.merge.every import METHODS, count_of, moved, steps_of
+from tests.merge.every import METHODS, ON_FACTORS, count_of, moved, steps_of
+from tests.merge.results import adapters
 
 DIGESTS = Path(__file__).with_name("digests.json")
 BUDGET = 96 << 20
@@ -62,6 +63,38 @@ def chains() -> dict[str, tuple[str, list[dict[str, Any]]]]:
     return found
 
 
+RANKS: Mapping[str, int] = {"one": 4, "two": 2, "three": 3}
+
+
+def on_factors() -> dict[str, dict[str, Any]]:
+    """Steps on the factors of adapters, by name: every such method as ``chains`` has the others."""
+    kinds = {"defaults": lambda _: {}, "moved": moved}
+    return {
+        f"{method.name}.{kind}": {"method": method.name, **values(method)}
+        for method in ON_FACTORS
+        for kind, values in kinds.items()
+    }
+
+
+def with_adapters(root: Path) -> Path:
+    """A folder with a base and adapters over it."""
+    exact.write(root / "base", "base", dtype=torch.float32, shards=2)
+    for name, rank in RANKS.items():
+        exact.adapter(root / name, name, rank)
+    return root
+
+
+def merged_factors(root: Path, step: Mapping[str, Any], out: Path, **more: Any) -> Path:
+    """Merges the adapters with weights 1, 1/2 and 2; ``threads`` and ``should_stop`` are for the run, what
+    else is given is for the recipe.
+    """
+    sources = [{"id": n, "adapter": n, "weight": w} for n, w in zip(RANKS, (1.0, 0.5, 2.0), strict=True)]
+    options = {name: more.pop(name) for name in ("threads", "should_stop") if name in more}
+    document = {"base": "base", "sources": sources, "steps": [dict(step)], "shard_bytes": 150_000} | more
+    adapters.made(root, document, str(out), **options)
+    return out
+
+
 def planned(folders: Mapping[str, Path], used: str, steps: list[dict[str, Any]], **more: Any) -> Plan:
     """A plan with weights 1, 1/2 and 2."""
     document: dict[str, Any] = {
@@ -100,6 +133,9 @@ def main() -> None:
             known = informed.folders_for(plan, Path(root))
             run(plan, folders, out, budget_bytes=BUDGET, threads=1, statistics=known)
             found[name] = tensors_digest(out)
+        models = with_adapters(Path(root) / "adapters")
+        for name, step in on_factors().items():
+            found[name] = tensors_digest(merged_factors(models, step, Path(root) / name))
     DIGESTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

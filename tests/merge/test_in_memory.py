@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from merge import in_memory
 from merge.checkpoint.index import index_folder
-from merge.errors import NotInMemory, Stopped
+from merge.checkpoint.reader import TensorReader
+from merge.errors import BudgetTooSmall, NotInMemory, Stopped
 from merge.in_memory import InMemory
 from merge.plan import Plan, make_plan
 from merge.recipe import Recipe
-from merge.run import run
+from merge.run import fitted_sizes, run
 from tests import tiny
 
 BUDGET = 256 << 20
@@ -95,3 +97,31 @@ def test_it_stops_when_told(folders: dict[str, Path]) -> None:
     plan = planned({"base": "o/base", "sources": ["o/a", "o/b"], "steps": ["ties"]}, folders)
     with InMemory(folders, budget_bytes=BUDGET, should_stop=lambda: True) as memory, pytest.raises(Stopped):
         list(memory.tensors(plan))
+
+
+def test_small_models_are_read_once_and_given_up_where_memory_is_short(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned({"base": "o/base", "sources": ["o/a", "o/b"], "steps": ["ties"]}, folders)
+    real, read = TensorReader.read_float, list[str]()
+
+    def noted(self: TensorReader, name: str, first: int, count: int, out: torch.Tensor) -> None:
+        read.append(name)
+        real(self, name, first, count, out)
+
+    monkeypatch.setattr(TensorReader, "read_float", noted)
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+        first = dict(memory.tensors(plan))
+        assert len(read) == 3 * len(first) == len(set(read)) * 3
+        assert all(torch.equal(made, first[name]) for name, made in memory.tensors(plan))
+        assert len(read) == 3 * len(first)
+        tight = fitted_sizes(plan, BUDGET, 1, 0)
+        monkeypatch.setattr(
+            in_memory, "fitted_sizes", lambda *asked: tight if asked[-1] == 0 else refused(asked[-1])
+        )
+        assert all(torch.equal(made, first[name]) for name, made in memory.tensors(plan))
+        assert len(read) > 3 * len(first)
+
+
+def refused(lent: int) -> Any:
+    raise BudgetTooSmall(f"{lent} bytes are kept")

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,49 @@ def test_methods_lists_or_describes(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_inspect_shows_tensors(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("inspect", root / "a", "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)["tensors"]) == exact.TENSORS
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["tensors"]) == exact.TENSORS
+    assert told["tied"] == {} and told["architectures"] == ["LlamaForCausalLM"]
+    facts = {"dtype": "BF16", "shape": [128, 128], "bytes": 32_768, "layer": 1, "class": "linear"}
+    assert told["tensors"]["model.layers.1.self_attn.q_proj.weight"] == facts
+
+
+def test_inspect_shows_adapters_and_bundles(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exact.adapter(root / "lora", "lora", 3)
+    assert call("inspect", root / "lora") == 0
+    said = capsys.readouterr().out
+    assert "LoRA" in said and "1100 x 128" in said and "self_attn.q_proj" in said
+    assert call("inspect", root / "lora", "--json") == 0
+    modules = json.loads(capsys.readouterr().out)["modules"]
+    up = {"kind": "linear", "rank": 3, "scale": 2.0, "dtype": "F32"}
+    assert modules["model.layers.0.mlp.up_proj.weight"] == up and len(modules) == 4
+    steps = "base: base\nsources: [a, b]\nsteps: [task_arithmetic]\nresult: {form: bundle, kind: tall}\n"
+    (root / "bundle.yaml").write_text(steps)
+    assert call("run", root / "bundle.yaml", root / "kept", "--threads", 1) == 0
+    capsys.readouterr()
+    assert call("inspect", root / "kept") == 0
+    assert "m0, m1" in capsys.readouterr().out
+    assert call("inspect", root / "kept", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["members"] == ["m0", "m1"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--device", "tpu", "'tpu' is no device"),
+        ("--device", "mps", "'mps' is no device"),
+        ("--device", "cuda:99", "There is no cuda:99"),
+        ("--threads", "0", "'0' is no number of threads"),
+        ("--threads", "-2", "'-2' is no number of threads"),
+    ],
+)
+def test_a_device_or_threads_that_cannot_be_are_refused_by_name(
+    root: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, says: str
+) -> None:
+    with pytest.raises(SystemExit) if option == "--threads" else nullcontext():
+        assert call("run", root / "recipe.yaml", root / "out", f"{option}={value}") == 2
+    assert says in capsys.readouterr().err
+    assert not list(root.glob("out*"))
 
 
 def test_a_plan_for_people_has_classes_settings_and_costs(

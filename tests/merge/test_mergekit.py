@@ -284,6 +284,7 @@ SLICE = {"sources": [{"model": "org/base", "layer_range": [0, 2]}, {"model": "or
         ),
         ({"base_mdel": "x"}, "/base_mdel", "did you mean base_model?"),
         ({"parameters": {"desnity": 1}}, "/parameters/desnity", "did you mean density?"),
+        ({"parameters": {"rescael": True}}, "/parameters/rescael", "did you mean rescale?"),
         ({"parameters": {"lambda": "much"}}, "/parameters/lambda", "must be a number"),
         ({"parameters": {"normalize": 1}}, "/parameters/normalize", "true or false"),
         (

@@ -206,21 +206,24 @@ def test_the_tokenizer_section_is_ours_in_other_words() -> None:
         },
     }  # fmt: skip
     made = translate({**plainest("ties"), "tokenizer": tokenizer}).recipe.tokenizer
-    assert made.model_dump(exclude_none=True, exclude={"k", "byte_match", "prefix_match"}) == {
+    assert made.model_dump(exclude_none=True, exclude_defaults=True) == {
         "source": "union",
         "pad_to_multiple_of": 64,
         "tokens": {
-            "<|im_start|>": {"source": "m0", "force": False},
+            "<|im_start|>": {"source": "m0"},
             "<|im_end|>": {"source": {"model": "base", "token_id": 2}, "force": True},
-            "<unused>": {"source": "zero", "force": False},
+            "<unused>": {"source": "zero"},
             "<same>": {"force": True},
         },
     }  # fmt: skip
 
 
-def test_a_vocabulary_of_a_model_that_is_not_merged_is_refused_with_what_to_write() -> None:
-    with pytest.raises(MergekitUnsupported, match="source: donor"):
-        translate({**plainest("ties"), "tokenizer_source": "org/other"})
+def test_a_vocabulary_of_a_model_that_is_not_merged_is_a_donors_whose_rows_are_not_read() -> None:
+    for key, value in (("tokenizer_source", "org/other@v1"), ("tokenizer", {"source": "org/other@v1"})):
+        made = translate({**plainest("ties"), key: value})
+        told = made.recipe.tokenizer
+        assert (told.source, told.donor, told.approximate) == ("donor", "org/other@v1", "lend")
+        assert any("org/other@v1, which is not merged" in note for note in made.notes)
 
 
 @pytest.mark.parametrize("template", ["auto", "chatml", "{{ messages }}"])

@@ -54,6 +54,18 @@ def test_outputs_follow_the_base_in_name_shape_and_dtype(models: Mapping[str, Mo
     assert plan.estimate.download_bytes == 4 * models["a"].bytes
 
 
+@pytest.mark.parametrize(
+    ("match", "used"),
+    [("*.mlp.*", True), ("class:norm", True), ("layer:1", True), ("*.mlpp.*", False), ("layer:7", False)],
+)
+def test_an_override_that_fits_no_tensor_is_told(
+    models: Mapping[str, ModelIndex], match: str, used: bool
+) -> None:
+    plan = plan_of(models, TIES, overrides=[{"match": match, "policy": "mean"}])
+    told = [(each.pointer, each.severity) for each in plan.findings if each.code == "override_unused"]
+    assert told == ([] if used else [("/overrides/0/match", "warning")])
+
+
 def test_an_optional_base_is_read_where_the_recipe_names_one(models: Mapping[str, ModelIndex]) -> None:
     step = {"method": "multislerp"}
     assert plan_of(models, step).outputs[0].base is not None

@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import json
 import os
@@ -334,3 +335,17 @@ def test_progress_only_grows_and_ends_complete(folders: Mapping[str, Path], tmp_
     last = seen[-1]
     assert (last.tensors_done, last.bytes_done) == (last.tensors_total, last.bytes_total)
     assert 3 < len(seen) < 300
+
+
+def test_what_was_there_before_a_run_is_the_collectors_again_after_it(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    during: list[int] = []
+    merged(
+        planned(folders),
+        folders,
+        tmp_path / "out",
+        on_progress=lambda _: during.append(gc.get_freeze_count()),
+    )
+    assert min(during) > 100_000
+    assert gc.get_freeze_count() == 0

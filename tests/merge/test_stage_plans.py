@@ -75,6 +75,7 @@ def test_a_stage_is_planned_with_as_what_its_folder_would_be(
         ({"sources": [{"model": "stage:mean", "adapter": "x"}]}, "stage_adapter", "/sources/0/adapter"),
         ({"sources": [{"model": "base", "adapter": "stage:mean"}]}, "stage_adapter", "/sources/0/adapter"),
         ({"steps": ["regmean"]}, "stage_informed", "/steps"),
+        ({"base": "stage:mean", "steps": ["ties", "aim"]}, "stage_informed", "/steps"),
         ({"stages": {"mean": {**MEAN, "steps": ["regmean"]}}}, "stage_informed", "/stages/mean/steps"),
         ({"stages": {"mean": {**MEAN, "reference": "zz"}}}, "unknown_source", "/stages/mean/reference"),
         ({"stages": {"mean": {**MEAN, "sorces": []}}}, "unknown_field", "/stages/mean/sorces"),

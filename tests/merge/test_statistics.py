@@ -1,5 +1,6 @@
 """Statistics measured on data: what a plan says of them, how they reach methods, and what is refused."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Mapping
@@ -77,10 +78,61 @@ def test_the_plan_names_the_kinds_that_each_model_needs(folders: Mapping[str, Pa
     assert both.summary()["statistics"]["passes"] == 0
 
 
+def test_the_exact_fisher_is_planned_for_classifiers_alone(tmp_path: Path) -> None:
+    paths = tiny.family(tmp_path, 2)
+    steps = [{"method": "fisher", "estimator": "exact"}]
+    with pytest.raises(PlanRefused, match="take estimator sampled") as refused:
+        make_plan(recipe_from(document(steps)), indices_of(paths), budget=BUDGET)
+    assert {(f.code, f.model) for f in refused.value.findings} == {
+        ("statistics_not_runnable", "a"),
+        ("statistics_not_runnable", "b"),
+    }
+    for path in paths:
+        config = json.loads((path / "config.json").read_text())
+        config |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 5}
+        (path / "config.json").write_text(json.dumps(config))
+    exact_plan, drawn = (
+        make_plan(
+            recipe_from(document([{"method": "fisher", "estimator": each}])), indices_of(paths), budget=BUDGET
+        )
+        for each in ("exact", "sampled")
+    )
+    assert exact_plan.statistics.needed == {"a": ("fisher_exact",), "b": ("fisher_exact",)}
+    assert 4 < exact_plan.statistics.seconds / drawn.statistics.seconds < 5.1, "a pass for each label"
+
+
+def test_a_model_that_cannot_be_run_by_blocks_and_does_not_fit_is_refused_by_the_plan(tmp_path: Path) -> None:
+    paths = tiny.family(tmp_path, 2)
+    budget = 160 << 20
+    for model, how in (("llama", None), ("albert", "Running base at once takes")):
+        for path in paths:
+            config = json.loads((path / "config.json").read_text())
+            (path / "config.json").write_text(json.dumps({**config, "model_type": model}))
+        indices = indices_of(paths)
+        for index in indices.values():
+            head = index.tensors["lm_head.weight"]
+            index.tensors["lm_head.weight"] = dataclasses.replace(head, shape=(1, 60_000_000))
+        found = problems(recipe_from(document(AIM)), indices, budget)
+        assert len(found) == (how is not None)
+        assert how is None or found[0].startswith(how)
+
+
+def problems(recipe: Any, indices: Any, budget: int) -> list[str]:
+    """What a plan says against running models in so much memory."""
+    try:
+        make_plan(recipe, indices, budget=budget)
+    except PlanRefused as refused:
+        return [each.message for each in refused.findings if each.message.startswith("Running")]
+    return []
+
+
+def indices_of(paths: list[Path]) -> dict[str, Any]:
+    return exact.indices(dict(zip(("base", "a", "b"), paths, strict=True)))
+
+
 def test_what_is_not_measured_yet_costs_time_and_room(tmp_path: Path) -> None:
     paths = tiny.family(tmp_path, 2)
-    indices = exact.indices({"base": paths[0], "a": paths[1], "b": paths[2]})
-    recipe = recipe_from(document(AIM))
+    indices, recipe = indices_of(paths), recipe_from(document(AIM))
     ready = make_plan(recipe, indices, budget=BUDGET, measured=("base",))
     fresh = make_plan(recipe, indices, budget=BUDGET)
     assert (ready.statistics.missing, fresh.statistics.missing) == ((), ("base",))

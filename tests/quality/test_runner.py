@@ -1,5 +1,6 @@
 """Numbers are kept as soon as they are there; coefficients come from validation; failures are told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,11 @@ def test_a_mean_of_the_experts_is_nearer_to_both_than_the_other_expert(bench: Fa
     assert merged.costs[0]["peak_mebibytes"] >= 0 and merged.costs[0]["seconds"] > 0
 
 
+@pytest.mark.parametrize("name", ["regmean", "regmean_pp"])
+def test_what_a_method_has_to_know_of_data_is_measured_first(bench: FakeBench, name: str) -> None:
+    assert Runner(bench, (0,), quiet).tried(candidate(name), 0.9).why_not is None
+
+
 def test_a_method_that_cannot_run_is_told_and_the_rest_goes_on(bench: FakeBench) -> None:
     (bench.folders["two"] / "model.safetensors").write_bytes(b"nothing")
     tried = Runner(bench, (0,), quiet).tried(candidate("ties"))
@@ -71,3 +77,14 @@ def test_two_seeds_halve_the_variance_of_one() -> None:
     items = {"t": [0.0, 100.0] * 8}
     alone = item_error([{"t": 0.5}], [items])
     assert item_error([{"t": 0.5}] * 2, [items] * 2) == pytest.approx(alone / 2**0.5)
+
+
+def test_the_error_of_a_share_of_the_gain_is_that_of_the_distance_to_the_base() -> None:
+    ahead = replace(told("ahead", 11.0, 31.0), zero=({"t": (10.0, 30.0)},))
+    assert ahead.headline[1] == 0.0 < told("ahead", 11.0, 31.0).headline[1]
+
+
+def test_the_base_s_items_count_where_the_headline_is_told_from_it(bench: FakeBench) -> None:
+    bench.accuracy = False
+    tried = Runner(bench, (0,), quiet).tried(candidate("linear"))
+    assert tried.zero[0].keys() >= set(bench.tasks)

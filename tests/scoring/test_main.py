@@ -35,6 +35,34 @@ def test_scores_as_a_table_with_differences_and_as_json(
     assert Score.from_dict(found[0]).n == 2
 
 
+def test_with_a_head_of_the_base_the_first_model_makes_it_for_all(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.llama(tmp_path / "other", expert=1)
+    rows = [{"text": f"{colour} things {n}", "label": n % 2} for n, colour in enumerate(("red", "green") * 3)]
+    (tmp_path / "z.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses = {}
+    for head in ("own", "base"):
+        told = json.dumps({"classes": ["red", "green"], "head": head})
+        models = [str(model), str(other)]
+        assert main(["score", *models, "--set", f"zero_shot:{tmp_path}/z.jsonl:{told}", "--json"]) == 0
+        losses[head] = [found[1]["value"] for found in json.loads(capsys.readouterr().out).values()]
+    assert losses["own"][0] == losses["base"][0] and losses["own"][1] != losses["base"][1]
+
+
+def test_a_task_of_the_harness_is_named_by_its_yaml(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"q": "2+2=", "c": ["3", "4"], "a": 1}\n')
+    config = tmp_path / "task.yaml"
+    config.write_text("output_type: multiple_choice\nmetric_list: [{metric: bleu}]\ndoc_to_choice: c\n")
+    assert main(["score", str(model), "--set", f"lm_eval:{tmp_path}/rows.jsonl:{config}"]) == 2
+    assert "'bleu' is no metric of multiple_choice" in capsys.readouterr().err
+    config.write_text("doc_to_text: !function utils.text\n")
+    assert main(["score", str(model), "--set", f"lm_eval:{tmp_path}/rows.jsonl:{config}"]) == 2
+    assert "settings.config" in (said := capsys.readouterr().err) and "!function" in said
+
+
 def test_a_check_beside_parents_ends_with_one_for_a_broken_model(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

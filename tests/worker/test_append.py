@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from jobs.append import append_order
-from jobs.request import AppendRequest, JobRequest
+from jobs.append import AppendRequest, append_order
+from jobs.request import JobRequest
 from merge.append import STATE_FILE
 from tests import tiny
 from tests.worker.conftest import Floor

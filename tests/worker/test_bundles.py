@@ -15,6 +15,7 @@ from jobs.kinds import Asking, plan_order
 from jobs.planning import Planner
 from jobs.request import read_order
 from jobs.submit import submit
+from merge.__main__ import main
 from tests.factories import TEST_SECRET, make_caller, make_rules
 from tests.worker.conftest import TOKEN, Floor, family_recipe
 
@@ -82,3 +83,38 @@ def test_a_member_comes_back_from_a_bundle_on_the_hub(floor: Floor, kind: str) -
     assert json.loads((root / MEMBER / "mergery.json").read_bytes())["recipe"]["sources"][0]["id"] == "a"
     types = floor.types(job.id)
     assert types[0] == "materialise.queued" and types[-1] == "materialise.succeeded"
+
+
+TEXTS = {"a": "aaaa abab aab", "b": "9876 1234 5555"}
+
+
+def examples() -> list[dict[str, str]]:
+    return [
+        {"text": f"{words} {number}", "member": member}
+        for member, words in TEXTS.items()
+        for number in range(10)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["tall", "twin"])
+def test_a_router_is_taught_by_labelled_texts(
+    floor: Floor, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a twin the merge inside the bundle is what is looked at; the files then serve beside the bundle."""
+    bundled(floor, kind)
+    job = floor.run(order(floor, kind="router", examples=examples()))
+    assert job.state == "succeeded", (job.error_code, job.error_detail, job.error_findings)
+    assert job.result is not None
+    folder, told = Path(job.result["folder"]), job.result["router"]
+    assert sorted(path.name for path in folder.iterdir()) == ["router.json", "router.safetensors"]
+    assert told["members"] == ["a", "b"] and told["kind"] == "linear"
+    assert told["examples"] + told.get("held_out", 0) == 20 and 0.5 < told["accuracy"] <= 1.0
+    assert [event for event in floor.types(job.id) if event.startswith("router.")][-1] == "router.succeeded"
+    root = floor.hub.store.root
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"{words} 3" for words in TEXTS.values()))
+    bundle, base = str(root / BUNDLE), [] if kind == "twin" else ["--base", str(root / "team/base")]
+    capsys.readouterr()
+    assert main(["route", bundle, str(texts), "--router", str(folder), *base]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row.keys() for row in rows] == [TEXTS.keys()] * 2

@@ -62,6 +62,18 @@ def test_a_job_measures_what_its_method_needs_and_a_second_one_finds_it_again(fl
     assert again.plan["statistics"]["found"] == ["base"] and again.plan["statistics"]["seconds"] == 0
 
 
+def test_what_a_stage_has_merged_is_held_back_by_the_activity_of_the_base(floor: Floor) -> None:
+    stage = family_recipe(steps=["iso_c"])
+    source = {"id": "merged", "model": "stage:whole"}
+    recipe = aim_recipe(
+        stages={"whole": stage}, sources=[source], steps=["passthrough", {"method": "aim", "omega": 0.4}]
+    )
+    job = floor.run(floor.order(recipe))
+    assert job.state == "succeeded", (job.error_code, job.error_detail, job.error_findings)
+    (told,) = measured(floor, job)
+    assert told["model"] == "base" and told["found"] is False
+
+
 def store_of(floor: Floor) -> Path:
     return floor.folder / "data" / "statistics"
 

@@ -18,11 +18,20 @@ from merge.contract.params import knob, params
 from merge.contract.stats import Norm
 from merge.kernels.sums import anchored_mean
 
-FISHER = Statistic("fisher", of="sources")
+FISHER = {
+    "sampled": Statistic("fisher", of="sources", when=("estimator", ("sampled",))),
+    "argmax": Statistic("fisher_argmax", of="sources", when=("estimator", ("argmax",))),
+    "exact": Statistic("fisher_exact", of="sources", when=("estimator", ("exact",))),
+}
 
 
 @params
 class Fisher:
+    estimator: Literal["sampled", "argmax", "exact"] = knob(
+        "sampled",
+        "Labels drawn from the model, its likeliest ones alone, or all of them by their probability "
+        "(classifiers: a pass backwards for each label).",
+    )
     normalize: Literal["global", "tensor", "none"] = knob(
         "global",
         "Divide each source's Fisher by its root mean square over the whole model, over each tensor, or not.",
@@ -37,16 +46,16 @@ class Fisher:
     )
 
 
-def _measured(group: TensorGroup) -> Sequence[Tensor] | None:
+def _measured(group: TensorGroup, p: Fisher) -> Sequence[Tensor] | None:
     """Every source's Fisher; ``None`` where one of them has none."""
-    found: tuple[Tensor | None, ...] = group.statistic(FISHER)
+    found: tuple[Tensor | None, ...] = group.statistic(FISHER[p.estimator])
     known = [each for each in found if each is not None]
     return known if len(known) == len(found) else None
 
 
-def _spread(group: TensorGroup, p: Fisher) -> Sequence[Tensor]:  # noqa: ARG001
+def _spread(group: TensorGroup, p: Fisher) -> Sequence[Tensor]:
     """Every source's Fisher, and ones where there is any: its norm is the root of how many there are."""
-    found, like = _measured(group), group.sources[0]
+    found, like = _measured(group, p), group.sources[0]
     if found is None:
         return [torch.zeros_like(like)] * (len(group.sources) + 1)
     return [*found, torch.ones_like(like)]
@@ -60,7 +69,7 @@ NORMS = Norm(_spread, scope="normalize", when=("normalize", ("global", "tensor")
     kind=Kind.COMBINE,
     elementwise=True,
     paper="arXiv:2111.09832",
-    needs=Needs(stats=(NORMS,), weight_sum=True, statistics=(FISHER,)),
+    needs=Needs(stats=(NORMS,), weight_sum=True, statistics=tuple(FISHER.values())),
     breaks={"order": "with favor_target the first source is the one that keeps its say"},
 )
 def fisher(group: TensorGroup, p: Fisher) -> Tensor:
@@ -68,7 +77,7 @@ def fisher(group: TensorGroup, p: Fisher) -> Tensor:
     its own predictions on its own data depend on that weight. A source's weight multiplies its Fisher. Where
     no Fisher is above the floor, and in tensors that have none, it is the plain weighted average.
     """
-    found = _measured(group)
+    found = _measured(group, p)
     if found is None:
         return anchored_mean(group.sources, group.weights)
     known = [_scaled(values, place, group, p) for place, values in enumerate(found)]

@@ -8,28 +8,10 @@ from torch import Tensor
 
 from merge.contract.groups import TensorGroup
 from merge.contract.informed import Statistic
-from merge.contract.least_squares import solved
+from merge.contract.least_squares import LeastSquares, solved
 from merge.contract.method import Kind, Needs, method
-from merge.contract.params import knob, params
 
 GRAM = Statistic("gram_merged", of="sources")
-
-
-@params
-class RegmeanPp:
-    alpha: float = knob(
-        0.9,
-        "What entries off the Gram matrices' diagonals are multiplied by; 0 weighs each input channel alone.",
-        ge=0,
-        le=1,
-        by_depth=True,
-    )
-    ridge: float = knob(
-        1e-6,
-        "Added to the diagonal of the system, as a share of its mean, so that it can be solved.",
-        gt=0,
-        le=1,
-    )
 
 
 @method(
@@ -39,9 +21,9 @@ class RegmeanPp:
     paper="arXiv:2508.03121",
     needs=Needs(weight_sum=True, statistics=(GRAM,)),
 )
-def regmean_pp(group: TensorGroup, p: RegmeanPp) -> Tensor:
+def regmean_pp(group: TensorGroup, p: LeastSquares) -> Tensor:
     """RegMean layer by layer: each linear layer is solved for the inputs that come through the layers merged
     before it, on every source's own data. A source's weight multiplies its Gram matrix. Tensors without a
     Gram matrix (embeddings, norms, biases) are averaged by the weights.
     """
-    return solved(group, GRAM, p.alpha, p.ridge)
+    return solved(group, GRAM, p)

@@ -12,7 +12,7 @@ from merge.contract.matrices import by_matrix
 from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
 from merge.kernels.sums import wide_total
-from merge.kernels.thin import NULL, thin
+from merge.kernels.thin import NULL, isometry
 
 
 @params
@@ -27,7 +27,7 @@ class IsoC:
     title="Iso-C",
     kind=Kind.COMBINE,
     granularity="tensor",
-    version=2,
+    version=3,
     paper="arXiv:2502.04959",
     needs=Needs(base=True),
     workspace=Workspace(13.0),
@@ -45,5 +45,5 @@ def iso_c(group: TensorGroup, p: IsoC) -> Tensor:
 
 
 def _merged(deltas: Sequence[Tensor], p: IsoC) -> Tensor:
-    found = thin(wide_total(deltas), null=p.null).to(deltas[0])
-    return found.product(found.values.mean().expand(found.rank)) if found.rank else found.product()
+    even, values = isometry(wide_total(deltas), p.null, deltas[0].dtype)
+    return even.mul_(values.double().mean()) if values.numel() else even

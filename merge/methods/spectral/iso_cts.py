@@ -15,7 +15,7 @@ from merge.contract.matrices import by_matrix
 from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
 from merge.kernels.sums import wide_total
-from merge.kernels.thin import NULL, orthonormal, thin
+from merge.kernels.thin import NULL, Thin, beside_orthonormal, divided, orthonormal, thin
 
 
 @params
@@ -36,7 +36,7 @@ class IsoCts:
     title="Iso-CTS",
     kind=Kind.COMBINE,
     granularity="tensor",
-    version=2,
+    version=3,
     paper="arXiv:2502.04959",
     needs=Needs(base=True),
     workspace=Workspace(17.5),
@@ -48,7 +48,8 @@ def iso_cts(group: TensorGroup, p: IsoCts) -> Tensor:
     `iso_c` likes; with one source it is `iso_c`. Weights multiply the task vectors. Directions that several
     tasks bring, or that are rounding, are left out once found to depend on others. Vectors and kernels are
     averaged; embeddings and heads too, unless `classes` says otherwise. Costs an eigendecomposition of the
-    shorter side for the sum and for each source, and two of all directions.
+    shorter side for the sum, one of all directions (two where rows are more than columns, and one for each
+    source), and small ones.
     """
     return by_matrix(group, lambda deltas: _merged(deltas, p)).mul_(p.scale).add_(group.base)
 
@@ -64,14 +65,47 @@ def split(side: int, sources: int, common: float) -> tuple[int, int]:
 
 def _merged(deltas: Sequence[Tensor], p: IsoCts) -> Tensor:
     shared, each = split(min(deltas[0].shape), len(deltas), p.common)
-    parts = [thin(wide_total(deltas), shared, p.null)]
+    wide = deltas[0].shape[0] <= deltas[0].shape[1]
+    left, right, values = (_of_wide if wide else _of_tall)(deltas, shared, each, p.null)
+    merged = beside_orthonormal(left, right, p.null, deltas[0].dtype)
+    return merged.mul_(values.mean()) if values.numel() else merged
+
+
+def _of_wide(deltas: Sequence[Tensor], shared: int, each: int, null: float) -> tuple[Tensor, Tensor, Tensor]:
+    """U with orthonormal columns, V as it is stacked, and all values. What is orthogonal to U_c has a basis
+    of so few columns that all of a source that is not common is looked at, and made orthogonal, there.
+    """
+    common, beyond = divided(wide_total(deltas), shared, null, deltas[0].dtype)
+    parts = []
+    for delta in deltas if each else ():
+        rest = beyond.to(delta).T @ delta
+        if _is_left(rest, delta, null):
+            parts.append(thin(rest, each, null))
+    if not parts:
+        return common.left, common.right, common.values
+    own = beyond @ orthonormal(torch.cat([part.left for part in parts], dim=1), null)
+    return torch.cat([common.left, own], dim=1), *_stacked([common, *parts])
+
+
+def _of_tall(deltas: Sequence[Tensor], shared: int, each: int, null: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where U_c leaves more than it takes."""
+    parts = [thin(wide_total(deltas), shared, null)]
     known = parts[0].left
     for delta in deltas if each else ():
-        wide = delta.double()
-        rest = wide - known @ (known.T @ wide)
-        if float(rest.abs().max()) > p.null * float(wide.abs().max()):
-            parts.append(thin(rest, each, p.null))
-    left = orthonormal(torch.cat([part.left for part in parts], dim=1), p.null)
-    right = orthonormal(torch.cat([part.right for part in parts], dim=1), p.null)
-    values = torch.cat([part.values for part in parts])
-    return left @ right.T * values.mean() if values.numel() else left @ right.T
+        rest = delta.double()
+        rest = rest - known @ (known.T @ rest)
+        if _is_left(rest, delta, null):
+            parts.append(thin(rest, each, null))
+    left = orthonormal(torch.cat([part.left for part in parts], dim=1), null)
+    return left, *_stacked(parts)
+
+
+def _is_left(rest: Tensor, delta: Tensor, null: float) -> bool:
+    """Whether more than rounding is left of a task vector."""
+    norms = [float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in (rest, delta)]
+    return norms[0] > null * norms[1]
+
+
+def _stacked(parts: Sequence[Thin]) -> tuple[Tensor, Tensor]:
+    """All right sides side by side, and all values."""
+    return torch.cat([part.right for part in parts], dim=1), torch.cat([part.values for part in parts])

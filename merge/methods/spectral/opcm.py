@@ -87,7 +87,7 @@ LENGTHS = Norm(_lengths, scope="scope", when=("scope", ("global",)))
     title="OPCM",
     kind=Kind.COMBINE,
     granularity="tensor",
-    version=2,
+    version=3,
     paper="arXiv:2501.09522",
     needs=Needs(base=True, stats=(LENGTHS,), limits=(EARLIER,)),
     state=_so_far,
@@ -130,7 +130,7 @@ def _joined(group: TensorGroup, p: Opcm) -> Tensor:
 
 def _joining(p: Opcm) -> Callable[[Tensor, Tensor], Tensor]:
     def join(so_far: Tensor, delta: Tensor) -> Tensor:
-        taken = thin(so_far, null=NULL)
+        taken = thin(so_far, null=NULL, dtype=delta.dtype)
         count = taken_count(taken, p.alpha, p.block)
         return so_far.add_(delta).sub_(_known(taken.to(delta), delta, count))
 

@@ -19,7 +19,7 @@ from merge.contract.params import knob, params
 from merge.kernels import rowspace
 from merge.kernels.rowspace import Pull
 from merge.kernels.sums import wide_total
-from merge.kernels.thin import NULL, Thin, thin
+from merge.kernels.thin import NULL, thin
 
 
 @params
@@ -46,7 +46,7 @@ class Optmerge:
     title="OptMerge",
     kind=Kind.COMBINE,
     granularity="tensor",
-    version=2,
+    version=3,
     paper="arXiv:2505.19892",
     needs=Needs(base=True),
     workspace=Workspace(13.0, 2.5),
@@ -84,9 +84,12 @@ def _pull(delta: Tensor, center: Tensor, rank: int, p: Optmerge) -> Pull | None:
         return None
     kept = own if p.tuned == "lora" else thin(delta.double() - center, rank, NULL)
     length = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-    rows = own.values[:, None] * own.right.T
-    return Pull(rows, length, lambda: _target(kept, center, p))
 
+    def target() -> Tensor:
+        return kept.product() if p.tuned == "lora" else kept.product().add_(center)
 
-def _target(kept: Thin, center: Tensor, p: Optmerge) -> Tensor:
-    return kept.product() if p.tuned == "lora" else kept.product() + center
+    def seen(rows: Tensor) -> Tensor:
+        cut: Tensor = (kept.left * kept.values) @ (kept.right.T @ rows.T)
+        return cut if p.tuned == "lora" else cut.add_(center @ rows.T)
+
+    return Pull((own.right * own.values).T, length, target, seen)

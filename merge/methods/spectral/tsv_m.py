@@ -25,7 +25,7 @@ from merge.contract.groups import TensorGroup
 from merge.contract.matrices import by_matrix, is_matrix, mean
 from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
-from merge.kernels.thin import NULL, orthonormal, thin
+from merge.kernels.thin import NULL, beside_orthonormal, orthonormal, thin
 
 
 @params
@@ -79,7 +79,7 @@ DENSE = Dense(_not_small, when=("variant", (REWEIGHTED,)), scope="variant", ever
     title="TSV-Merge",
     kind=Kind.COMBINE,
     granularity="tensor",
-    version=2,
+    version=3,
     paper="arXiv:2412.00081",
     needs=Needs(base=True, stats=(DENSE,)),
     workspace=Workspace(14.5),
@@ -108,8 +108,9 @@ def _merged(deltas: Sequence[Tensor], p: TsvM, density: Sequence[float] | None) 
         deltas, counts = reweighted(deltas), ranks(side, kept, density)
     parts = [thin(delta, count, p.null) for delta, count in zip(deltas, counts, strict=True)]
     left = orthonormal(torch.cat([part.left for part in parts], dim=1), p.null)
-    right = orthonormal(torch.cat([part.right for part in parts], dim=1), p.null)
-    return (left * torch.cat([part.values for part in parts])) @ right.T
+    left *= torch.cat([part.values for part in parts])
+    right = torch.cat([part.right for part in parts], dim=1)
+    return beside_orthonormal(left, right, p.null, deltas[0].dtype)
 
 
 def reweighted(deltas: Sequence[Tensor]) -> list[Tensor]:

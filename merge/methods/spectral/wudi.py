@@ -46,6 +46,7 @@ class Wudi:
     title="WUDI-Merging",
     kind=Kind.COMBINE,
     granularity="tensor",
+    version=2,
     paper="arXiv:2503.08099",
     needs=Needs(base=True),
     workspace=Workspace(4.0, 5.0),
@@ -68,10 +69,17 @@ def _merged(deltas: Sequence[Tensor], p: Wudi) -> Tensor:
     if p.start != "sum":
         start *= 0.0 if p.start == "zero" else 1 / len(deltas)
     lengths = [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
-    pulls = [Pull(d, length, d.double) for d, length in zip(deltas, lengths, strict=True) if length > 0]
+    pulls = [_pull(delta, length) for delta, length in zip(deltas, lengths, strict=True) if length > 0]
     if p.solver == "adam":
         return rowspace.descended(pulls, start, "adam", p.rate, p.steps)
     return rowspace.closed(pulls, start, _response(p))
+
+
+def _pull(delta: Tensor, length: float) -> Pull:
+    def target() -> Tensor:
+        return delta.to(torch.float64, copy=True)
+
+    return Pull(delta, length, target, lambda rows: target() @ rows.T)
 
 
 def _response(p: Wudi) -> Response:

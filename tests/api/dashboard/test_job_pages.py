@@ -3,9 +3,12 @@
 import html
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from db.models.job import Job
 from jobs import events, lifecycle
+from merge.guide import advice_on
+from merge.presets import listing
 from tests.api.dashboard.conftest import Site
 from tests.api.test_jobs import SURVEY
 from tests.factories import make_caller, make_job, make_running
@@ -195,12 +198,12 @@ def test_an_unknown_page_is_said_in_words(site: Site) -> None:
 
 def test_every_method_has_a_page_with_its_settings(site: Site) -> None:
     site.sign_in()
-    from merge.presets import listing
-
     listed = site.get("/methods").text
     for entry in listing().values():
         assert f"/methods/{entry.name}" in listed
         text = site.get(f"/methods/{entry.name}").text
+        told = html.unescape(text)
+        assert all(each.replace("`", "") in told for each in asdict(advice_on(entry)).values())
         assert all(f">{name}</" in text for name in entry.settings)
 
 

@@ -15,6 +15,7 @@ from merge.checkpoint.index import (
     weight_files,
 )
 from merge.checkpoint.tokenizer import tokenizer_facts
+from merge.file_errors import NoWeights
 from tests import tiny
 
 
@@ -23,6 +24,12 @@ def test_a_folder_and_fetched_bytes_give_the_same_index(tmp_path: Path) -> None:
     fetched = index_model("org/m", *read_folder(folder, "org/m"))
     assert fetched == index_folder(folder, "org/m")
     assert len(fetched.shards) == 3
+
+
+def test_an_adapter_in_the_place_of_a_model_is_told_apart(tmp_path: Path) -> None:
+    tiny.lora(tmp_path / "lora", {"model.layers.0.self_attn.q_proj": (16, 16)})
+    with pytest.raises(NoWeights, match="lora: This is a LoRA adapter, not a model"):
+        index_folder(tmp_path / "lora", "lora")
 
 
 def test_counts_are_those_of_the_weights(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ class Memory:
         return safetensors_name(self.held[int(source.model)].dtype)
 
     @contextmanager
-    def place(self, source: Input, number: int, first: int, count: int) -> Iterator[Place]:
-        yield places(self.held, first)[number]
+    def places(self, inputs: Sequence[Input], first: int, count: int) -> Iterator[list[Place]]:
+        yield places(self.held, first)
 
 
 def output_of(shape: tuple[int, ...], stored: Sequence[Tensor], based: bool, dtype: str) -> OutputTensor:
@@ -389,47 +389,3 @@ def test_following_ends_with_the_block() -> None:
     assert tracer.program.nodes == program
     with pytest.raises(Untraceable):
         tracer.node_of(torch.ones(8))
-
-
-@pytest.fixture
-def own_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> compiler.Compiler:
-    monkeypatch.setenv(compiler.FOLDER_VARIABLE, str(tmp_path / "kernels"))
-    return compiler.Compiler()
-
-
-C_TEXT = "int run(void) { return 7; }"
-
-
-def test_a_library_is_built_once_and_found_again(own_compiler: compiler.Compiler, tmp_path: Path) -> None:
-    first = own_compiler.build(C_TEXT)
-    assert first is not None, own_compiler.reason
-    (file,) = (tmp_path / "kernels").iterdir()
-    written = file.stat().st_mtime_ns
-    again = compiler.Compiler().build(C_TEXT)
-    assert again is not None
-    assert file.stat().st_mtime_ns == written
-    assert (tmp_path / "kernels").stat().st_mode & 0o077 == 0
-
-
-def test_text_that_does_not_compile_is_told(own_compiler: compiler.Compiler) -> None:
-    assert own_compiler.build("int run(void) { return") is None
-    assert "error" in own_compiler.reason
-
-
-def test_a_folder_that_others_may_write_to_is_not_trusted(
-    own_compiler: compiler.Compiler, tmp_path: Path
-) -> None:
-    (tmp_path / "kernels").mkdir(mode=0o700)
-    (tmp_path / "kernels").chmod(0o777)
-    assert own_compiler.build(C_TEXT) is None
-    assert "others" in own_compiler.reason
-
-
-def test_no_compiler_and_no_wish_for_one_are_reasons(
-    own_compiler: compiler.Compiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiler, "_compiler", lambda: None)
-    assert own_compiler.build(C_TEXT) is None
-    assert own_compiler.reason == "no C compiler was found"
-    monkeypatch.setenv(compiler.FOLDER_VARIABLE, "off")
-    assert compiler.Compiler().build(C_TEXT) is None

@@ -15,6 +15,7 @@ from merge.fused import compiler, loops, spans
 from merge.plan import make_plan
 from merge.recipe import recipe_from
 from merge.run import run
+from merge.survey import measure
 from tests.merge import exact
 from tests.merge.references import CHAINS, DIGESTS, planned, tensors_digest
 
@@ -89,6 +90,14 @@ def test_the_report_does_not_depend_on_a_compiler(
     run(plan, folders, tmp_path / "plain", budget_bytes=GIB, threads=1, survey="sampled")
     reports = [(tmp_path / name / "merge_report.json").read_bytes() for name in ("built", "plain")]
     assert reports[0] == reports[1]
+
+
+def test_what_the_report_needs_of_stored_entries_is_not_computed_again(
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_measure", lambda *_: pytest.fail("read and measured by the eager code"))
+    plan = planned(folders, *CHAINS["ties"])
+    run(plan, folders, tmp_path / "out", budget_bytes=GIB, threads=2, survey="sampled")
 
 
 def spoiled(folder: Path, bad: float) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from merge.blocks import Buffers, Inputs
+from merge.checkpoint.dtype import torch_dtype
 from merge.fused import loops
 from merge.fused.loops import Loops
 from merge.fused.summing import summed
@@ -39,17 +40,28 @@ def values_of(given: Given, entries: int) -> list[Tensor]:
 @pytest.mark.parametrize("given", GIVEN, ids=str)
 def test_what_the_report_adds_up_is_the_same(given: Given, entries: int, made: Loops) -> None:
     values = values_of(given, entries)
-    loop = made.summing(given, given.inputs, given.terms)
+    loop = made.summing(given, ("F32",) * given.inputs, given.terms)
     assert loop is not None, made.reasons
     terms = given.terms(values)
     wanted = [float(piece_sums(term, entries)[0]) for term in terms]
     assert loop.sums(values) == summed(terms) == wanted
-    assert made.summing(given, given.inputs, given.terms) is loop
+    assert made.summing(given, ("F32",) * given.inputs, given.terms) is loop
+
+
+@pytest.mark.parametrize("dtypes", [("BF16",) * 5, ("F16", "F32", "BF16", "F32", "F16")], ids=str)
+def test_stored_entries_are_added_up_as_the_numbers_they_stand_for(
+    dtypes: tuple[str, ...], made: Loops
+) -> None:
+    given = GIVEN[0]
+    stored = [value.to(torch_dtype(name)) for value, name in zip(values_of(given, 5000), dtypes, strict=True)]
+    loop = made.summing(given, dtypes, given.terms)
+    assert loop is not None, made.reasons
+    assert loop.sums(stored) == summed(given.terms([value.float() for value in stored]))
 
 
 def test_what_is_not_finite_or_too_long_is_left_to_the_eager_code(made: Loops) -> None:
     given = GIVEN[0]
-    loop = made.summing(given, given.inputs, given.terms)
+    loop = made.summing(given, ("F32",) * given.inputs, given.terms)
     assert loop is not None
     values = values_of(given, 100)
     values[1][7] = float("inf")
@@ -62,5 +74,5 @@ def test_terms_that_cannot_be_followed_have_no_loop(made: Loops) -> None:
     def sorts(values: Sequence[Tensor]) -> list[Tensor]:
         return [values[0].sort().values.double()]
 
-    assert made.summing("sorted", 1, sorts) is None
+    assert made.summing("sorted", ("F32",), sorts) is None
     assert made.reasons

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from merge.kernels import thin as thin_module
-from merge.kernels.thin import column_basis, orthonormal, thin
+from merge.kernels.thin import beside_orthonormal, column_basis, divided, isometry, orthonormal, thin
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (6, 6), (40, 25), (25, 40), (300, 260), (260, 300), (700, 640)]
 
@@ -111,3 +111,54 @@ def test_a_basis_of_several_matrices_columns(shape: tuple[int, int]) -> None:
     assert identity_like(basis) < 1e-10
     assert all(torch.allclose(basis @ (basis.T @ each), each, atol=1e-9) for each in several)
     assert column_basis([torch.zeros(shape), torch.zeros(shape)]).shape[1] == 0
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (240, 330), (330, 240), (280, 280)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_isometry_has_the_directions_and_none_of_the_sizes(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double() * 2.0**40
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    found, sizes = isometry(matrix, 1e-6, dtype)
+    assert found.dtype in (dtype, torch.float64)
+    assert torch.allclose(found.double(), left @ right, atol=1e-4 if dtype == torch.float32 else 1e-9)
+    assert torch.allclose(sizes.sort(descending=True).values, values, rtol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (240, 330), (280, 280)], ids=str)
+@pytest.mark.parametrize("rank", [3, None])
+def test_a_space_is_divided_into_leading_directions_and_all_others(
+    shape: tuple[int, int], rank: int | None
+) -> None:
+    """Directions that the matrix lacks are among the others."""
+    generator = torch.Generator().manual_seed(2)
+    inner = rank or shape[0]
+    matrix = torch.randn(shape[0], inner, generator=generator).double()
+    matrix = matrix @ torch.randn(inner, shape[1], generator=generator).double()
+    found, beyond = divided(matrix, 4, 1e-6, torch.float64)
+    assert found.rank == min(4, inner) and beyond.shape == (shape[0], shape[0] - found.rank)
+    both = torch.cat([found.left, beyond], dim=1)
+    assert torch.allclose(both.T @ both, torch.eye(shape[0]).double(), atol=1e-9)
+    values = torch.linalg.svdvals(matrix)
+    assert torch.allclose(found.values, values[: found.rank], rtol=1e-8)
+    assert torch.allclose(found.left.T @ matrix, found.values[:, None] * found.right.T, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9), (330, 240), (240, 330)], ids=str)
+def test_a_product_with_orthonormal_columns_does_not_need_them(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    columns = torch.randn(shape, generator=generator).double()
+    left = torch.randn(7, shape[1], generator=generator).double()
+    found = beside_orthonormal(left, columns, 1e-6, torch.float64)
+    assert torch.allclose(found, left @ orthonormal(columns).T, atol=1e-9)
+
+
+def test_small_singular_values_are_not_left_to_float32() -> None:
+    generator = torch.Generator().manual_seed(4)
+    left, right = (torch.linalg.qr(torch.randn(300, 270, generator=generator).double()).Q for _ in range(2))
+    matrix = (left * torch.logspace(0, -5.5, 270).double()) @ right.T
+    found = thin(matrix, dtype=torch.float32)
+    assert found.left.dtype == torch.float64
+    assert torch.allclose(found.left.T @ found.left, torch.eye(270).double(), atol=1e-7)
+    assert float((isometry(matrix, 1e-6, torch.float32)[0].double() - left @ right.T).abs().max()) < 1e-5

@@ -18,15 +18,17 @@ EXAMPLES = settings(
 )
 SHAPES = st.sampled_from([(1, 1), (7, 1), (1, 7), (4, 6), (12, 5)])
 SEEDS = st.integers(0, 1000)
+SIZES = st.sampled_from([1.0, 2.0**-149, 1e-20, 1e30])
+"""Factors as they are, denormal in float32, small and huge."""
 
 
 @EVERY
 @EXAMPLES
-@given(data=st.data(), shape=SHAPES, seed=SEEDS, count=st.sampled_from([1, 2, 3, 8]))
+@given(data=st.data(), shape=SHAPES, seed=SEEDS, count=st.sampled_from([1, 2, 3, 8]), size=SIZES)
 def test_the_change_has_the_shape_and_is_finite(
-    method: Method, data: Any, shape: tuple[int, int], seed: int, count: int
+    method: Method, data: Any, shape: tuple[int, int], seed: int, count: int, size: float
 ) -> None:
-    parts = drawn(count, shape, 3, seed)
+    parts = [Factors(each.left * size, each.right) for each in drawn(count, shape, 3, seed)]
     before = [(each.left.clone(), each.right.clone()) for each in parts]
     found = factors(method.name, parts, **data.draw(values_of(method)))
     assert (found.left.shape[0], found.right.shape[1]) == shape

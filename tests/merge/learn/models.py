@@ -53,6 +53,13 @@ def _bert() -> Any:
     return transformers.BertForMaskedLM(config)
 
 
+def _classifier() -> Any:
+    config = transformers.BertConfig(
+        **_SIZE, vocab_size=tiny.VOCAB, pad_token_id=259, max_position_embeddings=64, num_labels=3
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
 def _t5() -> Any:
     config = transformers.T5Config(
         vocab_size=tiny.VOCAB, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, pad_token_id=259,
@@ -117,8 +124,8 @@ def _albert() -> Any:
 
 MAKERS: Mapping[str, Callable[[], Any]] = {
     "llama": _llama, "tied": _tied, "gemma2": _gemma2, "gpt2": _gpt2, "bert": _bert, "t5": _t5, "bart": _bart,
-    "vit": _vit, "clip": _clip, "mixtral": _mixtral, "qwen_moe": _qwen_moe, "gpt_oss": _gpt_oss, "albert":
-    _albert,
+    "classifier": _classifier, "vit": _vit, "clip": _clip, "mixtral": _mixtral, "qwen_moe": _qwen_moe,
+    "gpt_oss": _gpt_oss, "albert": _albert,
 }  # fmt: skip
 
 

@@ -1,14 +1,18 @@
 """Statistics collected block by block are those of a plain run of the whole model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from merge.checkpoint.index import index_folder
 from merge.learn import outside
-from merge.learn.collect import Progress, collect, read_statistics
+from merge.learn.collect import Progress, Statistics, collect, read_statistics
+from merge.learn.samples import Samples, samples_of
 from merge.learn.skeleton import Skeleton
+from merge.learn.towers import block_lists
+from merge.learn.trees import tensors_in
 from tests.merge.learn import models
 
 KINDS = ("mean_abs_input", "input_second_moment", "gram", "activation_norm", "routing_counts")
@@ -47,6 +51,28 @@ def test_statistics_are_those_of_the_whole_model(
             gram = (rows.T @ rows / rows.shape[0]).float()
             torch.testing.assert_close(found.get("gram", name), gram, rtol=1e-4, atol=1e-5)
     assert checked >= 4
+    _check_norms(found, kind, folder, given)
+
+
+def _check_norms(found: Statistics, kind: str, folder: Path, given: Samples) -> None:
+    """The mean length of what leaves each block, over its tokens."""
+    model, lengths = models.whole(folder), {}
+
+    def keep(path: str) -> Any:
+        return lambda *told: lengths.setdefault(path, []).append(
+            next(tensors_in(told[-1])).double().flatten(0, -2).norm(dim=1)
+        )
+
+    for path, blocks in block_lists(model):
+        for number, block in enumerate(blocks):
+            block.register_forward_hook(keep(f"{path}.{number}"))
+    with torch.no_grad():
+        for batch in models.batches(folder, given):
+            model(**batch.inputs)
+    measured = {name: found.get("activation_norm", name) for name in found.names("activation_norm")}
+    assert set(measured) == (set() if kind == "albert" else set(lengths))
+    for name, value in measured.items():
+        assert float(value) == pytest.approx(float(torch.cat(lengths[name]).mean()), rel=1e-4), name
 
 
 def test_a_tied_head_that_is_not_stored_is_measured_under_its_own_name(tmp_path: Path) -> None:
@@ -113,11 +139,37 @@ def test_channels_that_are_never_anything_but_zero_are_counted(tmp_path: Path) -
     assert manifest.dead_channels["model.layers.1.self_attn.q_proj.weight"] == 0
 
 
+def test_sums_are_float32_under_a_callers_autocast_too(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "llama")
+    index, given, kinds = index_folder(folder), models.samples(documents=3), ["gram", "grad_weight"]
+    collect(folder, index, given, kinds, tmp_path / "plain")
+    with torch.autocast("cpu", torch.bfloat16):
+        collect(folder, index, given, kinds, tmp_path / "auto")
+    plain, auto = ((tmp_path / name / "statistics.safetensors").read_bytes() for name in ("plain", "auto"))
+    assert plain == auto
+
+
+def test_the_order_of_the_texts_does_not_matter(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "llama")
+    index, texts = (
+        index_folder(folder),
+        [f"{number} {'abcdefghij'[number:]:.<22}"[:24] for number in range(6)],
+    )
+    for name, order in (("forth", texts), ("back", texts[::-1])):
+        collect(folder, index, samples_of(order, tokens=24), ["mean_abs_input", "gram"], tmp_path / name)
+    forth, back = (read_statistics(tmp_path / name) for name in ("forth", "back"))
+    assert forth.manifest.digest != back.manifest.digest and forth.manifest.documents == 6
+    for kind in forth.manifest.kinds:
+        for name in forth.names(kind):
+            torch.testing.assert_close(forth.get(kind, name), back.get(kind, name), rtol=1e-5, atol=1e-6)
+
+
 def test_progress_goes_on_over_all_passes(tmp_path: Path) -> None:
     folder = models.make(tmp_path / "model", "llama")
     told: list[Progress] = []
     kinds = ["mean_abs_input", "fisher", "grad_weight"]
-    collect(folder, index_folder(folder), models.samples(), kinds, tmp_path / "out", on_progress=told.append)
+    given = models.samples(documents=4)
+    collect(folder, index_folder(folder), given, kinds, tmp_path / "out", on_progress=told.append)
     shares = [each.share for each in told]
     assert shares == sorted(shares) and shares[-1] == 1.0
     assert {each.turns for each in told} == {3} and {each.turn for each in told} == {0, 1, 2}

@@ -1,69 +1,12 @@
-"""What a plan says a measurement will take bounds what it takes, and not by much."""
+"""What a plan says a measurement will take; what it takes is measured in ``test_memory.py``."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.learn import make
 from merge.checkpoint.header import TensorInfo
-from merge.checkpoint.index import ModelIndex, index_folder
+from merge.checkpoint.index import ModelIndex
 from merge.learn.forecast import bytes_whole, largest_stage, scratch_bytes, seconds
-
-SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 2, "heads": 8, "kv": 4}
-CASES: dict[str, tuple[dict[str, int], list[str], int]] = {
-    "gram": ({**SMALL, "vocab_size": 4096}, ["gram", "mean_abs_input"], 4),
-    "a large vocabulary": (
-        {
-            **SMALL,
-            "hidden_size": 64,
-            "intermediate_size": 176,
-            "vocab_size": 24576,
-            "tie_word_embeddings": True,
-        },
-        ["fisher"],
-        1,
-    ),
-    "wide blocks": ({**SMALL, "vocab_size": 4096}, ["grad_weight"], 2),
-}
-FIXED = 104 << 20
-"""What a process holds for the first product it computes, whatever the model."""
-WATCHED = """
-import json, sys
-from pathlib import Path
-from bench.learn import anonymous, peak_of, samples_of_words
-from merge.checkpoint.index import index_folder
-from merge.learn.collect import collect
-import transformers.models.llama.modeling_llama
-
-for case in json.loads(sys.argv[1]):
-    folder = Path(case["folder"])
-    index, given = index_folder(folder), samples_of_words(case["blocks"])
-    idle = anonymous()
-    with peak_of() as peaks:
-        collect(folder, index, given, case["kinds"], folder.parent / "out", model_sha256="0" * 64)
-    print(json.dumps(max(peaks) - idle))
-"""
-
-
-def test_the_forecast_of_memory_bounds_what_is_measured(tmp_path: Path) -> None:
-    told, bounds = [], []
-    for number, (shape, kinds, blocks) in enumerate(CASES.values()):
-        folder = make(tmp_path / str(number) / "model", shape, filled=False)
-        told.append({"folder": str(folder), "kinds": kinds, "blocks": blocks})
-        bounds.append(largest_stage(index_folder(folder), kinds, blocks))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    ran = subprocess.run(
-        [sys.executable, "-c", WATCHED, json.dumps(told)], capture_output=True, text=True, env=environment
-    )
-    assert ran.returncode == 0, ran.stderr
-    peaks = [json.loads(line) for line in ran.stdout.splitlines()]
-    for name, peak, bound in zip(CASES, peaks, bounds, strict=True):
-        assert peak <= bound <= 2 * peak + FIXED, (name, peak >> 20, bound >> 20)
 
 
 def model_of(config: dict[str, Any], **shapes: tuple[int, ...]) -> ModelIndex:

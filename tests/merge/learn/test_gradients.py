@@ -1,19 +1,25 @@
 """Squared gradients taken block by block are those of autograd on the whole model."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 from merge.checkpoint.index import index_folder
+from merge.errors import ModelNotRun
 from merge.learn.collect import collect, read_statistics
-from merge.learn.gradients import Gradients
+from merge.learn.labels import labels_told
+from merge.learn.losses import Loss
 from merge.learn.skeleton import Skeleton
-from merge.learn.walk import Trace
+from tests import tiny
 from tests.merge.learn import models
 
+GIVEN = models.samples(16, documents=12)
+"""Twelve texts: six groups of two, so that sums go through files."""
 
-def plain(kind: str, folder: Path, tokens: int) -> tuple[dict[str, torch.Tensor], Skeleton]:
+
+def plain(kind: str, folder: Path) -> tuple[dict[str, torch.Tensor], Skeleton]:
     """Mean over sequences of the squares, by parameter, with the whole model and its own backward."""
     skeleton = Skeleton(index_folder(folder))
     model = (
@@ -21,21 +27,12 @@ def plain(kind: str, folder: Path, tokens: int) -> tuple[dict[str, torch.Tensor]
         if "Moe" in type(skeleton.module).__name__
         else models.whole(folder)
     )
-    every = [
-        batch.one(at)
-        for batch in models.batches(folder, models.samples(tokens))
-        for at in range(batch.sequences)
-    ]
-
-    class Whole:
-        batches = every
-
-    Whole.skeleton = skeleton  # type: ignore[attr-defined]
-    losses = Gradients(Whole, kind, models.samples().seed, 0, lambda *_: None)  # type: ignore[arg-type]
+    every = [batch.one(at) for batch in models.batches(folder, GIVEN) for at in range(batch.sequences)]
+    loss = Loss(kind, skeleton, every, GIVEN.seed)
     sums: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(every):
         model.zero_grad()
-        losses._loss(Trace(result=model(**batch.inputs)), number).backward()
+        loss.of(model(**batch.inputs), number).backward()
         for name, value in model.named_parameters():
             if value.grad is not None:
                 part = value.grad * value.detach() if kind == "grad_weight" else value.grad
@@ -43,15 +40,16 @@ def plain(kind: str, folder: Path, tokens: int) -> tuple[dict[str, torch.Tensor]
     return sums, skeleton
 
 
-@pytest.mark.parametrize("kind", ["fisher", "grad_weight"])
-@pytest.mark.parametrize(
-    "model", ["llama", "tied", "gpt2", "bert", "t5", "bart", "vit", "mixtral", "gemma2", "albert"]
-)
+MODELS = ("llama", "tied", "gpt2", "bert", "t5", "bart", "vit", "mixtral", "gemma2", "albert")
+LIKELIEST = [("gpt2", "fisher_argmax"), ("classifier", "fisher_argmax")]
+
+
+@pytest.mark.parametrize(("model", "kind"), [*product(MODELS, ("fisher", "grad_weight")), *LIKELIEST])
 def test_gradients_are_those_of_the_whole_model(model: str, kind: str, tmp_path: Path) -> None:
     folder = models.make(tmp_path / "model", model)
-    collect(folder, index_folder(folder), models.samples(16), [kind], tmp_path / "out")
+    collect(folder, index_folder(folder), GIVEN, [kind], tmp_path / "out")
     found = read_statistics(tmp_path / "out")
-    wanted, skeleton = plain(kind, folder, 16)
+    wanted, skeleton = plain(kind, folder)
     by_tensor = skeleton.unconverted(
         {name: value for name, value in wanted.items() if name in skeleton.makers}
     )
@@ -67,10 +65,79 @@ def test_gradients_are_those_of_the_whole_model(model: str, kind: str, tmp_path:
         torch.testing.assert_close(measured.double() / scale, value / scale, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["classifier", "vit"])
+def test_the_exact_fisher_is_the_expectation_over_all_labels(model: str, tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", model)
+    given = models.samples(16, documents=5)
+    collect(folder, index_folder(folder), given, ["fisher_exact"], tmp_path / "out")
+    found = read_statistics(tmp_path / "out")
+    known = models.whole(folder, dtype=torch.float64)
+    texts = [each.one(at) for each in models.batches(folder, given) for at in range(each.sequences)]
+    wanted: dict[str, torch.Tensor] = {}
+    for text in texts:
+        floats = {k: v.double() if v.is_floating_point() else v for k, v in text.inputs.items()}
+        for label in range(3):
+            known.zero_grad()
+            shares = known(**floats).logits[0].log_softmax(-1)
+            shares[label].backward()
+            share = float(shares[label].detach().exp())
+            for name, value in known.named_parameters():
+                if value.grad is not None:
+                    wanted[name] = wanted.get(name, 0) + share * value.grad.square() / len(texts)
+    skeleton = Skeleton(index_folder(folder))
+    wanted = skeleton.unconverted({name: each for name, each in wanted.items() if name in skeleton.makers})
+    assert set(found.names("fisher_exact")) == set(wanted)
+    noise = 1e-9 * max(float(value.max()) for value in wanted.values())
+    for name, value in wanted.items():
+        measured = found.get("fisher_exact", name)
+        assert measured is not None
+        scale = max(float(value.max()), noise)
+        torch.testing.assert_close(measured.double() / scale, value / scale, rtol=1e-3, atol=1e-5)
+
+
+def test_drawn_labels_come_to_the_exact_fisher_on_average(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "classifier")
+    every = [each.one(0) for each in models.batches(folder, models.samples(16))][:1]
+    skeleton, model = Skeleton(index_folder(folder)), models.whole(folder)
+    result = model(**every[0].inputs)
+    head = model.classifier.bias
+
+    def square(kind: str, **told: int) -> torch.Tensor:
+        loss = Loss(kind, skeleton, every, told.get("seed", 0), term=told.get("term", 0)).of(result, 0)
+        return torch.autograd.grad(loss, head, retain_graph=True)[0].square()
+
+    exact = sum(square("fisher_exact", term=label) for label in range(3))
+    drawn = sum(square("fisher", seed=seed) for seed in range(400)) / 400
+    assert torch.allclose(drawn, torch.as_tensor(exact), rtol=0.25)
+    assert not torch.allclose(square("fisher_argmax"), torch.as_tensor(exact), rtol=0.25)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["the config tells", "running it tells"])
+def test_all_words_at_all_positions_are_too_many_labels(
+    told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = models.make(tmp_path / "model", "bert")
+    if not told:
+        monkeypatch.setattr("merge.learn.collect.labels_told", lambda *_: 1)
+    with pytest.raises(ModelNotRun, match=f"a text has {16 * tiny.VOCAB} of them .* take estimator sampled"):
+        collect(folder, index_folder(folder), models.samples(16), ["fisher_exact"], tmp_path / "out")
+
+
+def test_a_config_tells_how_many_labels_a_text_has() -> None:
+    def of(name: str, **more: object) -> int:
+        return labels_told({"architectures": [name], "vocab_size": 100, **more}, 8)
+
+    assert of("BertForSequenceClassification", id2label={str(n): str(n) for n in range(7)}) == 7
+    assert of("ViTForImageClassification") == 2
+    assert of("BertForTokenClassification", num_labels=3) == 24
+    assert of("LlamaForCausalLM") == 800
+    assert labels_told({"text_config": {"vocab_size": 50}}, 8) == 400
+
+
 def test_labels_are_drawn_again_alike_and_differ_between_seeds(tmp_path: Path) -> None:
     folder = models.make(tmp_path / "model", "llama")
     index = index_folder(folder)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        collect(folder, index, models.samples(16, seed=seed), ["fisher"], tmp_path / name)
+        collect(folder, index, models.samples(16, documents=8, seed=seed), ["fisher"], tmp_path / name)
     a, b, c = ((tmp_path / name / "statistics.safetensors").read_bytes() for name in "abc")
     assert a == b != c

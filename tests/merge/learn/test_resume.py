@@ -1,5 +1,9 @@
 """A measurement that was stopped goes on from the last finished block; the bytes do not tell."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,19 +16,47 @@ from merge.learn.statistics import FILE, MANIFEST
 from tests.merge.learn import models
 
 KINDS = ("mean_abs_input", "gram", "fisher")
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from merge.checkpoint.index import index_folder
+from merge.learn.collect import collect
+from tests.merge.learn import models
+
+folder, root = Path(sys.argv[1]), Path(sys.argv[2])
+
+def measure(out, most):
+    told = []
+
+    def heard(progress):
+        told.append([progress.turn, progress.block, progress.done])
+        if len(told) == most:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    given = models.samples(16, documents=12)
+    collect(folder, index_folder(folder), given, ["gram", "fisher"], root / out, on_progress=heard)
+    print(json.dumps(told), flush=True)
+
+for out, most in (("once", 0), ("killed", 2), ("killed", 3), ("killed", 0)):
+    child = os.fork()
+    if child == 0:
+        measure(out, most)
+        os._exit(0)
+    assert (os.waitpid(child, 0)[1] == signal.SIGKILL) == (most > 0)
+"""
 
 
 def contents(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in (FILE, MANIFEST)]
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5", "clip"])
+@pytest.mark.parametrize("kind", ["llama", "t5", "clip", "classifier"])
 def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = models.make(tmp_path / "model", kind)
-    index, given = index_folder(folder), models.samples(16)
-    kinds = KINDS[:2] if kind == "clip" else KINDS
+    index, given = index_folder(folder), models.samples(16, documents=4 if kind == "classifier" else 12)
+    kinds = {"clip": KINDS[:2], "classifier": ("fisher_exact",)}.get(kind, KINDS)
     collect(folder, index, given, kinds, tmp_path / "once")
     ran: list[str] = []
     original = walk.Stage.run
@@ -46,6 +78,22 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     if kind == "clip":  # each block once, but for the one that each stop cut off
         assert len(ran) <= 2 * len(set(ran))
     assert reports[0].total >= 3 and reports[0].tokens_per_second > 0
+
+
+def test_a_process_that_is_killed_outright_costs_the_block_it_was_in(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "llama")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert ran.returncode == 0, ran.stderr
+    straight, last = (json.loads(line) for line in ran.stdout.splitlines())
+    assert len(straight) == 3 + 6, "three stages forwards, six groups backwards"
+    assert last == straight[2 + 3 :], "two blocks, then three steps, were done by those that were killed"
+    assert contents(tmp_path / "killed") == contents(tmp_path / "once")
 
 
 def test_states_that_are_not_the_ones_left_are_not_used(tmp_path: Path) -> None:
@@ -76,6 +124,19 @@ def test_the_same_statistics_are_kept_and_others_are_not_overwritten(tmp_path: P
     (tmp_path / "out" / MANIFEST).write_text("{}")
     with pytest.raises(StatisticsInvalid):
         read_statistics(tmp_path / "out")
+
+
+def test_squares_that_overflow_are_stopped_with_the_tensors_name(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = models.make(tmp_path / "model", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] *= 1e22  # its gradients are finite, their squares are not
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    given = models.samples(16, documents=2)
+    with pytest.raises(NotFinite, match=r"grad_weight of model\.layers\.1"):
+        collect(folder, index_folder(folder), given, ["grad_weight"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_overflows_is_stopped_with_the_modules_name(tmp_path: Path) -> None:

@@ -164,6 +164,16 @@ def test_patterns_choose_and_the_rest_is_left_as_the_base_has_it(root: Path, tmp
     assert told["left_out"]["linear"]["tensors"] == 12
 
 
+def test_single_modules_can_be_saved_whole_by_name(root: Path, tmp_path: Path) -> None:
+    asked = ["*.1.mlp.down_proj.*", "model.embed_tokens.*"]
+    document = extract(rank=64, save=asked, classes={"norm": "save", "head": "save"})
+    told = made(root, document, str(tmp_path / "out")).manifest["adapter"]
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert {"model.layers.1.mlp.down_proj", "model.embed_tokens"} <= set(config["modules_to_save"])
+    assert "model.layers.0.mlp.down_proj" in told["modules"]
+    assert torch.allclose(logits(root / "base", tmp_path / "out"), logits(root / "a"), atol=2e-5)
+
+
 def test_equal_models_give_no_adapter(root: Path, tmp_path: Path) -> None:
     document = extract(rank=2) | {"sources": [{"id": "a", "model": "base"}]}
     with pytest.raises(NothingChanged, match="No module"):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.tokenizer.approximate import drawn, lengths, moments, nearest_rows, orthogonal_pursuit
+from merge.tokenizer.approximate import drawn, lengths, moments, orthogonal_pursuit
+from merge.tokenizer.neighbours import nearest_rows
 
 
 class Held:

@@ -63,6 +63,34 @@ def test_what_could_run_or_reach_out_is_refused(changes: dict[str, Any], said: s
         HarnessConfig.model_validate({**CHOICE, **changes})
 
 
+def test_a_task_s_yaml_is_read_as_it_lies_in_its_file() -> None:
+    text = """
+output_type: multiple_choice
+doc_to_text: "Q: {{q}}"
+doc_to_choice: "{{c}}"
+doc_to_target: "{{a}}"
+metric_list:
+  - metric: acc
+"""
+    assert LmEvalSettings.model_validate({"config": text}) == LmEvalSettings(config=CHOICE)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("doc_to_text: !function utils.text", r"line 1.*'!function'"),
+        ("a: !!python/object/apply:os.system [ls]", "python/object"),
+        ("a: &x [1]\nb: [*x, *x]", "aliases are not read"),
+        ("- a\n- b", "no mapping"),
+        ("a: [", "line 1"),
+        ("a: " + "x" * 300_000, "at most 200,000"),
+    ],
+)
+def test_yaml_that_is_not_plain_data_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        LmEvalSettings.model_validate({"config": text})
+
+
 def test_sampling_is_refused() -> None:
     config = {
         "output_type": "generate_until",

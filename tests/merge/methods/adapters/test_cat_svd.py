@@ -64,3 +64,15 @@ def test_adapters_that_leave_the_module_alone_add_nothing() -> None:
     (part,) = drawn(1, (6, 4), 2)
     assert close(change("cat_svd", [nothing(part), part, nothing(part)]), product(part))
     assert factors("cat_svd", [nothing(part)]).rank == 0
+
+
+def test_density_keeps_the_largest_entries_of_a_and_weights_can_subtract() -> None:
+    one, other = unit([1, 2], [3, -1]), unit([1, 0], [0.5, 4])
+    kept = change("cat_svd", [one, other], density=(0.5, 1.0))
+    assert close(kept, torch.tensor([[3.5, 4.0], [6.0, 0.0]]).double())
+    assert close(change("cat_svd", [one, other], [1.0, 0.0]), product(one))
+    assert close(change("cat_svd", [one, one], [1.0, -1.0], density=(0.5, 0.5)), torch.zeros(2, 2).double())
+    assert close(change("cat_svd", [one, other], density=(0.0, 0.0)), torch.zeros(2, 2).double())
+    assert close(change("cat_svd", [one], density=(0.01,)), torch.tensor([[3.0, 0.0], [6.0, 0.0]]).double())
+    same = [unit([1], [1]), unit([-1], [-1])]
+    assert float(change("cat_svd", same, [0.5, 0.5])) == 1.0, "added up apart they would cancel"

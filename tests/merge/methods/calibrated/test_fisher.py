@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from merge.errors import StatisticsMissing
 from tests.merge.informed import Held
 from tests.merge.whole import merge_all, merge_one
 
@@ -32,6 +34,20 @@ def test_the_worked_example_with_the_floor_on_both_and_on_the_target() -> None:
     assert torch.allclose(both, torch.tensor([2.5, 1.5, 4.0]), atol=1e-5)
     target = merged(THETA, FISHERS, normalize="none", favor_target=True)
     assert torch.allclose(target, torch.tensor([2.5, 1.5, 3.0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "argmax", "exact"])
+def test_the_estimator_decides_which_statistic_is_read(estimator: str) -> None:
+    kinds = {"sampled": "fisher", "argmax": "fisher_argmax", "exact": "fisher_exact"}
+    known = {f"m{i}": Held({f"{kinds[estimator]}/w": f}) for i, f in enumerate(FISHERS)}
+    steps = [("fisher", {"estimator": estimator, "normalize": "none"})]
+    assert torch.allclose(
+        merge_one(steps, None, THETA, statistics=known), torch.tensor([2.5, 1.5, 4.0]), atol=1e-5
+    )
+    others = [name for name in kinds if name != estimator]
+    for other in others:
+        with pytest.raises(StatisticsMissing, match=f"{kinds[other]} of m0"):
+            merge_one([("fisher", {"estimator": other})], None, THETA, statistics=known)
 
 
 def test_equal_fishers_give_the_weighted_mean() -> None:

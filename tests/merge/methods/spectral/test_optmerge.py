@@ -40,6 +40,11 @@ def reference(deltas: list[Array], tuned: str) -> Array:
     return start + missing @ np.linalg.pinv(sum(grams), rcond=1e-10, hermitian=True)
 
 
+def test_worked_example_of_the_card_of_disjoint_rows() -> None:
+    deltas = [torch.diag(torch.tensor([2.0, 0.0]).double()), torch.diag(torch.tensor([0.0, 4.0]).double())]
+    assert close(merged("optmerge", deltas, tuned="lora"), torch.diag(torch.tensor([2.0, 4.0])), 1e-12)
+
+
 @pytest.mark.parametrize("shape", SHAPES + LARGE, ids=str)
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("tuned", ["full", "lora"])

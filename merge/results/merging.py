@@ -1,13 +1,14 @@
-"""What the run does for the makers of bundles."""
+"""What the run does for the makers of results that are no checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from merge.blocks import Buffers, Crew
-from merge.chain import Chain
+from merge.chain import Block, Chain
 from merge.checkpoint.reader import TensorReader
+from merge.contract.factors import Factors
 from merge.outputs import Input, OutputTensor
 from merge.sizing import Sizes
 
@@ -20,7 +21,7 @@ class Meter(Protocol):
 
 
 class Merging(Protocol):
-    """The arithmetic of a run, as far as bundles ask for it."""
+    """The arithmetic of a run, as far as adapters and bundles ask for it."""
 
     crew: Crew
     buffers: Buffers
@@ -44,6 +45,19 @@ class Merging(Protocol):
 
     def chain(self, output: OutputTensor) -> Chain:
         """The steps bound to this tensor."""
+
+    def merged_factors(self, output: OutputTensor) -> Factors | None:
+        """The merged change as factors, where the steps give those."""
+
+    def survey(
+        self,
+        output: OutputTensor,
+        merged: Callable[[int, int], Tensor],
+        load: Callable[[Chain, int, int], Block] | None = None,
+    ) -> dict[str, list[float]]:
+        """What the merge report says of a tensor, by its name: ``merged`` gives its entries, ``load`` what
+        they are made from, where that is not to be read.
+        """
 
     def finished(self, output: OutputTensor) -> None:
         """Counts a tensor that was made."""

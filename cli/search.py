@@ -1,0 +1,172 @@
+"""`mergery search`: the settings of a recipe with which its result scores best, over models in folders here.
+
+No service is needed; the file is what a service takes as the order of a search.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cli.errors import CliError
+from jobs.errors import RequestInvalid
+from jobs.kinds import begun
+from jobs.request import EvalSet, SearchRequest
+from merge.checkpoint.index import ModelIndex
+from merge.document import load_document
+from merge.plan import make_plan
+from merge.recipe import Recipe
+from search.drive import Candidate, Trial, drive
+from search.result import result_of
+from search.trial import Told
+
+TRIALS, FOUND = "trials.jsonl", "search.json"
+
+
+class File:
+    """The journal of a search in a file: the first line says of which search, each further one is a trial."""
+
+    def __init__(self, path: Path, search: str) -> None:
+        self._path, self._known, self.spent_seconds = path, dict[tuple[str, float], Told](), 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            path.write_text(json.dumps({"search": search}) + "\n", encoding="utf-8")
+        first, *rest = _whole_lines(path)
+        if first.get("search") != search:
+            raise CliError(f"{path} has the trials of another search; name another folder with --out")
+        for each in rest:
+            self._known[each["key"], each["share"]] = Told.of(each["told"])
+            self.spent_seconds = max(self.spent_seconds, each["elapsed"])
+        self._begun = time.monotonic() - self.spent_seconds
+
+    def find(self, key: str, share: float) -> Told | None:
+        """What an earlier run scored."""
+        return self._known.get((key, share))
+
+    def record(self, trial: Trial, elapsed: float) -> None:
+        """Nothing more: ``note`` has written it."""
+
+    def note(self, candidate: Candidate, told: Told) -> None:
+        """Keeps a trial as soon as it is scored, and says so."""
+        said = told.error or ", ".join(f"{value:.6g}" for value in told.values or ())
+        print(f"{json.dumps(candidate.ask.point)}: {said}", file=sys.stderr)
+        elapsed = time.monotonic() - self._begun
+        row = {"key": candidate.key, "share": candidate.share, "told": told.as_dict(), "elapsed": elapsed}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal; one that a kill cut short is cut away."""
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def read(file: Path) -> SearchRequest:
+    """The order in a YAML or JSON file. Raises ``CliError`` with every field that is wrong."""
+    document = load_document(file.read_text(encoding="utf-8"), "yaml")
+    try:
+        order = SearchRequest.model_validate({"kind": "search", **document})
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(map(str, each['loc'])) or 'the order'}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors(include_url=False, include_input=False)
+        ]
+        raise CliError(f"{file} cannot be searched: {'; '.join(wrong)}") from None
+    for each in order.evaluation_sets:
+        if each.data is None or each.data.path is None:
+            raise CliError(f"the set {each.name!r} needs data.path: without a service, sets are files")
+    return order
+
+
+def run(options: argparse.Namespace) -> int:
+    """Searches, keeps every trial, and prints the best recipe as YAML, to be merged or ordered."""
+    import yaml
+
+    order, root = read(options.file), options.file.parent
+    out: Path = options.out or options.file.with_suffix(".search")
+    found = _search(order, root, out, options)
+    (out / FOUND).write_text(json.dumps(found, indent=1), encoding="utf-8")
+    best = found["best"]
+    said = ", ".join(f"{value:.6g}" for value in best["values"])
+    print(f"best: trial {best['number']} with {said}; everything is in {out}", file=sys.stderr)
+    recipe = Recipe.model_validate(best["recipe"]).model_dump(mode="json", exclude_defaults=True)
+    print(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _search(order: SearchRequest, root: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    from merge.__main__ import index_models, model_folders
+    from merge.gather import gather  # torch and transformers, which a wrong file does not wait for
+    from merge.in_memory import InMemory
+    from scoring.candidates import Candidates
+    from worker.candidates import Bench
+
+    recipe = begun(order)
+    models, folders = index_models(recipe, root), model_folders(recipe, root)
+    plan = make_plan(recipe, models, budget=options.memory)
+    if plan.written_because is not None:
+        raise RequestInvalid(f"its candidates are merged in memory, and {plan.written_because}", "/recipe")
+    bodies = {each.name: _body(each, root) for each in order.evaluation_sets}
+    tasks = [_task(each, bodies[each.name]) for each in order.evaluation_sets]
+    journal = File(out / TRIALS, _digest(order, models, bodies))
+    document = order.recipe.model_dump(mode="json")
+    with InMemory(folders, budget_bytes=options.memory, threads=options.threads, device=options.device) as m:
+        bench = Bench(
+            m,
+            Candidates.open(folders[plan.reference], tasks, device=options.device, per_example=True),
+            models,
+            gather(plan, folders, root, out, device=options.device, memory_bytes=options.memory)
+            if plan.statistics.folders
+            else {},
+            order.search.objectives,
+            options.memory,
+            lambda: False,
+        )
+        ended = drive(
+            order.search,
+            document,
+            lambda wanted: [_one(bench, journal, each) for each in wanted],
+            journal,
+            clock=time.monotonic,
+        )
+    return result_of(order.search, document, ended)
+
+
+def _one(bench: Any, journal: File, candidate: Candidate) -> Told:
+    told: Told = bench.told(candidate)
+    journal.note(candidate, told)
+    return told
+
+
+def _body(asked: EvalSet, root: Path) -> bytes:
+    assert asked.data is not None and asked.data.path is not None  # ``read`` has looked
+    return (root / asked.data.path).read_bytes()
+
+
+def _task(asked: EvalSet, body: bytes) -> Any:
+    from scoring.tasks import parse_task
+
+    assert asked.data is not None and asked.data.path is not None
+    file = Path(asked.data.path).name
+    return parse_task(asked.name, asked.kind, body, file=file, limit=asked.limit, settings=asked.asked)
+
+
+def _digest(order: SearchRequest, models: Mapping[str, ModelIndex], bodies: Mapping[str, bytes]) -> str:
+    """What the scores of a recipe depend on besides the recipe: sets, objectives, headers of the models."""
+    facts: Sequence[Any] = (
+        order.evaluate.model_dump(mode="json"),
+        [each.model_dump() for each in order.search.objectives],
+        {key: index.digest for key, index in models.items()},
+        {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()},
+    )
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

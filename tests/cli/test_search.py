@@ -1,0 +1,129 @@
+"""`mergery search` over folders: it finds, remembers, goes on after a kill, and says what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.main import main
+from tests import tiny
+from worker import candidates
+
+TEXTS = "".join(json.dumps({"text": f"to be or not to be, number {at}"}) + "\n" for at in range(3))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    tiny.family(root, experts=2)
+    (root / "texts.jsonl").write_text(TEXTS)
+    return root
+
+
+def write(models: Path, name: str, **changes: Any) -> Path:
+    order = {
+        "recipe": {"base": "base", "sources": ["expert1", "expert2"], "steps": ["task_arithmetic"]},
+        "search": {
+            "method": "grid",
+            "settings": {"levels": 3},
+            "space": {"scale": {"at": "steps.task_arithmetic.scale", "low": 0, "high": 1}},
+            "objectives": [{"set": "texts"}],
+        },
+        "evaluate": {"sets": [{"name": "texts", "kind": "perplexity", "data": {"path": "texts.jsonl"}}]},
+        **changes,
+    }
+    path = models / name
+    path.write_text(yaml.safe_dump(order))
+    return path
+
+
+def test_the_best_recipe_is_printed_and_all_trials_are_kept(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(write(models, "one.yaml"))]) == 0
+    best = yaml.safe_load(capsys.readouterr().out)
+    found = json.loads((models / "one.search" / "search.json").read_text())
+    assert [trial["point"]["scale"] for trial in found["trials"]] == [0.0, 0.5, 1.0]
+    top = max(found["trials"], key=lambda trial: trial["values"][0])
+    assert best["steps"][0].get("scale", 1.0) == top["point"]["scale"] == found["best"]["point"]["scale"]
+    assert best["base"] == "base" and [each["model"] for each in best["sources"]] == ["expert1", "expert2"]
+
+
+def test_a_killed_search_goes_on_where_it_was(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, out = write(models, "two.yaml"), models / "kept"
+    real, told = candidates.Bench.told, list[float]()
+
+    def dies(self: candidates.Bench, candidate: Any) -> Any:
+        if len(told) == 2:
+            raise KeyboardInterrupt
+        told.append(candidate.ask.point["scale"])
+        return real(self, candidate)
+
+    monkeypatch.setattr(candidates.Bench, "told", dies)
+    with pytest.raises(KeyboardInterrupt):
+        main(["search", str(file), "--out", str(out)])
+    with (out / "trials.jsonl").open("a") as journal:
+        journal.write('{"key": "cut sho')
+    told.pop(0)
+    assert main(["search", str(file), "--out", str(out)]) == 0
+    assert told == [0.5, 1.0] and len((out / "trials.jsonl").read_text().splitlines()) == 4
+
+
+def test_trials_on_other_texts_are_not_taken_for_these(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(models, "three.yaml")
+    assert main(["search", str(file)]) == 0
+    other = [{"name": "texts", "kind": "perplexity", "limit": 1, "data": {"path": "texts.jsonl"}}]
+    write(models, "three.yaml", evaluate={"sets": other})
+    assert main(["search", str(file)]) == 2
+    assert "has the trials of another search; name another folder with --out" in capsys.readouterr().err
+
+
+def test_evo_merging_trims_and_scales_adapters(models: Path) -> None:
+    modules = {f"model.layers.{layer}.self_attn.q_proj": (16, 16) for layer in range(2)}
+    for seed, name in enumerate(("one", "two")):
+        tiny.lora(models / name, modules, seed=seed, r=2)
+    names = ("one", "two")
+    density = {f"d_{each}": {"at": f"sources.{each}.settings.cat_svd.density", "start": 1} for each in names}
+    weight = {f"w_{each}": {"at": f"sources.{each}.weight", "start": 0.5} for each in names}
+    space = {name: {**each, "low": 0, "high": 1} for name, each in density.items()}
+    space |= {name: {**each, "low": -1.5, "high": 1.5} for name, each in weight.items()}
+    search = {
+        "method": "evo_merging",
+        "settings": {"denoise": list(density), "population": 4},
+        "space": space,
+        "objectives": [{"set": "texts"}],
+        "budget": {"evaluations": 12},
+    }
+    recipe = {"base": "base", "sources": [{"id": e, "adapter": e} for e in names], "steps": ["cat_svd"]}
+    assert main(["search", str(write(models, "evo.yaml", search=search, recipe=recipe))]) == 0
+    found = json.loads((models / "evo.search" / "search.json").read_text())
+    assert found["failed"] == 0 and len(found["trials"]) == 12
+    first, last = found["trials"][0]["point"], found["trials"][-1]["point"]
+    assert first["w_one"] == 0.5 != last["w_one"] and 0 <= last["d_one"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"search": {"method": "grid", "space": {}, "objectives": [{"set": "texts"}]}}, "the space is empty"),
+        ({"recipe": {"sources": ["expert1"], "steps": ["linear"]}}, "'task_arithmetic' among the steps"),
+        (
+            {"evaluate": {"sets": [{"name": "texts", "kind": "perplexity", "data": {"dataset": "ds_1"}}]}},
+            "the set 'texts' needs data.path",
+        ),
+        (
+            {"recipe": {"base": "base", "sources": ["nobody"], "steps": ["task_arithmetic"]}},
+            "nobody",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(
+    models: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(write(models, "wrong.yaml", **changes))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mergery: ") and said in error and error.count("\n") == 1

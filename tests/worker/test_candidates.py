@@ -1,0 +1,85 @@
+"""What becomes of a candidate whose scores are wrong, or whose scorer breaks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from merge.checkpoint.index import index_folder
+from merge.in_memory import InMemory
+from scoring.candidates import Candidates
+from scoring.errors import ScoringStopped
+from scoring.score import Score
+from scoring.tasks import parse_task
+from search.drive import Candidate
+from search.order import Objective
+from search.trial import Ask, Told
+from tests import tiny
+from worker.candidates import Bench
+
+RECIPE = {"base": "base", "sources": [{"id": "a", "model": "expert1"}], "steps": ["task_arithmetic"]}
+
+
+class Scorer:
+    """A model whose scores are given, or the error in place of them."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+        self.tasks = (parse_task("t", "perplexity", b'{"text": "to be"}\n' * 4, file="t.jsonl"),)
+
+    def score(self, weights: Any, **_: Any) -> list[Score]:
+        assert dict(weights)
+        if isinstance(self.found, BaseException):
+            raise self.found
+        return [
+            Score("t", "bits_per_byte", self.found, None, 4, (1.0,) * 4, None),
+            Score("t", "perplexity", 2.0, None, 4, None, None),
+        ]
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[InMemory, dict[str, Path]]]:
+    root = tmp_path_factory.mktemp("models")
+    base, expert = tiny.family(root, experts=1)
+    folders = {"base": base, "a": expert}
+    with InMemory(folders, budget_bytes=1 << 28) as opened:
+        yield opened, folders
+
+
+def told(memory: tuple[InMemory, dict[str, Path]], found: Any, **ask: Any) -> Told:
+    opened, folders = memory
+    models = {key: index_folder(folder) for key, folder in folders.items()}
+    bench = Bench(
+        opened, cast(Candidates, Scorer(found)), models, {}, [Objective(set="t")], 1 << 28, lambda: False
+    )
+    return bench.told(Candidate("key", RECIPE, Ask({"x": 1.0}, **ask)))
+
+
+def test_scores_are_turned_so_that_higher_is_better_and_examples_come_when_asked_for(memory: Any) -> None:
+    assert told(memory, 3.0).values == (-3.0,) and told(memory, 3.0).examples is None
+    assert told(memory, 3.0, examples=True).examples == pytest.approx([0.3678794] * 4)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_a_failure_that_can_be_stored(memory: Any, score: float) -> None:
+    found = told(memory, score, examples=True)
+    assert found.values is None and found.error == "a score is not a finite number"
+    assert "examples" not in found.as_dict()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), KeyError("lm_head"), ZeroDivisionError("0")]
+)
+def test_a_scorer_that_breaks_on_a_candidate_is_recorded(memory: Any, error: Exception) -> None:
+    found = told(memory, error)
+    assert found.values is None and found.error == f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("gone"), MemoryError(), torch.OutOfMemoryError("GPU"), ScoringStopped("stop")]
+)
+def test_what_is_no_fault_of_the_candidate_is_not_recorded(memory: Any, error: Exception) -> None:
+    with pytest.raises(type(error)):
+        told(memory, error)
