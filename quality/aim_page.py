@@ -183,7 +183,7 @@ def _plot(grid: Grid) -> str:
             if len(found) == len(points) and merge in ("task_arithmetic", "ties"):
                 groups[f"{merge}, {control}"] = [
                     (
-                        "none" if v.control == PLAIN else f"{v.omega:g}",
+                        ("none" if control == AIM else "") if v.control == PLAIN else f"{v.omega:g}",
                         Point(-v.tried.score_of(grid.own)[0]),
                         Point(v.tried.headline[0]),
                     )

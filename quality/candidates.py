@@ -62,7 +62,7 @@ def candidates(sources: int) -> Iterator[Candidate | tuple[str, str]]:
     sources.
     """
     for name, entry in catalogue().items():
-        why_not = NOT_A_MERGE.get(name) or _too_few(entry, sources)
+        why_not = NOT_A_MERGE.get(name) or _of_adapters(entry) or _too_few(entry, sources)
         yield (name, why_not) if why_not else candidate(name)
 
 
@@ -85,6 +85,10 @@ def candidate(*names: str, settings: Mapping[str, Mapping[str, Any]] | None = No
     default = float(chain[at].settings["scale"]["default"])
     start = STARTS.get(combine, min(LADDER, key=lambda rung: abs(rung - default)))
     return Candidate(label, steps, at, "scale", LADDER, start)
+
+
+def _of_adapters(entry: MethodEntry) -> str | None:
+    return "merges LoRA adapters; the experts are whole models" if entry.needs.get("factors") else None
 
 
 def _too_few(entry: MethodEntry, sources: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Why a method is below plain averaging on bench A, where it is; read by ``quality.evidence``."""
+"""Why a method is below plain averaging on bench A, where it is, and why some are not run on a bench."""
 
 from collections.abc import Mapping
 
@@ -8,3 +8,7 @@ REASONS: Mapping[str, str] = {
         "from the base to the mean."
     ),
 }
+
+_HEADLESS = "needs the probabilities of a head; here heads are frozen and outside the models"
+UNFIT: Mapping[tuple[str, str], str] = {("a", "fisher"): _HEADLESS, ("d", "fisher"): _HEADLESS}
+"""By bench and method, why it is not run there."""

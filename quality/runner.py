@@ -17,6 +17,7 @@ from quality.bench import Bench, Scores, Split, headline, slopes_of
 from quality.cache import kept, key_of
 from quality.candidates import Candidate, Steps, candidates, climb
 from quality.merging import merged
+from quality.reasons import UNFIT
 from quality.tried import Items, Tried
 
 TUNED_ON = 0
@@ -77,10 +78,15 @@ class Runner:
         found = []
         for each in candidates(len(self.bench.tasks)):
             if isinstance(each, Candidate):
-                if not only or each.name in only:
-                    found.append(self.tried(each))
-            elif not only or each[0] in only:
-                found.append(Tried(each[0], why_not=each[1]))
+                name, why_not = each.name, UNFIT.get((self.bench.name, each.name))
+            else:
+                name, why_not = each
+            if only and name not in only:
+                continue
+            if isinstance(each, Candidate) and why_not is None:
+                found.append(self.tried(each))
+            else:
+                found.append(Tried(name, why_not=why_not))
         return found
 
     def tried(self, candidate: Candidate, value: float | None = None) -> Tried:

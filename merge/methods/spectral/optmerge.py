@@ -30,7 +30,7 @@ class Optmerge:
         "closed", "The exact minimum, or the published iteration: Adam for `full`, momentum for `lora`."
     )
     filter: Literal["none", "flow"] = knob(
-        "none", "How much of the closed form is taken: all, or as much as gradient flow does in `time`."
+        "flow", "How much of the closed form is taken: all, or as much as gradient flow does in `time`."
     )
     time: float = knob(300.0, "Time of the gradient flow, for the filter `flow`.", gt=0, by_depth=True)
     steps: int = knob(300, "Steps of the iteration.", ge=0, le=500)
@@ -46,7 +46,7 @@ class Optmerge:
     title="OptMerge",
     kind=Kind.COMBINE,
     granularity="tensor",
-    version=3,
+    version=4,
     paper="arXiv:2505.19892",
     needs=Needs(base=True),
     workspace=Workspace(13.0, 2.5),
@@ -56,6 +56,8 @@ def optmerge(group: TensorGroup, p: Optmerge) -> Tensor:
     """As `wudi`, but it looks at the strongest singular directions of every task vector alone, which is less
     noise and less work. For experts on one base, multimodal ones too; say with `tuned` whether they were
     adapters. Tune `scale`: the authors use 0.1 for fully tuned sources. Weights multiply the task vectors.
+    The closed form is not taken whole (`filter: none`) unless asked for: over the few directions that are
+    kept its weak ones run away; on our bench A it was 45 to 96 times as long as the sum of task vectors.
     Embeddings, heads, norms and biases stay the base's, as published, unless `classes` says otherwise;
     kernels, and matrices with fewer rows or columns than there are sources, are averaged. Costs an
     eigendecomposition of the shorter side for each source, and one of the directions kept.
