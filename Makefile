@@ -8,7 +8,7 @@ MODELS ?= tiny
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types catalog references openapi docs up chaos bench bench-mergekit eval bench-overlap load quality quality-llm clean
+.PHONY: help setup demo test check lint format types catalog references openapi docs up chaos bench bench-mergekit eval bench-overlap load quality quality-llm quality-search clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -80,11 +80,14 @@ bench/.eval/bin/lm-eval:
 bench-overlap: $(READY)  ## a whole job over a slow line, beside its slowest stage
 	$(BIN)/python -m bench.overlap
 
-quality: $(READY)  ## how good every method is on three benches (over an hour of one core, kept), and its page
+quality: $(READY)  ## how good every method is on four benches (hours of one core, kept), and its page
 	$(BIN)/python -m quality methods
 
 quality-llm: $(READY)  ## what AIM does on a tiny and a real language model (kept), and its page
 	$(BIN)/python -m quality aim
+
+quality-search: $(READY)  ## what every search method gains on held-out items, and at what cost (kept), and its page
+	$(BIN)/python -m quality search
 
 load: $(READY)  ## 200 concurrent clients, thinking a second each, against an API of its own
 	$(BIN)/python -m bench.load

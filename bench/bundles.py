@@ -1,8 +1,9 @@
 """How large bundles are and how fast a member is given back, beside copying a checkpoint of the same size.
 
-``python -m bench.bundles`` makes a base and three experts, a bundle of each kind that masks, and a twin; then
-materialises one member and copies the base (read, written, made durable), in turn, and prints bytes beside
-those of the models, seconds, seconds of CPU, and the median ratio of the pairs.
+``python -m bench.bundles`` makes a base, three experts, three LoRA adapters of rank 16, and a bundle of each
+kind; then materialises one member and copies the base (read, written, made durable), in turn, and prints
+bytes beside those of the models (of an rmm bundle: of the adapters), seconds, seconds of CPU, and the median
+ratio of the pairs.
 """
 
 import argparse
@@ -13,8 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from bench.family import EXPERTS, make_family
+from bench.family import EXPERTS, make_adapters, make_family
 from merge.__main__ import index_models, model_folders
 from merge.bundle.recipe import member_of_folder
 from merge.methods import load
@@ -22,8 +24,14 @@ from merge.plan import make_plan
 from merge.recipe import Recipe, recipe_from
 from merge.run import run
 
-STEPS = {"tall": "task_arithmetic", "emr": "emr", "twin": "task_arithmetic"}
+STEPS: dict[str, dict[str, Any]] = {
+    "tall": {"method": "task_arithmetic"},
+    "emr": {"method": "emr"},
+    "twin": {"method": "task_arithmetic", "scale": 0.3},
+    "rmm": {"method": "task_arithmetic"},
+}
 COPIED = 8 << 20
+RANK = 16
 
 
 def main() -> None:
@@ -32,10 +40,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parameters", type=float, default=1.1e9)
-    parser.add_argument("--kinds", default="tall,emr", help="of tall, emr and twin")
+    parser.add_argument("--kinds", default=",".join(STEPS), help=f"of {', '.join(STEPS)}")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--dir", type=Path, help="where the models are, or will be, and are left")
+    parser.add_argument("--dir", type=Path, help="where models and bundles are, or will be, and are left")
     options = parser.parse_args()
     load()
     with tempfile.TemporaryDirectory() as scratch:
@@ -43,27 +51,29 @@ def main() -> None:
         if not (folder / "base").exists():
             folder.mkdir(exist_ok=True)
             make_family(folder, int(options.parameters))
-        models = sum(size_of(folder / name) for name in EXPERTS)
         for kind in options.kinds.split(","):
-            _one(folder, kind, models, options.pairs, options.threads)
+            _one(folder, kind, options.pairs, options.threads)
 
 
-def _one(folder: Path, kind: str, models: int, pairs: int, threads: int) -> None:
+def _one(folder: Path, kind: str, pairs: int, threads: int) -> None:
     bundle, out, copy = (folder / name for name in (f"bundle-{kind}", "materialised", "copied"))
-    for each in (bundle, out, copy):
+    for each in (out, copy):
         shutil.rmtree(each, ignore_errors=True)
-    recipe = recipe_from(
-        {
-            "base": "base",
-            "sources": [{"id": name, "model": name} for name in EXPERTS],
-            "steps": [STEPS[kind]],
-            "result": {"form": "bundle", "kind": kind},
-        }
-    )
-    made = timed(lambda: carry_out(recipe, folder, bundle, threads))
+    names: tuple[str, ...] = EXPERTS
+    result: dict[str, Any] = {"form": "bundle", "kind": kind}
+    sources = [{"id": name, "model": name} for name in EXPERTS]
+    if kind == "rmm":
+        names, result = make_adapters(folder, RANK), result | {"components": 1}
+        sources = [{"id": own, "adapter": name} for own, name in zip(EXPERTS, names, strict=True)]
+    recipe = recipe_from({"base": "base", "sources": sources, "steps": [STEPS[kind]], "result": result})
+    models = sum(size_of(folder / name) for name in names)
+    said = "kept"
+    if not bundle.exists():
+        made = timed(lambda: carry_out(recipe, folder, bundle, threads))
+        said = f"made in {made[0]:.1f} s ({made[1]:.1f} s of CPU)"
     size, base = size_of(bundle), size_of(folder / "base")
-    shares = f"{size / base:.3f} of the base, {size / models:.3f} of the experts"
-    print(f"{kind:5} made in {made[0]:.1f} s ({made[1]:.1f} s of CPU); {size:,} bytes, {shares}")
+    shares = f"{size / base:.3f} of the base, {size / models:.3f} of what the members were"
+    print(f"{kind:5} {said}; {size:,} bytes, {shares}")
     member = member_of_folder(bundle, EXPERTS[0], None, None)
     found = []
     for _ in range(pairs):

@@ -24,10 +24,18 @@ from typing import Any
 
 import yaml
 
-from bench.family import EXPERTS, make_family
+from bench.family import EXPERTS, LAYERS, SHARD_BYTES, make_family
 from bench.recipes import RECIPES, Timed
 
 OURS = "engine"
+EVERY = {
+    "all": tuple(RECIPES),
+    "quick": tuple(name for name, timed in RECIPES.items() if not timed.slow),
+    "slow": tuple(name for name, timed in RECIPES.items() if timed.slow),
+}
+"""Words that stand for several methods."""
+SLOW_BUDGET = 8 << 30
+"""Bytes for methods on whole matrices, of which one at 1.1 billion parameters takes 2 GB and more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Row:
     """
 
     method: str
+    layers: int
     threads: int
     seconds: float
     cpu_seconds: float
@@ -68,17 +77,17 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir) as name:
         folder = options.family or Path(name)
-        if not (folder / "base").exists():
-            folder.mkdir(exist_ok=True)
-            print(f"{make_family(folder, int(options.params)):,} parameters a model", flush=True)
+        folder.mkdir(exist_ok=True)
         cache = "cold" if options.cold else "warm"
         print(f"budget {options.budget >> 20} MiB, {options.repeat} runs, {cache} cache")
         start = startup_seconds(options.mergekit) if options.mergekit else 0.0
-        print("  ".join(f"{title:>9}" for title in ("method", *_TITLES)))
+        print(_spread(("method", *_TITLES)))
         rows = []
-        for method in options.methods.split(","):
+        for method in chosen(options.methods):
+            layers = options.layers or RECIPES[method].layers
+            family = family_of(folder, layers, int(options.params))
             for threads in map(int, options.threads.split(",")):
-                rows.append(measured(folder, method, threads, start, options))
+                rows.append(measured(family, method, layers, threads, start, options))
                 print(_line(rows[-1]), flush=True)
         print(f"sequential durable writing: {write_rate(folder):.2f} GB/s")
     if options.json:
@@ -86,6 +95,7 @@ def main() -> None:
 
 
 _TITLES = (
+    "layers",
     "threads",
     "seconds",
     "cpu s",
@@ -104,11 +114,16 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--params", type=float, default=1.1e9, help="parameters of each model")
-    quick = ",".join(name for name, timed in RECIPES.items() if not timed.slow)
-    parser.add_argument("--methods", default=quick, help=f"comma separated; {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--methods", default="quick", help=f"comma separated; {', '.join((*EVERY, *RECIPES))}"
+    )
+    about = f"layers of the family (default: {LAYERS}; of slow methods fewer, as bench/recipes.py has it)"
+    parser.add_argument("--layers", type=int, help=about)
     parser.add_argument("--threads", default=str(os.cpu_count() or 1), help="one number or several: 1,2,4")
-    parser.add_argument("--budget", type=int, default=1 << 30, help="bytes of memory")
-    parser.add_argument("--repeat", type=int, default=5, help="runs of each")
+    parser.add_argument(
+        "--budget", type=int, default=1 << 30, help="bytes of memory (slow methods: at least 8 GiB)"
+    )
+    parser.add_argument("--repeat", type=int, default=5, help="runs of each (slow methods: one)")
     parser.add_argument(
         "--mergekit", type=Path, help="path of mergekit-yaml (make bench-mergekit installs it)"
     )
@@ -124,12 +139,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measured(folder: Path, method: str, threads: int, start: float, options: argparse.Namespace) -> Row:
+def chosen(methods: str) -> list[str]:
+    """The methods that a list names, each once."""
+    return list(dict.fromkeys(name for word in methods.split(",") for name in EVERY.get(word, (word,))))
+
+
+def family_of(folder: Path, layers: int, parameters: int) -> Path:
+    """Where the models with so many layers lie; they are made if they are not there."""
+    family = folder if layers == LAYERS else folder / f"layers-{layers}"
+    if not (family / "base").exists():
+        family.mkdir(exist_ok=True)
+        counted = make_family(family, parameters, layers)
+        print(f"{counted:,} parameters a model of {layers} layers", flush=True)
+    return family
+
+
+def measured(
+    folder: Path, method: str, layers: int, threads: int, start: float, options: argparse.Namespace
+) -> Row:
     """The medians of some rounds of floor, ours and theirs."""
     timed = RECIPES[method]
     inputs = [folder / name for name in (*(("base",) if timed.based else ()), *EXPERTS[: timed.experts])]
     floors, merges, theirs = [], [], []
-    for _ in range(options.repeat):
+    for _ in range(1 if timed.slow else options.repeat):
         _stir(folder, _bytes(inputs[0]))
         floors.append(floor_seconds(inputs, folder / "copy"))
         if options.cold:
@@ -141,6 +173,7 @@ def measured(folder: Path, method: str, threads: int, start: float, options: arg
     ratio = median(merge.seconds / floor for merge, floor in zip(merges, floors, strict=True))
     return Row(
         method,
+        layers,
         threads,
         seconds,
         median(merge.cpu for merge in merges),
@@ -160,7 +193,11 @@ def _line(row: Row) -> str:
         f"{row.ratio:.2f}", f"{row.bar:.1f}", f"{row.gigabytes_per_second:.2f}", f"{row.peak_mebibytes:.0f}",
         f"{row.faster:.1f}",
     )  # fmt: skip
-    return "  ".join(f"{text:>9}" for text in (row.method, str(row.threads), *numbers))
+    return _spread((row.method, str(row.layers), str(row.threads), *numbers))
+
+
+def _spread(texts: Sequence[str]) -> str:
+    return "  ".join([f"{texts[0]:19}", *(f"{text:>9}" for text in texts[1:])])
 
 
 def floor_seconds(inputs: Sequence[Path], copy: Path) -> float:
@@ -176,7 +213,8 @@ def floor_seconds(inputs: Sequence[Path], copy: Path) -> float:
 def merge_seconds(folder: Path, method: str, threads: int, options: argparse.Namespace) -> Merge:
     """One merge in a fresh process, memory watched from outside."""
     command = [sys.executable, "-m", "bench.engine", "--child", method, "--dir", str(folder)]
-    command += ["--threads", str(threads), "--budget", str(options.budget), "--report", options.report]
+    budget = max(options.budget, SLOW_BUDGET) if RECIPES[method].slow else options.budget
+    command += ["--threads", str(threads), "--budget", str(budget), "--report", options.report]
     command += ["--digests", options.digests]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
@@ -269,6 +307,7 @@ def _child(options: argparse.Namespace) -> None:
     document: dict[str, Any] = {
         "sources": [{"id": n, "model": n} for n in EXPERTS[: timed.experts]],
         "steps": timed.steps,
+        "shard_bytes": SHARD_BYTES,
     }
     recipe = recipe_from(document | ({"base": "base"} if timed.based else {}))
     folder: Path = options.dir

@@ -1,9 +1,11 @@
-"""Synthetic Llama-shaped models: a base and experts near it, written block by block."""
+"""Synthetic Llama-shaped models: a base and experts near it, written block by block, and LoRA adapters."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from merge.checkpoint.layout import index_file, index_json, plan_shards
 from merge.checkpoint.writer import ShardWriter
@@ -14,24 +16,59 @@ NOISE = (1 << 22) + 17
 SHARD_BYTES = 500_000_000
 
 
-def make_family(folder: Path, parameters: int) -> int:
-    """Writes ``base`` and the experts (base plus noise of 1e-3); gives the parameters of each."""
-    shapes = llama_shapes(parameters)
+def make_family(folder: Path, parameters: int, layers: int = LAYERS) -> int:
+    """Writes ``base`` and the experts (base plus noise of 1e-3); gives the parameters of each. Fewer layers
+    are as wide as those of a whole model.
+    """
+    shapes = llama_shapes(parameters, layers)
     noise = torch.randn(NOISE, generator=torch.Generator().manual_seed(0))
     for number, name in enumerate(("base", *EXPERTS)):
         write_model(folder / name, shapes, number, noise)
     return sum(rows * columns for rows, columns in shapes.values())
 
 
-def llama_shapes(parameters: int) -> dict[str, tuple[int, int]]:
-    """Matrices of a Llama of about so many parameters: 22 layers, vocabulary 32000 where that fits."""
+def make_adapters(folder: Path, rank: int) -> tuple[str, ...]:
+    """Writes a LoRA adapter of every projection of ``base`` beside each expert; gives their names."""
+    shapes = json.loads((folder / "base" / "config.json").read_bytes())
+    width, inner, layers = (
+        shapes[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")
+    )
+    made = _layers(width, inner, layers)
+    names = tuple(f"lora-{name}" for name in EXPERTS)
+    for number, name in enumerate(names):
+        generator = torch.Generator().manual_seed(number)
+        tensors: dict[str, torch.Tensor] = {}
+        for module, (rows, columns) in made.items():
+            if rows > 1:
+                stem = f"base_model.model.{module.removesuffix('.weight')}.lora_"
+                a = torch.randn(rank, columns, generator=generator) / columns**0.5
+                b = torch.randn(rows, rank, generator=generator) / 50
+                tensors |= {f"{stem}A.weight": a.bfloat16(), f"{stem}B.weight": b.bfloat16()}
+        (folder / name).mkdir(exist_ok=True)
+        save_file(tensors, folder / name / "adapter_model.safetensors")
+        told = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": "all-linear"}
+        (folder / name / "adapter_config.json").write_text(json.dumps(told))
+    return names
+
+
+def llama_shapes(parameters: int, layers: int = LAYERS) -> dict[str, tuple[int, int]]:
+    """Matrices of a Llama of about so many parameters: 22 layers, vocabulary 32000 where that fits; and so
+    many of its layers.
+    """
     vocabulary = 32000 if parameters > 3e8 else 8000
     width = 64
     while _count(width + 64, vocabulary) <= parameters:
         width += 64
-    inner, keys = width * 11 // 4, width // 8
-    shapes = {"model.embed_tokens.weight": (vocabulary, width)}
-    for layer in range(LAYERS):
+    inner = width * 11 // 4
+    layered = _layers(width, inner, layers)
+    ends = {"model.norm.weight": (1, width), "lm_head.weight": (vocabulary, width)}
+    return {"model.embed_tokens.weight": (vocabulary, width)} | layered | ends
+
+
+def _layers(width: int, inner: int, layers: int) -> dict[str, tuple[int, int]]:
+    keys = width // 8
+    shapes: dict[str, tuple[int, int]] = {}
+    for layer in range(layers):
         prefix = f"model.layers.{layer}."
         shapes |= {
             f"{prefix}input_layernorm.weight": (1, width),
@@ -44,7 +81,7 @@ def llama_shapes(parameters: int) -> dict[str, tuple[int, int]]:
             f"{prefix}self_attn.q_proj.weight": (width, width),
             f"{prefix}self_attn.v_proj.weight": (keys, width),
         }
-    return shapes | {"model.norm.weight": (1, width), "lm_head.weight": (vocabulary, width)}
+    return shapes
 
 
 def _count(width: int, vocabulary: int) -> int:

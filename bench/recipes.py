@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from bench.family import LAYERS
+
 TASK = {"weight": 0.4}
 SPARSE = {"weight": 0.4, "density": 0.5}
 
@@ -25,14 +27,16 @@ class Timed:
     overall: dict[str, Any] = field(default_factory=dict)
     slow: bool = False
     """Decomposes whole matrices: ``bench.spectral`` has the bar, timed here only when asked for."""
+    layers: int = LAYERS
+    """Of the family, whose layers are all alike: time on matrices grows with their number."""
 
 
 def _added(method: str, **settings: Any) -> list[dict[str, Any]]:
     return [{"method": method, **settings}, {"method": "task_arithmetic", "scale": 0.4}]
 
 
-def _slow(method: str) -> Timed:
-    return Timed(True, 3, [{"method": method}], None, inf, slow=True)
+def _slow(method: str, layers: int = 4, **settings: Any) -> Timed:
+    return Timed(True, 3, [{"method": method, **settings}], None, inf, slow=True, layers=layers)
 
 
 _ADDED = [{"method": "task_arithmetic", "scale": 0.4}]
@@ -75,8 +79,7 @@ RECIPES: dict[str, Timed] = {
     "pcb": Timed(True, 3, [{"method": "pcb"}], None, 4.5),
     "pcb_tensor": Timed(True, 3, [{"method": "pcb", "scope": "tensor"}], None, 3),
     "widen": Timed(True, 3, [{"method": "widen"}], None, 3),
-    **{
-        name: _slow(name)
-        for name in ("tsv_m", "iso_c", "iso_cts", "wudi", "optmerge", "opcm", "knots", "doge")
-    },
+    **{name: _slow(name) for name in ("tsv_m", "iso_c", "iso_cts", "wudi", "optmerge", "opcm", "knots")},
+    "tsv_m_reweighted": _slow("tsv_m", variant="reweighted_experimental"),
+    "doge": _slow("doge", layers=1),
 }

@@ -1,9 +1,11 @@
 """How much longer a method on whole matrices takes than the decompositions in it.
 
 ``python -m bench.spectral`` merges one matrix of each shape with every such method, in memory and on one
-thread (a run merges several tensors side by side), and prints seconds of CPU, those spent inside torch's
-``eigh``, ``svd`` and ``qr``, and the ratio to two yardsticks: these calls, and thin SVDs by torch of the same
-sources, which is what the published code starts with.
+thread (a run merges several tensors side by side), and prints seconds of CPU and the ratio to two yardsticks.
+*made*: the calls of torch's ``eigh``, ``svd``, ``qr`` and ``cholesky`` in it, which an ``eigh`` of a short
+side, or equations solved without one, make cheap, and the ratio large. *asked*: the decompositions that the
+method's equations name, as torch does them alone: thin SVDs in float32, and ``eigh`` in float64 of what is a
+sum of squares, of matrices with the shapes that they are of (``ASKED``).
 """
 
 import argparse
@@ -22,9 +24,42 @@ from merge.contract.method import Method, registered
 from merge.methods import load
 
 SHAPES = "2048x2048,2048x5632"
-DECOMPOSING = ("eigh", "svd", "qr")
+DECOMPOSING = ("eigh", "svd", "qr", "cholesky_ex")
 ALONE: dict[str, dict[str, Any]] = {"opcm": {"scope": "tensor"}, "doge": {"scope": "tensor", "density": 1.0}}
 """Settings under which one tensor needs no pass over the others."""
+Asked = tuple[int, str, int, int]
+"""How many decompositions of a kind, of how many rows and columns."""
+
+
+def _kept(m: int, n: int, sources: int) -> int:
+    """Directions that are kept of all sources together."""
+    return min(m, n) // sources * sources
+
+
+def _apart(m: int, n: int, sources: int) -> list[Asked]:
+    """What makes the parts of all sources orthogonal: each side stacked."""
+    side = _kept(m, n, sources)
+    return [(1, "svd", m, side), (1, "svd", n, side)]
+
+
+ASKED: dict[str, Callable[[int, int, int], list[Asked]]] = {
+    "tsv_m": lambda m, n, count: [(count, "svd", m, n), *_apart(m, n, count)],
+    "iso_c": lambda m, n, count: [(1, "svd", m, n)],  # noqa: ARG005
+    "iso_cts": lambda m, n, count: [
+        (1 + count, "svd", m, n),
+        (1, "svd", m, min(m, n)),
+        (1, "svd", n, min(m, n)),
+    ],
+    "wudi": lambda m, n, count: [(1, "eigh", min(n, m * count), min(n, m * count))],
+    "optmerge": lambda m, n, count: [
+        (2 * count, "svd", m, n),
+        (1, "eigh", _kept(m, n, count), _kept(m, n, count)),
+    ],
+    "opcm": lambda m, n, count: [(count - 1, "svd", m, n)],
+    "knots": lambda m, n, count: [(1, "svd", m, n * count)],
+    "doge": lambda m, n, count: [(count, "svd", m, n), (1, "svd", m, _kept(m, n, count))],
+}
+"""Of one (m, n) matrix and so many sources, by the equations at the head of each method's file."""
 
 
 def main() -> None:
@@ -37,20 +72,46 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(known), help="comma separated")
     parser.add_argument("--shapes", default=SHAPES, help="of the matrices, outputs times inputs")
     parser.add_argument("--sources", type=int, default=3)
-    parser.add_argument("--svd", action="store_true", help="also time thin SVDs of the sources")
+    parser.add_argument(
+        "--asked", action="store_true", help="also time what the equations ask for (longer than the methods)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     for shape in options.shapes.split(","):
         rows, columns = map(int, shape.split("x"))
         base, sources = family(rows, columns, options.sources)
-        yardstick = seconds_of(partial(svds, base, sources)) if options.svd else float("nan")
-        print(f"{shape}, {options.sources} sources; thin SVDs of all {yardstick:.1f} s")
+        print(f"{shape}, {options.sources} sources")
+        print(f"{'':10} {'seconds':>8} {'made':>8} {'asked':>8}   ratio to each")
+        alone = Alone()
         for name in options.methods.split(","):
             with counted() as spent:
                 whole = seconds_of(partial(merge, known[name], base, sources))
-            inside = sum(spent.values())
-            ratios = f"{whole / inside:5.2f} {whole / yardstick:5.2f}"
-            print(f"{name:10} {whole:7.1f} s  {inside:7.1f} s inside  {ratios}", flush=True)
+            wanted = ASKED[name](rows, columns, options.sources) if options.asked else []
+            yardsticks = sum(spent.values()), sum(alone.seconds(each) for each in wanted)
+            ratios = " ".join(f"{whole / each:8.2f}" if each else f"{'-':>8}" for each in yardsticks)
+            numbers = " ".join(f"{each:8.1f}" for each in (whole, *yardsticks))
+            print(f"{name:10} {numbers} {ratios}", flush=True)
+
+
+class Alone:
+    """Seconds of CPU of decompositions by themselves, each shape timed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int], float] = {}
+
+    def seconds(self, asked: Asked) -> float:
+        """Of so many of them. A matrix and its transpose take the same."""
+        count, kind, *sides = asked
+        rows, columns = sorted(sides)
+        key = (kind, rows, columns)
+        if key not in self._known:
+            matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+            if kind == "eigh":
+                squares = matrix.double() @ matrix.double().T
+                self._known[key] = seconds_of(partial(torch.linalg.eigh, squares))
+            else:
+                self._known[key] = seconds_of(partial(torch.linalg.svd, matrix, full_matrices=False))
+        return count * self._known[key]
 
 
 def family(rows: int, columns: int, sources: int) -> tuple[Tensor, list[Tensor]]:
@@ -70,12 +131,6 @@ def merge(method: Method, base: Tensor, sources: Sequence[Tensor]) -> Tensor:
     bound = Bound(method, (params,), method.name)
     chain = Chain(site, (bound,), (1.0,) * len(sources), 0)
     return chain.compute(Block(0, tuple(base.shape), base, list(sources)))
-
-
-def svds(base: Tensor, sources: Sequence[Tensor]) -> None:
-    """The thin SVD of every task vector, in float32."""
-    for source in sources:
-        torch.linalg.svd(source - base, full_matrices=False)
 
 
 @contextmanager

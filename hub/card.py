@@ -67,6 +67,7 @@ def render_card(
         _summary(inputs, methods, endpoint),
         _license_note(inputs),
         _inputs_table(inputs, endpoint),
+        _decoded(manifest),
         _members(manifest),
         _scores_table(scores or ()),
         _recipe(manifest),
@@ -141,6 +142,20 @@ def _inputs_table(inputs: Sequence[CardInput], endpoint: str) -> str:
         for item in inputs
     ]
     return "## Inputs\n\n" + _table(("role", "model", "commit", "licence"), rows)
+
+
+def _decoded(manifest: Mapping[str, Any]) -> str:
+    """Which inputs were quantised, and what that lost."""
+    inputs = manifest.get("inputs")
+    told = inputs.items() if isinstance(inputs, Mapping) else ()
+    lines = []
+    for role, each in told:
+        how = each.get("decoded") if isinstance(each, Mapping) else None
+        if isinstance(how, Mapping):
+            scheme, loss = (_plain(str(how.get(key))) for key in ("scheme", "loss"))
+            lines.append(f"- {_plain(str(role))} ({scheme}): {loss}.\n")
+    intro = "Some inputs were quantised and were decoded; what was rounded away is lost:\n\n"
+    return intro + "".join(lines) if lines else ""
 
 
 def _members(manifest: Mapping[str, Any]) -> str:

@@ -2,11 +2,11 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 import httpx2
@@ -26,6 +26,9 @@ FIRST_BYTES = 1 << 18
 """How much of a file is fetched first where its header does not say how long it is; then twice as much."""
 THREADS = 8
 DEFAULT_PATIENCE = 60.0
+_Key = TypeVar("_Key", bound=Hashable)
+Span = tuple[str, int, int]
+"""A file, the first byte that is meant, and the first that is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,15 @@ class Hub:
             return self.read_file(snapshot, name, MAX_TEXT)
         return self._bytes(snapshot, name, 0, min(count, MAX_TEXT), f"{name} of {snapshot.label}")
 
+    def spans(self, snapshot: Snapshot, wanted: Iterable[Span]) -> dict[Span, bytes]:
+        """Small parts of files, by byte ranges."""
+
+        def fetch(span: Span) -> bytes:
+            name, begin, end = span
+            return self._bytes(snapshot, name, begin, end, f"{name} of {snapshot.label}")
+
+        return self._parallel(wanted, fetch)
+
     def headers(
         self,
         snapshot: Snapshot,
@@ -219,7 +231,7 @@ class Hub:
         prefix = "datasets/" if snapshot.repo_type == "dataset" else ""
         return f"{self.session.endpoint}/{prefix}{snapshot.repo}/resolve/{snapshot.sha}/{quote(name)}"
 
-    def _parallel(self, names: Iterable[str], fetch: Callable[[str], bytes]) -> dict[str, bytes]:
+    def _parallel(self, names: Iterable[_Key], fetch: Callable[[_Key], bytes]) -> dict[_Key, bytes]:
         wanted = list(dict.fromkeys(names))
         if not wanted:
             return {}

@@ -4,7 +4,7 @@ A new kind of job is a class in ``jobs/request.py``, a planner here, and a story
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol, Self, TypeVar
@@ -27,16 +27,21 @@ from jobs.request import (
     full,
 )
 from jobs.wishes import Wish
+from merge.bundle.gate import gate_files, gate_weight
 from merge.bundle.recipe import base_of, materialise_recipe
+from merge.checkpoint.bundle import ADAPTERS, BundleIndex
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding, GateUnsupported, PlanRefused
 from merge.file_errors import BundleBaseChanged, FileRefused
 from merge.forms.moe import FORWARD_BYTES
 from merge.plan import check_recipe
 from merge.recipe import Recipe
+from merge.recipe_stages import ADAPTER
 from scoring.settings import EMBEDDING, LIKELIHOOD
 
 FLOAT_BYTES = 4
+GATE_COPIES = 8 * FLOAT_BYTES
+"""Bytes for one entry of a weight that is read of every member and decomposed: four numbers of float64."""
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 CLASSIFIER = "ForSequenceClassification"
 NOT_CAUSAL = (CLASSIFIER, "ForImageClassification", "ForTokenClassification", "ForMaskedLM", "CLIPModel")
@@ -213,42 +218,71 @@ def _separator(bundle: PinnedInput) -> str:
 
 
 def _plan_router(order: JobOrder, asking: Asking) -> Ready:
-    """The base alone is read: examples are told apart by what it holds of them."""
+    """Examples are told apart by what the base holds of them, so that it alone is read; without examples, one
+    weight of it and of every member is.
+    """
     assert isinstance(order, RouterRequest)
     who = (asking.token, asking.tenant, asking.deadline_seconds)
     bundle, index = asking.planner.look_at_bundle(order.bundle, *who)
     try:
-        for each in order.examples:
+        for each in order.examples or ():
             index.check_member(each.member)
         base = base_of(index, bundle.pinned_name, order.base, _separator(bundle))
     except FileRefused as error:
         at = "/base" if isinstance(error, BundleBaseChanged) else "/examples"
         raise PlanRefused((Finding("error", error.code, str(error), at),)) from None
-    shown = {each.member for each in order.examples}
-    absent = [member for member in index.members if member not in shown]
-    if absent:
-        raise RequestInvalid(
-            f"there is no example for {', '.join(absent)}; give some for every member", "/examples"
-        )
+    if order.examples is not None:
+        shown = {each.member for each in order.examples}
+        if absent := [member for member in index.members if member not in shown]:
+            raise RequestInvalid(
+                f"there is no example for {', '.join(absent)}; give some for every member", "/examples"
+            )
     inputs, models = asking.planner.look([Wish("base", base, "/base")], *who)
-    (model,) = models.values()
-    known = index.base.structure if index.base.inside is None else model.digest
-    if model.digest != known or not layer_bytes(model):
-        said = (
-            "is not the model that the bundle was made over"
-            if model.digest != known
-            else "has no numbered layers to route by"
-        )
-        code = BundleBaseChanged.code if model.digest != known else GateUnsupported.code
-        raise PlanRefused((Finding("error", code, f"{model.label} {said}.", "/base"),))
+    model = models["base"]
+    if index.base.inside is None and model.digest != index.base.structure:
+        said = f"{model.label} is not the model that the bundle was made over."
+        raise PlanRefused((Finding("error", BundleBaseChanged.code, said, "/base"),))
+    subject = {"bundle": bundle.pinned_name, "base": inputs[0].pinned_name, "members": list(index.members)}
+    if order.examples is None:
+        return _plan_gate(order, asking, (bundle, index), base, subject)
+    if not layer_bytes(model):
+        said = f"{model.label} has no numbered layers to route by."
+        raise PlanRefused((Finding("error", GateUnsupported.code, said, "/base"),))
     peak = FORWARD_BYTES + max(layer_bytes(model).values())
-    subject = {
-        "bundle": bundle.pinned_name,
-        "base": inputs[0].pinned_name,
-        "members": list(index.members),
-        "examples": len(order.examples),
-    }
-    return _looked_at(inputs, models, "cpu", peak, subject)
+    return _looked_at(inputs, models, "cpu", peak, subject | {"examples": len(order.examples)})
+
+
+def _plan_gate(
+    order: RouterRequest,
+    asking: Asking,
+    bundle: tuple[PinnedInput, BundleIndex],
+    base: str,
+    subject: dict[str, Any],
+) -> PlannedModels:
+    """Every member is looked at as an adapter over the base; of each, the files with one weight are read."""
+    wishes = [Wish("base", base, "/base"), *_members(*bundle, base)]
+    inputs, models = asking.planner.look(wishes, asking.token, asking.tenant, asking.deadline_seconds)
+    model = models["base"]
+    try:
+        layer, name = gate_weight(model, order.layer)
+    except GateUnsupported as error:
+        at = "/base" if order.layer is None else "/layer"
+        raise PlanRefused((Finding("error", error.code, str(error), at),)) from None
+    read = tuple(each for each in inputs if each.role == "base" or each.role.endswith(ADAPTER))
+    peak = GATE_COPIES * model.tensors[name].numel * (1 + len(bundle[1].members))
+    files = gate_files(model, {key: each for key, each in models.items() if key != "base"}, name)
+    return _looked_at(read, models, "cpu", peak, subject | {"layer": layer}, files)
+
+
+def _members(bundle: PinnedInput, index: BundleIndex, base: str) -> Iterator[Wish]:
+    """Every member's base, and what is added to it."""
+    for member in index.members:
+        yield Wish(member, base, "/base")
+        if index.kind == "twin":
+            inside = f"{bundle.pinned_name}{_separator(bundle)}{ADAPTERS}/{member}"
+            yield Wish(member + ADAPTER, inside, "/bundle")
+        else:
+            yield Wish(member + ADAPTER, bundle.pinned_name, "/bundle", member)
 
 
 def layer_bytes(model: ModelIndex) -> dict[str, int]:
@@ -280,15 +314,20 @@ def _looked_at(
     queue: str,
     peak: int,
     subject: dict[str, Any],
+    files: Mapping[str, Set[str]] | None = None,
 ) -> PlannedModels:
-    """The plan of a job that reads models and makes none; ``peak`` is the memory that it takes."""
-    sized = tuple(replace(each, size_bytes=models[each.role].bytes) for each in inputs)
+    """The plan of a job that reads models and makes none; ``peak`` is the memory that it takes. Of every
+    model all weights are read, or these files.
+    """
+    sized = tuple(replace(each, size_bytes=_size(each.role, models, files)) for each in inputs)
     pinned = ((each.name, each.role, each.snapshot) for each in sized if each.snapshot is not None)
     findings = tuple(remarks(pinned))
     fetched = download_bytes(sized)
     summary = {
         "models": {
-            key: {"parameters": index.parameters, "bytes": index.bytes} for key, index in models.items()
+            each.role: {"parameters": models[each.role].parameters, "bytes": models[each.role].bytes}
+            for each in sized
+            if each.role in models
         },
         "estimate": {
             "download_bytes": fetched,
@@ -301,6 +340,15 @@ def _looked_at(
         "queue": queue,
     }
     return PlannedModels(summary, sized, queue, findings, subject, models)
+
+
+def _size(role: str, models: Mapping[str, ModelIndex], files: Mapping[str, Set[str]] | None) -> int:
+    """Bytes that are read of a model, or of an adapter."""
+    index = models[role.removesuffix(ADAPTER)]
+    if files is None:
+        return index.bytes
+    sizes = index.adapter.files if role.endswith(ADAPTER) and index.adapter is not None else index.files
+    return sum(sizes[file] for file in files[role.removesuffix(ADAPTER)])
 
 
 def begun(order: SearchRequest) -> Recipe:

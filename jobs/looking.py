@@ -1,7 +1,7 @@
 """What the small files of a model say of it: configs, tokenizers and headers, from the Hub or a folder."""
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,9 @@ from jobs.errors import ModelNameInvalid
 from jobs.places import files_inside, prefix_of
 from merge.checkpoint import index as indexing
 from merge.checkpoint.adapter import CONFIG_FILE as ADAPTER_CONFIG
+from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import AdapterLike, ModelIndex
+from merge.checkpoint.places import pieces_in
 from merge.file_errors import FileMissing
 
 
@@ -37,7 +39,7 @@ def see_folder(path: Path, name: str, adapter: bool) -> Seen:
         if path.is_dir():
             _refuse_bare_adapter({item.name for item in path.iterdir() if item.is_file()}, name)
         files, texts, headers = indexing.read_folder(path, name)
-        found = indexing.index_model(name, files, texts, headers)
+        found = indexing.index_model(name, files, texts, headers, pieces_in(path))
     return Seen(found, None, folder, sum(files[each] for each in (*texts, *headers)))
 
 
@@ -55,13 +57,18 @@ def see_snapshot(hub: Hub, snapshot: Snapshot, name: str, inside: str, adapter: 
         fetched = fetch(snapshot, [prefix + each for each in names])
         return {each.removeprefix(prefix): content for each, content in fetched.items()}
 
+    def pieces(wanted: Sequence[TensorInfo]) -> dict[str, bytes]:
+        spans = {info.name: (prefix + info.file, info.begin, info.end) for info in wanted}
+        fetched = hub.spans(snapshot, spans.values())
+        return {tensor: fetched[span] for tensor, span in spans.items()}
+
     texts = told(indexing.wanted_texts(files), hub.texts)
     if adapter:
         headers = told(indexing.adapter_weight_files(files), hub.headers)
         found: ModelIndex | AdapterLike = indexing.index_adapter(name, files, texts, headers)
     else:
         headers = told(indexing.weight_files(files, texts), partial(hub.headers, ends=indexing.header_end))
-        found = indexing.index_model(name, files, texts, headers)
+        found = indexing.index_model(name, files, texts, headers, pieces)
     return Seen(found, snapshot, None, sum(files[each] for each in (*texts, *headers)), inside)
 
 

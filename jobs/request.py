@@ -13,6 +13,8 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.objectives import check_objectives
+from merge.bundle.gate import DIRECTIONS
 from merge.recipe import Recipe
 from merge.recipe_parts import ModelName, SourceId
 from scoring.settings import BY_KIND, Kind, LmEvalSettings, Settings, metrics_of
@@ -232,12 +234,33 @@ class RouterExample(_Part):
 
 
 class RouterRequest(JobOrder):
-    """The order to teach a bundle which of its members a text is for, by labelled texts."""
+    """The order for a router, which says for which of a bundle's members a text is: taught by labelled texts,
+    or made from weights alone.
+    """
 
     kind: Literal["router"]
     bundle: ModelName = Field(description="org/name[@revision], job_…, or a folder in the allowed roots")
     base: ModelName | None = Field(None, description="The base, where it is not where the bundle says")
-    examples: Annotated[tuple[RouterExample, ...], Field(min_length=2, max_length=10_000)]
+    examples: Annotated[tuple[RouterExample, ...], Field(min_length=2, max_length=10_000)] | None = Field(
+        None, description="Labelled texts, at least one for every member; nothing: from weights alone"
+    )
+    layer: int | None = Field(
+        None,
+        ge=0,
+        le=9_999,
+        description="Without examples: whose value projection; nothing: the last layer's",
+    )
+    directions: int | None = Field(
+        None, ge=1, le=1_024, description=f"Without examples: kept of every member; nothing: {DIRECTIONS}"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        for name in ("layer", "directions"):
+            if self.examples is not None and getattr(self, name) is not None:
+                said = f"{name} is for the router that needs no examples; leave it or the examples out"
+                raise WrongAt(said, f"/{name}")
+        return self
 
     @property
     def subject(self) -> dict[str, Any]:
@@ -310,26 +333,8 @@ class SearchRequest(JobOrder):
         if self.evaluate.margin is not None:
             said = "evaluate.margin decides about publishing, and nothing is published here"
             raise WrongAt(said, "/evaluate/margin")
-        sets = {each.name: each for each in self.evaluate.sets}
-        for place, objective in enumerate(self.search.objectives):
-            pointer = f"/search/objectives/{place}"
-            if objective.set not in sets:
-                said = f"an objective names the set {objective.set!r}; evaluate has {', '.join(sets)}"
-                raise WrongAt(said, f"{pointer}/set")
-            wanted = sets[objective.set]
-            known = metrics_of(wanted.kind, wanted.asked)
-            if not known:
-                raise WrongAt(
-                    f"the set {objective.set!r} is of lm_eval, which needs models on disk; a search makes "
-                    "its candidates in memory: take another kind of set",
-                    f"{pointer}/set",
-                )
-            if objective.metric not in (None, *known):
-                raise WrongAt(
-                    f"the {wanted.kind} set {wanted.name!r} does not measure {objective.metric!r}, "
-                    f"but {', '.join(known)}",
-                    f"{pointer}/metric",
-                )
+        measured = {each.name: (each.kind, metrics_of(each.kind, each.asked)) for each in self.evaluate.sets}
+        check_objectives(self.search.objectives, measured)
         return self
 
     @model_validator(mode="after")

@@ -44,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = f" ({finding.pointer})" if finding.pointer else ""
             print(f"{finding.severity}: {finding.message}{where}", file=sys.stderr)
         return 2
-    except (MergeError, OSError) as error:
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except MergeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -4,13 +4,14 @@ import ctypes
 import gc
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from types import TracebackType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from merge.tokenizer.rows import TableReader
 J = TypeVar("J")
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _KEEP_BYTES = 1 << 30
+_LINE = 64
 
 
 @contextmanager
@@ -70,6 +72,34 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class _Queue(Generic[J]):
+    """Jobs in their order, some of them made ahead: making one may take a while, for which only one thread
+    should wait.
+    """
+
+    def __init__(self, jobs: Iterable[J], threads: int) -> None:
+        self._jobs = iter(jobs)
+        self._most = 2 * threads if threads > 1 else 0
+        self._made: deque[J] = deque()
+        self._lock = threading.Lock()
+
+    def take(self) -> J:
+        """The next one; raises ``StopIteration`` when there are no more."""
+        if self._lock.acquire(blocking=not self._made):
+            try:
+                for _ in range(min(2, self._most + 1 - len(self._made))):
+                    self._made.append(next(self._jobs))
+            except StopIteration:
+                pass
+            finally:
+                self._lock.release()
+        try:
+            return self._made.popleft()
+        except IndexError:
+            with self._lock:
+                return self._made.popleft() if self._made else next(self._jobs)
+
+
 class Crew:
     """A few threads that take jobs from one queue, in its order."""
 
@@ -81,16 +111,13 @@ class Crew:
         """Does ``work`` on every job and returns when all are done; the first failure stops the rest and is
         raised.
         """
-        queue = iter(jobs)
-        lock = threading.Lock()
+        queue = _Queue(jobs, self._threads)
         failed = threading.Event()
 
         def loop() -> None:
             try:
                 while not failed.is_set():
-                    with lock:
-                        job = next(queue)
-                    work(job)
+                    work(queue.take())
             except StopIteration:
                 return
             except BaseException:
@@ -124,6 +151,25 @@ class Buffers:
         if found is None or found.numel() < elements:
             found = held[use, dtype] = torch.empty(elements, dtype=dtype)
         return found[:elements]
+
+
+class Rooms:
+    """Memory that is handed from thread to thread: taken by one, given back by another."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def take(self, size: int) -> Tensor:
+        """At least so many bytes of undefined content, the last ones that were given back if they suffice."""
+        try:
+            found = self._free.pop()
+        except IndexError:
+            found = torch.empty(0, dtype=torch.uint8)
+        return found if found.numel() >= size else torch.empty(-(-size // _LINE) * _LINE, dtype=torch.uint8)
+
+    def give(self, room: Tensor) -> None:
+        """Gives it back."""
+        self._free.append(room)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The steps of a recipe bound to one tensor: what must be measured first, and how a block is computed."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from merge.contract.groups import DeltaGroup, Site, Statistics, Stats, TensorGroup
 from merge.contract.method import Granularity, Kind, Method, coarsest
+from merge.contract.rows import Aligned, aligned_with
 from merge.contract.stats import Part, Stat, Term, deltas_of, own_delta
 from merge.errors import MethodMalformed, ShapeBroken
 from merge.kernels.keyed import Draws, key_of
@@ -83,6 +84,9 @@ class Block:
     draws: Callable[..., Any] = Draws
     statistics: Statistics = field(default_factory=dict)
     change: Tensor | None = None
+    aligned: Callable[[Aligned, int, tuple[int, ...]], Any] = aligned_with
+    prepared: dict[int, Sequence[Tensor]] = field(default_factory=dict)
+    """The task vectors after the last prepare that was applied, by its stage."""
 
 
 @dataclass
@@ -96,6 +100,8 @@ class Chain:
     tasks: list[Task] = field(default_factory=list)
     known: dict[tuple[int, int | None, Any], Any] = field(default_factory=dict)
     levels: int = 0
+    shown: Site | None = None
+    """What methods see in place of the site, if that is another."""
 
     def __post_init__(self) -> None:
         if prod(self.site.shape):
@@ -155,6 +161,36 @@ class Chain:
         return flow.combined
 
     @property
+    def scales(self) -> bool:
+        """Whether the result is the base and a change times the setting ``scale``, on which nothing else
+        depends.
+        """
+        shared = any(task.stat.is_global(task.params) for task in self.tasks)
+        return self.steps[-1].method.scaled and not shared
+
+    @property
+    def scale(self) -> float:
+        """That factor."""
+        return float(self.steps[-1].params[0].scale)
+
+    @property
+    def facts(self) -> Hashable:
+        """All that the change before its factor depends on, but for the inputs."""
+        bound = self.steps[-1]
+        last = (bound.label, replace(bound.params[0], scale=1.0))
+        steps = tuple((each.label, each.params) for each in self.steps[:-1])
+        return self.site, self.weights, self.seed, steps, last
+
+    def unscaled(self, block: Block) -> Tensor:
+        """The change before its factor: what the combine makes with factor one of a base that adds nothing,
+        not even to the sign of a zero.
+        """
+        flow = _Flow(self, block)
+        for stage in range(len(self.steps) - 1):
+            flow.advance(stage)
+        return flow.unscaled(len(self.steps) - 1)
+
+    @property
     def adjusts(self) -> bool:
         """Whether any step comes after the combining one."""
         return any(bound.method.kind is Kind.ADJUST for bound in self.steps)
@@ -200,12 +236,26 @@ class Chain:
                 stage += 1
             yield task, flow.quantities(task)
 
-    def stats(self, stage: int, position: int | None) -> Stats:
-        """Measured values of one stage, by the keys the method reads them with."""
+    @property
+    def prepares(self) -> bool:
+        """Whether any step comes before the combining one."""
+        return any(bound.method.kind is Kind.PREPARE for bound in self.steps)
+
+    def draw_key(self, stage: int, position: int) -> int:
+        """The key of the draws of one step for one source."""
+        return key_of(self.seed, self.site.models[position], self.site.name, self.steps[stage].label)
+
+    def stats(self, stage: int, position: int | None, block: Block | None = None) -> Stats:
+        """Measured values of one stage, by the keys the method reads them with; those that are aligned as
+        they belong to the ``block``.
+        """
         values = {key: value for (at, of, key), value in self.known.items() if (at, of) == (stage, position)}
         for task in self.tasks:
             if (task.stage, task.position) == (stage, position) and task.measured:
                 values[task.key] = task.value
+        if block is not None:
+            aligned = {key: value for key, value in values.items() if isinstance(value, Aligned)}
+            values |= {key: block.aligned(value, block.first, block.shape) for key, value in aligned.items()}
         return Stats(values)
 
     def _add_tasks(self) -> None:
@@ -248,11 +298,7 @@ class _Flow:
         bound = self._chain.steps[stage]
         function = bound.method.function
         if bound.method.kind is Kind.PREPARE:
-            deltas = self.current_deltas()
-            self._deltas = [
-                function(delta, self._own(stage, position), bound.params[position])
-                for position, delta in enumerate(deltas)
-            ]
+            self._deltas = self._prepared(stage, bound)
         elif bound.method.needs.factors:
             if self._block.change is None:
                 raise MethodMalformed(f"{bound.method.name} takes factors, and the block comes without any")
@@ -261,6 +307,26 @@ class _Flow:
             self.combined = function(self._group(stage), bound.params[0])
         else:
             self.combined = function(self.combined, self._group(stage), bound.params[0])
+
+    def _prepared(self, stage: int, bound: Bound) -> Sequence[Tensor]:
+        """What a prepare makes of the task vectors; once for a block that is measured and merged."""
+        known = self._block.prepared
+        if stage not in known:
+            made = [
+                bound.method.function(delta, self._own(stage, position), bound.params[position])
+                for position, delta in enumerate(self.current_deltas())
+            ]
+            known.clear()
+            known[stage] = made
+        return known[stage]
+
+    def unscaled(self, stage: int) -> Tensor:
+        """What the combine of this stage adds to the base, before its factor."""
+        bound, group = self._chain.steps[stage], self._group(stage)
+        nothing = torch.full_like(self._base(), -0.0)
+        bare = replace(group, read_base=nothing, prepared=self.current_deltas())
+        found: Tensor = bound.method.function(bare, replace(bound.params[0], scale=1.0))
+        return found
 
     def quantities(self, task: Task) -> Sequence[Tensor]:
         """What a task is measured on, before its stage is applied."""
@@ -285,13 +351,12 @@ class _Flow:
 
     def _own(self, stage: int, position: int) -> DeltaGroup:
         chain = self._chain
-        model = chain.site.models[position]
-        key = key_of(chain.seed, model, chain.site.name, chain.steps[stage].label)
+        key = chain.draw_key(stage, position)
         draws = self._block.draws(key, self._block.first, self._block.shape, self._base().device)
-        stats = chain.stats(stage, position)
+        stats = chain.stats(stage, position, self._block)
         return DeltaGroup(
-            chain.site,
-            model,
+            chain.shown or chain.site,
+            chain.site.models[position],
             self._base(),
             chain.weights[position],
             draws,
@@ -301,8 +366,14 @@ class _Flow:
 
     def _group(self, stage: int) -> TensorGroup:
         chain = self._chain
-        stats = chain.stats(stage, None)
         block = self._block
+        stats = chain.stats(stage, None, block)
         return TensorGroup(
-            chain.site, block.sources, block.base, chain.weights, self._deltas, stats, block.statistics
+            chain.shown or chain.site,
+            block.sources,
+            block.base,
+            chain.weights,
+            self._deltas,
+            stats,
+            block.statistics,
         )

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from merge.checkpoint.header import TensorInfo, check_file_name, parse_header, parse_json_object
-from merge.checkpoint.index import index_folder, read_header, safe_path
+from merge.checkpoint.index import index_folder, read_header
+from merge.checkpoint.places import safe_path
 from merge.checkpoint.shard_index import STEMS
 from merge.errors import OutputExists
 from merge.file_errors import FileMissing, NoWeights, PickleRefused

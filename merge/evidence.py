@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("evidence.json")
+NOT_YET = "not run yet"
+"""Why there are no numbers of what no run has come to."""
 
 
 @cache
@@ -38,7 +40,8 @@ def evidence_line(name: str) -> str | None:
 def _said(bench: dict[str, Any], found: dict[str, Any]) -> str:
     letter = bench["title"].partition(":")[0]
     if "value" not in found:
-        return f"Bench {letter}: not run, it {found['why_not']}."
+        later = found["why_not"] == NOT_YET
+        return f"Bench {letter}: {NOT_YET}." if later else f"Bench {letter}: not run, it {found['why_not']}."
     at = f", {found['setting']} {found['at']:g}" if found.get("setting") else ""
     chain = f" as {' + '.join(found['chain'])}" if len(found.get("chain", ())) > 1 else ""
     return (

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoint.index import safe_path
 from merge.checkpoint.layout import index_file, index_json
+from merge.checkpoint.places import safe_path
 from merge.checkpoint.tokenizer import TOKENIZER_FILES
 from merge.file_errors import BundleBaseChanged
 from merge.journal import Journal, sample_of, sha256_of
@@ -57,6 +57,8 @@ def inputs_manifest(
         if key not in folders or stage_of(index.label) is not None:
             continue
         told[key] = {"model": index.label, "structure_sha256": index.digest}
+        if index.decoding is not None:
+            told[key]["decoded"] = index.decoding.as_dict()
         what, files = identified(key, plan.weight_files(key))
         told[key][what] = files
         if index.adapter is not None:
@@ -139,6 +141,9 @@ def write_survey(
     from_base = changes or any(output.base is not None for output in plan.outputs)
     survey = summarise(plan.outputs, found, extent=extent, from_base=from_base)
     survey["saliency"] = saliency(plan.statistics.needed, plan.models, statistics)
+    survey["decoded"] = [
+        {"model": key, **index.decoding.as_dict()} for key, index in plan.models.items() if index.decoding
+    ]
     names = " + ".join(plan.recipe.source_ids())
     title = f"{', '.join(step.name for step in plan.steps)}: {names}"
     _write(out / SURVEY_FILE, _json(survey))

@@ -69,6 +69,16 @@ GUIDE: dict[str, Advice] = {
         "As published, with a warning where the threshold also drops what all agree on (from 1 / (N - 1)); "
         "one source alone is taken whole.",
     ),
+    "core_space": Advice(
+        "For LoRA adapters of different tasks that get in each other's way: what `tsv_m` and `iso_c` do, at "
+        "the cost of adapters, and votes (`ties`) on directions instead of entries.",
+        "Two QRs and an SVD for each adapter and two SVDs as wide as the ranks together, for each module: "
+        "next to nothing.",
+        "Factors are first written in one common way (`balance`), since how each adapter is stored turns the "
+        "vote of `ties`; directions that no adapter has are not raised; where ranks differ, none is cut to "
+        "their mean; even votes elect nobody (published: the sign that most entries have, which depends on "
+        "the arbitrary signs of singular vectors).",
+    ),
     "dare": Advice(
         "Before `task_arithmetic` or `ties`, where there are many experts with small changes; not where "
         "changes are large.",
@@ -84,8 +94,8 @@ GUIDE: dict[str, Advice] = {
     ),
     "doge": Advice(
         "For image classifiers as in its paper; for a language model only with an `eta` that you have tuned.",
-        "An eigendecomposition for each source and matrix, and 400 steps that take far longer; one more "
-        "reading of the models.",
+        "An eigendecomposition for each source and matrix, and 400 steps that take ten times as long "
+        "and longer; one more reading of the models.",
         "Steps stay out of the shared directions (`projected: slopes` for the published ones); 100 per cent "
         "density works; every matrix is merged.",
     ),
@@ -210,8 +220,7 @@ GUIDE: dict[str, Advice] = {
     ),
     "pcb": Advice(
         "For experts whose changes compete, after `ties`; beware of a few outliers (`clip`).",
-        "Two more readings of the models, four over the whole model, and four to five times the arithmetic "
-        "of `ties`.",
+        "Two more readings of the models, and twice the time of `ties`.",
         "The authors' three programs by name (`inter`); entries against the sum never win; a zero task "
         "vector divides nothing by zero.",
     ),
@@ -291,13 +300,14 @@ GUIDE: dict[str, Advice] = {
     ),
     "widen": Advice(
         "For a chat model and one that was pretrained further, whose changes differ in size.",
-        "Whole tensors in memory, and sums down their columns.",
+        "One more reading of the models, for sums down the columns.",
         "Equal columns share a rank; columns of zeros divide nothing; `normalize` takes back what the "
         "published sum overdoes.",
     ),
     "wudi": Advice(
         "For a few fully tuned experts of one base that disagree.",
-        f"An eigendecomposition of the inputs' side for each matrix. {_EIGEN}",
+        "Equations as many as inputs are solved for each matrix; an eigendecomposition where some are null. "
+        "A GPU pays.",
         "In closed form (`solver: adam` for the published steps, whose length decides the result).",
     ),
 }

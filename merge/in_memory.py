@@ -3,8 +3,9 @@
 The tensors are those that a run with the same plan would write, bit for bit; no file is made.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -14,16 +15,21 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from merge import passes
 from merge.blocks import Crew, kept_memory, torch_threads
+from merge.chain import Block, Chain
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.reader import TensorReader
 from merge.errors import BudgetTooSmall, NotInMemory
+from merge.fused.spans import Writing
+from merge.kept import Kept
 from merge.meter import Meter
 from merge.methods import load as load_methods
+from merge.outputs import OutputTensor
 from merge.plan import Plan
 from merge.run import fitted_sizes
 from merge.sizing import Sizes
-from merge.statistics import Informed, open_statistics
+from merge.statistics import NOTHING, Informed, open_statistics
 from merge.survey.measure import Surveyor
 from merge.work import Work
 
@@ -70,6 +76,47 @@ class _Keeping(TensorReader):
         out.view(-1)[:count].copy_(whole[first : first + count])
 
 
+class _Recalling(Work):
+    """The arithmetic of one candidate, which recalls what an earlier one has worked out."""
+
+    def __init__(self, kept: Kept, plan: Plan, *parts: Any, **others: Any) -> None:
+        super().__init__(plan, *parts, **others)
+        self._kept = kept
+        for chain in self._chains.values():
+            if self._known(chain):
+                for task in chain.tasks:  # nobody will ask for their values
+                    task.rounds_done = task.stat.rounds
+
+    def _recalls(self, chain: Chain) -> bool:
+        informed = self._informed.get(chain.site.name, NOTHING)
+        return chain.scales and chain.entries > 0 and not informed.parts()
+
+    def _known(self, chain: Chain) -> bool:
+        return self._recalls(chain) and self._kept.knows(chain.site.name, self._facts(chain))
+
+    def _facts(self, chain: Chain) -> Hashable:
+        return chain.facts, self._outputs[chain.site.name].inputs, self._inputs.dtype
+
+    def _block(self, chain: Chain, first: int, count: int, base_alone: bool = False) -> Block:
+        return replace(super()._block(chain, first, count, base_alone), draws=self._kept.draws)
+
+    def _computed(self, chain: Chain, first: int, count: int) -> Tensor:
+        if not (self._recalls(chain) if count == chain.entries else self._known(chain)):
+            return super()._computed(chain, first, count)
+
+        def make() -> Tensor:
+            whole = self._block(chain, 0, chain.entries)
+            passes.settle(chain, whole)
+            return chain.unscaled(whole)
+
+        change = self._kept.recall(chain.site.name, self._facts(chain), make)
+        (base,) = self._inputs.load(self._outputs[chain.site.name].inputs[:1], first, count)
+        return (change.reshape(-1)[first : first + count] * chain.scale).add_(base.to(change.device))
+
+    def _loop(self, chain: Chain | None, output: OutputTensor) -> Writing | None:
+        return None if chain is not None and self._known(chain) else super()._loop(chain, output)
+
+
 FLOAT_BYTES = 4
 KEPT_SHARE = 4
 """One in so many bytes of the budget may hold models as floats, from the first on as long as they fit."""
@@ -96,6 +143,7 @@ class InMemory:
         self._budget, self._threads = budget_bytes, threads
         self._device = torch.device(device)
         self._should_stop = should_stop
+        self._kept = Kept(0)
         self._readers: dict[str, _Keeping] = {}
         self._stack = ExitStack()
 
@@ -130,7 +178,8 @@ class InMemory:
             fitted = self._fitted(plan)
             crew = stack.enter_context(Crew(fitted.threads))
             unseen = Surveyor("none", len(plan.outputs))
-            work = Work(plan, readers, crew, fitted, meter, self._device, unseen, None, informed, False)
+            parts = (readers, crew, fitted, meter, self._device, unseen, None, informed)
+            work = _Recalling(self._kept, plan, *parts, digests=False)
             work.measure_global(_NoJournal())
             for batch in work.ready(plan.outputs):
                 for output in batch:
@@ -155,8 +204,12 @@ class InMemory:
 
     def _fitted(self, plan: Plan) -> Sizes:
         try:
-            return fitted_sizes(plan, self._budget, self._threads, self._kept_bytes)
+            whole = all(reader.keeps for reader in self._readers.values())
+            self._kept.most_bytes = self._budget // KEPT_SHARE - self._kept_bytes if whole else 0
+            held = self._kept_bytes + self._kept.most_bytes
+            return fitted_sizes(plan, self._budget, self._threads, held)
         except BudgetTooSmall:
             for reader in self._readers.values():
                 reader.forget()
+            self._kept = Kept(0)
             return fitted_sizes(plan, self._budget, self._threads, 0)

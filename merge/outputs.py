@@ -25,6 +25,7 @@ from merge.tokenizer.planned import VocabularyPlan
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 INTEGERS = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
+_NUMBERS = FLOATS | INTEGERS
 MOST_OF_A_KIND = 20
 """Findings of one code about one model that are told in full; the rest are counted."""
 
@@ -292,7 +293,7 @@ def _check_info(output: OutputTensor, info: TensorInfo, source: Input, label: st
         )
         message = f"{info.name} is {list(info.shape)} in {label}, but {list(output.shape)} is wanted{hint}."
         yield error(code, message, **about)
-    if info.dtype not in FLOATS | INTEGERS:
+    if info.dtype not in _NUMBERS:
         message = f"{info.name} of {label} is stored as {info.dtype}: merge the unquantised model instead."
         yield error("dtype_unsupported", message, **about)
     elif (info.dtype in FLOATS) != (output.dtype in FLOATS):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from merge.blocks import Crew
 from merge.chain import Block, Chain, Shared, Task
-from merge.contract.stats import Counts
 from merge.fused.spans import Measuring
 from merge.fused.windows import Windows
 
@@ -50,6 +49,15 @@ def share_global(chains: Sequence[Chain]) -> SharedStats:
                 task.shared = shared.setdefault(key, Shared(task.stat.part()))
                 task.shared.elements += _entries(chain)
     return shared
+
+
+def take_over(chains: Sequence[Chain], shared: SharedStats, values: Sequence[Any]) -> None:
+    """Ends all rounds of global stats with values that were found before."""
+    for held, value in zip(shared.values(), values, strict=True):
+        held.so_far = tuple(value)
+    for task in (task for chain in chains for task in chain.tasks):
+        if task.shared is not None:
+            task.shared.rounds_done = task.stat.rounds
 
 
 def global_levels(chains: Sequence[Chain]) -> int:
@@ -135,12 +143,10 @@ def _pass(due: Due, load: Load, crew: Crew, size: int, quick: Quicker, *, guess:
 
 
 def _guessed(windows: Windows, tasks: Sequence[Task]) -> bool:
-    """Ends all rounds of these tasks and lets go of their many counters; false if the guess was wrong."""
-    values = windows.settle([task.part.totals for task in tasks if isinstance(task.part, Counts)])
+    """Ends all rounds of these tasks; false if the guess was wrong."""
+    values = windows.settle()
     for task, value in zip(tasks, values or (), strict=False):
         task.so_far, task.rounds_done = value, task.stat.rounds
-    for task in tasks:
-        task.part = None
     return values is not None
 
 
@@ -209,13 +215,19 @@ def _settle(job: _Job, load: Load) -> None:
 
 def _found(job: _Job, load: Load, size: int) -> Iterator[tuple[int, list[list[Tensor]]]]:
     """What a job adds, with the first entry of each part."""
-    found = None if job.quick is None else job.quick.measure(job.first, job.count)
-    if found is not None:
-        yield job.first, found
-        return
+    if isinstance(job.quick, Windows):
+        if job.quick.measure(job.first, job.count):
+            return
+    elif job.quick is not None:
+        found = job.quick.measure(job.first, job.count)
+        if found is not None:
+            yield job.first, found
+            return
     for first, count in job.chain.spans(size, job.first, job.count):
         block = load(job.chain, first, count)  # says what is wrong, if that is why the loop gave nothing
-        if not isinstance(job.quick, Windows):
+        if isinstance(job.quick, Windows):
+            job.quick.look(block)
+        else:
             yield first, job.chain.measure(block, job.tasks)
 
 

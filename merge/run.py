@@ -3,7 +3,7 @@ loss.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -139,7 +139,8 @@ def run(
             plan, readers, workers, fitted, meter, torch.device(device), surveyor, tables, informed, digests
         )
         work.measure_global(journal)
-        weights, small, told = _made(plan, folders, work, journal, budget_bytes, on_shard)
+        most = work.side_by_side if wait_for is None else 1
+        weights, small, told = _made(plan, folders, work, journal, budget_bytes, on_shard, most)
     if plan.bundle is not None:
         run_member = bound(_run_member, again, plan, together, wait_for, pinned)
         take = bound(_hand_over, journal=journal, reused=False, on_shard=on_shard)
@@ -148,7 +149,7 @@ def run(
         weights += more
     if plan.vocabulary is not None and tables is not None:
         told = {**told, "vocabulary": {**plan.vocabulary.summary(), "made": list(tables.told)}}
-    if survey != "none" and not (plan.bundle is not None and plan.bundle.kind == "rmm"):
+    if survey != "none":
         small += write_survey(plan, survey, journal, partial, statistics or {})
     if wait_for is None:
         _check_unchanged(stamps, partial)
@@ -169,8 +170,11 @@ def _made(
     journal: Journal,
     budget: int,
     on_shard: Callable[[ShardDone], None],
+    most: int,
 ) -> tuple[list[OutputFile], list[str], dict[str, Any]]:
-    """The weight files, the names of the small ones, and facts to be told, in the form that is asked for."""
+    """The weight files, the names of the small ones, and facts to be told, in the form that is asked for. At
+    most so many files of a checkpoint are written side by side.
+    """
     if plan.adapter is not None:
         made, small, told = make_adapter(plan, work, journal, budget)
         return [_hand_over(made, journal, False, on_shard)], small, told
@@ -179,7 +183,7 @@ def _made(
         return list(_shards(layouts, doing, journal, on_shard)), [], {}
     if plan.moe is not None:
         work.take(make_routers(plan, work.readers, folders, work.meter.check))
-    weights = list(_shards(plan.shards, work, journal, on_shard))
+    weights = list(_shards(plan.shards, work, journal, on_shard, most))
     small = write_small_files(plan, folders, journal.folder)
     state = state_of(plan.recipe, work.state())
     if state is not None:
@@ -294,9 +298,10 @@ def _shards(
     work: Work | BundleWork,
     journal: Journal,
     on_shard: Callable[[ShardDone], None],
+    most: int = 1,
 ) -> list[OutputFile]:
-    """Writes the shards one after another, or takes over those that an earlier run has finished. While one is
-    made durable, the next is computed.
+    """Writes the shards, at most ``most`` side by side, or takes over those that an earlier run has finished.
+    While some are made durable, the next are computed.
     """
     found: list[OutputFile] = []
     pending: list[Future[Finished]] = []
@@ -308,24 +313,44 @@ def _shards(
             found.append(_hand_over(done, journal, False, on_shard))
 
     with ThreadPoolExecutor(1, "durable") as closer:
-        for layout in layouts:
-            done = journal.shards.get(layout.file)
+        for group in _groups(layouts, journal, most):
+            done = journal.shards.get(group[0].file)
             if done is not None:
-                work.skip(layout)
+                work.skip(group[0])
                 hand_over(0)
                 found.append(_hand_over(done, journal, True, on_shard))
                 continue
             try:
-                writer = work.write(layout, journal.folder / layout.file)
+                writers = work.write(group, journal.folder)
             except BaseException:
                 for each in pending:
                     journal.add_shard(each.result())
                 raise
-            told = (work.measured(layout), work.facts(layout))
-            pending.append(closer.submit(_durable, writer, *told))
-            hand_over(1)
+            for layout, writer in zip(group, writers, strict=True):
+                told = (work.measured(layout), work.facts(layout))
+                pending.append(closer.submit(_durable, writer, *told))
+            hand_over(len(group))
         hand_over(0)
     return found
+
+
+def _groups(layouts: Sequence[ShardLayout], journal: Journal, most: int) -> Iterator[list[ShardLayout]]:
+    """So many consecutive shards together, or one more than to leave the last one alone; those that an
+    earlier run has finished alone.
+    """
+    group: list[ShardLayout] = []
+    for at, layout in enumerate(layouts, 1):
+        finished = layout.file in journal.shards
+        most_here = most + (most > 1 and at == len(layouts))
+        if group and (finished or len(group) == most_here):
+            yield group
+            group = []
+        group.append(layout)
+        if finished:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _durable(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from merge.checkpoint.index import safe_path
+from merge.checkpoint.places import safe_path
 from merge.errors import InputChanged
 from merge.file_errors import FileMissing
 from merge.plan import Plan

@@ -1,8 +1,10 @@
 """The arithmetic of one run: from the blocks of the inputs to the entries that are written."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,10 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from merge import passes
+from merge import guesses, passes
 from merge.binding import Binder
-from merge.blocks import Buffers, Crew, Inputs, cast_out
+from merge.blocks import Buffers, Crew, Inputs, Rooms, cast_out
 from merge.chain import Block, Chain, Task
+from merge.checkpoint.digests import Digests
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.layout import ShardLayout
 from merge.checkpoint.reader import TensorReader
@@ -25,6 +28,7 @@ from merge.forms.moe import MADE
 from merge.fused.loops import Loops
 from merge.fused.spans import Measuring, Writing
 from merge.fused.windows import Windows
+from merge.items import Item, even_spans, in_handfuls, in_turns, names_in_turns
 from merge.meter import Meter
 from merge.outputs import INTEGERS, Input, OutputTensor, tensors_read
 from merge.plan import Plan
@@ -35,17 +39,7 @@ from merge.statistics import NOTHING, Informed, OutputStatistics
 from merge.survey.measure import Eager, LoadBlock, Surveyor
 from merge.tokenizer.rows import TableReader
 
-BATCH_ENTRIES = 1 << 24
-
-
-@dataclass(frozen=True)
-class Item:
-    output: OutputTensor
-    chain: Chain | None
-    loop: Writing | None
-    first: int
-    count: int
-    last: bool
+BATCH_ENTRIES = 1 << 25
 
 
 class Shared(Protocol):
@@ -80,7 +74,9 @@ class Work:
         self.sizes = fitted
         self.meter = meter
         self._device = device
+        self._small = threading.Lock()
         self.buffers = Buffers()
+        self._rooms = Rooms()
         self.readers = readers
         dtype = torch.float64 if plan.recipe.dtype.compute == "float64" else torch.float32
         self._inputs = Inputs(readers, self.buffers, dtype, tables)
@@ -120,14 +116,12 @@ class Work:
         if not shared:
             return
         if journal.shared is not None:
-            for held, value in zip(shared.values(), journal.shared, strict=True):
-                held.so_far = tuple(value)
-            for chain in chains:
-                for task in chain.tasks:
-                    if task.shared is not None:
-                        task.shared.rounds_done = task.stat.rounds
+            passes.take_over(chains, shared, journal.shared)
             return
+        tools = guesses.Tools(self._outputs, self._loops, self._load, self.crew, self.sizes.block)
         for level in range(1, passes.global_levels(chains) + 1):
+            if not self._staged and guesses.found(chains, level, tools):
+                continue
             for batch in passes.batches(chains, self.sizes.batch, BATCH_ENTRIES):
                 self._prepare([self._outputs[chain.site.name] for chain in batch], self.crew)
                 passes.measure(batch, level, self._load, self.crew, self.sizes.block, self._quick)
@@ -142,14 +136,27 @@ class Work:
                     return bound.method.state(chain.stats(stage, None), bound.params[0], chain.site)
         return {}
 
-    def write(self, layout: ShardLayout, path: Path) -> ShardWriter:
-        """Computes and writes the tensors of one shard, which the caller must finish."""
+    @property
+    def side_by_side(self) -> int:
+        """How many shards are best written at the same time: as many as are hashed together."""
+        return self._loops.hashing.lanes if self._digests else 1
+
+    def write(self, layouts: Sequence[ShardLayout], folder: Path) -> list[ShardWriter]:
+        """Computes and writes the tensors of some shards, which the caller must finish, all from their
+        beginning to their end.
+        """
+        beside, writers = Digests(self._loops.hashing), list[ShardWriter]()
+        own: dict[str, ShardWriter] = {}
         with ExitStack() as stack:
-            writer = stack.enter_context(ShardWriter(path, layout, self._digests))
-            for batch in self.ready([self._outputs[name] for name in layout.entries]):
-                self.crew.each(self._items(batch), lambda item: self._write_item(writer, item))
+            for layout in layouts:
+                path = folder / layout.file
+                writers.append(stack.enter_context(ShardWriter(path, layout, self._digests, beside)))
+                own |= dict.fromkeys(layout.entries, writers[-1])
+            for batch in self.ready([self._outputs[name] for name in names_in_turns(layouts)]):
+                items = in_turns([self._items(batch, layout) for layout in layouts], layouts)
+                self.crew.each(in_handfuls(items), lambda some: self._write_items(own, some))
             stack.pop_all()
-            return writer
+            return writers
 
     def take(self, made: Mapping[str, Tensor]) -> None:
         """Tensors that no input holds, by name."""
@@ -188,7 +195,7 @@ class Work:
             self._writing[output.name] = self._loop(chain, output)
         loop = self._writing[output.name]
         if chain is None:
-            spans = ((first + at, size) for at, size in _even_spans(count, self.sizes.block))
+            spans = ((first + at, size) for at, size in even_spans(count, self.sizes.block))
         else:
             spans = (span for span in chain.spans(self.sizes.block, first, count))
         for at, size in spans:
@@ -279,33 +286,44 @@ class Work:
             large, held = large + (entries > passes.AT_ONCE), held + entries
         return found
 
-    def _items(self, outputs: Sequence[OutputTensor]) -> Any:
+    def _items(self, outputs: Sequence[OutputTensor], layout: ShardLayout) -> Iterator[Item]:
         for output in outputs:
+            if output.name not in layout.entries:
+                continue
             chain = self._chains.get(output.name)
             total = prod(output.shape)
             loop = self._loop(chain, output)
             size = self.sizes.block if loop is None else loop.span(self.sizes.block)
-            spans = chain.spans(size) if chain else _even_spans(total, size)
+            spans = chain.spans(size) if chain else even_spans(total, size)
             for first, count in spans:
                 yield Item(output, chain, loop, first, count, first + count == total)
             if total == 0:
                 self.meter.add(0, 1)
 
+    def _write_items(self, own: Mapping[str, ShardWriter], items: Sequence[Item]) -> None:
+        with self._small if items[0].small else nullcontext():
+            for item in items:
+                self._write_item(own[item.output.name], item)
+
     def _write_item(self, writer: ShardWriter, item: Item) -> None:
         self.meter.check()
         name = item.output.name
-        for first, made in self._made(item):
-            writer.write_at(name, first, made)
+        room = None if item.loop is None else self._rooms.take(item.loop.room(item.count))
+        for first, made in self._made(item, room):
             if item.chain is not None and name in self._surveyed:
                 self._surveyor.look(item.chain, item.output, first, made, self._block, self._loops)
+            if room is not None and made.data_ptr() == room.data_ptr():
+                writer.write_at(name, first, made, partial(self._rooms.give, room))
+            else:
+                writer.write_at(name, first, made)
         self.meter.add(self._entry_bytes(item.output) * item.count, int(item.last))
 
-    def _made(self, item: Item) -> Iterator[tuple[int, Tensor]]:
+    def _made(self, item: Item, room: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
         """The item's entries as they are written, flat, each part with its first entry: by the compiled loop
-        in one go, else in blocks.
+        in one go (into ``room``), else in blocks.
         """
         output, chain = item.output, item.chain
-        found = None if item.loop is None else item.loop.made(item.first, item.count)
+        found = None if item.loop is None else item.loop.made(item.first, item.count, room)
         if found is not None:
             yield item.first, found
             return
@@ -365,7 +383,7 @@ class Work:
         if output.name not in self._entry:
             models = self._plan.models
             infos = [models[source.model].tensors[source.tensor] for source in output.inputs]
-            self._entry[output.name] = sum(info.nbytes // max(info.numel, 1) for info in infos)
+            self._entry[output.name] = sum(-(-info.nbytes // max(info.numel, 1)) for info in infos)
         return self._entry[output.name]
 
     def _passes(self, output: OutputTensor) -> int:
@@ -376,8 +394,3 @@ class Work:
 def copied(output: OutputTensor) -> bool:
     """Whether a tensor is taken over as it is: no arithmetic is done on whole numbers."""
     return output.policy in ("equal", MADE) or output.dtype in INTEGERS
-
-
-def _even_spans(total: int, size: int) -> Any:
-    for first in range(0, total, size):
-        yield first, min(size, total - first)

@@ -1,5 +1,5 @@
-"""Runs the quality benches and writes their pages: ``python -m quality methods`` and ``... aim``; ``... cut``
-runs a small part and says whether all is well.
+"""Runs the quality benches and writes their pages: ``python -m quality methods``, ``... aim`` and
+``... search``; ``... cut`` runs a small part and says whether all is well.
 
 What was run before is kept and not run again; a run that is stopped goes on from there.
 """
@@ -13,15 +13,19 @@ import torch
 
 from quality.aim import agreement, grid
 from quality.aim_page import Grid, write_aim
-from quality.bench import Bench
+from quality.bench import Bench, Held
 from quality.cache import DEFAULT
 from quality.cut import cut
 from quality.encoder import EncoderBench
 from quality.evidence import outcome_of, write_evidence
+from quality.fronts import PROBLEMS, Compared, compared
 from quality.llm import LlmBench
 from quality.page import write_quality
-from quality.runner import Runner
+from quality.runner import NotRunYet, Runner
+from quality.search_page import Proof, write_proof
 from quality.tiny import TinyBench
+from quality.tuner import Tuner
+from quality.tunings import MOST_SEEDS, tunings
 from quality.vision import VisionBench
 
 BENCHES: Mapping[str, Callable[..., Bench]] = {
@@ -30,6 +34,7 @@ BENCHES: Mapping[str, Callable[..., Bench]] = {
     "c": LlmBench,
     "d": VisionBench,
 }
+HELD: Mapping[str, Callable[..., Held]] = {"b": TinyBench, "c": LlmBench}
 
 
 def main() -> None:
@@ -40,6 +45,8 @@ def main() -> None:
         _cut(options.cache.expanduser())
     elif options.command == "methods":
         _methods(options)
+    elif options.command == "search":
+        _search(options)
     else:
         _aim(options)
 
@@ -50,13 +57,20 @@ def _parser() -> argparse.ArgumentParser:
     for name, benches, about in (
         (
             "methods",
-            ["a", "b", "d"],
+            ["a", "b", "c", "d"],
             "every method; writes docs/quality.md and merge/evidence.json",
         ),
         ("aim", ["b", "c"], "AIM beside its control; writes docs/aim.md"),
+        (
+            "search",
+            list(HELD),
+            "every search method, tuned on validation and held against the untuned merge on test items, and "
+            "MAP's fronts beside a grid's (bench C: one seed); writes docs/search-proof.md",
+        ),
     ):
         sub = commands.add_parser(name, help=about)
-        sub.add_argument("--benches", nargs="+", choices=BENCHES, default=benches)
+        known = HELD if name == "search" else BENCHES
+        sub.add_argument("--benches", nargs="+", choices=known, default=benches)
         sub.add_argument("--seeds", type=int, choices=(1, 2, 3), default=3)
         about = "run nothing; write the pages from what is kept"
         sub.add_argument("--kept", action="store_true", help=about)
@@ -64,7 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     for sub in commands.choices.values():
         sub.add_argument("--cache", type=Path, default=DEFAULT, help="where models and results are kept")
         sub.add_argument("--threads", type=int, default=1)
-    commands.choices["methods"].add_argument("--only", nargs="+", default=[], help="run these, write nothing")
+    for name in ("methods", "search"):
+        commands.choices[name].add_argument(
+            "--only", nargs="+", default=[], help="run these methods, write nothing"
+        )
     return parser
 
 
@@ -83,6 +100,34 @@ def _methods(options: argparse.Namespace) -> None:
         return
     write_evidence(outcomes, "make quality")
     write_quality(outcomes, "make quality")
+
+
+def _search(options: argparse.Namespace) -> None:
+    proofs, fronts = [], list[Compared]()
+    for name in options.benches:
+        bench = HELD[name](options.cache.expanduser(), say=_say)
+        seeds = range(min(options.seeds, MOST_SEEDS.get(name, options.seeds)))
+        runner = Runner(bench, seeds, _say, only_kept=options.kept)
+        tuner = Tuner(runner, bench)
+        wanted = [each for each in tunings(bench) if not options.only or each.method in options.only]
+        tuned = tuple(tuner.tuned(each) for each in wanted)
+        proofs.append(Proof(bench, runner.seeds, tuned))
+        if name == "b" and not options.only:
+            fronts = _fronts(tuner)
+    if not options.only:
+        write_proof(proofs, fronts, "make quality-search")
+
+
+def _fronts(tuner: Tuner) -> list[Compared]:
+    """MAP beside a grid on every problem and seed; what was not run is left out."""
+    found = []
+    for problem in PROBLEMS:
+        for seed in tuner.runner.seeds:
+            try:
+                found.append(compared(tuner, problem, seed))
+            except NotRunYet:
+                continue
+    return found
 
 
 def _cut(cache: Path) -> None:

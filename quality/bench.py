@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from quality.pouring import Weights
 from scoring.score import Score
 
 Split = Literal["validation", "test"]
@@ -75,25 +76,33 @@ class Bench(Protocol):
     def family(self, seed: int) -> Family:
         """The models of one seed, trained now where they are not there."""
 
-    def score(self, folder: Path, split: Split, seed: int) -> Scored:
+    def score(self, model: Path, split: Split, seed: int) -> Scored:
         """Scores of a model on one split's items; every seed has test items of its own."""
 
 
-def headline(bench: Bench, scores: Scores, base: Scores, experts: Scores) -> float:
-    """The one number by which models are ranked: accuracies are averaged over the experts' tasks, of other
-    scores the share of each expert's gain over the base, in per cent, that a model keeps on its task.
+class Held(Bench, Protocol):
+    """A bench that scores weights in memory too: what a search makes is never written."""
+
+    def score(self, model: Weights, split: Split, seed: int, tasks: Sequence[str] = ()) -> Scored:
+        """As of any bench; with ``tasks``, on these alone."""
+
+
+def headline(bench: Bench, scores: Scores, base: Scores, experts: Scores, tasks: Sequence[str] = ()) -> float:
+    """The one number by which models are ranked: accuracies are averaged over the experts' tasks (or some of
+    them), of other scores the share of each expert's gain over the base, in per cent, that a model keeps on
+    its task.
     """
-    slopes = slopes_of(bench, base, experts)
-    zero = dict.fromkeys(bench.tasks, 0.0) if bench.accuracy else base
+    slopes = slopes_of(bench, base, experts, tasks)
+    zero = dict.fromkeys(slopes, 0.0) if bench.accuracy else base
     return sum(slope * (scores[task] - zero[task]) for task, slope in slopes.items())
 
 
-def slopes_of(bench: Bench, base: Scores, experts: Scores) -> dict[str, float]:
+def slopes_of(bench: Bench, base: Scores, experts: Scores, tasks: Sequence[str] = ()) -> dict[str, float]:
     """How much the headline moves with each task's score."""
-    count = len(bench.tasks)
+    wanted = tasks or bench.tasks
     if bench.accuracy:
-        return dict.fromkeys(bench.tasks, 1 / count)
-    return {task: 100 / (experts[task] - base[task]) / count for task in bench.tasks}
+        return dict.fromkeys(wanted, 1 / len(wanted))
+    return {task: 100 / (experts[task] - base[task]) / len(wanted) for task in wanted}
 
 
 def from_scorer(scores: Sequence[Score]) -> Scored:

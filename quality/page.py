@@ -18,7 +18,7 @@ INTRODUCTION = """# How good is every method?
 
 Written by `{command}` on {date}, with {versions}, on {machine}; other work ran on the same cores, so clock
 times are upper bounds and CPU seconds the better guide. [Which method?](which-method.md) draws conclusions,
-[AIM](aim.md) has a page of its own, [methods](methods.md) lists settings.
+[AIM](aim.md) and [searching](search-proof.md) have pages of their own, [methods](methods.md) lists settings.
 
 **How it was done.** Models and texts come out of packages, nothing else is fetched. Every method merges *all*
 experts of a bench through the engine (`merge.run`), at its defaults but for one coefficient, which is looked

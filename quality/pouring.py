@@ -3,7 +3,7 @@ shape needs no hundreds of loads.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+Weights = Path | Mapping[str, Tensor]
+"""A checkpoint: a folder of safetensors, or its tensors by name."""
 
-def tensors_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a folder of safetensors, one after another."""
+
+def tensors_of(weights: Weights) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint, one after another."""
+    if isinstance(weights, Path):
+        yield from _read(weights)
+    else:
+        yield from weights.items()
+
+
+def _read(folder: Path) -> Iterator[tuple[str, Tensor]]:
     index = folder / "model.safetensors.index.json"
     files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else None
     for name in files or ["model.safetensors"]:
@@ -22,16 +32,17 @@ def tensors_of(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield key, opened.get_tensor(key)
 
 
-def pour(model: Any, folder: Path, prefix: str = "") -> None:
+def pour(model: Any, weights: Weights, prefix: str = "") -> None:
     """Copies a checkpoint into ``model``, whose tensors are called ``prefix`` and the checkpoint's names.
 
     Raises ``KeyError`` where a parameter of the model is not in the checkpoint (tied ones count as one).
     """
     wanted = dict(model.named_parameters())
     with torch.no_grad():
-        for name, values in tensors_of(folder):
+        for name, values in tensors_of(weights):
             target = wanted.pop(prefix + name, None)
             if target is not None:
                 target.copy_(values)
     if wanted:
-        raise KeyError(f"{folder} lacks {', '.join(sorted(wanted)[:3])}")
+        whose = weights if isinstance(weights, Path) else "the checkpoint"
+        raise KeyError(f"{whose} lacks {', '.join(sorted(wanted)[:3])}")

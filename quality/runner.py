@@ -5,7 +5,7 @@ goes on where it was. Coefficients are looked for on the first seed and hold for
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -13,6 +13,7 @@ from typing import Any
 
 from merge.catalog import catalogue
 from merge.errors import FindingsError, MergeError
+from merge.evidence import NOT_YET
 from quality.bench import Bench, Scores, Split, headline, slopes_of
 from quality.cache import kept, key_of
 from quality.candidates import Candidate, Steps, candidates, climb
@@ -66,12 +67,12 @@ class Runner:
         base = found.pop("base")
         return Bounds(base["scores"], {name: each["scores"] for name, each in found.items()}, base["items"])
 
-    def headline(self, seed: int, split: Split, scores: Scores) -> float:
-        """The one number of a model on one seed."""
+    def headline(self, seed: int, split: Split, scores: Scores, tasks: Sequence[str] = ()) -> float:
+        """The one number of a model on one seed, of all tasks or of some."""
         if self.bench.accuracy:
-            return headline(self.bench, scores, {}, {})
+            return headline(self.bench, scores, {}, {}, tasks)
         bounds = self.bounds(seed, split)
-        return headline(self.bench, scores, bounds.base, bounds.own)
+        return headline(self.bench, scores, bounds.base, bounds.own, tasks)
 
     def every_method(self, only: Sequence[str] = ()) -> list[Tried]:
         """Each method of the catalogue (or those named), tuned and tested."""
@@ -96,7 +97,7 @@ class Runner:
         try:
             return self._tried(candidate, value)
         except NotRunYet:
-            return Tried(candidate.name, why_not="not run yet")
+            return Tried(candidate.name, why_not=NOT_YET)
         except (MergeError, FindingsError) as error:
             told = error.findings[0].message if isinstance(error, FindingsError) else str(error)
             self.say(f"bench {self.bench.name}: {candidate.name}: {told}")
@@ -108,23 +109,30 @@ class Runner:
             value, _ = climb(candidate.rungs, candidate.start, partial(self._validated, candidate, heard))
         steps = candidate.with_value(value)
         results = [self.result(seed, "test", candidate.name, steps) for seed in self.seeds]
-        headlines = tuple(
-            self.headline(seed, "test", r["scores"]) for seed, r in zip(self.seeds, results, strict=True)
-        )
-        bounds = [self.bounds(seed) for seed in self.seeds]
         at = "" if value is None else f" at {candidate.setting} {value:g}"
-        self.say(f"bench {self.bench.name}: {candidate.name}{at}: {mean(headlines):.2f}")
-        return Tried(
-            candidate.name,
-            steps,
-            candidate.setting,
-            value,
-            headlines,
-            tuple(slopes_of(self.bench, each.base, each.own) for each in bounds),
-            tuple(r["scores"] for r in results),
-            tuple(r["items"] for r in results),
-            tuple(r["cost"] for r in results),
+        found = replace(
+            self.tested(candidate.name, results),
+            steps=steps,
+            setting=candidate.setting,
+            value=value,
             validation=dict(sorted(heard.items())),
+        )
+        self.say(f"bench {self.bench.name}: {candidate.name}{at}: {mean(found.headlines):.2f}")
+        return found
+
+    def tested(self, name: str, results: Sequence[Mapping[str, Any]], tasks: Sequence[str] = ()) -> Tried:
+        """What test items of all tasks, or of some, said of a merge: one result a seed."""
+        bounds = [self.bounds(seed) for seed in self.seeds]
+        return Tried(
+            name,
+            headlines=tuple(
+                self.headline(seed, "test", r["scores"], tasks)
+                for seed, r in zip(self.seeds, results, strict=True)
+            ),
+            slopes=tuple(slopes_of(self.bench, each.base, each.own, tasks) for each in bounds),
+            scores=tuple(r["scores"] for r in results),
+            items=tuple(r["items"] for r in results),
+            costs=tuple(r["cost"] for r in results),
             zero=() if self.bench.accuracy else tuple(each.base_items for each in bounds),
         )
 

@@ -1,6 +1,6 @@
 """The cut of bench B that tests run: the demo family as it is shipped, nothing fetched, nothing trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from demo.families import HERE
 from quality.bench import Family, Scored, Split, from_scorer
 from quality.cache import keyed_folder
-from quality.pouring import pour
+from quality.pouring import Weights, pour
 from scoring.model import LoadedModel, load
 from scoring.runner import score_loaded
 from scoring.tasks import PerplexityTask, parse_task
@@ -50,9 +50,15 @@ class ShippedBench:
         texts["base"] = self.home / "texts/validation/prose.jsonl"
         return Family(self.home / "base", {name: self.home / name for name in self.tasks}, texts)
 
-    def score(self, folder: Path, split: Split, seed: int) -> Scored:  # noqa: ARG002
-        pour(self._loaded.model, folder)
-        wanted = [self._set(name, split) for name in (*self.tasks, *self.also)]
+    def score(
+        self,
+        model: Weights,
+        split: Split,
+        seed: int,  # noqa: ARG002
+        tasks: Sequence[str] = (),
+    ) -> Scored:
+        pour(self._loaded.model, model)
+        wanted = [self._set(name, split) for name in tasks or (*self.tasks, *self.also)]
         return from_scorer(score_loaded(self._loaded, wanted, window=self.items.window, per_example=True))
 
     def _set(self, name: str, split: Split) -> PerplexityTask:

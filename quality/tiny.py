@@ -8,7 +8,7 @@ stay near a base that has converged.
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from demo.train_family import BASE_RATE, EXPERT_RATE, REPLAY, fit, new_model, streams, train_tokenizer
 from quality.bench import Family, Scored, Split, from_scorer
 from quality.cache import keyed_folder, write
-from quality.pouring import pour
+from quality.pouring import Weights, pour
 from quality.tiny_texts import ENGLISH, EXPERTS, PACKAGES, Texts, tiny_texts
 from scoring.model import LoadedModel, load
 from scoring.runner import score_loaded
@@ -93,13 +93,13 @@ class TinyBench:
             self._trained(folder, base, name, mix, self.training.expert_steps, EXPERT_RATE)
         return Family(base, experts, {name: self._file(name) for name in (*self.tasks, "base")})
 
-    def score(self, folder: Path, split: Split, seed: int) -> Scored:
-        pour(self._loaded.model, folder)
+    def score(self, model: Weights, split: Split, seed: int, tasks: Sequence[str] = ()) -> Scored:
+        pour(self._loaded.model, model)
         count = getattr(self.items, split)
         begin = seed * count if split == "test" else 0
         wanted = [
             PerplexityTask(domain, tuple(self._texts[split][domain][begin : begin + count]))
-            for domain in (*self.tasks, *self.also)
+            for domain in tasks or (*self.tasks, *self.also)
         ]
         return from_scorer(score_loaded(self._loaded, wanted, window=self.items.window, per_example=True))
 

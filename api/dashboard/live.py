@@ -16,6 +16,7 @@ from api.dashboard.bars import bars_of, differences_of
 from api.dashboard.bundles import bundle_view
 from api.dashboard.render import page, text
 from api.dashboard.searches import search_view
+from api.dashboard.teach import router_view
 from api.dashboard.visit import PageRoute, Visit, Visitor
 from api.deps import Id, found
 from api.errors import Problem
@@ -66,6 +67,7 @@ class Watch:
             return job, {
                 "job": views.job_view(job),
                 "bundle": bundle_view(job),
+                "router": router_view(job),
                 "search": search_view(job, tried, workers),
                 "csrf": self.visit.csrf,
                 "phases": views.phases_of(job, self.marks),

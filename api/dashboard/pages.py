@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from api.auth import session_of
 from api.cursors import Position
-from api.dashboard import access, bundles, hooks, live, measured, new, score, search, searches
+from api.dashboard import access, bundles, hooks, live, measured, new, score, search, searches, teach
 from api.dashboard.draft import methods_by_kind, to_yaml
 from api.dashboard.forms import fields_of
 from api.dashboard.render import STATIC, page
@@ -49,6 +49,7 @@ def mount(app: FastAPI) -> None:
         score.router,
         search.router,
         searches.router,
+        teach.router,
         router,
     ):
         app.include_router(each)

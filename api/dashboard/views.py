@@ -35,7 +35,7 @@ def job_row(job: Job) -> dict[str, Any]:
     methods = " + ".join(step.get("method", "") for step in steps) or job.method or job.kind
     repo = output.get("repo")
     named = job.recipe.get("sources") or job.recipe.get("models") or ()
-    sources = [str(each.get("model", "")) for each in named]
+    sources = [str(each.get("model", "")) for each in named] or list(filter(None, [job.recipe.get("bundle")]))
     said = sources if len(sources) <= 3 else [*sources[:2], f"{len(sources) - 2} more"]
     fraction = progress.get("fraction")
     doing = [job.phase or job.state, f"{100 * fraction:.0f} %" if fraction else ""]
@@ -321,7 +321,8 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     stages = ((job.plan or {}).get("stages") or {}).items()
     if stages:
         facts.append(("Stages", ", ".join(stage_said(name, stage) for name, stage in stages)))
-    if taught := (job.result or {}).get("router"):
+    taught = (job.result or {}).get("router") or {}
+    if "accuracy" in taught:
         right, of = taught.get("held_out_accuracy", taught["accuracy"]), taught.get("held_out")
         facts.append(
             ("Right", f"{right:.0%} of {of} texts held out" if of else f"{right:.0%} of the examples")

@@ -213,6 +213,14 @@ class SaliencyOut(Out):
     layers: list[ActivityOut]
 
 
+class DecodedOut(Out):
+    """A model whose weights were quantised: how, and what the rounding has lost."""
+
+    model: str
+    scheme: str
+    loss: str
+
+
 class ReportOut(Out):
     """What the merge did. ``extent``: measured on all entries (``full``) or on a sample of every tensor.
 
@@ -225,3 +233,4 @@ class ReportOut(Out):
     entries_measured: int
     groups: list[GroupOut]
     saliency: list[SaliencyOut] = Field(default_factory=list)
+    decoded: list[DecodedOut] = Field(default_factory=list)

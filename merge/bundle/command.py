@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merge.bundle.gate import DIRECTIONS
 from merge.bundle.recipe import base_folder
 from merge.checkpoint.bundle import ADAPTERS, BundleIndex
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
@@ -24,7 +25,8 @@ def add_routing(commands: Any) -> None:
     about = 'JSON lines {"text": …, "member": …}; without them the router is made from weights alone'
     router.add_argument("--examples", type=Path, help=about)
     router.add_argument("--layer", type=int, help="where weights are looked at (default: the last)")
-    router.add_argument("--directions", type=int, default=8, help="kept of every member (default 8)")
+    about = f"kept of every member (default {DIRECTIONS})"
+    router.add_argument("--directions", type=int, default=DIRECTIONS, help=about)
     route = commands.add_parser("route", help="say which member of a bundle each text is for")
     route.add_argument("bundle", type=Path)
     route.add_argument("texts", type=Path, help='a text a line, or JSON lines {"text": …}')

@@ -5,6 +5,7 @@ Factors are defined only up to an invertible matrix between them, so each produc
 form that all its pairs share (``merge.kernels.reversible.balanced``).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -12,15 +13,21 @@ import torch
 from torch import Tensor
 
 from merge.blocks import cast_out
+from merge.chain import Block, Chain
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.writer import ShardWriter
 from merge.forms.bundle import BundlePlan, Kept
 from merge.kernels.reduce import in_order
 from merge.kernels.reversible import Shared, balanced, shared
+from merge.outputs import OutputTensor
+from merge.results.adapter import product_entries
 from merge.results.merging import Merging
 
 SUMS = 2
 """Of every tensor and member: the squared norm of its change, and of what is lost of it."""
+Pair = tuple[Tensor, Tensor]
+"""Factors (rows, r) and (r, columns) of a change."""
+Load = Callable[[Chain, int, int], Block]
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,10 @@ class Directions:
 
     bundle: BundlePlan
     work: Merging
+    look: Callable[[OutputTensor, Callable[[int, int], Tensor], Load | None], None] = lambda *_: None
+    """Told of every tensor once, with what gives the mean of its members' changes and those changes, entry by
+    entry from a base of zeros: for the merge report.
+    """
 
     def make(self, writer: ShardWriter, each: Kept) -> list[float]:
         """Writes what is kept of one tensor; gives the ``SUMS`` of every member, one after another."""
@@ -44,13 +55,12 @@ class Directions:
                 for part in (found.mean, found.basis, found.coefficients)
             ]
             stored.append(Shared(*parts))
-        sums: list[float] = []
-        for place, (left, right) in enumerate(pairs):
-            again_left, again_right = (each.restored(place) for each in stored)
-            sums += _squares(left, right, again_left, again_right.T)
-        return sums
+        given_back = [(stored[0].restored(place), stored[1].restored(place).T) for place in range(len(pairs))]
+        self.look(each.output, *_told(pairs, given_back))
+        both = zip(pairs, given_back, strict=True)
+        return [number for pair, again in both for number in _squares(*pair, *again)]
 
-    def _pair(self, each: Kept, member: str) -> tuple[Tensor, Tensor]:
+    def _pair(self, each: Kept, member: str) -> Pair:
         rows, columns = each.output.shape
         reader = self.work.readers[member]
         adapter = reader.index.adapter
@@ -65,6 +75,21 @@ class Directions:
         rounded = cast_out(name, part.contiguous(), dtype, self.work.buffers)
         writer.write_at(name, 0, rounded)
         return rounded.double().view(part.shape)
+
+
+def _told(pairs: Sequence[Pair], given_back: Sequence[Pair]) -> tuple[Callable[[int, int], Tensor], Load]:
+    """What the bundle gives back on average, and what its members are."""
+
+    def mean(first: int, count: int) -> Tensor:
+        parts = [product_entries(*pair, first, count) for pair in given_back]
+        return torch.stack(parts).mean(dim=0)
+
+    def load(chain: Chain, first: int, count: int) -> Block:
+        shape = chain.block_shape(count)
+        parts = [product_entries(*pair, first, count).view(shape) for pair in pairs]
+        return Block(first, shape, torch.zeros(shape), parts)
+
+    return mean, load
 
 
 def _squares(left: Tensor, right: Tensor, again_left: Tensor, again_right: Tensor) -> tuple[float, float]:

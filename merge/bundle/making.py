@@ -3,7 +3,7 @@ where it is kept inside, and ``bundle.json``.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from merge.bundle import factors, masks
-from merge.bundle.factors import Directions
+from merge.bundle.factors import Directions, Load
 from merge.bundle.masks import Masks
 from merge.checkpoint.bundle import BASE, FORMAT, MANIFEST, MEMBERS, SHARED
 from merge.checkpoint.layout import ShardLayout
@@ -33,13 +33,17 @@ class BundleWork:
 
     def __init__(self, bundle: BundlePlan, work: Merging) -> None:
         self._bundle, self._work = bundle, work
-        self._maker = Directions(bundle, work) if bundle.kind == "rmm" else Masks(bundle, work, self._look)
+        maker = Directions if bundle.kind == "rmm" else Masks
+        self._maker = maker(bundle, work, self._look)
         self._measured: dict[str, list[float]] = {}
         self._facts: dict[str, list[float]] = {}
         self._lock = threading.Lock()
 
-    def write(self, layout: ShardLayout, path: Path) -> ShardWriter:
-        """Computes and writes the tensors of one file, which the caller must finish."""
+    def write(self, layouts: Sequence[ShardLayout], folder: Path) -> list[ShardWriter]:
+        """Computes and writes the tensors of some files, which the caller must finish."""
+        return [self._write(layout, folder / layout.file) for layout in layouts]
+
+    def _write(self, layout: ShardLayout, path: Path) -> ShardWriter:
         kept = self._bundle.kept
         names = [name for name in kept if kept[name].names[0] in layout.entries]
         with ExitStack() as stack:
@@ -62,13 +66,13 @@ class BundleWork:
         self._work.skip_outputs([each.output for each in kept if each.names[0] in layout.entries])
 
     def measured(self, layout: ShardLayout) -> dict[str, list[float]]:
-        """What the merge report says of the tensors of a file; nothing where factors were merged."""
+        """What the merge report says of the tensors of a file."""
         kept = self._bundle.kept.values()
         names = [each.output.name for each in kept if each.names[0] in layout.entries]
         return {name: self._measured[name] for name in names if name in self._measured}
 
-    def _look(self, output: OutputTensor, merged: Callable[[int, int], Tensor]) -> None:
-        found = self._work.survey(output, merged)
+    def _look(self, output: OutputTensor, merged: Callable[[int, int], Tensor], load: Load | None) -> None:
+        found = self._work.survey(output, merged, load)
         with self._lock:
             self._measured |= found
 

@@ -33,7 +33,7 @@ class Masks:
 
     bundle: BundlePlan
     work: Merging
-    look: Callable[[OutputTensor, Callable[[int, int], Tensor]], None] = lambda *_: None
+    look: Callable[[OutputTensor, Callable[[int, int], Tensor], None], None] = lambda *_: None
     """Told of every tensor once, with what gives its merged entries: for the merge report."""
 
     def make(self, writer: ShardWriter, each: Kept) -> list[float]:
@@ -45,7 +45,7 @@ class Masks:
             self.work.meter.check()
             merged, base = (block.clone() for block in self._blocks(each, first, count))
             if self.work.chain(each.output).granularity == "tensor":
-                self.look(each.output, partial(_held, merged))
+                self.look(each.output, partial(_held, merged), None)
             change = merged.sub_(base)
             dtype = torch_dtype(each.output.dtype, vector)
             stored = cast_out(each.output.name, change, dtype, self.work.buffers).clone()
@@ -59,7 +59,7 @@ class Masks:
                     found += piece_sums(values, piece).tolist()
                 sums[place][-1].append(float(bits.sum()))
         if self.work.chain(each.output).granularity != "tensor":
-            self.look(each.output, partial(self.work.merged, each.output))
+            self.look(each.output, partial(self.work.merged, each.output), None)
         return [in_order(values) for member in sums for values in member]
 
     def _blocks(self, each: Kept, first: int, count: int) -> Iterator[Tensor]:

@@ -11,7 +11,6 @@ A router lies in its bundle as ``router.safetensors`` and ``router.json``.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from merge.bundle.gate import DIRECTIONS, gate_weight, last_layer
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
-from merge.errors import GateUnsupported
 from merge.file_errors import BundleRefused, MemberUnknown
 from merge.forms.moe import FORWARD_BYTES
 from merge.results.hidden import layer_inputs, tokens_of
@@ -77,13 +76,9 @@ class Router:
         return lengths.mean(1)
 
 
-def gate(place: Place, *, layer: int | None = None, directions: int = 8) -> Router:
+def gate(place: Place, *, layer: int | None = None, directions: int = DIRECTIONS) -> Router:
     """The router that needs no examples; by default of the last layer."""
-    at = _layers(place.base) - 1 if layer is None else layer
-    pattern = rf"(?:.*\.)?layers\.{at}\.self_attn\.v_proj\.weight"
-    name = next((name for name in place.base.tensors if re.fullmatch(pattern, name)), None)
-    if name is None:
-        raise GateUnsupported(f"{place.base.label} has no layers.{at}.self_attn.v_proj.weight to route by.")
+    at, name = gate_weight(place.base, layer)
     info = place.base.tensors[name]
     with TensorReader(place.folder, place.base) as plain:
         base = _whole(plain, name, info.shape)
@@ -106,7 +101,7 @@ def train(place: Place, examples: Sequence[tuple[str, str]], check: Check = lamb
     absent = [member for member in members if all(label != member for _, label in examples)]
     if absent:
         raise BundleRefused(f"There is no example for {', '.join(absent)}; give some for every member.")
-    layer = _layers(place.base) - 1
+    layer = last_layer(place.base)
     texts = [text for text, _ in examples]
     states = states_of(place.base, place.folder, texts, layer, check)
     pooled = torch.stack([state.double().mean(0) for state in states])
@@ -210,14 +205,6 @@ def _whole(reader: TensorReader, name: str, shape: tuple[int, ...]) -> Tensor:
     tensor = torch.empty(shape, dtype=torch.float32)
     reader.read_float(name, 0, tensor.numel(), tensor)
     return tensor.double()
-
-
-def _layers(base: ModelIndex) -> int:
-    named = (re.search(r"(?:^|\.)layers\.(\d+)\.", name) for name in base.tensors)
-    numbers = [int(found[1]) for found in named if found is not None]
-    if not numbers:
-        raise GateUnsupported(f"{base.label} has no numbered layers to route by.")
-    return max(numbers) + 1
 
 
 def _batches(texts: Sequence[Tensor], token_bytes: int) -> Iterator[list[Tensor]]:

@@ -71,6 +71,8 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
+        if self.coded is None:
+            return self.end - self.begin
         return sum(part.end - part.begin for part in self.stored)
 
     @property

@@ -9,12 +9,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from merge import file_errors
 from merge.checkpoint import adapter as adapters
 from merge.checkpoint import bundle as bundles
+from merge.checkpoint.four_bits import states_to_read
 from merge.checkpoint.gguf import model as gguf
 from merge.checkpoint.gguf.header import header_end as gguf_end
 from merge.checkpoint.gguf.header import parse_gguf
@@ -30,6 +32,7 @@ from merge.checkpoint.header import (
 )
 from merge.checkpoint.header import parse_json_object as parse_object
 from merge.checkpoint.logical import Decoding, decoded_view
+from merge.checkpoint.places import Pieces, pieces_in, safe_path
 from merge.checkpoint.shard_index import STEMS, check_against_index, index_name, is_index, weight_map_of
 from merge.checkpoint.tokenizer import TOKENIZER_FILES, TokenizerFacts, made_facts, tokenizer_facts
 
@@ -65,24 +68,31 @@ class ModelIndex:
     decoding: Decoding | None = None
     derived: str | None = None
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Number of entries of all tensors."""
         return sum(info.numel for info in self.tensors.values())
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Bytes of all tensors on disk."""
         return sum(info.nbytes for info in self.tensors.values())
 
-    @property
+    @cached_property
     def shards(self) -> tuple[str, ...]:
         """The weight files, sorted."""
         return self.files_of(self.tensors)
 
     def files_of(self, names: Iterable[str]) -> tuple[str, ...]:
         """The weight files in which anything of these tensors lies, sorted."""
-        return tuple(sorted({part.file for name in names for part in self.tensors[name].stored}))
+        found: set[str] = set()
+        for name in names:
+            info = self.tensors[name]
+            if info.coded is None:
+                found.add(info.file)
+            else:
+                found.update(part.file for part in info.stored)
+        return tuple(sorted(found))
 
     @property
     def stem(self) -> str:
@@ -176,22 +186,30 @@ def adapter_weight_files(file_names: Iterable[str]) -> list[str]:
 
 
 def index_model(
-    label: str, files: Mapping[str, int], texts: Mapping[str, bytes], headers: Mapping[str, bytes]
+    label: str,
+    files: Mapping[str, int],
+    texts: Mapping[str, bytes],
+    headers: Mapping[str, bytes],
+    pieces: Pieces | None = None,
 ) -> ModelIndex:
     """Checks and gathers what has been fetched of a model.
 
     ``files`` are all names and sizes; ``texts`` the contents of ``wanted_texts``; ``headers`` the first 8 +
-    n bytes of each of ``weight_files``. Raises a subclass of ``FileRefused`` whose sentence names ``label``
-    and the file.
+    n bytes of each of ``weight_files``. ``pieces`` is asked for the few small tensors that tell shapes which
+    headers do not. Raises a subclass of ``FileRefused`` whose sentence names ``label`` and the file.
     """
     try:
-        return _index_model(label, files, texts, headers)
+        return _index_model(label, files, texts, headers, pieces)
     except file_errors.FileRefused as error:
         raise type(error)(f"{label}: {error}") from error
 
 
 def _index_model(
-    label: str, files: Mapping[str, int], texts: Mapping[str, bytes], headers: Mapping[str, bytes]
+    label: str,
+    files: Mapping[str, int],
+    texts: Mapping[str, bytes],
+    headers: Mapping[str, bytes],
+    pieces: Pieces | None,
 ) -> ModelIndex:
     for name in files:
         check_file_name(name)
@@ -214,7 +232,8 @@ def _index_model(
     config = _text(texts, "config.json")
     tokenizer = tokenizer_facts(texts)
     digest = _digest(files, headers, wanted, config, tokenizer)
-    logical, decoding = decoded_view(tensors, config)
+    states = states_to_read(tensors) if pieces is not None else []
+    logical, decoding = decoded_view(tensors, config, pieces(states) if pieces and states else {})
     return ModelIndex(label, logical, config, tokenizer, dict(files), digest, None, decoding)
 
 
@@ -255,8 +274,7 @@ def index_folder(path: Path, label: str | None = None) -> ModelIndex:
     refused.
     """
     name = str(path) if label is None else label
-    files, texts, headers = read_folder(path, name)
-    return index_model(name, files, texts, headers)
+    return index_model(name, *read_folder(path, name), pieces_in(path))
 
 
 def index_adapter_folder(path: Path, label: str | None = None) -> AdapterLike:
@@ -327,17 +345,6 @@ def _weight_files_of(
         return weight_files(files, texts, adapter=adapter)
     except file_errors.FileRefused as error:
         raise type(error)(f"{label}: {error}") from error
-
-
-def safe_path(folder: Path, name: str) -> Path:
-    """The real path of a file of a model folder; links may not leave it, but for the Hub cache's blobs."""
-    check_file_name(name)
-    inside = folder.resolve()
-    target = (folder / name).resolve()
-    allowed = (inside, inside.parent.parent / "blobs") if inside.parent.name == "snapshots" else (inside,)
-    if not any(target.is_relative_to(place) for place in allowed):
-        raise file_errors.FileOutsideFolder(f"{name} is a link that leads out of {folder}.")
-    return target
 
 
 def read_header(path: Path) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merge import file_errors
+from merge.checkpoint.four_bits import four_bit_matrices
 from merge.checkpoint.header import Coded, TensorInfo
 
 EIGHT_BIT_FLOATS = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
@@ -31,6 +32,10 @@ class Decoding:
     scheme: str
     loss: str
 
+    def as_dict(self) -> dict[str, str]:
+        """Plain JSON for people."""
+        return {"scheme": self.scheme, "loss": self.loss}
+
 
 @dataclass
 class _Gathering:
@@ -50,28 +55,30 @@ class _Gathering:
         for part in coded.parts.values():
             self.left.pop(part.name, None)
 
-    def shaped(self, name: str, *shape: int) -> TensorInfo:
-        """The part of that name, which must have that shape."""
+    def shaped(self, name: str, *shape: int, dtype: str | None = None) -> TensorInfo:
+        """The part of that name, which must have that shape (and dtype)."""
         part = self.left.get(name)
         if part is None:
             raise file_errors.QuantizationMalformed(f"{name} is missing beside the codes it belongs to.")
-        if part.shape != shape:
+        if part.shape != shape or dtype not in (None, part.dtype):
             raise file_errors.QuantizationMalformed(
-                f"{name} is {list(part.shape)}, but {list(shape)} belongs to its codes."
+                f"{name} is {part.dtype} {list(part.shape)}, but {dtype or ''} {list(shape)} belongs to its "
+                "codes."
             )
         return part
 
 
 def decoded_view(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], states: Mapping[str, bytes]
 ) -> tuple[dict[str, TensorInfo], Decoding | None]:
-    """The tensors as floats under their logical names, and how they are decoded where any is.
+    """The tensors as floats under their logical names, and how they are decoded where any is. ``states`` are
+    those that ``four_bits`` asks for.
 
     Raises ``QuantizationMalformed`` where the parts of a tensor do not fit together.
     """
     names = tensors.keys()
     eight = any(info.dtype in EIGHT_BIT_FLOATS for info in tensors.values())
-    if not eight and not any(name.endswith(_MARKS) for name in names):
+    if not eight and not states and not any(name.endswith(_MARKS) for name in names):
         return dict(tensors), None
     work = _Gathering(dict(tensors), _OUTPUT.get(str(_said_dtype(config)), "BF16"), _quantization(config))
     for name in list(names):
@@ -82,6 +89,8 @@ def decoded_view(
             _packed(work, stem + dot)
         elif name.endswith("_blocks"):
             _blocks(work, name.removesuffix("_blocks"))
+    for matrix in four_bit_matrices(tensors, states):
+        work.add(matrix.name, matrix.shape, matrix.coded, matrix.scheme, matrix.loss)
     for info in list(work.left.values()):
         _eight_bits(work, info)
     if not work.losses or any(map(_undecoded, work.left.values())):
@@ -176,18 +185,19 @@ def _packed(work: _Gathering, stem: str) -> None:
         whole = work.shaped(f"{stem}weight_global_scale", 1)
         _nvfp4(work, f"{stem}weight", packed, scale, whole, divide=1)
         return
-    if f"{stem}weight_zero_point" in work.left or f"{stem}weight_g_idx" in work.left:
-        raise file_errors.QuantizationMalformed(
-            f"{packed.name} has zero points or reordered groups of its own, which are not decoded; "
-            "merge the unquantised model."
-        )
     bits = _bits_of(work.config)
     inputs = packed.shape[1] * 32 // bits
     if packed.dtype != "I32" or bits not in (4, 8) or not groups or inputs % groups:
         raise file_errors.QuantizationMalformed(
             f"{packed.name} ({bits} bits) and {scale.name} do not fit together."
         )
-    coded = Coded("packed", {"packed": packed, "scale": scale}, {"bits": bits, "group": inputs // groups})
+    parts = {"packed": packed, "scale": scale}
+    if f"{stem}weight_zero_point" in work.left:
+        words = -(-outputs * bits // 32)
+        parts["zeros"] = work.shaped(f"{stem}weight_zero_point", words, groups, dtype="I32")
+    if f"{stem}weight_g_idx" in work.left:
+        parts["groups"] = work.shaped(f"{stem}weight_g_idx", inputs)
+    coded = Coded("packed", parts, {"bits": bits, "group": inputs // groups})
     work.add(f"{stem}weight", (outputs, inputs), coded, f"compressed-tensors ({bits} bits)", rounding(bits))
     work.left.pop(f"{stem}weight_shape", None)
 
@@ -263,6 +273,9 @@ def _scaled(work: _Gathering, info: TensorInfo, scale: TensorInfo | None, scheme
     parts, settings = {"weight": info}, {}
     if scale is not None:
         parts["scale"], settings = scale, _blocking(work, info, scale)
+        zero = f"{info.name}_zero_point"
+        if info.dtype == "I8" and zero in work.left:
+            parts["zero"] = work.shaped(zero, *scale.shape, dtype="I8")
     work.add(info.name, info.shape, Coded("scaled", parts, settings), scheme, loss)
 
 

@@ -5,12 +5,9 @@ the page cache to the caller's buffer, through a small piece buffer of the threa
 or its codes be decoded.
 """
 
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,19 +18,16 @@ from torch import Tensor
 from merge.checkpoint.adapter import LoraPair, Masked
 from merge.checkpoint.codecs import decode
 from merge.checkpoint.dtype import as_bytes, torch_dtype
+from merge.checkpoint.files import OpenFiles, Wait, runs_of
 from merge.checkpoint.header import DTYPE_BITS, TensorInfo
-from merge.checkpoint.index import ModelIndex, safe_path
+from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.stored import StoredParts, Strip, add_masked
-from merge.file_errors import FileMissing, FileSizeMismatch, FileUnreadable
+from merge.file_errors import FileMissing
 
 PIECE_ELEMENTS = 1 << 18
 TILE_ELEMENTS = 1 << 16
 """LoRA products are computed in fixed tiles of whole rows, so that no block size can change a bit of them."""
-MAX_OPEN_FILES = 64
-AHEAD_BYTES = 8 << 20
 CACHED_PAIRS = 4
-Wait = Callable[[str, int, int], None]
-"""Given a file and a range of its bytes, returns when they are there."""
 
 
 class TensorReader:
@@ -55,9 +49,9 @@ class TensorReader:
                 f"{index.label}: the folder of the adapter {index.adapter.label} was not given."
             )
         self.index = index
-        self._files = _OpenFiles(folder, index.label, waits[0])
+        self._files = OpenFiles(folder, index.label, waits[0])
         self._adapter_files = (
-            _OpenFiles(adapter_folder, index.adapter.label, waits[1])
+            OpenFiles(adapter_folder, index.adapter.label, waits[1])
             if adapter_folder is not None and index.adapter is not None
             else None
         )
@@ -164,7 +158,7 @@ class TensorReader:
     ) -> None:
         self.close()
 
-    def _read_raw(self, files: "_OpenFiles", info: TensorInfo, first: int, count: int, out: Tensor) -> None:
+    def _read_raw(self, files: OpenFiles, info: TensorInfo, first: int, count: int, out: Tensor) -> None:
         flat = out.view(-1)[:count]
         width = flat.element_size()
         if flat.dtype != torch_dtype(info.dtype, info.name) or flat.numel() < count:
@@ -174,7 +168,7 @@ class TensorReader:
         if count:
             files.read(info.file, info.begin + first * width, as_bytes(flat))
 
-    def _read_cast(self, files: "_OpenFiles", info: TensorInfo, first: int, count: int, out: Tensor) -> None:
+    def _read_cast(self, files: OpenFiles, info: TensorInfo, first: int, count: int, out: Tensor) -> None:
         if info.coded is not None:
             flat = out.view(-1)[:count]
             decode(info, first, flat, StoredParts(files, self._buffer, self._strips()), self._decoded)
@@ -183,12 +177,15 @@ class TensorReader:
         if dtype == out.dtype:
             self._read_raw(files, info, first, count, out)
             return
-        flat = out.view(-1)
+        if first < 0 or first + count > info.numel:
+            raise ValueError(f"{info.name} has {info.numel} entries, not {first + count}")
+        flat = out if out.dim() == 1 else out.view(-1)
+        piece, memory = self._piece(dtype)
+        begin, width = info.begin + first * dtype.itemsize, dtype.itemsize
         for done in range(0, count, PIECE_ELEMENTS):
             size = min(PIECE_ELEMENTS, count - done)
-            piece = self._buffer("piece", PIECE_ELEMENTS, dtype)[:size]
-            self._read_raw(files, info, first + done, size, piece)
-            flat[done : done + size].copy_(piece)
+            files.read(info.file, begin + done * width, memory[: size * width])
+            flat[done : done + size].copy_(piece[:size])
 
     def _add_product(self, name: str, pair: LoraPair, first: int, count: int, out: Tensor) -> None:
         left, right = self._factors_of(name, pair, out.dtype)
@@ -234,161 +231,18 @@ class TensorReader:
     def _decoded(self, elements: int) -> Tensor:
         return self._buffer("decoded", elements, torch.float32)
 
+    def _piece(self, dtype: torch.dtype) -> tuple[Tensor, memoryview]:
+        """A piece of this thread's memory, and the same as bytes."""
+        pieces: dict[Any, tuple[Tensor, memoryview]] = self._scratch.__dict__
+        found = pieces.get(dtype)
+        if found is None:
+            piece = torch.empty(PIECE_ELEMENTS, dtype=dtype)
+            found = pieces[dtype] = (piece, as_bytes(piece))
+        return found
+
     def _buffer(self, use: str, elements: int, dtype: torch.dtype) -> Tensor:
         buffers: dict[Any, Tensor] = self._scratch.__dict__
         found = buffers.get((use, dtype))
         if found is None or found.numel() < elements:
             found = buffers[use, dtype] = torch.empty(elements, dtype=dtype)
         return found[:elements]
-
-
-@dataclass
-class _OpenFile:
-    fd: int
-    users: int = 0
-    hinted: int = 0
-
-
-class _OpenFiles:
-    """The open files of a folder: at most ``MAX_OPEN_FILES``, the least recently used closed first."""
-
-    def __init__(self, folder: Path, label: str, wait: Wait | None = None) -> None:
-        self._folder = folder
-        self._label = label
-        self._wait = wait
-        self._lock = threading.Lock()
-        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
-
-    def read(self, name: str, offset: int, buffer: memoryview, *, ahead: bool = True) -> None:
-        self._await(name, offset, offset + len(buffer))
-        with self._use(name) as file:
-            if ahead:
-                self._hint(file, offset, len(buffer))
-            self._fill(file.fd, name, offset, buffer)
-
-    def _fill(self, fd: int, name: str, offset: int, buffer: memoryview) -> None:
-        done = 0
-        while done < len(buffer):
-            try:
-                got = os.preadv(fd, [buffer[done:]], offset + done)
-            except OSError as error:
-                raise FileUnreadable(f"{name} of {self._label} cannot be read: {error.strerror}.") from error
-            if got == 0:
-                raise FileSizeMismatch(
-                    f"{name} of {self._label} ends at byte {os.fstat(fd).st_size}: it was cut short while it "
-                    "was read; fetch it anew and run again."
-                )
-            done += got
-
-    def read_rows(self, name: str, begin: int, size: int, rows: Sequence[int], buffer: memoryview) -> None:
-        """Rows of ``size`` bytes that are counted from byte ``begin``, one after another into the buffer."""
-        if rows:
-            self._await(name, begin + min(rows) * size, begin + (max(rows) + 1) * size)
-        with self._use(name) as file:
-            for first, last in runs_of(rows):
-                part = buffer[first * size : last * size]
-                self._fill(file.fd, name, begin + rows[first] * size, part)
-
-    def borrow(self, name: str, offset: int, size: int) -> int:
-        """The descriptor, until ``give_back``, of a file of which these bytes are about to be read."""
-        self._await(name, offset, offset + size)
-        file = self._take(name)
-        self._hint(file, offset, size)
-        return file.fd
-
-    def give_back(self, name: str) -> None:
-        """Lets a file be closed again."""
-        with self._lock:
-            self._open[name].users -= 1
-
-    def read_pieces(self, name: str, starts: Iterable[int], size: int, buffer: memoryview) -> None:
-        """Pieces of ``size`` bytes that begin at these bytes, one after another into the buffer."""
-        with self._use(name) as file:
-            for at, start in enumerate(starts):
-                self._await(name, start, start + size)
-                self._fill(file.fd, name, start, buffer[at * size : (at + 1) * size])
-
-    def _await(self, name: str, begin: int, end: int) -> None:
-        if self._wait is not None:
-            self._wait(name, begin, end)
-
-    def fetch_soon(self, name: str, offset: int, size: int) -> None:
-        if self._wait is not None:
-            return  # it may not be there yet
-        with self._use(name) as file:
-            _advise(file.fd, offset, size, "POSIX_FADV_WILLNEED")
-
-    def close(self) -> None:
-        with self._lock:
-            for file in self._open.values():
-                if file.users == 0:
-                    os.close(file.fd)
-            self._open = OrderedDict((name, file) for name, file in self._open.items() if file.users)
-
-    def _hint(self, file: _OpenFile, offset: int, size: int) -> None:
-        """Keeps the next ``AHEAD_BYTES`` on their way while a file is read forwards."""
-        end = offset + size
-        ahead = file.hinted - end
-        if not AHEAD_BYTES // 2 <= ahead <= 4 * AHEAD_BYTES:
-            begin = file.hinted if 0 <= ahead < AHEAD_BYTES // 2 else end
-            file.hinted = begin + AHEAD_BYTES
-            if not (_at_hand(file.fd, begin) and _at_hand(file.fd, begin + AHEAD_BYTES - 1)):
-                _advise(file.fd, begin, AHEAD_BYTES, "POSIX_FADV_WILLNEED")
-
-    @contextmanager
-    def _use(self, name: str) -> Iterator[_OpenFile]:
-        file = self._take(name)
-        try:
-            yield file
-        finally:
-            with self._lock:
-                file.users -= 1
-
-    def _take(self, name: str) -> _OpenFile:
-        with self._lock:
-            file = self._open.get(name)
-            if file is None:
-                file = self._open[name] = _OpenFile(self._open_fd(name))
-                self._shrink()
-            self._open.move_to_end(name)
-            file.users += 1
-            return file
-
-    def _open_fd(self, name: str) -> int:
-        try:
-            fd = os.open(safe_path(self._folder, name), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise FileUnreadable(f"{name} of {self._label} cannot be opened: {error.strerror}.") from error
-        _advise(fd, 0, 0, "POSIX_FADV_SEQUENTIAL")
-        return fd
-
-    def _shrink(self) -> None:
-        for name in [name for name, file in self._open.items() if file.users == 0]:
-            if len(self._open) <= MAX_OPEN_FILES:
-                return
-            os.close(self._open.pop(name).fd)
-
-
-def runs_of(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Places (first, one past the last) of rows that follow each other."""
-    first = 0
-    for at in range(1, len(rows) + 1):
-        if at == len(rows) or rows[at] != rows[at - 1] + 1:
-            yield first, at
-            first = at
-
-
-def _at_hand(fd: int, offset: int) -> bool:
-    """Whether a byte is in the page cache (or beyond the end): asking for what is there costs as much as
-    reading it. Where that cannot be told, it is not.
-    """
-    try:
-        os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT)
-    except (OSError, AttributeError):
-        return False
-    return True
-
-
-def _advise(fd: int, offset: int, size: int, advice: str) -> None:
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, offset, size, getattr(os, advice))

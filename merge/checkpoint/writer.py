@@ -1,12 +1,11 @@
 """One output shard, written in place: space reserved, blocks at their offsets, written back early.
 
 Blocks may come in any order and from several threads. The sha256 follows the blocks as far as they are
-contiguous, so that little is left to hash when the last one has come.
+contiguous, beside those of files that are written at the same time (``merge.checkpoint.digests``).
 """
 
 import ctypes
 import errno
-import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -17,13 +16,13 @@ from types import TracebackType
 
 from torch import Tensor
 
+from merge.checkpoint.digests import Digests
 from merge.checkpoint.dtype import as_bytes, safetensors_name
 from merge.checkpoint.layout import ShardLayout
 from merge.errors import DiskFull, ShardIncomplete
 from merge.file_errors import FileUnreadable
 
 WRITEBACK_BYTES = 8 << 20
-HASH_BYTES = 1 << 18
 _SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -38,32 +37,30 @@ class Written:
 
 class ShardWriter:
     """Writes ``layout`` to ``path`` (replacing it); ``finish`` makes it durable and gives its digest, unless
-    ``digest`` is false.
+    ``digest`` is false. ``beside`` are the digests of files that are written at the same time.
 
     Use it as a context manager: leaving by an exception closes the file and keeps what was written.
     """
 
-    def __init__(self, path: Path, layout: ShardLayout, digest: bool = True) -> None:
+    def __init__(
+        self, path: Path, layout: ShardLayout, digest: bool = True, beside: Digests | None = None
+    ) -> None:
         self._path = path
-        self._digest = digest
         self._layout = layout
         self._lock = threading.Lock()
-        self._hash_lock = threading.Lock()
-        self._hash = hashlib.sha256()
-        self._piece = memoryview(bytearray(min(HASH_BYTES, layout.size)))
-        self._hashed = 0
         self._contiguous = 0
         self._later: dict[int, int] = {}
         self._started_writeback = 0
         self._missing = {name: info.numel for name, info in layout.entries.items() if info.numel}
         self._fd = self._create()
-        self._write(layout.header_bytes, 0)
+        self._digest = (beside or Digests()).file(path, self._fd, layout.size) if digest else None
+        self._write(memoryview(layout.header_bytes), 0, None)
 
-    def write_at(self, name: str, first: int, block: Tensor) -> None:
+    def write_at(self, name: str, first: int, block: Tensor, done: Callable[[], None] | None = None) -> None:
         """Writes entries ``first`` onwards (flat, row-major) of a tensor; each entry is written once.
 
-        ``block`` is contiguous, on the CPU and of the dtype of the layout. Raises ``DiskFull`` or
-        ``FileUnreadable``.
+        ``block`` is contiguous, on the CPU and of the dtype of the layout; with ``done`` it stays as it is
+        until that is called, by any thread. Raises ``DiskFull`` or ``FileUnreadable``.
         """
         info = self._layout.entries[name]
         count = block.numel()
@@ -73,7 +70,7 @@ class ShardWriter:
             raise ValueError(f"{name} has {info.numel} entries, not {first + count}")
         if count == 0:
             return
-        self._write(as_bytes(block), info.begin + first * block.element_size())
+        self._write(as_bytes(block), info.begin + first * block.element_size(), done)
         with self._lock:
             left = self._missing.get(name, 0) - count
             if left < 0:
@@ -87,15 +84,13 @@ class ShardWriter:
         if self._missing:
             name = next(iter(self._missing))
             raise ShardIncomplete(f"{self._layout.file} lacks {self._missing[name]} entries of {name}.")
-        if self._digest:
-            with self._hash_lock:
-                self._hash_to(self._layout.size)
+        digest = "" if self._digest is None else self._digest.finish()
         try:
             os.fsync(self._fd)
         except OSError as error:
             raise self._failure(error) from error
         self.close()
-        return Written(self._layout.file, self._layout.size, self._hash.hexdigest() if self._digest else "")
+        return Written(self._layout.file, self._layout.size, digest)
 
     def close(self) -> None:
         """Closes the file without promising anything about it."""
@@ -125,20 +120,23 @@ class ShardWriter:
             raise self._failure(error) from error
         return fd
 
-    def _write(self, data: bytes | memoryview, offset: int) -> None:
-        view = memoryview(data)
-        done = 0
+    def _write(self, data: memoryview, offset: int, done: Callable[[], None] | None) -> None:
+        written = 0
         try:
-            while done < len(view):
-                done += os.pwrite(self._fd, view[done:], offset + done)
+            while written < len(data):
+                written += os.pwrite(self._fd, data[written:], offset + written)
         except OSError as error:
             raise self._failure(error) from error
-        self._note(offset, view)
+        self._note(offset, len(data))
+        if self._digest is not None:
+            self._digest.note(offset, data, done)
+        elif done is not None:
+            done()
 
-    def _note(self, offset: int, data: memoryview) -> None:
-        """Moves the contiguous edge, starts writing back behind it, and hashes up to it if nobody does."""
+    def _note(self, offset: int, size: int) -> None:
+        """Moves the contiguous edge, and starts writing back behind it."""
         with self._lock:
-            self._later[offset] = offset + len(data)
+            self._later[offset] = offset + size
             while self._contiguous in self._later:
                 self._contiguous = self._later.pop(self._contiguous)
             edge, begin = self._contiguous, self._started_writeback
@@ -146,24 +144,6 @@ class ShardWriter:
                 self._started_writeback = edge
         if edge - begin >= WRITEBACK_BYTES:
             _start_writeback(self._fd, begin, edge - begin)
-        if self._digest and self._hash_lock.acquire(blocking=False):
-            try:
-                if self._hashed == offset:
-                    self._hash.update(data)
-                    self._hashed += len(data)
-                while self._contiguous - self._hashed >= HASH_BYTES:
-                    self._hash_to(self._contiguous)
-            finally:
-                self._hash_lock.release()
-
-    def _hash_to(self, edge: int) -> None:
-        while self._hashed < edge:
-            view = self._piece[: edge - self._hashed]
-            got = os.preadv(self._fd, [view], self._hashed)
-            if got == 0:
-                raise FileUnreadable(f"{self._path} became shorter while it was written.")
-            self._hash.update(view[:got])
-            self._hashed += got
 
     def _failure(self, error: OSError) -> DiskFull | FileUnreadable:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

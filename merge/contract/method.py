@@ -83,6 +83,7 @@ class Method:
     classes: Mapping[str, str] = field(default_factory=dict)
     breaks: Mapping[str, str] = field(default_factory=dict)
     linear: bool = False
+    scaled: bool = False
     workspace: Workspace | None = None
     state: Callable[[Stats, Any, Site], Mapping[str, float]] | None = None
 
@@ -159,6 +160,7 @@ def method(
     elementwise: bool = False,
     granularity: Literal["row", "tensor"] = "tensor",
     linear: bool = False,
+    scaled: bool = False,
     paper: str | None = None,
     needs: Needs | None = None,
     version: int = 1,
@@ -171,7 +173,10 @@ def method(
 
     ``elementwise`` promises that an entry of the output depends on the same entry of the inputs, on plain
     numbers and on declared stats alone; ``granularity="row"`` the same for whole rows. ``linear`` promises
-    that it is a sum of the inputs with factors that depend on weights and settings alone. ``version`` goes up
+    that it is a sum of the inputs with factors that depend on weights and settings alone, ``scaled`` that it
+    is the base and a change of the deltas times the setting ``scale``, multiplied and added in this order,
+    and that nothing else depends on either: a search that varies the scale works the change out once.
+    ``version`` goes up
     whenever the bytes of an output change. ``classes`` are policies for tensor classes that a recipe does not
     speak of. ``workspace`` is the memory of a method that takes more than a few copies of a tensor. ``state``
     gives settings with which a later run goes on from this one's result as its first source, from what was
@@ -198,6 +203,7 @@ def method(
             classes=classes or {},
             breaks=breaks or {},
             linear=linear,
+            scaled=scaled,
             workspace=workspace,
             state=state,
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 from merge.contract.groups import DeltaGroup, TensorGroup
 from merge.errors import MethodMalformed
 from merge.kernels import radix
-from merge.kernels.reduce import in_order, piece_sums
+from merge.kernels.reduce import column_sums, in_order, piece_sums
 
 Quantity = Callable[..., Sequence[Tensor]]
 """From (group, p), or (delta, own, p) in a prepare, to the tensors that are measured."""
@@ -48,17 +48,20 @@ def own_delta(delta: Tensor, own: DeltaGroup, p: Any) -> Sequence[Tensor]:  # no
 @dataclass(frozen=True)
 class Term:
     """What one pass adds up over the entries of ``value``: how many have which upper bits (``high``), which
-    lower bits under the upper bits ``bin`` (``low``), how many are not zero, sums over pieces, or nothing.
+    lower bits under the upper bits ``bin`` (``low``), how many are not zero, sums over pieces, sums down the
+    ``columns`` of pieces of rows, or nothing.
     """
 
-    what: Literal["high", "low", "nonzero", "sum", "nothing"]
+    what: Literal["high", "low", "nonzero", "sum", "columns", "nothing"]
     value: Tensor
     bin: int = 0
 
     def measure(self, piece: int) -> Tensor:
-        """int64 counts, or float64 sums of the pieces."""
+        """int64 counts, or float64 sums of the pieces: one of each, or a row of them."""
         if self.what == "sum":
             return piece_sums(self.value, piece)
+        if self.what == "columns":
+            return column_sums(self.value, max(1, piece // self.value.shape[1]))
         if self.what == "nonzero":
             return torch.count_nonzero(self.value)
         if self.what == "nothing":

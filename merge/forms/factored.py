@@ -11,7 +11,7 @@ from merge.kernels.truncation import DOUBLE
 from merge.outputs import OutputTensor
 from merge.recipe import Recipe
 
-COPIES = 4
+COPIES = 6
 """Times that the factors of one tensor are in memory while they are merged, each side also as float64."""
 KEPT = 4
 """Merged factors of so many tensors are kept between their blocks."""

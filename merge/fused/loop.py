@@ -14,7 +14,9 @@ from merge.fused.source import PAD, WIDTHS, Sink, block_of
 
 @dataclass(frozen=True)
 class Loop:
-    """A built function with the numbers of one tensor's pass."""
+    """A built function with the numbers of one tensor's pass. ``tables`` have a number for each column, or
+    each row of so many entries.
+    """
 
     built: Built
     sinks: tuple[Sink, ...]
@@ -22,12 +24,24 @@ class Loop:
     numbers: Any
     words: Any
     step: int
+    tables: tuple[tuple[Tensor, int], ...] = ()
 
     def run(
-        self, places: Sequence[Place], first: int, count: int, into: Sequence[int], scratch: Tensor
+        self,
+        places: Sequence[Place],
+        first: int,
+        count: int,
+        into: Sequence[int],
+        scratch: Tensor,
+        spread: tuple[int, int] | None = None,
     ) -> bool:
-        """Runs over ``count`` entries, into sinks at these addresses; whether all went well."""
+        """Runs over ``count`` entries, into sinks at these addresses; whether all went well. They follow each
+        other, unless ``spread`` says how many lie together, and how far each lot begins after the one before.
+        """
+        repeats = [(each, -entries or each.numel()) for each, entries in self.tables]
+        places = [*places, *(Place(-1, repeat, each.data_ptr(), each) for each, repeat in repeats)]
         many = len(places)
+        step, stride = spread or (self.step, self.step)
         status = self.built.run(
             (ctypes.c_int32 * many)(*(place.fd for place in places)),
             (ctypes.c_int64 * many)(*(place.offset for place in places)),
@@ -36,7 +50,7 @@ class Loop:
             self.words,
             first,
             count,
-            self.step,
+            stride << 32 | step,
             (ctypes.c_void_p * len(into))(*into),
             scratch.data_ptr(),
         )
@@ -50,4 +64,5 @@ class Loop:
     @property
     def scratch_bytes(self) -> int:
         """Memory for one block of every input."""
-        return (block_of(self.sinks) + PAD) * sum(WIDTHS[name] for name in self.dtypes)
+        each = sum(WIDTHS[name] for name in self.dtypes) + WIDTHS["F32"] * len(self.tables)
+        return (block_of(self.sinks) + PAD) * each

@@ -9,26 +9,31 @@ import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial as bound
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from merge.blocks import Buffers, Inputs, Place
-from merge.chain import Chain, Task
+from merge.chain import Block, Chain, Task
+from merge.checkpoint.digests import Engine, Plain
 from merge.checkpoint.dtype import safetensors_name
 from merge.fused.compiler import Built, Compiler
+from merge.fused.lanes import engine
 from merge.fused.loop import Loop
+from merge.fused.memo import Traces
 from merge.fused.ordering import ORDERING
 from merge.fused.ranked import AnyLoop, RankedLoop, halves, rank_nodes
-from merge.fused.samples import in_memory, sample, shape_of, stand_in
-from merge.fused.source import WIDTHS, Sink, block_of, piecewise, text
-from merge.fused.spans import Measuring, Writing, sink_of
+from merge.fused.samples import in_memory, shape_of, stand_in
+from merge.fused.source import PAD, WIDTHS, Sink, block_of, piecewise, text
+from merge.fused.spans import Measuring, Preparing, Writing, sink_of
 from merge.fused.summing import Summing, Terms, traced
 from merge.fused.trace import Program, Tracer, Untraceable
-from merge.fused.windows import CHUNK, CHUNKS, MOST_BINS_TOGETHER, Window, Windows, window_of, window_sink
+from merge.fused.windows import CHUNK, LOTS, Bits, Sought, Windows, sample_size, windows_of
 from merge.fused.windows import LEAST_ENTRIES as LEAST_SAMPLED
-from merge.kernels.radix import HIGH_BINS, LOW_BINS
+from merge.kernels.radix import MAGNITUDE
 from merge.outputs import OutputTensor
 from merge.sizing import PIECE_ELEMENTS
 from merge.statistics import NOTHING, OutputStatistics
@@ -45,7 +50,7 @@ class Loops:
     """Makes loops for the tensors of one run. ``entries`` is how many it merges in all; ``wanted`` is false
     where the arithmetic is not float32 on the CPU. ``on_read`` is told of every span that a loop has
     measured; ``reasons`` counts why tensors were left to the eager code. ``informed`` are statistics on data
-    of outputs, by name, which the loops read like further inputs.
+    of outputs, by name, which the loops read like further inputs. ``hashing`` is for what is written.
     """
 
     def __init__(
@@ -62,11 +67,14 @@ class Loops:
         self._buffers = buffers
         self.on_read = on_read
         self._wanted = wanted and entries >= LEAST_TOTAL
+        self.hashing: Engine = engine(_COMPILER) if entries >= LEAST_TOTAL else Plain()
         self._lock = threading.Lock()
         self._built: dict[Any, Built | None] = {}
         self._sound: dict[Any, bool] = {}
         self._summing: dict[Hashable, Summing | None] = {}
         self._summing_lock = threading.Lock()
+        self._traces = Traces()
+        self._prepared: dict[str, Preparing | None] = {}
         self.reasons: dict[str, int] = {}
         self.made = 0
 
@@ -93,17 +101,25 @@ class Loops:
             return self._summing[key, dtypes]
 
     def sums_beside(
-        self, key: Hashable, terms: Terms, output: OutputTensor, first: int, made: Tensor
+        self, key: Hashable, terms: Terms, output: OutputTensor, first: int, made: Tensor, *, prepared: bool
     ) -> list[float] | None:
         """The sums of these terms of what an output is made from, from entry ``first`` on, and of what was
-        ``made`` of it, all as they are stored; ``None`` where the eager code must see to it.
+        ``made`` of it, all as they are stored, and where that is asked for, of what steps before the
+        combining one leave of the task vectors; ``None`` where the eager code must see to it.
         """
         stored = tuple(self._inputs.stored(source) or "F32" for source in output.inputs)
-        loop = self.summing(key, (*stored, safetensors_name(made.dtype)), terms)
+        preparing = self._prepared.get(output.name) if prepared else None
+        if prepared and preparing is None:
+            return None
+        more = ("F32",) * (0 if preparing is None else len(preparing.loop.sinks))
+        loop = self.summing(key, (*stored, safetensors_name(made.dtype), *more), terms)
         if loop is None or self.known(output).parts():
             return None
         with self.places(output, first, made.numel()) as places:
-            return loop.sums_at([*places, *in_memory([made])], made.numel())
+            left = [] if preparing is None else preparing.made(places, first, made.numel())
+            if left is None:
+                return None
+            return loop.sums_at([*places, *in_memory([made, *left])], made.numel())
 
     @contextmanager
     def places(self, output: OutputTensor, first: int, count: int) -> Iterator[list[Place]]:
@@ -118,9 +134,11 @@ class Loops:
 
     def span(self, output: OutputTensor, most: int, otherwise: int) -> int:
         """Entries at a time: ``otherwise`` where some input must be held in memory."""
+        return most if self._in_files(output) else min(most, otherwise)
+
+    def _in_files(self, output: OutputTensor) -> bool:
         plain = all(self._inputs.stored(source) is not None for source in output.inputs)
-        plain = plain and not self.known(output).parts()
-        return most if plain else min(most, otherwise)
+        return plain and not self.known(output).parts()
 
     def scratch(self, loop: AnyLoop) -> Tensor:
         """This thread's memory for blocks of inputs."""
@@ -134,12 +152,22 @@ class Loops:
         dtypes = self._dtypes(output)
         if output.dtype not in WIDTHS:
             raise Untraceable(output.dtype)
-        tracer = Tracer(shape_of(chain))
-        with tracer:
-            merged = chain.compute(stand_in(tracer, chain, output, self.known(output)))
-        sink = Sink("store", tracer.node_of(merged, "f"), output.dtype)
-        loop = self._loop(tracer.program, (sink,), dtypes, chain.piece)
+        fresh = bool(chain.tasks or self.known(output).parts())
+        block = bound(stand_in, chain=chain, output=output, known=self.known(output))
+        program, (merged, prepared) = self._traces.get(
+            ("write", output.base is None), chain, block, _written, fresh=fresh
+        )
+        loop = self._loop(program, (Sink("store", merged, output.dtype),), dtypes, chain.piece)
         made = Writing(self, chain, output, loop)
+        self._prove(loop, made.agrees)
+        if prepared:
+            self._prepared[output.name] = self._counted(self._preparing, made, program, prepared)
+        return made
+
+    def _preparing(self, writing: "Writing", program: Program, nodes: Sequence[int]) -> Preparing:
+        sinks = tuple(Sink("store", node, "F32") for node in nodes)
+        loop = self._loop(program, sinks, writing.loop.dtypes, writing.chain.piece)
+        made = Preparing(self, writing.chain, writing.output, loop)
         self._prove(loop, made.agrees)
         return made
 
@@ -147,53 +175,117 @@ class Loops:
         dtypes = self._dtypes(output)
         if not all(task.stat.in_terms() for task in tasks):
             raise Untraceable("a stat that is not told in terms")
-        tracer = Tracer(shape_of(chain))
-        with tracer:
-            terms = chain.terms(stand_in(tracer, chain, output, self.known(output)), tasks)
-        sinks = [[sink_of(tracer, term) for term in each] for each in terms]
+
+        def sunk(tracer: Tracer, chain: Chain, block: Block) -> list[list[Sink | None]]:
+            return [[sink_of(tracer, term) for term in each] for each in chain.terms(block, tasks)]
+
+        fresh = any(task.measured or task.value is not None for task in chain.tasks)
+        fresh = fresh or bool(self.known(output).parts())
+        block = bound(stand_in, chain=chain, output=output, known=self.known(output))
+        what = (output.base is None, *((task.stage, task.position, id(task.stat)) for task in tasks))
+        program, sinks = self._traces.get(what, chain, block, sunk, fresh=fresh)
         loops = []
-        for summing in (False, True):
-            chosen = [s for each in sinks for s in each if s is not None and (s.kind == "sum") is summing]
+        apart = ("sum", "columns")
+        for kind in ("", *apart):
+            known = [sink for each in sinks for sink in each if sink is not None]
+            chosen = [sink for sink in known if (sink.kind if sink.kind in apart else "") == kind]
             if chosen:
-                loops.append(self._loop(tracer.program, tuple(dict.fromkeys(chosen)), dtypes, chain.piece))
+                loops.append(self._loop(program, tuple(dict.fromkeys(chosen)), dtypes, chain.piece))
         made = Measuring(self, chain, output, tasks, sinks, loops)
         for loop in loops:
             self._prove(loop, made.agrees)
         return made
 
+    def sampled(
+        self, chain: Chain, output: OutputTensor, tasks: Sequence[Task], size: int, lot: int
+    ) -> list[list[Bits]] | None:
+        """Bits of the magnitudes that each task ranks, by quantity, of about ``size`` entries: evenly spread
+        lots of so many.
+        """
+
+        def make(chain: Chain) -> list[list[Bits]]:
+            found = self._sampled(*self._quantities(chain, output, tasks), chain, output, size, lot)
+            return [[bits.copy() for bits in each] for each in found]
+
+        return self._tried(make, chain)
+
+    def seeking(
+        self, chain: Chain, output: OutputTensor, tasks: Sequence[Task], sought: Sequence[Sought]
+    ) -> Windows | None:
+        """The loop that looks for what these tasks seek."""
+
+        def make(chain: Chain) -> Windows:
+            return self._seeking(*self._quantities(chain, output, tasks), chain, output, tasks, sought)
+
+        return self._tried(make, chain)
+
     def _windows(self, chain: Chain, output: OutputTensor, tasks: Sequence[Task]) -> Windows:
-        dtypes = self._dtypes(output)
         if chain.entries < LEAST_SAMPLED or any(task.shared or task.rounds_done for task in tasks):
             raise _Unfit
+        entries, quantities = chain.entries, self._quantities(chain, output, tasks)
+        for task, each in zip(tasks, quantities[1], strict=True):
+            _ranks(task, [entries] * len(each))
+        samples = self._sampled(*quantities, chain, output, sample_size(entries), CHUNK)
+        sought = [_sought(task, bits, entries) for task, bits in zip(tasks, samples, strict=True)]
+        return self._seeking(*quantities, chain, output, tasks, sought)
+
+    def _quantities(
+        self, chain: Chain, output: OutputTensor, tasks: Sequence[Task]
+    ) -> tuple[Program, list[list[int]]]:
+        """What these tasks are measured on, as nodes by task."""
         tracer = Tracer(shape_of(chain))
         with tracer:
             pairs = chain.quantities(stand_in(tracer, chain, output, self.known(output)), tasks)
             nodes = [[tracer.node_of(value, "f") for value in values] for _, values in pairs]
-        asked = [
-            node
-            for task, each in zip(tasks, nodes, strict=True)
-            for node, wanted in zip(each, _ranks(task, [chain.entries] * len(each)), strict=True)
-            if wanted
-        ]
-        if rank_nodes(tracer.program, [Sink("high", node) for node in asked]):
-            raise _Unfit  # ranks take whole rows
-        counts = self._sampled(tracer.program, tuple(dict.fromkeys(asked)), dtypes, chain, output)
-        windows, sinks = [], []
-        for task, each in zip(tasks, nodes, strict=True):
-            windows.append(_windows_of(task, [counts.get(node) for node in each], chain.entries))
-            sinks += [
-                window_sink(node, window, tracer.program.words)
-                for node, found in zip(each, windows[-1], strict=True)
-                for window in found
-            ]
-            sinks += [Sink("nonzero", node) for node in each if task.stat.ranks_nonzero]
-        if sum(sink.size for sink in sinks) > MOST_BINS_TOGETHER * LOW_BINS:
-            raise _Unfit
-        loop = self._loop(tracer.program, tuple(sinks), dtypes, chain.piece)
-        made = Windows(self, chain, output, tasks, windows, loop)
-        stored, block = sample(chain, dtypes, output, self.known(output), 0)
-        self._prove(loop, lambda: made.agrees(stored, block))
+        return tracer.program, nodes
+
+    def _seeking(
+        self,
+        program: Program,
+        nodes: Sequence[Sequence[int]],
+        chain: Chain,
+        output: OutputTensor,
+        tasks: Sequence[Task],
+        sought: Sequence[Sought],
+    ) -> Windows:
+        pairs = zip(nodes, sought, strict=True)
+        sinks = tuple(sink for each, seek in pairs for sink in seek.sinks(each, program.words))
+        loop = self._loop(program, sinks, self._dtypes(output), chain.piece)
+        made = Windows(self, chain, output, tasks, sought, loop)
+        self._prove(loop, made.agrees)
         return made
+
+    def _sampled(
+        self,
+        program: Program,
+        nodes: Sequence[Sequence[int]],
+        chain: Chain,
+        output: OutputTensor,
+        size: int,
+        lot: int,
+    ) -> list[list[Bits]]:
+        """In memory that this thread keeps."""
+        distinct = tuple(dict.fromkeys(node for each in nodes for node in each))
+        sinks = tuple(Sink("store", node, "F32") for node in distinct)
+        if rank_nodes(program, sinks):
+            raise _Unfit  # ranks take whole rows
+        loop = self._plain(program, sinks, self._dtypes(output), chain.piece)
+        at_once = self._in_files(output)
+        lot = min(lot if at_once else max(lot, size // LOTS), chain.entries)
+        lots = max(1, size // lot)
+        stride = (chain.entries - lot) // max(1, lots - 1)
+        values = [self.buffer(f"sample {at}", lots * lot + PAD, torch.float32) for at in range(len(sinks))]
+        for number in range(1 if at_once else lots):
+            into = [value.data_ptr() + number * lot * WIDTHS["F32"] for value in values]
+            first, count = (0, lots * lot) if at_once else (number * stride, lot)
+            with self.places(output, first, chain.entries if at_once else lot) as places:
+                if not loop.run(places, first, count, into, self.scratch(loop), (lot, stride)):
+                    raise _Unfit
+        found = {}
+        for node, value in zip(distinct, values, strict=True):
+            found[node] = value[: lots * lot].numpy().view(np.int32)
+            np.bitwise_and(found[node], MAGNITUDE, out=found[node])
+        return [[found[node] for node in each] for each in nodes]
 
     def _sums(self, dtypes: tuple[str, ...], terms: Terms) -> Summing:
         program, sinks = traced(len(dtypes), terms)
@@ -201,25 +293,6 @@ class Loops:
         made = Summing(self, loop, sinks)
         self._prove(loop, lambda: made.agrees(terms))
         return made
-
-    def _sampled(
-        self,
-        program: Program,
-        nodes: tuple[int, ...],
-        dtypes: tuple[str, ...],
-        chain: Chain,
-        output: OutputTensor,
-    ) -> dict[int, Tensor]:
-        """Counts of the upper bits of these quantities on evenly spread entries."""
-        loop = self._loop(program, tuple(Sink("high", node) for node in nodes), dtypes, chain.piece)
-        rooms = [torch.zeros(HIGH_BINS, dtype=torch.int32) for _ in nodes]
-        for chunk in range(CHUNKS):
-            first = (chain.entries - CHUNK) * chunk // (CHUNKS - 1)
-            with self.places(output, first, CHUNK) as places:
-                into = [room.data_ptr() for room in rooms]
-                if not loop.run(places, first, CHUNK, into, self.scratch(loop)):
-                    raise _Unfit
-        return {node: room.to(torch.int64) for node, room in zip(nodes, rooms, strict=True)}
 
     def _tried(self, make: Callable[..., M], chain: Chain, *more: Any) -> M | None:
         """Whatever a method does with a stand-in but not with entries: the eager code decides."""
@@ -251,6 +324,8 @@ class Loops:
         nodes = rank_nodes(program, sinks)
         if not nodes:
             return self._plain(program, sinks, dtypes, piece)
+        if program.tables or any(sink.kind == "columns" for sink in sinks):
+            raise Untraceable("ranks and columns")
         first, rest, shared, columns = halves(program, nodes, len(dtypes))
         before = self._plain(program, first, dtypes, piece)
         after = self._plain(rest, sinks, (*dtypes, *("F32" for _ in nodes)), piece)
@@ -261,15 +336,16 @@ class Loops:
         step = piece if piecewise(sinks) else block_of(sinks)
         if step > PIECE_ELEMENTS:
             raise Untraceable("pieces are too long")
-        key = (tuple(program.nodes), sinks, dtypes)
+        every = (*dtypes, *("F32" for _ in program.tables))
+        key = (tuple(program.nodes), sinks, every)
         with self._lock:
-            built = self._built[key] if key in self._built else _COMPILER.build(text(program, sinks, dtypes))
+            built = self._built[key] if key in self._built else _COMPILER.build(text(program, sinks, every))
             self._built[key] = built
         if built is None:
             raise Untraceable(_COMPILER.reason)
         numbers = (ctypes.c_double * max(1, len(program.numbers)))(*program.numbers)
         words = (ctypes.c_uint32 * max(1, len(program.words)))(*program.words)
-        return Loop(built, sinks, dtypes, numbers, words, step)
+        return Loop(built, sinks, dtypes, numbers, words, step, tuple(program.tables))
 
     def _prove(self, loop: AnyLoop, agrees: Callable[[], bool]) -> None:
         """Refuses a loop that does not give the bits of the eager code."""
@@ -278,6 +354,13 @@ class Loops:
                 self._sound[loop.key] = agrees()
             if not self._sound[loop.key]:
                 raise Untraceable("the compiled loop gives other bits")
+
+
+def _written(tracer: Tracer, chain: Chain, block: Block) -> tuple[int, tuple[int, ...]]:
+    """The nodes of the merged entries, and of what is left of the task vectors before they are combined."""
+    merged = tracer.node_of(chain.compute(block), "f")
+    prepared = chain.prepared(block) if chain.prepares else ()
+    return merged, tuple(tracer.node_of(each, "f") for each in prepared)
 
 
 class _Unfit(Exception):
@@ -291,19 +374,13 @@ def _ranks(task: Task, filled: Sequence[int]) -> list[tuple[int, ...]]:
     return wanted
 
 
-def _windows_of(task: Task, counts: Sequence[Tensor | None], entries: int) -> list[list[Window]]:
-    """For every quantity of a task, by the counts of a sample, a window for each rank that is wanted."""
-    filled, doubt = [entries] * len(counts), 1.0
+def _sought(task: Task, samples: Sequence[Bits], entries: int) -> Sought:
+    """For every quantity of a task, by the bits of a sample, a window for each rank that is wanted."""
+    filled, doubt = [entries] * len(samples), 1.0
     if task.stat.ranks_nonzero:
         doubt = 2.0
-        filled = [
-            entries if each is None else entries - int(entries * int(each[0]) / int(each.sum()))
-            for each in counts
-        ]
-    found: list[list[Window]] = []
-    for each, ranks in zip(counts, _ranks(task, filled), strict=True):
-        windows = [None if each is None else window_of(each, rank, entries, doubt) for rank in ranks]
-        found.append([window for window in windows if window is not None])
-        if len(found[-1]) < len(windows):
-            raise _Unfit
-    return found
+        filled = [int(entries * np.count_nonzero(bits) / bits.size) for bits in samples]
+    found = windows_of(samples, _ranks(task, filled), entries, doubt)
+    if found is None:
+        raise _Unfit
+    return Sought(found, task.stat.ranks_nonzero)

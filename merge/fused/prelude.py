@@ -17,22 +17,48 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t vh_any __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
-static inline vf load_BF16(const uint16_t *from) {
-  return (vf)(__builtin_convertvector(*(const vh_any *)from, vu) << 16);
-}
+/* Conversions: the compiler takes vectors apart where one instruction would do. */
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#if LANES == 16
+#define WIDE(x) ((vu)_mm512_cvtepu16_epi32((__m256i)(x)))
+#define SHORT(x) ((vh)_mm512_cvtepi32_epi16((__m512i)(x)))
+#define LARGER(x, y) ((vu)_mm512_max_epu32((__m512i)(x), (__m512i)(y)))
+#else
+#define WIDE(x) ((vu)_mm256_cvtepu16_epi32((__m128i)(x)))
+#define SHORT(x) ((vh)_mm256_cvtepi32_epi16((__m256i)(x)))
+#define LARGER(x, y) ((vu)_mm256_max_epu32((__m256i)(x), (__m256i)(y)))
+#define TO_D(x) ((vd)_mm512_cvtps_pd((__m256)(x)))
+#define TO_F(x) ((vf)_mm512_cvtpd_ps((__m512d)(x)))
+#define TO_VL(x) ((vl)_mm512_cvtepi32_epi64((__m256i)(x)))
+#define TO_VI(x) ((vi)_mm512_cvtepi64_epi32((__m512i)(x)))
+#endif
+#else
+#define WIDE(x) __builtin_convertvector((x), vu)
+#define SHORT(x) __builtin_convertvector((x), vh)
+#define LARGER(x, y) ({ const vu x_ = (x), y_ = (y), m_ = (vu)(x_ > y_); (x_ & m_) | (y_ & ~m_); })
+#endif
+#ifndef TO_D
+#define TO_D(x) __builtin_convertvector((x), vd)
+#define TO_F(x) __builtin_convertvector((x), vf)
+#define TO_VL(x) __builtin_convertvector((x), vl)
+#define TO_VI(x) __builtin_convertvector((x), vi)
+#endif
+
+static inline vf load_BF16(const uint16_t *from) { return (vf)(WIDE(*(const vh_any *)from) << 16); }
 static inline vf load_F32(const float *from) { return *(const vf_any *)from; }
 #define load_F16(from) ({ vf r; for (int k = 0; k < LANES; k++) r[k] = (float)(from)[k]; r; })
 
 static inline void store_BF16(uint16_t *to, vf x) {
   const vu bits = (vu)x;
-  *(vh_any *)to = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh);
+  *(vh_any *)to = SHORT((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 static inline void store_F32(float *to, vf x) { *(vf_any *)to = x; }
 #define store_F16(to, x) do { for (int k = 0; k < LANES; k++) (to)[k] = (_Float16)(x)[k]; } while (0)
 
 static inline vf where_f(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
 static inline vd where_d(vi narrow, vd yes, vd no) {
-  const vl mask = __builtin_convertvector(narrow, vl);
+  const vl mask = TO_VL(narrow);
   return (vd)(((vl)yes & mask) | ((vl)no & ~mask));
 }
 static inline vf neg_f(vf x) { return -x; }
@@ -56,7 +82,7 @@ static inline vd reciprocal_d(vd x) { return 1.0 / x; }
     const v##k one = EACH(1), none = EACH(0); \\
     return where_##k(mask_of(x > 0), one, none) - where_##k(mask_of(x < 0), one, none); }
 #define MASK_F(m) ((vi)(m))
-#define MASK_D(m) __builtin_convertvector((m), vi)
+#define MASK_D(m) TO_VI(m)
 BOTH(f, MASK_F)
 BOTH(d, MASK_D)
 
@@ -79,7 +105,7 @@ static inline void count_nonzero(uint32_t *count, vi found, int64_t left) {
   for (int k = 0; k < LANES; k++) many -= found[k];
   *count += many;
 }
-/* Whether any lane is set, and the numbers of those that are, one after another. */
+/* Whether any lane is set. */
 typedef int8_t vb __attribute__((vector_size(LANES)));
 static inline int some(vi lanes) {
   const vb narrow = __builtin_convertvector(lanes, vb);
@@ -88,31 +114,47 @@ static inline int some(vi lanes) {
   for (int k = 0; k < LANES / 8; k++) any |= words[k];
   return any != 0;
 }
+/* Counts what is above a window, at its upper end or above, at its lower end or above; lists what lies
+   between the ends and tells how many that are. */
 #if defined(__AVX512F__) && LANES == 16
 #include <immintrin.h>
-static inline int chosen(uint32_t *into, vu numbers, vi lanes) {
-  const __mmask16 mask = _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes);
-  _mm512_storeu_si512(into, _mm512_maskz_compress_epi32(mask, (__m512i)numbers));
-  return __builtin_popcount(mask);
+static inline int count_window(uint32_t *hits, vu bits, int64_t left, vu low, vu high, vi *above, vi *top,
+                               vi *least) {
+  const __mmask16 valid = left < LANES ? (1u << left) - 1 : 0xffff;
+  const __m512i all = (__m512i)bits, minus = _mm512_set1_epi32(-1);
+  const __mmask16 over = _mm512_mask_cmpgt_epu32_mask(valid, all, (__m512i)high);
+  const __mmask16 end = _mm512_mask_cmpge_epu32_mask(valid, all, (__m512i)high);
+  const __mmask16 in = _mm512_mask_cmpge_epu32_mask(valid, all, (__m512i)low);
+  const __mmask16 between = _mm512_mask_cmpgt_epu32_mask(valid & ~end, all, (__m512i)low);
+  *above = (vi)_mm512_mask_add_epi32((__m512i)*above, over, (__m512i)*above, minus);
+  *top = (vi)_mm512_mask_add_epi32((__m512i)*top, end, (__m512i)*top, minus);
+  *least = (vi)_mm512_mask_add_epi32((__m512i)*least, in, (__m512i)*least, minus);
+  _mm512_storeu_si512(hits, _mm512_maskz_compress_epi32(between, all));
+  return __builtin_popcount(between);
 }
 #else
-static inline int chosen(uint32_t *into, vu numbers, vi lanes) {
+static inline int count_window(uint32_t *hits, vu bits, int64_t left, vu low, vu high, vi *above, vi *top,
+                               vi *least) {
+  const vi valid = left < LANES ? (vi)((vi)COUNTING < (int32_t)left) : (vi)EACH(-1);
+  const vi end = (vi)((vi)bits >= (vi)high) & valid, between = (vi)((vi)bits > (vi)low) & ~end & valid;
+  *above += (vi)((vi)bits > (vi)high) & valid;
+  *top += end;
+  *least += (vi)((vi)bits >= (vi)low) & valid;
   int many = 0;
-  if (some(lanes)) for (int k = 0; k < LANES; k++) { into[many] = numbers[k]; many -= lanes[k]; }
+  if (some(between)) for (int k = 0; k < LANES; k++) { hits[many] = bits[k]; many -= between[k]; }
   return many;
 }
 #endif
-static inline int count_window(uint32_t *hits, vu bits, int64_t left, uint32_t low, uint32_t size,
-                               vi *above) {
-  vi over = (vi)bits >= (int32_t)(low + size);
-  const vu at = bits - low;
-  vi found = at < size;
-  if (left < LANES) {
-    over &= (vi)COUNTING < (int32_t)left;
-    found &= (vi)COUNTING < (int32_t)left;
-  }
-  *above += over;
-  return chosen(hits, at, found);
+/* Adds what a block has counted, each as negative numbers; whether there is no room for what it lists. */
+static int tell(uint32_t *out, vi above, vi top, vi least, const uint32_t *hits, int64_t many) {
+  int64_t told[4];
+  memcpy(told, out, sizeof told);
+  for (int k = 0; k < LANES; k++) { told[0] -= above[k]; told[1] -= top[k]; told[2] -= least[k]; }
+  if (told[3] + many > (int64_t)out[HEAD - 1]) return 1;
+  memcpy(out + HEAD + told[3], hits, many * sizeof *hits);
+  told[3] += many;
+  memcpy(out, told, sizeof told);
+  return 0;
 }
 static inline void count_low(uint32_t *counts, vu bits, int64_t left, uint32_t high) {
   const vi found = (bits >> 16) == high;
@@ -162,25 +204,50 @@ static int fetch(int fd, int64_t at, unsigned char *to, int64_t size) {
   return FINE;
 }
 
-/* Inputs come from files (fd >= 0, at byte offsets) or from memory; scratch has room for a block of each. */
+/* What so many numbers, over and over again, are from entry first on. */
+static void repeat(float *to, const float *from, int64_t many, int64_t first, int64_t n) {
+  for (int64_t at = first % many; n > 0; at = 0) {
+    const int64_t size = n < many - at ? n : many - at;
+    memcpy(to, from + at, size * sizeof *to);
+    to += size; n -= size;
+  }
+}
+
+/* What numbers are, each of them so many times, from entry first on. */
+static void spread(float *to, const float *from, int64_t times, int64_t first, int64_t n) {
+  int64_t at = first % times;
+  for (from += first / times; n > 0; from++, at = 0) {
+    const int64_t size = n < times - at ? n : times - at;
+    for (int64_t k = 0; k < size; k++) to[k] = *from;
+    to += size; n -= size;
+  }
+}
+
+/* Inputs come from files (fd >= 0, at byte offsets) or from memory (an offset there tells how many numbers
+   are repeated, or how many times each is); scratch has room for a block of each. The low half of steps tells
+   the entries of a block, the other how many after its beginning the next one begins. */
 int run(const int32_t *fds, const int64_t *offsets, void *const *memory, const double *numbers,
-        const uint32_t *words, uint32_t first, int64_t count, int64_t step, void *const *sinks,
+        const uint32_t *words, uint32_t first, int64_t count, int64_t steps, void *const *sinks,
         unsigned char *scratch) {
-  for (int64_t done = 0; done < count; done += step) {
+  const int64_t step = steps & 0xffffffff, stride = steps >> 32;
+  for (int64_t done = 0, at = 0; done < count; done += step, at += stride) {
     const int64_t n = count - done < step ? count - done : step;
     unsigned char *in[INPUTS], *free_ = scratch;
     for (int k = 0; k < INPUTS; k++) {
       const int64_t size = n * WIDTH[k];
       in[k] = free_;
       free_ += (int64_t)(BLOCK + PAD) * WIDTH[k];
-      if (fds[k] < 0) memcpy(in[k], (unsigned char *)memory[k] + done * WIDTH[k], size);
+      const int64_t entry = (int64_t)first + at;
+      if (fds[k] < 0 && offsets[k] > 0) repeat((float *)in[k], memory[k], offsets[k], entry, n);
+      else if (fds[k] < 0 && offsets[k] < 0) spread((float *)in[k], memory[k], -offsets[k], entry, n);
+      else if (fds[k] < 0) memcpy(in[k], (unsigned char *)memory[k] + at * WIDTH[k], size);
       else {
-        const int status = fetch(fds[k], offsets[k] + done * WIDTH[k], in[k], size);
+        const int status = fetch(fds[k], offsets[k] + at * WIDTH[k], in[k], size);
         if (status) return status;
       }
       memset(in[k] + size, 0, PAD * WIDTH[k]);
     }
-    if (block(in, numbers, words, first + (uint32_t)done, n, step, sinks, done)) return BROKEN;
+    if (block(in, numbers, words, first + (uint32_t)at, n, step, sinks, done)) return BROKEN;
   }
   return FINE;
 }

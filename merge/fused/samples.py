@@ -26,7 +26,8 @@ def stand_in(tracer: Tracer, chain: Chain, output: OutputTensor, known: OutputSt
     base = tracer.input(0) if based else None
     sources = [tracer.input(place + based) for place in range(count)]
     measured = [tracer.input(count + based + place) for place in range(len(known.parts()))]
-    return Block(0, tracer.shape, base, sources, tracer.draws, known.with_values(measured))
+    lined_up = known.with_values(measured)
+    return Block(0, tracer.shape, base, sources, tracer.draws, lined_up, aligned=tracer.aligned)
 
 
 def sample(

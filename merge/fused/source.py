@@ -13,22 +13,30 @@ from merge.kernels.keyed import ROUNDS
 from merge.sizing import PIECE_ELEMENTS
 
 BLOCK = 1 << 15
+LEAST_COLUMNS = 64
+"""Fewer are not summed by loops: too many rows would lie between."""
 PAD = 64
 """Entries beyond a block that may be read, and written to what is stored."""
+HEAD = 16
+"""Counters before what lies in a window."""
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
 _LIMITS = {"BF16": 0x7F7F0000, "F16": 0x477FE000, "F32": 0x7F7FFFFF}
 """Bits of the largest float32 that each dtype can hold."""
 _LEVELS = 6
 """Levels of folding that are done in passing; the rest on what is left of a piece."""
+_SHORT = 60
+"""Statements of a body that may be written out several times."""
 
 
 @dataclass(frozen=True)
 class Sink:
-    """Where a node goes: ``store`` (of ``dtype``), ``high``, ``low``, ``nonzero`` and ``window`` counts, or
-    ``sum`` of pieces.
+    """Where a node goes: ``store`` (of ``dtype``), ``high``, ``low``, ``nonzero`` and ``window`` counts,
+    ``sum`` of pieces, or sums of pieces down the ``columns`` (``size`` of them, which ``word`` tells too).
 
-    ``word`` is the slot of the upper bits that ``low`` looks for, and of the least magnitude of a ``window``,
-    whose size follows. ``size`` is how many counters a window has besides the one of what is above.
+    ``word`` is the slot of the upper bits that ``low`` looks for, and of the lower end of a ``window``, which
+    its upper end follows. A window is told in ``HEAD`` counters: 64 bits each for what is above it, not below
+    its upper end, not below its lower end, and for how many lie between, whose bits follow; the last of them
+    says for how many of these there is room.
     """
 
     kind: str
@@ -40,7 +48,7 @@ class Sink:
 
 def piecewise(sinks: Sequence[Sink]) -> bool:
     """Whether a block must be a piece."""
-    return any(sink.kind == "sum" for sink in sinks)
+    return any(sink.kind in ("sum", "columns") for sink in sinks)
 
 
 def block_of(sinks: Sequence[Sink]) -> int:
@@ -60,22 +68,23 @@ def text(program: Program, sinks: Sequence[Sink], dtypes: Sequence[str]) -> str:
             f"#define BLOCK {block_of(sinks)}",
             f"#define PAD {PAD}",
             f"#define LEVELS {_LEVELS}",
+            f"#define HEAD {HEAD}",
             f"static const int WIDTH[INPUTS] = {{{', '.join(str(WIDTHS[name]) for name in dtypes)}}};",
             f"#define EACH(x) {{{', '.join(['x'] * lanes)}}}",
             f"#define COUNTING {{{', '.join(map(str, range(lanes)))}}}",
             PRELUDE,
-            *([FOLDS] if piecewise(sinks) else []),
+            *([FOLDS] if sinks[0].kind == "sum" else []),
             _mix(),
             "static int block(unsigned char *const *in, const double *numbers, const uint32_t *words,",
             "                 uint32_t first, int64_t n, int64_t step_, void *const *sinks, int64_t done) {",
             *(f"  const {_TYPE['h' + name]} *in{place} = (const void *)in[{place}];"
               for place, name in enumerate(dtypes)),
             *_hoisted(program, nodes, sinks),
-            "  vi bad = EACH(0);",
-            *(_folding(body, sinks) if piecewise(sinks) else _plain(body)),
-            *_ends(sinks),
+            "  vu top = EACH(0);",
+            *_ORDERS.get(sinks[0].kind, _plain)(body, sinks),
             "  int any = 0;",
-            "  for (int lane = 0; lane < LANES; lane++) any |= bad[lane];",
+            *_ends(sinks),
+            f"  for (int lane = 0; lane < LANES; lane++) any |= top[lane] > {_LIMITS['F32']}u;",
             "  return any;",
             "}",
             DRIVER,
@@ -105,24 +114,32 @@ def _hoisted(program: Program, nodes: Sequence[int], sinks: Sequence[Sink]) -> I
     for place, sink in enumerate(sinks):
         if sink.kind == "store":
             yield f"  {_TYPE[sink.dtype]} *out{place} = ({_TYPE[sink.dtype]} *)sinks[{place}] + done;"
+            yield f"  vu top{place} = EACH(0);"
         elif sink.kind == "sum":
             yield f"  double *out{place} = (double *)sinks[{place}] + done / step_;"
+        elif sink.kind == "columns":
+            yield f"  const int64_t columns{place} = words[{sink.word}];"
+            yield f"  double *out{place} = (double *)sinks[{place}] + done / step_ * columns{place};"
         else:
             yield f"  uint32_t *out{place} = (uint32_t *)sinks[{place}];"
         if sink.kind == "low":
             yield f"  const uint32_t high{place} = words[{sink.word}];"
         if sink.kind == "window":
-            yield f"  const uint32_t low{place} = words[{sink.word}], size{place} = words[{sink.word + 1}];"
-            yield f"  vi above{place} = EACH(0);"
+            yield f"  const vu low{place} = EACH(words[{sink.word}]);"
+            yield f"  const vu high{place} = EACH(words[{sink.word + 1}]);"
+            yield f"  vi above{place} = EACH(0), top{place} = EACH(0), least{place} = EACH(0);"
             yield f"  uint32_t hits{place}[BLOCK + LANES]; int64_t many{place} = 0;"
 
 
 def _ends(sinks: Sequence[Sink]) -> Iterator[str]:
-    """What is added up at the end of a block."""
+    """What is added up, and whether all is well, at the end of a block."""
     for place, sink in enumerate(sinks):
+        if sink.kind == "store":
+            limit = _LIMITS[sink.dtype]
+            yield f"  for (int lane = 0; lane < LANES; lane++) any |= top{place}[lane] > {limit}u;"
         if sink.kind == "window":
-            yield f"  for (int lane = 0; lane < LANES; lane++) out{place}[size{place}] -= above{place}[lane];"
-            yield f"  for (int64_t hit = 0; hit < many{place}; hit++) out{place}[hits{place}[hit]]++;"
+            told = f"above{place}, top{place}, least{place}"
+            yield f"  if (tell(out{place}, {told}, hits{place}, many{place})) return 1;"
 
 
 def _body(
@@ -133,7 +150,7 @@ def _body(
         each = program.nodes[node]
         if each.op == "input":
             yield f"    const vf x{node} = load_{dtypes[each.slot]}(in{each.slot} + i);"
-            yield f"    bad |= ((vi)x{node} & 0x7f800000) == 0x7f800000;"
+            yield f"    top = LARGER(top, (vu)x{node} & 0x7fffffffu);"
         elif each.op != "number":
             kind = "i" if each.kind == "b" else each.kind
             yield f"    const v{kind} x{node} = {_expression(program, node)};"
@@ -144,9 +161,9 @@ def _body(
 def _into(sink: Sink, place: int, kind: str) -> Iterator[str]:
     value = f"x{sink.node}"
     if sink.kind == "store":
-        yield f"    bad |= ((vi){value} & 0x7fffffff) > {_LIMITS[sink.dtype]};"
+        yield f"    top{place} = LARGER(top{place}, (vu){value} & 0x7fffffffu);"
         yield f"    store_{sink.dtype}(out{place} + i, {value});"
-    elif sink.kind == "sum":
+    elif sink.kind in ("sum", "columns"):
         yield f"    vd sum{place} = {value};"
     elif sink.kind == "nonzero":
         found = value if kind == "b" else _mask(f"({value} != 0)", kind)
@@ -156,7 +173,7 @@ def _into(sink: Sink, place: int, kind: str) -> Iterator[str]:
         yield f"    {_COUNT[sink.kind].format(place)};"
 
 
-def _plain(body: Sequence[str]) -> Iterator[str]:
+def _plain(body: Sequence[str], _: Sequence[Sink]) -> Iterator[str]:
     yield "  for (int64_t i = 0; i < n; i += LANES) {"
     yield "    const int64_t left = n - i; (void)left;"
     yield from body
@@ -165,28 +182,41 @@ def _plain(body: Sequence[str]) -> Iterator[str]:
 
 def _folding(body: Sequence[str], sinks: Sequence[Sink]) -> Iterator[str]:
     """A piece of n entries is folded in halves: entry i meets i + half, and so on. The entries are visited in
-    an order in which every pair meets while it is at hand. Where an entry has no partner it meets -0.0,
-    which changes nothing.
+    an order in which every pair meets while it is at hand, the first levels in registers. Where an entry has
+    no partner it meets -0.0, which changes nothing.
     """
     sums = [place for place, sink in enumerate(sinks) if sink.kind == "sum"]
+    near = _near(len(body), len(sums))
     for place in sums:
         yield f"  vd held{place}[LEVELS + 1][4];"
         yield f"  double row{place}[BLOCK >> LEVELS] __attribute__((aligned(64)));"
     yield "  int64_t offset[1 << LEVELS], most[1 << LEVELS];"
     yield "  const int64_t width = halves(n, offset, most);"
     yield "  for (int64_t column = 0; column < width; column += 4 * LANES) {"
-    yield "    for (unsigned step = 0; step < 1 << LEVELS; step++) for (int part = 0; part < 4; part++) {"
-    yield "    const int64_t at = column + part * LANES, i = offset[step] + at, left = n - i; (void)left;"
-    yield from body
-    yield "    if (at + LANES > width - 1 - LEVELS) {"
-    yield "      const vl valid = at + (vl)COUNTING <= most[step];"
-    yield from (f"      sum{place} = keep(valid, sum{place});" for place in sums)
+    yield f"    for (unsigned step = 0; step < 1 << LEVELS; step += {1 << near})"
+    yield "    for (int part = 0; part < 4; part++) {"
+    yield "    const int64_t at = column + part * LANES;"
+    yield from (f"    vd near{level}_{place};" for level in range(near + 1) for place in sums)
+    for step in range(1 << near):
+        yield f"    {{ const int64_t i = offset[step + {step}] + at, left = n - i; (void)left;"
+        yield from body
+        yield "    if (at + LANES > width - 1 - LEVELS) {"
+        yield f"      const vl valid = at + (vl)COUNTING <= most[step + {step}];"
+        yield from (f"      sum{place} = keep(valid, sum{place});" for place in sums)
+        yield "    }"
+        level = 0
+        while step >> level & 1:
+            yield from (f"    sum{place} = near{level}_{place} + sum{place};" for place in sums)
+            level += 1
+        yield from (f"    near{level}_{place} = sum{place};" for place in sums)
+        yield "    }"
+    yield f"    int level = {near};"
+    yield f"    for (unsigned bits = step >> {near}; bits & 1; bits >>= 1, level++) {{"
+    yield from (
+        f"      near{near}_{place} = held{place}[level][part] + near{near}_{place};" for place in sums
+    )
     yield "    }"
-    yield "    int level = 0;"
-    yield "    for (unsigned bits = step; bits & 1; bits >>= 1, level++) {"
-    yield from (f"      sum{place} = held{place}[level][part] + sum{place};" for place in sums)
-    yield "    }"
-    yield from (f"    held{place}[level][part] = sum{place};" for place in sums)
+    yield from (f"    held{place}[level][part] = near{near}_{place};" for place in sums)
     yield "    }"
     yield "    for (int part = 0; part < 4; part++) for (int lane = 0; lane < LANES; lane++) {"
     yield "      const int64_t at = column + part * LANES + lane;"
@@ -195,6 +225,42 @@ def _folding(body: Sequence[str], sinks: Sequence[Sink]) -> Iterator[str]:
     yield "    }"
     yield "  }"
     yield from (f"  *out{place} = folded(row{place}, width);" for place in sums)
+
+
+def _near(statements: int, sums: int) -> int:
+    """Levels of folding that are written out: few where there is much to write, or to hold."""
+    if statements > _SHORT:
+        return 0
+    return 3 if sums <= 4 else 2 if sums <= 8 else 1
+
+
+def _down(body: Sequence[str], sinks: Sequence[Sink]) -> Iterator[str]:
+    """A piece of whole rows is folded in halves: row i meets row i + half, and so on. What lies beyond the
+    last column is that of the next row, and left out in the end.
+    """
+    places = range(len(sinks))
+    yield "  const int64_t columns = columns0, rows = n / columns;"
+    yield "  for (int64_t column = 0; column < columns; column += LANES) {"
+    yield from (f"    vd rows{place}[BLOCK / {LEAST_COLUMNS}];" for place in places)
+    yield "    for (int64_t row = 0; row < rows; row++) {"
+    yield "      const int64_t i = row * columns + column, left = n - i; (void)left;"
+    yield from body
+    yield from (f"      rows{place}[row] = sum{place};" for place in places)
+    yield "    }"
+    yield "    for (int64_t width = rows, half; width > 1; width = half) {"
+    yield "      half = (width + 1) / 2;"
+    yield "      for (int64_t row = 0; row < width - half; row++) {"
+    yield from (f"        rows{place}[row] += rows{place}[row + half];" for place in places)
+    yield "      }"
+    yield "    }"
+    yield "    for (int64_t lane = 0; lane < LANES && column + lane < columns; lane++) {"
+    yield from (f"      out{place}[column + lane] = rows{place}[0][lane];" for place in places)
+    yield "    }"
+    yield "  }"
+
+
+_ORDERS = {"sum": _folding, "columns": _down}
+"""In which order entries are visited, unless it does not matter."""
 
 
 def _expression(program: Program, node: int) -> str:
@@ -215,14 +281,14 @@ def _expression(program: Program, node: int) -> str:
 
 
 def _mask(comparison: str, kind: str) -> str:
-    return f"(vi){comparison}" if kind == "f" else f"__builtin_convertvector({comparison}, vi)"
+    return f"(vi){comparison}" if kind == "f" else f"TO_VI({comparison})"
 
 
 def _cast(name: str, have: str, want: str) -> str:
     if have == "b":
         single = f"((vf)({name} & (vi)(vf)EACH(1.0f)))"
-        return single if want == "f" else f"__builtin_convertvector({single}, vd)"
-    return f"__builtin_convertvector({name}, v{want})"
+        return single if want == "f" else f"TO_D({single})"
+    return f"TO_{want.upper()}({name})"
 
 
 def _mix() -> str:
@@ -237,7 +303,8 @@ def _mix() -> str:
 _COUNT = {
     "high": "count_high(out{0}, bits{0}, left)",
     "low": "count_low(out{0}, bits{0}, left, high{0})",
-    "window": "many{0} += count_window(hits{0} + many{0}, bits{0}, left, low{0}, size{0}, &above{0})",
+    "window": "many{0} += count_window(hits{0} + many{0}, bits{0}, left, low{0}, high{0}, &above{0}, "
+    "&top{0}, &least{0})",
 }
 _TYPE = {
     "BF16": "uint16_t", "F16": "_Float16", "F32": "float",

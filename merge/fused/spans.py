@@ -13,16 +13,16 @@ from merge.checkpoint.dtype import torch_dtype
 from merge.contract.stats import Term
 from merge.fused.ranked import AnyLoop
 from merge.fused.samples import bits, in_memory, sample
-from merge.fused.source import PAD, Sink
-from merge.fused.trace import Tracer
+from merge.fused.source import LEAST_COLUMNS, PAD, WIDTHS, Sink
+from merge.fused.trace import Tracer, Untraceable
 from merge.kernels.radix import HIGH_BINS, LOW_BINS
 from merge.outputs import OutputTensor
 
 if TYPE_CHECKING:
     from merge.fused.loops import Loops
 
-WRITE_SPAN = 1 << 19
-MEASURE_SPAN = 1 << 22
+WRITE_SPAN = 1 << 20
+MEASURE_SPAN = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,22 @@ class Writing:
         """Entries at a time."""
         return self.loops.span(self.output, WRITE_SPAN, otherwise)
 
-    def made(self, first: int, count: int) -> Tensor | None:
-        """The entries, rounded to the output's dtype, flat; ``None`` where the eager code must see to it."""
-        with self.loops.places(self.output, first, count) as places:
-            return self._made(places, first, count)
+    def room(self, count: int) -> int:
+        """Bytes of the memory that ``made`` can be given."""
+        return (count + PAD) * WIDTHS[self.output.dtype]
 
-    def _made(self, places: Sequence[Place], first: int, count: int) -> Tensor | None:
+    def made(self, first: int, count: int, room: Tensor | None = None) -> Tensor | None:
+        """The entries, rounded to the output's dtype, flat, in ``room`` or memory of this thread; ``None``
+        where the eager code must see to it.
+        """
+        with self.loops.places(self.output, first, count) as places:
+            return self._made(places, first, count, room)
+
+    def _made(
+        self, places: Sequence[Place], first: int, count: int, room: Tensor | None = None
+    ) -> Tensor | None:
         dtype = torch_dtype(self.output.dtype)
-        out = self.loops.buffer("output", count + PAD, dtype)
+        out = self.loops.buffer("output", count + PAD, dtype) if room is None else room.view(dtype)
         fine = self.loop.run(places, first, count, (out.data_ptr(),), self.loops.scratch(self.loop))
         return out[:count] if fine else None
 
@@ -55,6 +63,36 @@ class Writing:
         ours = self._made(in_memory(stored), 0, stored[0].numel())
         theirs = self.chain.compute(block).reshape(-1).to(torch_dtype(self.output.dtype))
         return ours is not None and torch.equal(bits(ours), bits(theirs))
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """Makes what the steps before the combining one leave of the task vectors."""
+
+    loops: "Loops"
+    chain: Chain
+    output: OutputTensor
+    loop: AnyLoop
+
+    def made(self, places: Sequence[Place], first: int, count: int) -> list[Tensor] | None:
+        """Entries of each source, in float32; ``None`` where the eager code must see to it."""
+        rooms = [
+            self.loops.buffer(f"prepared {place}", count + PAD, torch.float32)
+            for place in range(len(self.loop.sinks))
+        ]
+        into = [room.data_ptr() for room in rooms]
+        fine = self.loop.run(places, first, count, into, self.loops.scratch(self.loop))
+        return [room[:count] for room in rooms] if fine else None
+
+    def agrees(self) -> bool:
+        """Whether a sample comes out as the eager code makes it."""
+        known = self.loops.known(self.output)
+        stored, block = sample(self.chain, self.loop.dtypes, self.output, known, 0)
+        ours = self.made(in_memory(stored), 0, stored[0].numel())
+        theirs = self.chain.prepared(block)
+        return ours is not None and all(
+            torch.equal(bits(a), bits(b.reshape(-1))) for a, b in zip(ours, theirs, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -111,6 +149,13 @@ def sink_of(tracer: Tracer, term: Term) -> Sink | None:
         return Sink("sum", tracer.node_of(term.value, "d"))
     if term.what == "nonzero":
         return Sink("nonzero", tracer.node_of(term.value))
+    if term.what == "columns":
+        columns = term.value.shape[1]
+        if columns < LEAST_COLUMNS:
+            raise Untraceable("few columns")
+        tracer.program.words.append(columns)
+        word = len(tracer.program.words) - 1
+        return Sink("columns", tracer.node_of(term.value, "d"), word=word, size=columns)
     node = tracer.node_of(term.value, "f")
     if term.what == "high":
         return Sink("high", node)
@@ -119,14 +164,14 @@ def sink_of(tracer: Tracer, term: Term) -> Sink | None:
 
 
 def room_for(sink: Sink, pieces: int) -> Tensor:
-    if sink.kind == "sum":
-        return torch.empty(pieces, dtype=torch.float64)
+    if sink.kind in ("sum", "columns"):
+        return torch.empty(pieces * max(1, sink.size), dtype=torch.float64)
     size = {"high": HIGH_BINS, "low": LOW_BINS, "nonzero": 1}[sink.kind]
     return torch.zeros(size, dtype=torch.int32)
 
 
 def counted(sink: Sink, room: Tensor) -> Tensor:
-    if sink.kind == "sum":
-        return room
+    if sink.kind in ("sum", "columns"):
+        return room.view(-1, sink.size) if sink.size else room
     counts = room.to(torch.int64)
     return counts[0] if sink.kind == "nonzero" else counts

@@ -7,15 +7,19 @@ whose course depends on the values, is refused with ``Untraceable``.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import frexp
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from merge.contract.rows import Aligned
 from merge.kernels.keyed import limit_of, stream_key
 
 TINY = 8
+_HALF = 0.5
+_LEAST_FACTOR = 2.0**-100
 DTYPES = {torch.float32: "f", torch.float64: "d", torch.bool: "b"}
 NONE = "none"
 """Content of memory that was never written."""
@@ -43,11 +47,14 @@ class Node:
 
 @dataclass
 class Program:
-    """What was written down: ``numbers`` and ``words`` fill the slots of this very tensor."""
+    """What was written down: ``numbers`` and ``words`` fill the slots of this very tensor; ``tables`` have a
+    float32 number for each column, or for each row of so many entries, and are read like further inputs.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     numbers: list[float] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
+    tables: list[tuple[Tensor, int]] = field(default_factory=list)
     _known: dict[Node, int] = field(default_factory=dict)
 
     def add(self, node: Node) -> int:
@@ -83,12 +90,11 @@ class TracedDraws:
         """As ``Draws.bernoulli``."""
         if share >= 1:
             return torch.ones(self._tracer.shape)
-        limit = limit_of(share)
-        return self._tracer.draw("bernoulli", stream_key(self._key, stream, 0), limit)
+        return self._tracer.draw("bernoulli", self._key, stream, limit_of(share))
 
     def uniform(self, stream: int = 0) -> Tensor:
         """As ``Draws.uniform``."""
-        return self._tracer.draw("uniform", stream_key(self._key, stream, 0), 0)
+        return self._tracer.draw("uniform", self._key, stream, 0)
 
     def bits(self, stream: int = 0) -> Tensor:
         """Whole numbers are not followed."""
@@ -102,7 +108,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.shape = shape
         self.program = Program()
+        self.drawn: list[tuple[int, int, int]] = []
+        """Where in the words a draw has its key, and which key and stream it was made of."""
         self._held: dict[int, tuple[Tensor, int]] = {}
+        self._inputs = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -111,12 +120,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def input(self, place: int) -> Tensor:
         """A float32 stand-in for the entries of one input."""
+        self._inputs = max(self._inputs, place + 1)
         return self._new(Node("input", (), "f", place))
 
-    def draw(self, op: str, key: int, limit: int) -> Tensor:
+    def draw(self, op: str, key: int, stream: int, limit: int) -> Tensor:
         """A float32 stand-in for keyed draws."""
-        words = self.program.words
-        words += [key & 0xFFFFFFFF, key >> 32, limit & 0xFFFFFFFF]
+        words, mixed = self.program.words, stream_key(key, stream, 0)
+        self.drawn.append((len(words), key, stream))
+        words += [mixed & 0xFFFFFFFF, mixed >> 32, limit & 0xFFFFFFFF]
         return self._new(Node(op, (), "f", len(words) - 3))
 
     def draws(self, key: int, *_: Any) -> TracedDraws:
@@ -129,6 +140,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.program.number(value, kind or "f")
         found = self._find(value)
         if found is None:
+            if len(self.shape) == 2 and value.shape == self.shape and value.dtype == torch.float32:
+                return self.program.cast(self.program.add(self._table(value, 0)), kind or "f")
             if value.numel() != 1 or value.dim():
                 raise Untraceable("a tensor from elsewhere")
             with torch.utils._python_dispatch._disable_current_modes():
@@ -136,6 +149,17 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.program.nodes[found].op == NONE:
             raise Untraceable("memory that was never written")
         return found if kind is None else self.program.cast(found, kind)
+
+    def aligned(self, value: Aligned, first: int, shape: tuple[int, ...]) -> Any:
+        """Takes the place of ``Aligned.at``: numbers of rows are followed."""
+        numbers = value.by_row()
+        if numbers is None:
+            return value.at(first, shape)
+        return self._new(self._table(numbers, shape[1]))
+
+    def _table(self, value: Tensor, entries: int) -> Node:
+        self.program.tables.append((value.contiguous(), entries))
+        return Node("input", (), "f", self._inputs + len(self.program.tables) - 1)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -227,6 +251,15 @@ def _binary(op: str) -> Operation:
         return tracer.program.add(Node(op, pair, kind))
 
     return note
+
+
+def _divided(tracer: Tracer, args: tuple[Any, ...], more: dict[str, Any]) -> int:
+    """Division by a power of two is multiplication, which takes a fraction of the time."""
+    by = args[1]
+    plain = isinstance(by, int | float) and _LEAST_FACTOR <= abs(by) <= 1 / _LEAST_FACTOR
+    if plain and abs(frexp(by)[0]) == _HALF:
+        return _binary("mul")(tracer, (args[0], 1 / by, *args[2:]), more)
+    return _binary("div")(tracer, args, more)
 
 
 def _reversed_sub(tracer: Tracer, args: tuple[Any, ...], more: dict[str, Any]) -> int:
@@ -341,7 +374,8 @@ _FILLS = frozenset(
     for prefix, suffix in (("", ""), ("", "_like"), ("new_", ""))
 )
 _OPERATIONS: dict[str, Operation] = {
-    **{name: _binary(name) for name in ("add", "sub", "mul", "div", "maximum", "minimum")},
+    **{name: _binary(name) for name in ("add", "sub", "mul", "maximum", "minimum")},
+    "div": _divided,
     **{name: _comparison(name) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
     **{name: _unary(name) for name in ("neg", "abs", "sign", "square", "reciprocal")},
     **{f"logical_{name}": _logic(name) for name in ("and", "or", "xor", "not")},

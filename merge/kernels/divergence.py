@@ -5,14 +5,22 @@ from torch import Tensor
 
 from merge.kernels.reduce import piece_sums
 
+_TOGETHER = 1 << 15
+"""Entries at a time: what is made of them stays in the processor's cache."""
+
 
 def row_divergence(values: Tensor, others: Tensor) -> Tensor:
     """KL(softmax(values) || softmax(others)) of each row of (rows, columns), in nats: float64 (rows, 1),
     never negative.
     """
-    ours, theirs = _log_softmax(values), _log_softmax(others)
-    terms = ours.exp().mul_(ours.sub_(theirs))
-    return piece_sums(terms, values.shape[1]).view(-1, 1).clamp_(min=0)
+    found = torch.empty(values.shape[0], 1, dtype=torch.float64, device=values.device)
+    height = max(1, _TOGETHER // max(1, values.shape[1]))
+    for first in range(0, values.shape[0], height):
+        rows = slice(first, first + height)
+        ours, theirs = _log_softmax(values[rows]), _log_softmax(others[rows])
+        terms = ours.exp().mul_(ours.sub_(theirs))
+        found[rows] = piece_sums(terms, values.shape[1]).view(-1, 1).clamp_(min=0)
+    return found
 
 
 def _log_softmax(rows: Tensor) -> Tensor:

@@ -13,18 +13,18 @@ HIGH_BINS = 1 << 15
 LOW_BINS = 1 << 16
 _LOW_MASK = LOW_BINS - 1
 _GROUP = 256
-_MAGNITUDE = 0x7FFFFFFF
+MAGNITUDE = 0x7FFFFFFF
 
 
 def count_high(values: Tensor) -> Tensor:
     """int64 counts (32768) of the upper bits of the magnitudes of a flat float32 tensor."""
-    bits = values.view(torch.int32).bitwise_and(_MAGNITUDE).bitwise_right_shift_(16)
+    bits = values.view(torch.int32).bitwise_and(MAGNITUDE).bitwise_right_shift_(16)
     return torch.bincount(bits, minlength=HIGH_BINS)
 
 
 def count_low(values: Tensor, high: int) -> Tensor:
     """int64 counts (65536) of the lower bits of those magnitudes whose upper bits are ``high``."""
-    bits = values.view(torch.int32).bitwise_and(_MAGNITUDE)
+    bits = values.view(torch.int32).bitwise_and(MAGNITUDE)
     chosen = places(bits.bitwise_right_shift(16).eq_(high).bool())
     return torch.bincount(bits[chosen].bitwise_and_(_LOW_MASK), minlength=LOW_BINS)
 
@@ -37,9 +37,14 @@ def places(mask: Tensor) -> Tensor:
 
 
 def largest(values: Tensor, rank: int) -> float:
-    """The ``rank``-th largest magnitude (from 1) of a few float32 values."""
+    """The ``rank``-th largest magnitude (from 1) of a few float32 values; on the CPU by numpy's selection,
+    which is several times quicker than torch's.
+    """
     sizes = values.reshape(-1).to(torch.float32).abs()
-    return float(sizes.kthvalue(sizes.numel() - rank + 1).values)
+    place = sizes.numel() - rank
+    if sizes.device.type == "cpu":
+        return float(np.partition(sizes.numpy(), place)[place])
+    return float(sizes.kthvalue(place + 1).values)
 
 
 def find_bin(counts: Tensor, rank: int) -> tuple[int, int]:

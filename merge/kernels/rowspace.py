@@ -5,7 +5,9 @@ With G_i = s_i A_i' A_i (n, n) and targets t_i (m, n): the loss is sum tr (M - t
 sum G_i = Q E Q' and a start M0, M = M0 + [sum (t_i - M0) G_i] Q h(E)/E Q', where h = 1 gives the limit of
 gradient descent from M0 (the minimum nearest to it), and h < 1 goes part of the way along a direction. Of C
 or the products of all rows A_i the smaller is decomposed, so that nothing is larger than the matrices
-together. All in float64.
+together. Where the whole way is gone and no direction is null, equations are solved by Cholesky factors
+instead, which take a tenth of the time of eigenvectors; C then leaves no trace of M0, and M = t_N + [sum
+(t_i - t_N) G_i] C^-1, which has one product less. All in float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,18 +60,46 @@ class _System:
         return left @ self.matrix if self.square else (left @ self.matrix.T) @ self.matrix
 
 
+def whole(values: Tensor) -> Tensor:
+    """All the way along every direction."""
+    return torch.ones_like(values)
+
+
 def closed(pulls: Sequence[Pull], start: Tensor, response: Response) -> Tensor:
     """M for these pulls; see the module's text."""
     if not pulls:
         return start
-    system = _system(pulls, start)
+    everything = response is whole
+    origin = pulls[-1].target() if everything and _is_square(pulls, start) else start
+    system = _system(pulls, origin)
     wanted = system.matrix if system.square else gram(system.matrix.T)
-    values, vectors = torch.linalg.eigh(wanted)
-    del wanted
+    moved = _solved(wanted, system.lacks) if everything else None
+    if moved is None:
+        if origin is not start:
+            system.lacks.addmm_(origin.sub_(start), system.matrix)
+            origin = start
+        moved = _along(wanted, system.lacks, response)
+    return (moved if system.square else moved @ system.matrix).add_(origin)
+
+
+def _solved(matrix: Tensor, lacks: Tensor) -> Tensor | None:
+    """lacks @ matrix^-1; ``None`` where a direction of the matrix is null: a symmetric matrix without the
+    least that its eigenvalues may be has Cholesky factors if and only if none of them is smaller.
+    """
+    shifted = matrix.clone()
+    shifted.diagonal().sub_(NOTHING * float(matrix.diagonal().sum()))
+    if int(torch.linalg.cholesky_ex(shifted).info):
+        return None
+    return torch.cholesky_solve(lacks.T, torch.linalg.cholesky_ex(matrix).L).T
+
+
+def _along(matrix: Tensor, lacks: Tensor, response: Response) -> Tensor:
+    """lacks @ Q h(E)/E Q' without null directions."""
+    values, vectors = torch.linalg.eigh(matrix)
     kept = int((values > NOTHING * values[-1]).sum())
     values, vectors = values.flip(0)[:kept], vectors.flip(1)[:, :kept]
-    moved: Tensor = ((system.lacks @ vectors) * (response(values) / values)) @ vectors.T
-    return (moved if system.square else moved @ system.matrix).add_(start)
+    found: Tensor = ((lacks @ vectors) * (response(values) / values)) @ vectors.T
+    return found
 
 
 def descended(
@@ -99,27 +129,28 @@ def adam_step(slope: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor
     return (first / (1 - BETAS[0] ** step)).div_(root)
 
 
+def _is_square(pulls: Sequence[Pull], start: Tensor) -> bool:
+    """Whether C is no larger than the products of all rows."""
+    return sum(pull.rows.shape[0] for pull in pulls) >= start.shape[1]
+
+
 def _system(pulls: Sequence[Pull], start: Tensor) -> _System:
     columns = start.shape[1]
-    if sum(pull.rows.shape[0] for pull in pulls) < columns:
+    if not _is_square(pulls, start):
         every = [_rows(pull) for pull in pulls]
         lacks = [pull.seen(rows) - start @ rows.T for pull, rows in zip(pulls, every, strict=True)]
         return _System(False, torch.cat(every), torch.cat(lacks, dim=1))
     matrix, missing = start.new_zeros(columns, columns), torch.zeros_like(start)
     for pull in pulls:
-        own = gram(_rows(pull))
-        missing.addmm_(pull.target().sub_(start), own)
+        own, lack = gram(_rows(pull)), pull.target().sub_(start)
+        if bool(torch.any(lack)):
+            missing.addmm_(lack, own)
         matrix += own
     return _System(True, matrix, missing)
 
 
 def _rows(pull: Pull) -> Tensor:
     return pull.rows.to(torch.float64, copy=True).div_(pull.length)
-
-
-def whole(values: Tensor) -> Tensor:
-    """All the way along every direction."""
-    return torch.ones_like(values)
 
 
 def flow(time: float) -> Response:

@@ -132,6 +132,28 @@ def isometry(matrix: Tensor, null: float, dtype: torch.dtype) -> tuple[Tensor, T
     return turned if tall else turned.T, values * scale
 
 
+def evened(matrix: Tensor, null: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """An (m, n) matrix with the mean of its singular values in place of each, null directions left out of
+    both; ``dtype`` is as in ``isometry``.
+    """
+    even, values = isometry(matrix, null, dtype)
+    return even.mul_(values.double().mean()) if values.numel() else even
+
+
+def untangled(
+    matrices: Sequence[Tensor], counts: Sequence[int], null: float, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """The sum of (m, n) matrices, of each the leading directions alone, as many as its count, turned so that
+    those of different matrices are as near to orthogonal as they can be; values stay. ``dtype`` is that of
+    the largest product where that keeps enough digits.
+    """
+    parts = [thin(matrix, count, null) for matrix, count in zip(matrices, counts, strict=True)]
+    left = orthonormal(torch.cat([part.left for part in parts], dim=1), null)
+    left *= torch.cat([part.values for part in parts])
+    right = torch.cat([part.right for part in parts], dim=1)
+    return beside_orthonormal(left, right, null, dtype)
+
+
 def _scaled(upright: Tensor) -> tuple[Tensor, float]:
     """A copy in float64, divided by a power of two that makes its largest entry about one; and that power."""
     low, high = torch.aminmax(upright)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.adapter import WEIGHT_FILE
-from merge.checkpoint.index import ModelIndex, safe_path
+from merge.checkpoint.index import ModelIndex
+from merge.checkpoint.places import safe_path
 from merge.checkpoint.reader import TensorReader
 from merge.errors import BudgetTooSmall, ModelNotRun, OutputExists, StatisticsInvalid, Stopped
 from merge.learn.backward import Backward

@@ -292,10 +292,10 @@ class _Maker:
 
         def load(chain: Chain, first: int, count: int) -> Block:
             shape, zero = chain.block_shape(count), torch.zeros(count)
-            parts = [zero if pair is None else _entries(*pair, first, count) for pair in pairs]
+            parts = [zero if pair is None else product_entries(*pair, first, count) for pair in pairs]
             return Block(first, shape, zero.view(shape), [part.view(shape) for part in parts])
 
-        return self._work.survey(output, partial(_entries, low.left, low.right), load)
+        return self._work.survey(output, partial(product_entries, low.left, low.right), load)
 
     def _record(self, writer: ShardWriter, found: Mapping[str, list[float]]) -> None:
         """Notes a part as done, with what the merge report says of its tensor."""
@@ -308,7 +308,7 @@ def _held(whole: Tensor) -> Callable[[int, int], Tensor]:
     return lambda first, count: whole.view(-1)[first : first + count]
 
 
-def _entries(left: Tensor, right: Tensor, first: int, count: int) -> Tensor:
+def product_entries(left: Tensor, right: Tensor, first: int, count: int) -> Tensor:
     """Entries of left @ right, flat, in float32, without forming other rows."""
     columns = right.shape[1]
     top, bottom = first // columns, -(-(first + count) // columns)

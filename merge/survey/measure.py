@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from merge.chain import Block, Chain
-from merge.contract.method import Kind
 from merge.fused.summing import Summing, Terms, summed
 from merge.kernels.reduce import in_order
 from merge.outputs import OutputTensor
@@ -37,10 +36,10 @@ class Loops(Protocol):
         """The loop for these terms of inputs of these dtypes, where there is one."""
 
     def sums_beside(
-        self, key: Hashable, terms: Terms, output: OutputTensor, first: int, made: Tensor
+        self, key: Hashable, terms: Terms, output: OutputTensor, first: int, made: Tensor, *, prepared: bool
     ) -> list[float] | None:
-        """The sums of these terms of an output's inputs, from entry ``first`` on, and of what was made of
-        them, where a loop can tell.
+        """The sums of these terms of an output's inputs, from entry ``first`` on, of what was made of them,
+        and, if asked, of what preparing steps leave of the task vectors, where a loop can tell.
         """
 
 
@@ -51,7 +50,7 @@ class Eager:
         """None."""
         return None
 
-    def sums_beside(self, *_: object) -> list[float] | None:
+    def sums_beside(self, *_: object, prepared: bool) -> list[float] | None:  # noqa: ARG002
         """None."""
         return None
 
@@ -122,21 +121,20 @@ class Surveyor:
 def _beside(
     chain: Chain, output: OutputTensor, first: int, merged: Tensor, loops: Loops
 ) -> list[float] | None:
-    """The sums that ``Measured`` names, over one piece, where they follow from what is stored."""
-    if not all(bound.method.kind is Kind.COMBINE for bound in chain.steps):
+    """The sums that ``Measured`` names, over one piece, where loops can make all that they are about."""
+    if chain.adjusts:
         return None
-    given = Given(output.base is not None, len(output.sources), False, False)
-    return loops.sums_beside(given, given.terms, output, first, merged)
+    given = Given(output.base is not None, len(output.sources), chain.prepares, False)
+    return loops.sums_beside(given, given.terms, output, first, merged, prepared=chain.prepares)
 
 
 def _measure(chain: Chain, block: Block, merged: Tensor, loops: Loops) -> list[float]:
     """The same of a block that was read."""
     like = block.sources[0]
     result = merged.to(like.dtype).to(like.device).view(block.shape)
-    prepares = any(bound.method.kind is Kind.PREPARE for bound in chain.steps)
-    given = Given(block.base is not None, len(block.sources), prepares, chain.adjusts)
+    given = Given(block.base is not None, len(block.sources), chain.prepares, chain.adjusts)
     values = [*([] if block.base is None else [block.base]), *block.sources, result]
-    values += chain.prepared(block) if prepares else []
+    values += chain.prepared(block) if chain.prepares else []
     values += [chain.combined(block)] if chain.adjusts else []
     loop = loops.summing(given, ("F32",) * given.inputs, given.terms)
     flat = [value.reshape(-1) for value in values]

@@ -136,3 +136,32 @@ def test_what_a_router_cannot_learn_from_is_said_at_its_field(
     answer = teach(api, examples, **fields)
     assert answer.status_code == 422, answer.text
     assert pointer in answer.text and (code is None or code in answer.text)
+
+
+def test_a_router_from_weights_alone_reads_one_weight_of_every_member(api: TestClient, bundle: Path) -> None:
+    answer = api.post("/v1/jobs", json={"kind": "router", "bundle": "bundle", "layer": 0})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert [each["role"] for each in job["plan"]["inputs"]] == ["base", "a+adapter", "b+adapter"]
+    assert list(job["plan"]["models"]) == ["base"]
+    assert job["plan"]["estimate"]["peak_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "pointer", "sentence"),
+    [
+        ({"layer": 99}, "gate_unsupported", "/layer", "no layers.99.self_attn.v_proj.weight"),
+        ({"layer": -1}, None, "/layer", "greater than or equal to 0"),
+        ({"directions": 0}, None, "/directions", "greater than or equal to 1"),
+        ({"examples": []}, None, "/examples", "at least 2"),
+        ({"examples": [{"text": "x", "member": "a"}] * 2, "layer": 0}, None, "/layer", "needs no examples"),
+    ],
+)
+def test_what_cannot_be_a_router_from_weights_is_said_at_its_field(
+    api: TestClient, bundle: Path, fields: dict[str, Any], code: str | None, pointer: str, sentence: str
+) -> None:
+    answer = api.post("/v1/jobs", json={"kind": "router", "bundle": "bundle", **fields})
+    assert answer.status_code == 422, answer.text
+    problems = answer.json()["errors"]
+    assert any(each["pointer"] == pointer and sentence in each["detail"] for each in problems), problems
+    assert code is None or code in answer.text

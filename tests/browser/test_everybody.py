@@ -79,6 +79,11 @@ def places(desktop: Desktop) -> list[str]:
             "tensor": tensor,
         }
         lifecycle.fail(session, fence, "not_finite", f"{tensor} of math holds NaN.", [finding])
+    with desktop.begin() as session:
+        routing, fence = make_running(session, "nobody", 3600.0, caller=desktop.caller)
+        routing.kind, routing.recipe = "router", {"bundle": "acme/a-rather-long-name-of-a-bundle"}
+        told = {"kind": "linear", "members": ["math", "code"], "examples": 16, "accuracy": 1.0}
+        lifecycle.succeed(session, fence, {"folder": "/kept", "router": told})
     fixed = [
         "/jobs",
         "/jobs?state=expired",
@@ -86,10 +91,11 @@ def places(desktop: Desktop) -> list[str]:
         "/jobs/new?method=dare",
         "/jobs/score",
         "/jobs/search",
+        "/jobs/router?bundle=acme/bundle",
         f"/jobs/new?from={done.id}",
     ]
     more = ["/methods", "/methods/ties", "/statistics", "/keys", "/webhooks", "/jobs/nowhere"]
-    return [*fixed, *more, *(f"/jobs/{job.id}" for job in (moving, done, broken))]
+    return [*fixed, *more, *(f"/jobs/{job.id}" for job in (moving, done, broken, routing))]
 
 
 def faults_of(page: Page) -> list[str]:

@@ -60,6 +60,18 @@ def test_the_page_shows_inputs_scores_recipe_commands_and_digests() -> None:
         assert digest in card
 
 
+def test_inputs_that_were_quantised_are_told_with_what_that_lost() -> None:
+    how = {"scheme": "AWQ (4 bits)", "loss": "off by up to 6.7 %"}
+    card = render_card(
+        {**MANIFEST, "inputs": {"base": {"model": "b"}, "math": {"decoded": how}}},
+        None,
+        title="M",
+        inputs=INPUTS,
+    )
+    assert "were quantised" in card and "- math (AWQ \\(4 bits\\)): off by up to 6\\.7 %.\n" in card
+    assert "quantised" not in render_card(MANIFEST, None, title="M", inputs=INPUTS)
+
+
 def test_without_scores_there_is_no_score_table() -> None:
     assert "## Scores" not in render_card(MANIFEST, None, title="Merged", inputs=INPUTS)
 

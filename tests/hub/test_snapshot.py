@@ -142,6 +142,21 @@ def test_a_header_that_does_not_say_its_length_is_fetched_as_far_as_it_goes(
     assert sum(folder_hub.stats.bytes.values()) == moved
 
 
+def test_small_parts_of_files_move_no_more_than_themselves(
+    client: Clients, folder_hub: FolderHub, root: Path
+) -> None:
+    content = bytes(range(256)) * (1 << 10)
+    (root / "team/model/m.gguf").write_bytes(content)
+    hub = client()
+    snapshot = hub.pin("team/model")
+    folder_hub.stats.clear()
+    wanted = [("m.gguf", 5, 25), ("m.gguf", 1000, 1300), ("config.json", 0, 1), ("m.gguf", 7, 7)]
+    assert hub.spans(snapshot, wanted) == {
+        wanted[0]: content[5:25], wanted[1]: content[1000:1300], wanted[2]: b"{", wanted[3]: b"",
+    }  # fmt: skip
+    assert sum(folder_hub.stats.bytes.values()) == 20 + 300 + 1
+
+
 def test_a_header_without_an_end_is_the_whole_of_a_short_file(client: Clients, root: Path) -> None:
     (root / "team/model/m.gguf").write_bytes(b"GGUF" * 1000)
     hub = client()

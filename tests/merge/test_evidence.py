@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from merge.catalog import catalogue
-from merge.evidence import evidence, evidence_line
+from merge.evidence import NOT_YET, evidence, evidence_line
 
 
 def test_evidence_is_of_methods_that_exist() -> None:
@@ -26,6 +26,12 @@ def test_a_line_tells_value_error_coefficient_and_bounds() -> None:
 
 def test_a_method_of_two_models_says_that_it_was_not_run() -> None:
     assert "not run, it takes 2 models" in str(evidence_line("slerp"))
+
+
+def test_what_no_run_has_come_to_is_told_as_such() -> None:
+    told = evidence()["methods"].items()
+    waiting = [name for name, found in told if found.get("c", {}).get("why_not") == NOT_YET]
+    assert all("Bench C: not run yet." in str(evidence_line(name)) for name in waiting)
 
 
 def test_it_is_read_without_torch() -> None:

@@ -1,6 +1,7 @@
 """Merging into memory gives, bit for bit, what a run writes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from merge import in_memory
+from merge import chain, in_memory
 from merge.checkpoint.index import index_folder
 from merge.checkpoint.reader import TensorReader
+from merge.contract.method import registered
 from merge.errors import BudgetTooSmall, NotInMemory, Stopped
 from merge.in_memory import InMemory
+from merge.kept import Kept
+from merge.kernels.keyed import Draws
+from merge.kernels.thin import untangled
+from merge.methods import load as load_methods
+from merge.methods.spectral import tsv_m
 from merge.plan import Plan, make_plan
 from merge.recipe import Recipe
 from merge.run import fitted_sizes, run
@@ -125,3 +132,92 @@ def test_small_models_are_read_once_and_given_up_where_memory_is_short(
 
 def refused(lent: int) -> Any:
     raise BudgetTooSmall(f"{lent} bytes are kept")
+
+
+load_methods()
+SCALED = sorted(name for name, method in registered().items() if method.scaled)
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("before", [[], ["dare"]], ids=["plain", "dare"])
+def test_a_change_that_was_kept_gives_the_bytes_of_one_made_anew(
+    name: str, before: list[str], folders: dict[str, Path]
+) -> None:
+    def plan(scale: float, weight: float) -> Plan:
+        sources = [{"id": "m0", "model": "o/a", "weight": weight}, {"id": "m1", "model": "o/b"}]
+        steps = [*before, {"method": name, "scale": scale}]
+        return planned({"base": "o/base", "sources": sources, "steps": steps}, folders)
+
+    asked = [(0.3, 1.0), (-1.7, 1.0), (0.9, 0.5), (0.0, 0.5), (0.3, 1.0)]
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+        recalled = [dict(memory.tensors(plan(*each))) for each in asked]
+    for found, each in zip(recalled, asked, strict=True):
+        with InMemory(folders, budget_bytes=BUDGET) as memory:
+            for tensor, made in memory.tensors(plan(*each)):
+                assert torch.equal(made.view(torch.int16), found[tensor].view(torch.int16)), (tensor, each)
+
+
+def test_what_a_scale_does_not_change_is_worked_out_once(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked, drawn = list[int](), list[int]()
+    real_draw = Draws.bits
+
+    def decomposed(*asked: Any, **named: Any) -> Any:
+        worked.append(1)
+        return untangled(*asked, **named)
+
+    def noted(self: Draws, stream: int = 0) -> torch.Tensor:
+        drawn.append(stream)
+        return real_draw(self, stream)
+
+    monkeypatch.setattr(tsv_m, "untangled", decomposed)
+    monkeypatch.setattr(Draws, "bits", noted)
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+
+        def count(density: float, **settings: Any) -> tuple[int, int]:
+            worked.clear()
+            drawn.clear()
+            steps = [{"method": "dare", "density": density}, {"method": "tsv_m", **settings}]
+            dict(
+                memory.tensors(
+                    planned({"base": "o/base", "sources": ["o/a", "o/b"], "steps": steps}, folders)
+                )
+            )
+            return len(worked), len(drawn)
+
+        decompositions, draws = count(0.5)
+        assert decompositions > 0 and draws > 0
+        assert count(0.5, scale=0.4) == (0, 0)
+        assert count(0.5, scale=0.4, rank_share=0.25) == (decompositions, 0)
+        assert count(0.7, scale=0.4) == (decompositions, 0)
+
+
+def test_a_kept_change_is_cut_where_blocks_get_smaller(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(scale: float) -> Plan:
+        steps = [{"method": "ties", "scale": scale}]
+        return planned({"base": "o/base", "sources": ["o/a", "o/b"], "steps": steps}, folders)
+
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+        dict(memory.tensors(plan(1.0)))
+        monkeypatch.setattr(chain, "PIECE_ELEMENTS", 64)
+        small = replace(fitted_sizes(plan(1.0), BUDGET, 1, 0), block=64)
+        monkeypatch.setattr(in_memory, "fitted_sizes", lambda *_: small)
+        parts = dict(memory.tensors(plan(0.5)))
+    monkeypatch.undo()
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+        assert all(torch.equal(made, parts[name]) for name, made in memory.tensors(plan(0.5)))
+
+
+def test_what_is_kept_stays_within_its_bound(folders: dict[str, Path]) -> None:
+    plan = planned({"base": "o/base", "sources": ["o/a", "o/b"], "steps": ["dare", "ties"]}, folders)
+    kept = Kept(1000)
+    first, second = torch.zeros(200), torch.ones(100)
+    assert kept.recall("a", 1, lambda: first) is first and kept.recall("a", 1, lambda: second) is first
+    assert kept.recall("b", 1, lambda: second) is second and not kept.knows("b", 1)
+    assert kept.recall("a", 2, lambda: second) is second and kept.knows("a", 2)
+    with InMemory(folders, budget_bytes=64 << 20) as memory:
+        before = dict(memory.tensors(plan))
+        assert all(torch.equal(made, before[name]) for name, made in memory.tensors(plan))

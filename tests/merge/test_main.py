@@ -217,3 +217,11 @@ def test_a_failure_is_exit_code_2_and_says_what_is_wrong(
     assert words in said
     assert "Traceback" not in said
     assert not (root / "out").exists()
+
+
+@pytest.mark.parametrize(("recipe", "says"), [("none.yaml", "No such file"), (".", "Is a directory")])
+def test_a_recipe_that_cannot_be_read_is_told_by_name(
+    root: Path, capsys: pytest.CaptureFixture[str], recipe: str, says: str
+) -> None:
+    assert call("plan", root / recipe) == 2
+    assert capsys.readouterr().err.startswith(f"error: {root / recipe}: {says}")

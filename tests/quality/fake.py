@@ -1,12 +1,13 @@
 """A bench without models of weight: checkpoints of a few numbers, scored by how near they are to a target."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from quality.bench import Family, Scored, Split
+from quality.pouring import Weights, tensors_of
 from tests.tiny import llama
 
 
@@ -43,12 +44,13 @@ class FakeBench:
         experts = {task: self.folders[task] for task in self.tasks}
         return Family(self.folders["base"], experts, {})
 
-    def score(self, folder: Path, split: Split, seed: int) -> Scored:
-        self.scored.append(f"{folder.name.partition('-')[0]} {split} {seed}")
-        own = load_file(folder / "model.safetensors")
-        near = {}
-        for task, name in (("one", "one"), ("two", "two"), ("own", "base")):
-            target = load_file(self.folders[name] / "model.safetensors")
-            far = sum(float((own[key].float() - target[key].float()).abs().sum()) for key in own)
-            near[task] = 100 - far / 1000 - seed
+    def score(self, model: Weights, split: Split, seed: int, tasks: Sequence[str] = ()) -> Scored:
+        name = model.name.partition("-")[0] if isinstance(model, Path) else "memory"
+        self.scored.append(f"{name} {split} {seed}")
+        own, near = dict(tensors_of(model)), {}
+        for task, target in (("one", "one"), ("two", "two"), ("own", "base")):
+            wanted = load_file(self.folders[target] / "model.safetensors")
+            far = sum(float((own[key].float() - wanted[key].float()).abs().sum()) for key in own)
+            if not tasks or task in tasks:
+                near[task] = 100 - far / 1000 - seed
         return Scored(near, {task: [value - 1, value + 1] for task, value in near.items()})

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from merge import evidence as told
+from quality.__main__ import BENCHES, _parser
 from quality.aim import Agreement, grid
 from quality.aim_page import Grid, write_aim
 from quality.evidence import Outcome, outcome_of, write_evidence
@@ -62,6 +63,12 @@ def test_the_page_of_aim_shows_every_merge_three_ways(runner: Runner, tmp_path: 
     assert len(variants) == 5 * 7 and not [v.tried.why_not for v in variants if v.tried.why_not]
     assert page.count("| control 0.4 |") == page.count("| AIM 0.4 |") == 5
     Xml.fromstring((tmp_path / "figures/aim-a.svg").read_text())
+
+
+def test_every_bench_is_on_the_page_unless_some_are_named() -> None:
+    asked = _parser().parse_args
+    assert asked(["methods"]).benches == sorted(BENCHES) == ["a", "b", "c", "d"]
+    assert asked(["methods", "--benches", "c"]).benches == ["c"] and asked(["search"]).benches == ["b", "c"]
 
 
 def test_plots_are_xml_that_fits_dark_pages_too() -> None:

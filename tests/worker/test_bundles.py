@@ -118,3 +118,24 @@ def test_a_router_is_taught_by_labelled_texts(
     assert main(["route", bundle, str(texts), "--router", str(folder), *base]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row.keys() for row in rows] == [TEXTS.keys()] * 2
+
+
+@pytest.mark.parametrize("kind", ["tall", "twin"])
+def test_a_router_is_made_from_weights_alone(floor: Floor, kind: str, tmp_path: Path) -> None:
+    """The same as the command makes; only files that hold the weights it looks at are fetched."""
+    bundled(floor, kind)
+    root = floor.hub.store.root
+    job = floor.run(order(floor, kind="router", layer=0, directions=3))
+    assert job.state == "succeeded", (job.error_code, job.error_detail, job.error_findings)
+    assert job.result is not None and job.plan is not None
+    assert job.result["router"] == {"kind": "svd", "layer": 0, "members": ["a", "b"]}
+    sizes = {each["role"]: each["size_bytes"] for each in job.plan["inputs"]}
+    assert list(sizes) == ["base", "a+adapter", "b+adapter"]
+    if kind == "tall":
+        shards = [path.stat().st_size for path in (root / "team/base").glob("*.safetensors")]
+        assert sizes["base"] in shards and sizes["base"] < sum(shards)
+    read = load_file(Path(job.result["folder"]) / "router.safetensors")["directions"]
+    bundle, base = str(root / BUNDLE), [] if kind == "twin" else ["--base", str(root / "team/base")]
+    assert main(["router", bundle, "--layer", "0", "--directions", "3", *base]) == 0
+    assert torch.equal(read, load_file(root / BUNDLE / "router.safetensors")["directions"])
+    assert read.shape == (2, 3, 64)

@@ -98,6 +98,127 @@ def test_a_gptq_and_an_fp8_model_merge_into_a_published_one(floor: Floor) -> Non
     assert "quantization_config" not in json.loads(floor.read(REPO, "config.json"))
 
 
+def awq(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Projections in four bits as AWQ stores them, with zero points, and the numbers they stand for."""
+    made, meant = {}, {}
+    for name, weight in weights.items():
+        if "_proj" not in name:
+            made[name] = meant[name] = weight
+            continue
+        inputs = weight.float().T.reshape(-1, GROUP, weight.shape[0])
+        least, most = inputs.amin(1, keepdim=True).clamp(max=0), inputs.amax(1, keepdim=True).clamp(min=0)
+        scale = ((most - least) / 15).half()
+        zero = (-least / scale.float()).round().clamp(0, 15)
+        codes = (inputs / scale.float() + zero).round().clamp(0, 15)
+        meant[name] = ((codes - zero) * scale.float()).reshape(-1, weight.shape[0]).T
+        stem = name.removesuffix(".weight")
+        made[f"{stem}.qweight"] = interleaved(codes.reshape(-1, weight.shape[0]))
+        made[f"{stem}.qzeros"] = interleaved(zero.squeeze(1))
+        made[f"{stem}.scales"] = scale.squeeze(1)
+    return made, meant
+
+
+def interleaved(codes: Tensor) -> Tensor:
+    """Eight outputs a word: the even ones of the eight in its lower half, the odd ones in its upper."""
+    eight = codes.long().reshape(len(codes), -1, 8)
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    return torch.as_tensor(sum(eight[:, :, output] << 4 * at for at, output in enumerate(order))).to(
+        torch.int32
+    )
+
+
+def int8(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Projections in eight bits as bitsandbytes stores them, and the numbers they stand for."""
+    made, meant = {}, {}
+    for name, weight in weights.items():
+        made[name] = meant[name] = weight
+        if "_proj" in name:
+            largest = weight.float().abs().amax(1)
+            made[name] = (weight.float() * 127 / largest[:, None]).round().to(torch.int8)
+            made[f"{name.removesuffix('.weight')}.SCB"] = largest
+            made[f"{name.removesuffix('.weight')}.weight_format"] = torch.tensor(0, dtype=torch.uint8)
+            meant[name] = made[name].float() * largest[:, None] / 127
+    return made, meant
+
+
+def nf4(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Projections in four bits as bitsandbytes stores them, their scales in eight, and what they mean."""
+    levels, made, meant = torch.linspace(-1, 1, 16), {}, {}
+    for name, weight in weights.items():
+        if "_proj" not in name:
+            made[name] = meant[name] = weight
+            continue
+        blocks = weight.float().reshape(-1, 64)
+        largest = blocks.abs().amax(1)
+        offset = float(largest.mean())
+        wide = (largest - offset).abs().max().view(1)
+        steps = torch.linspace(-1, 1, 256)
+        bytes_of = ((largest - offset) / wide * 127.5 + 127.5).round()
+        scale = steps[bytes_of.long()] * wide + offset
+        codes = ((blocks / scale[:, None] + 1) * 7.5).round().clamp(0, 15).long()
+        meant[name] = (levels[codes] * scale[:, None]).view(weight.shape)
+        pairs = codes.view(-1, 2)
+        said = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(weight.shape),
+                "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}  # fmt: skip
+        made |= {
+            name: (pairs[:, 0] * 16 + pairs[:, 1]).to(torch.uint8)[:, None],
+            f"{name}.absmax": bytes_of.to(torch.uint8),
+            f"{name}.quant_map": levels.clone(),
+            f"{name}.nested_absmax": wide,
+            f"{name}.nested_quant_map": steps.clone(),
+            f"{name}.quant_state.bitsandbytes__nf4": torch.tensor(
+                list(json.dumps(said).encode()), dtype=torch.uint8
+            ),
+        }
+    return made, meant
+
+
+def test_awq_int8_and_nf4_models_merge_into_a_published_one_that_says_what_is_lost(floor: Floor) -> None:
+    root = floor.hub.store.root / "team"
+    kinds: dict[str, tuple[Any, dict[str, Any], str]] = {
+        "awq": (
+            awq,
+            {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"},
+            "AWQ (4 bits)",
+        ),
+        "int8": (int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "INT8"),
+        "nf4": (nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes NF4"),
+    }
+    means = {}
+    for name, (make, said, _) in kinds.items():
+        coded, means[name] = make(tensors_of(root / "expert1"))
+        stored(floor, name, "expert1", coded, said)
+    recipe = family_recipe(
+        base="team/base",
+        sources=[{"id": name, "model": f"team/{name}", "weight": 0.25} for name in kinds],
+        steps=["task_arithmetic"],
+    )
+    job = floor.run(floor.order(recipe, **PUSHED))
+    assert job.state == "succeeded", (job.error_code, job.error_detail)
+    for name, content in undisturbed(floor, recipe).items():
+        assert floor.read(REPO, name) == content, name
+    base, found = tensors_of(root / "base"), tensors_of(floor.hub.store.root / REPO)
+    assert found.keys() == base.keys()
+    for name, tensor in base.items():
+        before = tensor.float()
+        wanted = before + sum(0.25 * (meant[name].float() - before) for meant in means.values())
+        assert torch.allclose(found[name].float(), wanted, atol=2e-3, rtol=1e-2), name
+    assert "quantization_config" not in json.loads(floor.read(REPO, "config.json"))
+    model = AutoModelForCausalLM.from_pretrained(floor.hub.store.root / REPO, local_files_only=True)
+    assert model.config.num_hidden_layers == 6
+    assert job.plan is not None
+    report, card = json.loads(floor.read(REPO, "merge_report.json")), floor.read(REPO, "README.md").decode()
+    for name, (_, _, scheme) in kinds.items():
+        plan = [
+            each for each in job.plan["findings"] if (each["code"], each["model"]) == ("dequantized", name)
+        ]
+        assert [scheme in each["message"] for each in plan] == [True], name
+        assert "weight is off by up to" in plan[0]["message"], name
+        told = [each for each in report["decoded"] if each["model"] == name]
+        assert [(each["scheme"], "is off by up to" in each["loss"]) for each in told] == [(scheme, True)]
+        assert f"- {name} (" in card and name in floor.read(REPO, "merge_report.html").decode()
+
+
 def test_a_gguf_file_in_parts_becomes_a_published_model_with_its_tokenizer(floor: Floor) -> None:
     root = floor.hub.store.root / "team"
     said = json.loads((root / "expert1" / "config.json").read_text())

@@ -5,8 +5,11 @@ import threading
 import time
 from typing import Any
 
+import torch
+from starlette.testclient import TestClient
 from transformers import BertConfig, BertModel
 
+from api.app import create_app
 from db import evaluations
 from db.models.evaluation import EvaluationScore
 from db.models.job import Job
@@ -16,12 +19,15 @@ from jobs.request import read_order
 from jobs.submit import submit
 from scoring.model import load
 from scoring.runner import score_model
+from scoring.scorers.retrieval import recall
 from scoring.scorers.zero_shot import head_of
 from scoring.settings import ZeroShotSettings
-from scoring.tasks import Labelled, ZeroShotTask
+from scoring.tasks import Labelled, Query, ZeroShotTask
+from settings import Settings
 from tests import tiny
-from tests.factories import TEST_SECRET, make_caller, make_rules
+from tests.factories import TEST_SECRET, make_caller, make_key, make_rules
 from tests.scoring.scorers.conftest import SIZES, made
+from tests.scoring.scorers.test_embeddings import vector
 from tests.worker.conftest import TOKEN, Floor
 
 TEXTS = [{"text": f"Some text number {n}, with words in it."} for n in range(6)]
@@ -181,3 +187,55 @@ def test_with_a_head_of_the_base_every_model_is_held_against_the_base_s_vectors(
     expected = {score.metric: score.value for score in score_model(other, [task], heads={"colours": head})}
     found = scores(floor, job)
     assert {metric: found["m1", metric].value for metric in expected} == expected
+
+
+PASSAGES = 12
+QUERIES = (("red things", (0,)), ("green things", (3, 9)))
+
+
+def test_recall_among_a_number_of_one_s_own_is_ordered_measured_and_told(
+    floor: Floor, postgres_url: str
+) -> None:
+    root = floor.hub.store.root / "team"
+    config = BertConfig(**SIZES, initializer_range=0.5)
+    folder = made(root / "encoder", BertModel, config)
+    texts = [f"passage {at} about {['red', 'green', 'blue'][at % 3]}" for at in range(PASSAGES)]
+    rows: list[dict[str, Any]] = [{"id": f"d{at}", "text": text} for at, text in enumerate(texts)]
+    rows += [{"query": text, "relevant": [f"d{at}" for at in wanted]} for text, wanted in QUERIES]
+    write_texts(floor, rows)
+    asked = {"name": "find", "kind": "retrieval", "data": {"path": "./texts.jsonl"}, "settings": {"k": 7}}
+    order = {"kind": "score", "models": ["./encoder"], "evaluate": {"sets": [asked]}}
+    settings = Settings(
+        database_url=postgres_url,
+        broker_url=None,
+        secret_key=TEST_SECRET,
+        data_dir=floor.folder / "data",
+        model_roots=[root],
+        hub_endpoint=floor.hub.url,
+    )
+    with floor.sessions.begin() as session:
+        _, secret = make_key(session)
+    with TestClient(create_app(settings), headers={"Authorization": f"Bearer {secret}"}) as api:
+        answer = api.post("/v1/jobs", json=order)
+        assert answer.status_code == 202, answer.text
+        job = floor.run(answer.json()["id"])
+        assert job.state == "succeeded", job.error_detail
+        (found,) = api.get(f"/v1/jobs/{job.id}/evaluations").json()["data"]
+        items = api.get(f"/v1/jobs/{job.id}/evaluations/find/examples", params={"metric": "recall_at_7"})
+    told = {each["metric"]: each for each in found["scores"]}
+    assert told.keys() == {"ndcg_at_10", "recall_at_7"} and told["recall_at_7"]["n"] == len(QUERIES)
+    assert told["recall_at_7"]["higher_is_better"] is True
+    passages = [vector(folder, text) for text in texts]
+    expected = [recall(nearest(vector(folder, text), passages)[:7], query(at)) for text, at in QUERIES]
+    assert [each["values"]["m0"] for each in items.json()["data"]] == expected
+    assert told["recall_at_7"]["value"] == sum(expected) / len(expected)
+
+
+def nearest(own: torch.Tensor, passages: list[torch.Tensor]) -> list[int]:
+    """Places of the passages, most similar first."""
+    near = [float(own @ each) for each in passages]
+    return sorted(range(len(passages)), key=lambda at: -near[at])
+
+
+def query(relevant: tuple[int, ...]) -> Query:
+    return Query("", tuple((at, 1.0) for at in relevant))

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from merge.checkpoint.codecs import awq, fp4, gguf, gptq, packed, reversible, scaled
+from merge.checkpoint.codecs import awq, bitsandbytes, fp4, gguf, gptq, packed, reversible, scaled
 from merge.checkpoint.codecs.parts import Parts
 from merge.checkpoint.header import Coded, TensorInfo
 
@@ -25,6 +25,7 @@ class Rows(Protocol):
 
 SCHEMES: Mapping[str, Rows] = {
     "awq": awq.rows,
+    "bitsandbytes": bitsandbytes.rows,
     "gguf": gguf.rows,
     "gptq": gptq.rows,
     "mxfp4": fp4.transposed_rows,

@@ -8,7 +8,7 @@ holds eight outputs; counted from its lowest bits they are 0, 2, 4, 6, 1, 3, 5, 
 import torch
 from torch import Tensor
 
-from merge.checkpoint.codecs.parts import Parts, nibbles
+from merge.checkpoint.codecs.parts import Parts, lines, nibbles
 from merge.checkpoint.header import Coded
 
 PER_WORD = 8
@@ -29,5 +29,6 @@ def rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
 
 def _outputs_first(words: Tensor) -> Tensor:
     """Packed words (n, k) to codes (8 k, n) in the order of the outputs; uint8."""
-    codes = nibbles(words.T.contiguous().view(torch.uint8)).view(words.shape[1], words.shape[0], PER_WORD)
+    lying = lines(words.T).view(torch.uint8)
+    codes = nibbles(lying).view(words.shape[1], words.shape[0], PER_WORD)
     return codes[:, :, list(PLACES)].transpose(1, 2).reshape(-1, words.shape[0])

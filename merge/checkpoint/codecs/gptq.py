@@ -10,20 +10,20 @@ bits.
 import torch
 from torch import Tensor
 
-from merge.checkpoint.codecs.parts import Parts
+from merge.checkpoint.codecs.parts import Parts, lines, reordered
 from merge.checkpoint.header import Coded
-from merge.file_errors import QuantizationMalformed
 
 
 def rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
     """Decodes whole rows; see ``merge.checkpoint.codecs``."""
     (count, inputs), bits, last = out.shape, coded.settings["bits"], first + out.shape[0]
     stored = parts.columns(coded.parts["codes"], first, last).T
-    codes = unpacked(stored.contiguous().view(torch.uint8), bits).view(count, inputs)
+    codes = unpacked(lines(stored).view(torch.uint8), bits).view(count, inputs)
     scale = parts.columns(coded.parts["scale"], first, last).T.float().contiguous()
     zero = _zeros(coded, first, last, parts)
     size = inputs // scale.shape[1]
-    group = _reordered(coded, size, parts)
+    named = coded.parts.get("groups")
+    group = None if named is None else reordered(parts, named, size, scale.shape[1])
     if group is None:
         out.copy_(codes)
         out.view(count, -1, size).sub_(zero[:, :, None]).mul_(scale[:, :, None])
@@ -52,16 +52,3 @@ def _zeros(coded: Coded, first: int, last: int, parts: Parts) -> Tensor:
     if coded.settings["plus"]:
         zeros = zeros + 1 & (1 << bits) - 1
     return zeros.T.float().contiguous()
-
-
-def _reordered(coded: Coded, size: int, parts: Parts) -> Tensor | None:
-    """The group of each input, where it is not simply input // size."""
-    if "groups" not in coded.parts:
-        return None
-    named = coded.parts["groups"]
-    group = parts.read(named, 0, named.numel)
-    if torch.equal(group, torch.arange(group.numel(), dtype=group.dtype) // size):
-        return None
-    if int(group.min()) < 0 or int(group.max()) >= coded.parts["scale"].shape[0]:
-        raise QuantizationMalformed(f"{coded.parts['groups'].name} names groups that have no scale.")
-    return group.long()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.header import TensorInfo
+from merge.file_errors import QuantizationMalformed
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """The magnitudes of a four-bit float with two exponent bits and one of mantissa; bit 3 is the sign."""
@@ -24,6 +25,23 @@ class Parts(Protocol):
         """Columns ``first`` to ``last`` (of the last side) of all lines (of the others): (lines, columns).
         Never written to, and only until the next asking for a part of that name.
         """
+
+
+def lines(turned: Tensor) -> Tensor:
+    """The same lying row by row, so that it can be seen as bytes: ``contiguous`` leaves a matrix of one
+    column as it is, whatever its strides.
+    """
+    return turned.clone(memory_format=torch.contiguous_format)
+
+
+def reordered(parts: Parts, named: TensorInfo, size: int, groups: int) -> Tensor | None:
+    """The group of each input, where it is not simply input // size."""
+    group = parts.read(named, 0, named.numel)
+    if int(group.max()) < 0 or torch.equal(group, torch.arange(group.numel(), dtype=group.dtype) // size):
+        return None
+    if int(group.min()) < 0 or int(group.max()) >= groups:
+        raise QuantizationMalformed(f"{named.name} names groups that have no scale.")
+    return group.long()
 
 
 def nibbles(packed: Tensor) -> Tensor:

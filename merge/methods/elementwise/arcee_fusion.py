@@ -5,6 +5,7 @@ the tensor, threshold = median + reach * (Q3 - Q1); x = base + w tau where impor
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.ranked import Ranked
+from merge.contract.rows import Rows
 from merge.kernels.divergence import row_divergence
 
 LARGEST = torch.finfo(torch.float32).max
@@ -28,11 +30,20 @@ class ArceeFusion:
     )
 
 
+def _rows(group: TensorGroup, p: ArceeFusion) -> Sequence[Tensor]:  # noqa: ARG001
+    """The source and the base, as rows."""
+    shape = group.site.shape
+    columns = prod(shape[1:]) if len(shape) > 1 else prod(shape)
+    return [tensor.view(-1, columns) for tensor in (group.sources[0], group.base)]
+
+
+DIVERGENCE = Rows(_rows, row_divergence)
+
+
 def _importance(group: TensorGroup, p: ArceeFusion) -> Sequence[Tensor]:  # noqa: ARG001
     """float32, of the shape of the rows; largest finite number instead of infinity."""
-    divergence = row_divergence(group.sources[0], group.base)
-    importance = group.deltas[0].abs().double().mul_(divergence)
-    return (importance.clamp_(max=LARGEST).to(torch.float32),)
+    importance = group.deltas[0].abs().to(torch.float32).mul_(group.stat(DIVERGENCE))
+    return (importance.clamp_(max=LARGEST),)
 
 
 def _quartiles(p: ArceeFusion, entries: int) -> tuple[int, ...]:  # noqa: ARG001
@@ -40,7 +51,7 @@ def _quartiles(p: ArceeFusion, entries: int) -> tuple[int, ...]:  # noqa: ARG001
     return tuple(entries - quarter * (entries - 1) // 4 for quarter in (1, 2, 3))
 
 
-QUARTILES = Ranked(_importance, _quartiles)
+QUARTILES = Ranked(_importance, _quartiles, after=(DIVERGENCE,))
 
 
 @method(
@@ -48,7 +59,8 @@ QUARTILES = Ranked(_importance, _quartiles)
     kind=Kind.COMBINE,
     granularity="row",
     paper="arcee.ai, Arcee Fusion (no paper); mergekit's arcee_fusion",
-    needs=Needs(base=True, sources=(1, 1), stats=(QUARTILES,)),
+    version=2,
+    needs=Needs(base=True, sources=(1, 1), stats=(DIVERGENCE, QUARTILES)),
 )
 def arcee_fusion(group: TensorGroup, p: ArceeFusion) -> Tensor:
     """Takes over from one source the entries whose importance stands out in their tensor, and keeps the base

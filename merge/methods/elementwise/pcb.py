@@ -49,10 +49,10 @@ class Pcb:
     )
 
 
-def _edges(p: Pcb, entries: int) -> tuple[int, int]:
-    """Ranks of the largest and of the smallest magnitude that is not clipped."""
+def _edges(p: Pcb, entries: int) -> tuple[int, int, int]:
+    """Ranks of the largest magnitude, and of the largest and the smallest one that are not clipped."""
     clipped = floor(Decimal(repr(p.clip)) * entries)
-    return 1 + clipped, entries - clipped
+    return 1, 1 + clipped, entries - clipped
 
 
 def _deltas(group: TensorGroup, p: Pcb) -> Sequence[Tensor]:  # noqa: ARG001
@@ -65,9 +65,9 @@ EDGES = Ranked(_deltas, _edges, scope="scope", share="clip")
 def _scores(group: TensorGroup, p: Pcb) -> list[Tensor]:
     """float32 scores of all sources, each times exp(-N) so that none overflows; only ratios matter."""
     count = len(group.deltas)
-    wide = [delta.double() for delta in group.deltas]
-    sizes = [_normalized(delta, *edges) for delta, edges in zip(wide, group.stat(EDGES), strict=True)]
-    agreement = _agreement(wide, sizes, p)
+    edges = group.stat(EDGES)
+    sizes = [_normalized(delta, *each[1:]) for delta, each in zip(group.deltas, edges, strict=True)]
+    agreement = _agreement(group.deltas, sizes, [each[0] for each in edges], p)
     return [
         decay((1 - size * size) * count, count).mul_(inter).to(torch.float32)
         for size, inter in zip(sizes, agreement, strict=True)
@@ -81,14 +81,17 @@ def _normalized(delta: Tensor, largest: float, smallest: float) -> Tensor:
     return torch.zeros_like(delta) if largest <= 0 else torch.ones_like(delta)
 
 
-def _agreement(deltas: list[Tensor], sizes: list[Tensor], p: Pcb) -> list[Tensor]:
+def _agreement(
+    deltas: Sequence[Tensor], sizes: list[Tensor], largest: Sequence[float], p: Pcb
+) -> list[Tensor]:
+    """``largest`` are the largest magnitudes of the deltas."""
     if p.inter == "products":
-        together = total(deltas)
-        return [tanh(delta * together) for delta in deltas]
+        together, most = total(deltas), sum(largest)
+        return [tanh(delta * together, own * most) for delta, own in zip(deltas, largest, strict=True)]
     signed = [size * delta.sign() for size, delta in zip(sizes, deltas, strict=True)]
     if p.inter == "mixed":
-        together = total(signed)
-        return [tanh(delta * together) for delta in deltas]
+        together, most = total(signed), float(len(signed))
+        return [tanh(delta * together, own * most) for delta, own in zip(deltas, largest, strict=True)]
     return [total([tanh(one * other) for other in signed]) for one in signed]
 
 
@@ -109,6 +112,7 @@ SCORES = Ranked(_positive_scores, _competing, after=(EDGES,), scope="scope", sha
     kind=Kind.COMBINE,
     elementwise=True,
     paper="arXiv:2410.02396",
+    version=2,
     needs=Needs(base=True, stats=(EDGES, SCORES)),
 )
 def pcb(group: TensorGroup, p: Pcb) -> Tensor:
@@ -117,14 +121,14 @@ def pcb(group: TensorGroup, p: Pcb) -> Tensor:
     Needs no data. The result is a mean and does not grow with the number of sources. An entry that pulls
     against the sum is never kept; the last one in has a share of 0, as published. Fragile where a few
     entries changed far more than all others: see clip. Weights multiply the shares. For experts whose
-    changes compete. Costs two more readings of all models, four over the whole model.
+    changes compete. Costs two more readings of all models, up to four without a compiler.
     """
     merged = torch.zeros_like(group.base)
     shares = torch.zeros_like(group.base)
     rivals = zip(
         group.deltas, _scores(group, p), group.stat(SCORES), group.stat(EDGES), group.weights, strict=True
     )
-    for delta, score, (best, least), (largest, smallest), weight in rivals:
+    for delta, score, (best, least), (_, largest, smallest), weight in rivals:
         share = _share(score, best, least).to(delta.dtype)
         clipped = delta.abs().clamp_(smallest, largest).mul_(delta.sign())
         merged += clipped.mul_(share * weight)

@@ -44,6 +44,7 @@ class Ties:
 @method(
     title="TIES-Merging",
     kind=Kind.COMBINE,
+    scaled=True,
     elementwise=True,
     paper="arXiv:2306.01708",
     needs=Needs(base=True, stats=(Threshold,)),

@@ -7,19 +7,24 @@ sum w_i (share of dm_i + share of dd_i) / 2 * tau_i. Vectors: the same once, wit
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
-from merge.contract.method import Kind, Needs, Workspace, method
+from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
+from merge.contract.rows import Aligned
+from merge.contract.stats import Part, Stat, Term
+from merge.errors import MethodMalformed
 from merge.kernels.curves import decay
 from merge.kernels.reduce import column_sums, piece_sums
 from merge.kernels.row_ranks import row_ranks
-from merge.kernels.sums import scaled, total, weighted_sum
+from merge.kernels.sums import total, weighted_sum
 
 TOGETHER = 1 << 18
 """About so many products are formed at a time."""
@@ -54,32 +59,137 @@ class Widen:
     )
 
 
+@dataclass(frozen=True)
+class ColumnShares(Aligned):
+    """Shares of the columns of a weight, for each source: float64 (matrices, columns). ``along`` is 0 where
+    the columns are those of the rows at hand, and 1 where every row is a column or a matrix of its own.
+    """
+
+    shares: Sequence[Tensor]
+    along: int
+
+    def at(self, first: int, shape: tuple[int, ...]) -> Sequence[Tensor]:
+        """So that they broadcast over the matrices."""
+        if not self.along:
+            return self.shares
+        row = first // max(1, prod(shape[1:]))
+        return [share[row : row + shape[0]].unsqueeze(1) for share in self.shares]
+
+
+class _Shares(Stat):
+    """Of a base and its changes as ``_matrices`` gives them: sums of products down the columns, (pieces of
+    rows, columns) of each product where one matrix goes on in other blocks, else (matrices, 1, columns).
+    """
+
+    def terms(self, values: Sequence[Tensor], p: Any, so_far: Any) -> list[Term]:  # noqa: ARG002
+        """Of one matrix."""
+        if not all(value.dim() == 2 for value in values):
+            raise MethodMalformed("only the columns of one matrix are told in terms")
+        return [Term("columns", product) for product in _products(values)]
+
+    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
+        """The same, one product in memory at a time; and of many matrices."""
+        if not values or values[0].dim() == 2:
+            return [Term("columns", product).measure(piece) for product in _products(values)]
+        matrices, rows, columns = values[0].shape
+        if columns == 1:
+            return [piece_sums(product, rows).view(-1, 1, 1) for product in _products(values)]
+        found = torch.zeros(2 * len(values) - 1, matrices, 1, columns, dtype=torch.float64)
+        height = max(1, TOGETHER // columns)
+        for matrix in range(matrices):
+            for first in range(0, rows, height):
+                part = [value[matrix, first : first + height] for value in values]
+                for sums, product in zip(found, _products(part), strict=True):
+                    sums[matrix] += column_sums(product, height).to(sums.device)
+        return list(found)
+
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
+        """``ColumnShares``; ``None`` for a vector."""
+        if part.total is not None:
+            return ColumnShares(_of_columns(part.total.unsqueeze(1), p), 0)
+        if not part.lines:
+            return None
+        sums = torch.cat([part.lines[place] for place in sorted(part.lines)], dim=1).squeeze(2)
+        if sums.shape[2] > 1:
+            return ColumnShares(_of_columns(sums, p), 1)
+        return ColumnShares([share.view(-1, 1) for share in _of_columns(sums.transpose(1, 2), p)], 1)
+
+    def part(self) -> Part:
+        """Sums of products."""
+        return _Sums()
+
+
+class _Sums(Part):
+    """Pieces of one matrix, added in their order as soon as those before them are there; or whole ones."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.lines: dict[int, Tensor] = {}
+        self._waiting: dict[int, Tensor] = {}
+        self._next = 0
+
+    def add(self, first_piece: int, block: list[Tensor]) -> None:
+        if block:
+            sums = torch.stack(block)
+            (self._waiting if sums.dim() == 3 else self.lines)[first_piece] = sums
+        while self._next in self._waiting:
+            for piece in self._waiting.pop(self._next).unbind(1):
+                self.total = piece.clone() if self.total is None else self.total.add_(piece)
+                self._next += 1
+
+    def absorb(self, other: Any) -> None:
+        """Never asked for: each tensor has its own."""
+
+
+def _matrices(group: TensorGroup, p: Widen) -> Sequence[Tensor]:  # noqa: ARG001
+    """The base and the changes, such that columns run down: rows of one matrix, or (matrices, rows, columns).
+    None of a vector. Stacked experts are so many matrices, kernels one of (out, rest).
+    """
+    shape = group.site.shape
+    return [tensor.view(_view(group)) for tensor in (group.base, *group.deltas)] if len(shape) > 1 else []
+
+
+def _view(group: TensorGroup) -> tuple[int, ...]:
+    shape = group.site.shape
+    if len(shape) == 3 and group.role == "expert":
+        return -1, *shape[1:]
+    if len(shape) == 2 and (group.role == "embed" or group.site.turned):
+        return -1, shape[1], 1
+    return (-1, prod(shape[1:])) if len(shape) > 1 else (-1,)
+
+
+SHARES = _Shares(_matrices)
+
+
 @method(
     title="WIDEN",
     kind=Kind.COMBINE,
-    granularity="tensor",
+    granularity="row",
     paper="arXiv:2408.03092",
-    needs=Needs(base=True),
-    workspace=Workspace(1.0, 0.5),
+    version=2,
+    needs=Needs(base=True, stats=(SHARES,)),
 )
 def widen(group: TensorGroup, p: Widen) -> Tensor:
     """Made to merge an instruction-tuned model with one that was pretrained further (a language, a domain),
     whose changes are of quite different size: what counts is how a column ranks within its own source,
     not how much it moved. Columns that matter to several sources are added up at full share, so equal
     sources do not give themselves back (unless normalized). One source alone is taken nearly whole: at
-    calibration 1 exactly. Weights multiply the task vectors; whole tensors are held in memory. Costs no
-    reading more.
+    calibration 1 exactly. Weights multiply the task vectors. Costs one reading more.
     """
-    deltas = group.deltas
     if len(group.site.shape) < 2:
-        shares = _mean(deltas) if p.vectors == "mean" else _of_entries(deltas, p)
+        shares = _mean(group.deltas) if p.vectors == "mean" else _of_entries(group.deltas, p)
     else:
-        shares = _of_columns(group, p)
+        shares = group.stat(SHARES)
     if p.normalize:
         whole = total(shares).clamp_(min=1)
         shares = [share / whole for share in shares]
-    typed = [share.to(group.base.dtype) for share in shares]
-    return weighted_sum(scaled(deltas, group.weights), typed).mul_(p.scale).add_(group.base)
+    factors = [
+        (share * weight * p.scale).to(group.base.dtype)
+        for share, weight in zip(shares, group.weights, strict=True)
+    ]
+    view = group.base.shape if len(group.site.shape) < 2 else _view(group)
+    changes = [delta.view(view) for delta in group.deltas]
+    return weighted_sum(changes, factors).add_(group.base.view(view)).view(group.base.shape)
 
 
 def _mean(deltas: Sequence[Tensor]) -> list[Tensor]:
@@ -93,18 +203,16 @@ def _of_entries(deltas: Sequence[Tensor], p: Widen) -> list[Tensor]:
     return _shares(sizes, [size > mean * p.above for size, mean in zip(sizes, means, strict=True)], p)
 
 
-def _of_columns(group: TensorGroup, p: Widen) -> list[Tensor]:
-    """Shares of the columns of a weight, of a shape that broadcasts over the tensor."""
-    as_matrices, back = _views(group)
-    base = as_matrices(group.base)
-    gaps = _gaps(base, [as_matrices(delta) for delta in group.deltas])
-    columns = base.shape[2]
+def _of_columns(sums: Tensor, p: Widen) -> list[Tensor]:
+    """Shares of the columns of (products, matrices, columns), ranked within each matrix."""
+    gaps = _gaps(sums)
+    columns = sums.shape[2]
     found = []
     for kind in (0, 1):
         ranks = [row_ranks(gap[kind], shared=p.equal == "mean").double() / columns for gap in gaps]
         mean = (columns - 1) / (2 * columns)
         found.append(_shares(ranks, [rank > p.above * mean for rank in ranks], p))
-    return [back((lengths + turns) / 2) for lengths, turns in zip(*found, strict=True)]
+    return [(lengths + turns) / 2 for lengths, turns in zip(*found, strict=True)]
 
 
 def _shares(scores: Sequence[Tensor], important: Sequence[Tensor], p: Widen) -> list[Tensor]:
@@ -118,15 +226,15 @@ def _shares(scores: Sequence[Tensor], important: Sequence[Tensor], p: Widen) -> 
     ]
 
 
-def _gaps(base: Tensor, deltas: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """dm and dd of every column of (matrices, rows, columns), float64 (matrices, columns), of each source.
+def _gaps(sums: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """dm and dd of every column, float64 (matrices, columns), of each source, from their products.
 
     Reckoned from products with the change, so that columns which did not move have gaps of exactly 0. A
     column of zeros has no direction: any column that is not zero is at right angles to it.
     """
-    own, products = _products(base, deltas)
+    own = sums[0]
     found = []
-    for cross, moved in products:
+    for cross, moved in zip(sums[1::2], sums[2::2], strict=True):
         ours, theirs = own.sqrt(), (own + 2 * cross + moved).clamp_(min=0).sqrt()
         both = ours + theirs
         gap = (2 * cross + moved) / torch.where(both > 0, both, 1)
@@ -136,31 +244,10 @@ def _gaps(base: Tensor, deltas: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]
     return found
 
 
-def _products(base: Tensor, deltas: Sequence[Tensor]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """<base, base> of the columns, and <base, tau> and <tau, tau> of each source, a few rows at a time."""
-    matrices, rows, columns = base.shape
-    height = max(1, TOGETHER // max(1, columns))
-    sums = torch.zeros(1 + 2 * len(deltas), matrices, columns, dtype=torch.float64, device=base.device)
-    for matrix in range(matrices):
-        for first in range(0, rows, height):
-            here = (matrix, slice(first, first + height))
-            wide = base[here].double()
-            sums[0, matrix] += column_sums(wide * wide, height)[0]
-            for place, delta in enumerate(deltas):
-                change = delta[here].double()
-                sums[1 + 2 * place, matrix] += column_sums(wide * change, height)[0]
-                sums[2 + 2 * place, matrix] += column_sums(change * change, height)[0]
-    return sums[0], list(zip(sums[1::2], sums[2::2], strict=True))
-
-
-def _views(group: TensorGroup) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """How to see the tensor as (matrices, rows, columns), and numbers of columns so that they broadcast over
-    it. Stacked experts are so many matrices, kernels one of (out, rest).
-    """
-    shape = group.site.shape
-    across = group.role == "embed" or group.site.turned
-    if len(shape) == 3 and group.role == "expert":
-        return (lambda tensor: tensor), (lambda found: found.unsqueeze(1))
-    if len(shape) == 2 and across:
-        return (lambda tensor: tensor.t().unsqueeze(0)), (lambda found: found.view(-1, 1))
-    return (lambda tensor: tensor.reshape(1, shape[0], -1)), (lambda found: found.view(1, *shape[1:]))
+def _products(values: Sequence[Tensor]) -> Iterator[Tensor]:
+    """<base, base>, then <base, tau> and <tau, tau> of each source, entry by entry, in float64."""
+    wide = [value.to(torch.float64) for value in values]
+    for place, change in enumerate(wide):
+        yield wide[0] * change
+        if place:
+            yield change * change

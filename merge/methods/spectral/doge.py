@@ -6,7 +6,8 @@ floor(k / N) ones side by side, k = min(m, n). D minimises the sum over tasks an
 entries of t_i: x = base + scale * sum l_i (t_i + D) M_i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ from merge.contract.params import knob, params
 from merge.contract.stats import Threshold
 from merge.kernels.rowspace import adam_step
 from merge.kernels.signs import below
-from merge.kernels.sums import weighted_sum
+from merge.kernels.sums import total, weighted_sum
 from merge.kernels.thin import column_basis, thin
 
 
@@ -53,6 +54,9 @@ class Doge:
 
 FIRST = 1e-7
 """How much longer the strongest direction of a source is made, to come before its others."""
+STRIP_ENTRIES = 1 << 19
+LEAST_WIDTH = 32
+"""Of a strip: entries, and columns."""
 LARGEST = Threshold(share="density", scope="scope")
 
 
@@ -60,7 +64,7 @@ LARGEST = Threshold(share="density", scope="scope")
     title="DOGE",
     kind=Kind.COMBINE,
     granularity="tensor",
-    version=2,
+    version=3,
     paper="arXiv:2501.01230",
     needs=Needs(base=True, stats=(LARGEST,)),
     workspace=Workspace(19.0, 3.0),
@@ -95,12 +99,11 @@ def _merged(
     found = torch.zeros_like(deltas[0], dtype=torch.float64)
     if not heard:
         return found
-    wide = [deltas[place].double() for place in heard]
-    each = min(found.shape) // len(deltas)
-    shared = _descended(wide, [factors[place] for place in heard], _common(wide, each, p), p)
-    for place, own in zip(heard, wide, strict=True):
+    common = _common([deltas[place] for place in heard], min(found.shape) // len(deltas), p)
+    shared = _descended([deltas[place] for place in heard], [factors[place] for place in heard], common, p)
+    for place in heard:
         kept = deltas[place].abs() > below(thresholds[place]) if thresholds[place] > 0 else 1.0
-        found += (own + shared) * kept * factors[place]
+        found += (shared + deltas[place]) * kept * factors[place]
     return found
 
 
@@ -114,27 +117,61 @@ def _common(deltas: Sequence[Tensor], each: int, p: Doge) -> Tensor:
     return column_basis(leading)[:, : min(deltas[0].shape) // p.subspace]
 
 
+@dataclass(frozen=True)
+class _Strip:
+    """Some columns of every task vector, of D and of Adam's moments: few enough to stay in the processor's
+    cache while a step works on them, so that it reads and writes memory once.
+    """
+
+    deltas: Sequence[Tensor]
+    shared: Tensor
+    first: Tensor
+    second: Tensor
+
+    def advance(self, pulls: Sequence[Tensor], common: Tensor, step: int, p: Doge) -> list[Tensor]:
+        """Takes a step against the slope, the sum of ``pulls`` (m, 1) times task vectors; gives the inner
+        products of the rows of every task vector with D.
+        """
+        slope = _without(weighted_sum(self.deltas, pulls), common)
+        move = adam_step(slope, self.first, self.second, step)
+        self.shared.sub_((_without(move, common) if p.projected == "steps" else move).mul_(p.rate))
+        return [_dots(delta, self.shared) for delta in self.deltas]
+
+
 def _descended(deltas: Sequence[Tensor], factors: Sequence[float], common: Tensor, p: Doge) -> Tensor:
-    """D."""
+    """D. Task vectors meet it in inner products of rows alone; but Adam divides entry by entry, which leaves
+    every subspace, so that each step is on whole matrices.
+    """
     reach = sum(factors)
-    merged = weighted_sum(deltas, factors)
-    lacks = [_dots(delta, delta - merged) for delta in deltas]
+    if not reach:
+        return torch.zeros_like(deltas[0], dtype=torch.float64)
+    merged = weighted_sum([delta.double() for delta in deltas], factors)
+    lacks = [_dots(delta.double(), delta - merged) for delta in deltas]
     del merged
-    shared, first, second = (torch.zeros_like(deltas[0]) for _ in range(3))
-    for step in range(1, p.steps + 1 if reach else 1):
-        slope = torch.zeros_like(shared)
-        for delta, lack in zip(deltas, lacks, strict=True):
-            slope += delta * ((_dots(delta, shared) * reach - lack) * (2 * reach))
-        move = adam_step(_without(slope, common), first, second, step)
-        shared -= (_without(move, common) if p.projected == "steps" else move) * p.rate
-    return shared
+    strips = list(_strips(deltas, torch.float64 if p.projected == "slopes" else deltas[0].dtype))
+    common = common.to(strips[0].shared)
+    dots = [torch.zeros_like(lack) for lack in lacks]
+    for step in range(1, p.steps + 1):
+        pulls = [(dot * reach - lack) * (2 * reach) for dot, lack in zip(dots, lacks, strict=True)]
+        narrow = [pull.to(common) for pull in pulls]
+        rows = [strip.advance(narrow, common, step, p) for strip in strips]
+        dots = [total(each) for each in zip(*rows, strict=True)]
+    return torch.cat([strip.shared for strip in strips], dim=1).double()
+
+
+def _strips(deltas: Sequence[Tensor], dtype: torch.dtype) -> Iterator[_Strip]:
+    rows, columns = deltas[0].shape
+    width = max(LEAST_WIDTH, STRIP_ENTRIES // rows)
+    for first in range(0, columns, width):
+        own = [delta[:, first : first + width].to(dtype).contiguous() for delta in deltas]
+        yield _Strip(own, *(torch.zeros_like(own[0]) for _ in range(3)))
 
 
 def _dots(one: Tensor, other: Tensor) -> Tensor:
-    """The inner products of the rows, as a column."""
-    return (one * other).sum(dim=1, keepdim=True)
+    """The inner products of the rows, as a column, in float64."""
+    return (one * other).sum(dim=1, keepdim=True, dtype=torch.float64)
 
 
 def _without(matrix: Tensor, basis: Tensor) -> Tensor:
-    """What is left of the matrix outside of the span of ``basis``."""
-    return matrix - basis @ (basis.T @ matrix) if basis.shape[1] else matrix
+    """What is left of the matrix outside of the span of ``basis``, in its place."""
+    return matrix.addmm_(basis, basis.T @ matrix, alpha=-1) if basis.shape[1] else matrix

@@ -12,7 +12,7 @@ from merge.contract.matrices import by_matrix
 from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
 from merge.kernels.sums import wide_total
-from merge.kernels.thin import NULL, isometry
+from merge.kernels.thin import NULL, evened
 
 
 @params
@@ -26,6 +26,7 @@ class IsoC:
 @method(
     title="Iso-C",
     kind=Kind.COMBINE,
+    scaled=True,
     granularity="tensor",
     version=3,
     paper="arXiv:2502.04959",
@@ -45,5 +46,4 @@ def iso_c(group: TensorGroup, p: IsoC) -> Tensor:
 
 
 def _merged(deltas: Sequence[Tensor], p: IsoC) -> Tensor:
-    even, values = isometry(wide_total(deltas), p.null, deltas[0].dtype)
-    return even.mul_(values.double().mean()) if values.numel() else even
+    return evened(wide_total(deltas), p.null, deltas[0].dtype)

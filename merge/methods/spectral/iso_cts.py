@@ -35,6 +35,7 @@ class IsoCts:
 @method(
     title="Iso-CTS",
     kind=Kind.COMBINE,
+    scaled=True,
     granularity="tensor",
     version=3,
     paper="arXiv:2502.04959",

@@ -42,6 +42,7 @@ class Knots:
 @method(
     title="KnOTS-TIES",
     kind=Kind.COMBINE,
+    scaled=True,
     granularity="tensor",
     version=2,
     paper="arXiv:2410.19735",

@@ -25,7 +25,7 @@ from merge.contract.groups import TensorGroup
 from merge.contract.matrices import by_matrix, is_matrix, mean
 from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
-from merge.kernels.thin import NULL, beside_orthonormal, orthonormal, thin
+from merge.kernels.thin import NULL, untangled
 
 
 @params
@@ -78,6 +78,7 @@ DENSE = Dense(_not_small, when=("variant", (REWEIGHTED,)), scope="variant", ever
 @method(
     title="TSV-Merge",
     kind=Kind.COMBINE,
+    scaled=True,
     granularity="tensor",
     version=3,
     paper="arXiv:2412.00081",
@@ -106,11 +107,7 @@ def _merged(deltas: Sequence[Tensor], p: TsvM, density: Sequence[float] | None) 
     counts = [kept] * len(deltas)
     if density is not None:
         deltas, counts = reweighted(deltas), ranks(side, kept, density)
-    parts = [thin(delta, count, p.null) for delta, count in zip(deltas, counts, strict=True)]
-    left = orthonormal(torch.cat([part.left for part in parts], dim=1), p.null)
-    left *= torch.cat([part.values for part in parts])
-    right = torch.cat([part.right for part in parts], dim=1)
-    return beside_orthonormal(left, right, p.null, deltas[0].dtype)
+    return untangled(deltas, counts, p.null, deltas[0].dtype)
 
 
 def reweighted(deltas: Sequence[Tensor]) -> list[Tensor]:

@@ -45,8 +45,9 @@ class Wudi:
 @method(
     title="WUDI-Merging",
     kind=Kind.COMBINE,
+    scaled=True,
     granularity="tensor",
-    version=2,
+    version=3,
     paper="arXiv:2503.08099",
     needs=Needs(base=True),
     workspace=Workspace(4.0, 5.0),
@@ -58,8 +59,9 @@ def wudi(group: TensorGroup, p: Wudi) -> Tensor:
     published iteration moves every entry by its learning rate a step, whatever the size of the weights; the
     closed form is where it would end, and the filters stop short of that where it is too much. Tasks with
     separate inputs are added up; copies of one source give that source. Weights multiply the task vectors.
-    Vectors and kernels are averaged; embeddings and heads too, unless `classes` says otherwise. Costs one
-    eigendecomposition of the inputs' side, or of all sources' outputs together where those are fewer.
+    Vectors and kernels are averaged; embeddings and heads too, unless `classes` says otherwise. Costs the
+    solution of equations as many as inputs, or as all sources' outputs together where those are fewer; an
+    eigendecomposition where they have null directions, or a filter is used.
     """
     return by_matrix(group, lambda deltas: _merged(deltas, p)).mul_(p.scale).add_(group.base)
 

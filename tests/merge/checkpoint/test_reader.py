@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge import file_errors
+from merge.checkpoint import files
 from merge.checkpoint import reader as reading
 from merge.checkpoint.dtype import raw_buffer
 from merge.checkpoint.index import index_folder
@@ -119,7 +120,7 @@ def open_files() -> int:
 
 
 def test_few_files_stay_open_and_none_after_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_OPEN_FILES", 3)
+    monkeypatch.setattr(files, "MAX_OPEN_FILES", 3)
     folder = tiny.llama(tmp_path, shards=10)
     index = index_folder(folder)
     before = open_files()

@@ -22,6 +22,27 @@ def test_tanh_is_exact_relative_to_its_value_from_the_smallest_to_the_largest() 
     assert tanh(torch.zeros(2, dtype=torch.float64)).tolist() == [0.0, 0.0]
 
 
+def test_in_single_precision_they_are_exact_to_a_few_units_in_the_last_place() -> None:
+    for most in (0.3, 3.0, 8.0, 60.0):
+        values = torch.linspace(0, most, 4001)
+        wanted = torch.exp(-values.double())
+        found = decay(values, most)
+        assert float(((found - wanted) / wanted).abs().max()) < 4e-7 * (1 + most)
+        assert bool((found >= 0).all())
+    values = torch.cat([torch.logspace(-30, 30, 2000), torch.linspace(0.1, 12, 3000)])
+    values = torch.cat([values, -values])
+    wanted = torch.tanh(values.double())
+    assert float(((tanh(values) - wanted) / wanted).abs().max()) < 2e-6
+
+
+def test_few_powers_do_where_all_is_small() -> None:
+    for dtype, least, close in ((torch.float64, -300, 2e-9), (torch.float32, -30, 3e-7)):
+        values = torch.cat([torch.logspace(least, -1, 1000, dtype=dtype), torch.tensor([0.125], dtype=dtype)])
+        values = torch.cat([values, -values])
+        wanted = torch.tanh(values.double())
+        assert float(((tanh(values, 0.125) - wanted) / wanted).abs().max()) < close
+
+
 def test_inputs_are_left_alone() -> None:
     values = torch.linspace(0, 5, 100, dtype=torch.float64)
     before = values.clone()

@@ -207,11 +207,15 @@ def test_float32_is_as_good_as_its_inputs(name: str, shape: tuple[int, int]) -> 
     assert float(off) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["cat_svd", "lora_lego", "rmm"])
+@pytest.mark.parametrize("name", ["cat_svd", "core_space", "lora_lego", "rmm"])
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_copies_of_an_adapter_give_it_back(name: str, count: int) -> None:
     (part,) = drawn(1, SHAPE, 3)
-    settings: dict[str, Any] = {"normalize": True} if name == "cat_svd" else {}
+    special: dict[str, dict[str, Any]] = {
+        "cat_svd": {"normalize": True},
+        "core_space": {"rule": "ties", "density": 1.0},
+    }
+    settings = special.get(name, {})
     assert torch.allclose(change(name, [part] * count, **settings), product(part), atol=1e-8)
 
 

@@ -18,7 +18,7 @@ Q, V, DOWN = (
     "model.layers.1.mlp.down_proj",
 )
 SHAPES = {Q: (16, 16), V: (8, 16), DOWN: (16, 32)}
-METHODS = ("cat_svd", "lora_lego", "rmm")
+METHODS = ("cat_svd", "core_space", "lora_lego", "rmm")
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_the_plan_counts_the_memory_of_factors(root: Path) -> None:
     from merge.forms.factored import factor_bytes
 
     plan = planned(root, merging("one", "two", "three", step="cat_svd"))
-    assert factor_bytes(plan.recipe, plan.models, plan.outputs) == 8 * (8 * 10 * 48 + 8 * 100)
+    assert factor_bytes(plan.recipe, plan.models, plan.outputs) == 8 * (10 * 10 * 48 + 8 * 100)
     other = planned(root, merging("one", "two", step="task_arithmetic"))
     assert factor_bytes(other.recipe, other.models, other.outputs) == 0
 

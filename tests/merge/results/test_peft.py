@@ -225,7 +225,7 @@ def test_random_thinning_has_a_seed_here_and_none_in_peft(pair: Path, tmp_path: 
     assert not torch.equal(by_peft(pair, names, shares, **asked), by_peft(pair, names, shares, **asked))
 
 
-@pytest.mark.parametrize("step", ["cat_svd", "lora_lego", "rmm", "task_arithmetic", "ties"])
+@pytest.mark.parametrize("step", ["cat_svd", "core_space", "lora_lego", "rmm", "task_arithmetic", "ties"])
 def test_the_result_reloads_in_peft_and_is_the_dense_merge(pair: Path, tmp_path: Path, step: str) -> None:
     names = ("plain", "root", "uneven")
     made(

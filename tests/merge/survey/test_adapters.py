@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from merge.errors import Stopped
-from merge.results.adapter import _entries
+from merge.results.adapter import product_entries
 from tests import tiny
 from tests.merge.results.adapters import changes, made
 
@@ -110,5 +110,5 @@ def test_entries_of_a_product_are_found_wherever_they_lie() -> None:
     whole = (left @ right).view(-1)
     for first, count in ((0, 2100), (5, 60), (69, 2), (140, 700), (2099, 1)):
         assert torch.allclose(
-            _entries(left, right, first, count).double(), whole[first : first + count], atol=1e-5
+            product_entries(left, right, first, count).double(), whole[first : first + count], atol=1e-5
         )

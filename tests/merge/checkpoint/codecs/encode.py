@@ -3,6 +3,7 @@
 Everything is written from the formats' definitions, with plain loops, and shares nothing with the engine.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,13 +54,15 @@ def _three_words(codes: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(words.astype(np.uint32).view(np.int32))
 
 
-def gptq(bits: int = 4, version: str | None = None, reorder: bool = False, outputs: int = 48) -> Case:
-    """48 outputs (or others), 64 inputs in 4 groups; zero points over their whole range."""
+def gptq(
+    bits: int = 4, version: str | None = None, reorder: bool = False, outputs: int = 48, groups: int = 4
+) -> Case:
+    """48 outputs (or others), 64 inputs in 4 groups (or others); zero points over their whole range."""
     rng = np.random.default_rng(bits)
-    codes = rng.integers(0, 2**bits, (64, outputs))
-    zeros = rng.integers(0, 2**bits, (4, outputs))
-    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (4, outputs))).half()
-    group = rng.permutation(np.arange(64) // 16) if reorder else np.arange(64) // 16
+    codes, size = rng.integers(0, 2**bits, (64, outputs)), 64 // groups
+    zeros = rng.integers(0, 2**bits, (groups, outputs))
+    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (groups, outputs))).half()
+    group = rng.permutation(np.arange(64) // size) if reorder else np.arange(64) // size
     shift = 0 if version == "gptq_v2" else 1
     stored = {
         "m.qweight": _words(codes.T, bits).T.contiguous(),
@@ -76,11 +79,11 @@ def gptq(bits: int = 4, version: str | None = None, reorder: bool = False, outpu
     return Case(stored, config, "m.weight", wanted, f"GPTQ ({bits} bits)")
 
 
-def awq() -> Case:
-    """48 outputs, 64 inputs in 2 groups."""
+def awq(groups: int = 2) -> Case:
+    """48 outputs, 64 inputs in 2 groups (or others)."""
     rng = np.random.default_rng(7)
-    codes, zeros = rng.integers(0, 16, (64, 48)), rng.integers(0, 16, (2, 48))
-    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (2, 48))).half()
+    codes, zeros = rng.integers(0, 16, (64, 48)), rng.integers(0, 16, (groups, 48))
+    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (groups, 48))).half()
 
     def packed(values: np.ndarray[Any, Any]) -> Tensor:
         words = np.zeros((values.shape[0], values.shape[1] // 8), dtype=np.uint32)
@@ -92,29 +95,35 @@ def awq() -> Case:
     wanted = np.zeros((48, 64))
     for out in range(48):
         for inner in range(64):
-            g = inner // 32
+            g = inner * groups // 64
             wanted[out, inner] = float(scale[g, out]) * (float(codes[inner, out]) - float(zeros[g, out]))
     stored = {"m.qweight": packed(codes), "m.qzeros": packed(zeros), "m.scales": scale}
     return Case(stored, {"quant_method": "awq", "bits": 4}, "m.weight", wanted, "AWQ (4 bits)")
 
 
-def packed(bits: int = 4) -> Case:
-    """compressed-tensors: symmetric codes, 24 outputs, 64 inputs in groups of 32."""
+def packed(bits: int = 4, zeros: bool = False, reorder: bool = False, outputs: int = 24) -> Case:
+    """compressed-tensors: 24 outputs (or others), 64 inputs in groups of 32; symmetric, or with zeros."""
     rng = np.random.default_rng(3)
-    codes = rng.integers(0, 2**bits, (24, 64))
-    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (24, 2))).bfloat16()
-    wanted = np.zeros((24, 64))
-    for out in range(24):
+    codes = rng.integers(0, 2**bits, (outputs, 64))
+    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (outputs, 2))).bfloat16()
+    zero = rng.integers(0, 2**bits, (outputs, 2)) if zeros else np.full((outputs, 2), 2 ** (bits - 1))
+    group = rng.permutation(np.arange(64) // 32) if reorder else np.arange(64) // 32
+    wanted = np.zeros((outputs, 64))
+    for out in range(outputs):
         for inner in range(64):
-            wanted[out, inner] = float(scale[out, inner // 32]) * (float(codes[out, inner]) - 2 ** (bits - 1))
+            g = group[inner]
+            wanted[out, inner] = float(scale[out, g]) * (float(codes[out, inner]) - float(zero[out, g]))
     stored = {
         "m.weight_packed": _words(codes, bits), "m.weight_scale": scale,
-        "m.weight_shape": torch.tensor([24, 64]),
+        "m.weight_shape": torch.tensor([outputs, 64]),
     }  # fmt: skip
-    config = {
-        "quant_method": "compressed-tensors",
-        "config_groups": {"group_0": {"weights": {"num_bits": bits, "group_size": 32, "symmetric": True}}},
-    }
+    if zeros:
+        filled = np.concatenate([zero, np.zeros((-outputs % (32 // bits), 2), dtype=zero.dtype)])
+        stored["m.weight_zero_point"] = _words(filled.T, bits).T.contiguous()
+    if reorder:
+        stored["m.weight_g_idx"] = torch.from_numpy(group.astype(np.int32))
+    weights = {"num_bits": bits, "group_size": 32, "symmetric": not zeros}
+    config = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
     return Case(stored, config, "m.weight", wanted, f"compressed-tensors ({bits} bits)")
 
 
@@ -195,6 +204,17 @@ def int8() -> Case:
     return Case(stored, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "m.weight", wanted, "INT8")
 
 
+def int8_zeros() -> Case:
+    """compressed-tensors: eight bits with a scale and a zero point a row."""
+    codes = torch.randint(-128, 128, (24, 40), dtype=torch.int8)
+    scale, zero = torch.rand(24, 1) + 0.5, torch.randint(-128, 128, (24, 1), dtype=torch.int8)
+    wanted = codes.double().numpy().copy()
+    for row, column in np.ndindex(24, 40):
+        wanted[row, column] = (wanted[row, column] - float(zero[row, 0])) * float(scale[row, 0])
+    stored = {"m.weight": codes, "m.weight_scale": scale, "m.weight_zero_point": zero}
+    return Case(stored, {"quant_method": "compressed-tensors"}, "m.weight", wanted, "INT8")
+
+
 def _four_bit(code: int) -> float:
     return -E2M1[code - 8] if code > 7 else E2M1[code]
 
@@ -229,6 +249,43 @@ def nvfp4(divide: bool = False) -> Case:
     return Case(stored, config, "m.weight", wanted, "NVFP4")
 
 
+def bitsandbytes(
+    kind: str = "nf4", nested: bool = True, columns: int = 48, kept: str = "uint8", offset: float = 0.3
+) -> Case:
+    """20 rows in blocks of 64 entries that run on from row to row, of which 4 scales share one."""
+    rng = np.random.default_rng(9)
+    entries, block, share = 20 * columns, 64, 4
+    blocks = -(-entries // block)
+    codes = rng.integers(0, 16, entries)
+    table, bytes_table = np.sort(rng.uniform(-1, 1, 16)), np.sort(rng.uniform(-0.2, 0.2, 256))
+    scales, groups = rng.integers(0, 256, blocks), rng.uniform(0.5, 1, -(-blocks // share))
+    floats = rng.uniform(0.01, 1, blocks)
+    values = [np.float32(each) for each in table]
+    wanted = np.zeros(entries)
+    for at in range(entries):
+        of = at // block
+        coded = float(np.float32(bytes_table[scales[of]])) * float(np.float32(groups[of // share])) + offset
+        wanted[at] = float(values[codes[at]]) * (coded if nested else float(np.float32(floats[of])))
+    filled = np.append(codes, 0) if entries % 2 else codes
+    packed = torch.from_numpy((filled[0::2] * 16 + filled[1::2]).astype(np.uint8))
+    said: dict[str, Any] = {
+        "quant_type": kind, "blocksize": block, "dtype": "bfloat16", "shape": [20, columns],
+    }  # fmt: skip
+    stored = {
+        "m.weight": packed.view(getattr(torch, kept))[:, None],
+        "m.weight.absmax": torch.from_numpy(scales.astype(np.uint8) if nested else floats.astype(np.float32)),
+        "m.weight.quant_map": torch.from_numpy(table.astype(np.float32)),
+    }
+    if nested:
+        said |= {"nested_blocksize": share, "nested_dtype": "float32", "nested_offset": offset}
+        stored["m.weight.nested_absmax"] = torch.from_numpy(groups.astype(np.float32))
+        stored["m.weight.nested_quant_map"] = torch.from_numpy(bytes_table.astype(np.float32))
+    text = json.dumps(said).encode()
+    stored[f"m.weight.quant_state.bitsandbytes__{kind}"] = torch.tensor(list(text), dtype=torch.uint8)
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    return Case(stored, config, "m.weight", wanted.reshape(20, columns), f"bitsandbytes {kind.upper()}")
+
+
 CASES: Mapping[str, Callable[[], Case]] = {
     "gptq4": gptq,
     "gptq8": lambda: gptq(8),
@@ -237,9 +294,15 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "gptq3_reordered": lambda: gptq(3, "gptq_v2", True, 64),
     "gptq4_v2": lambda: gptq(4, "gptq_v2"),
     "gptq4_reordered": lambda: gptq(4, None, True),
+    "gptq4_one_group": lambda: gptq(groups=1),
     "awq": awq,
+    "awq_one_group": lambda: awq(1),
     "packed4": packed,
     "packed8": lambda: packed(8),
+    "packed4_zeros": lambda: packed(4, True, outputs=21),
+    "packed8_zeros": lambda: packed(8, True),
+    "packed4_reordered": lambda: packed(4, True, True),
+    "packed4_reordered_symmetric": lambda: packed(4, reorder=True),
     "deepseek": deepseek,
     "per_tensor": per_tensor,
     "per_row": per_row,
@@ -249,7 +312,13 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "plain_e5m2": lambda: plain(torch.float8_e5m2),
     "mx_eight": mx_eight,
     "int8": int8,
+    "int8_zeros": int8_zeros,
     "mxfp4": mxfp4,
     "nvfp4": nvfp4,
     "nvfp4_divided": lambda: nvfp4(True),
+    "nf4": bitsandbytes,
+    "nf4_plain_scales": lambda: bitsandbytes(nested=False),
+    "nf4_odd_rows": lambda: bitsandbytes(columns=33),
+    "nf4_in_bfloat16": lambda: bitsandbytes(columns=64, kept="bfloat16"),
+    "fp4": lambda: bitsandbytes("fp4"),
 }

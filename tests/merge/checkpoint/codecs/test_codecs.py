@@ -1,6 +1,7 @@
 """Quantised weights are read as the numbers they stand for, in any block, and merge like any others."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge.checkpoint import codecs
-from merge.checkpoint.index import attach, index_adapter_folder, index_folder
+from merge.checkpoint.header import TensorInfo
+from merge.checkpoint.index import attach, index_adapter_folder, index_folder, index_model, read_folder
+from merge.checkpoint.places import pieces_in
 from merge.checkpoint.reader import TensorReader
 from merge.errors import PlanRefused
 from merge.file_errors import FileSizeMismatch, QuantizationMalformed
@@ -19,9 +22,20 @@ from merge.plan import make_plan
 from merge.recipe import recipe_from
 from merge.run import run
 from tests import tiny
-from tests.merge.checkpoint.codecs.encode import CASES, Case, awq, deepseek, gptq, mxfp4, packed
+from tests.merge.checkpoint.codecs.encode import (
+    CASES,
+    Case,
+    awq,
+    bitsandbytes,
+    deepseek,
+    gptq,
+    int8_zeros,
+    mxfp4,
+    packed,
+)
 
 BUDGET = 96 << 20
+STATE = "m.weight.quant_state.bitsandbytes__nf4"
 
 
 def write(folder: Path, case: Case, **config: Any) -> Path:
@@ -75,7 +89,7 @@ def test_any_block_of_a_coded_tensor_has_the_same_bits(
     assert torch.equal(read(folder, case.name, 7, 90, torch.float64), whole[7:97].double())
 
 
-@pytest.mark.parametrize("make", [gptq, awq, deepseek, packed])
+@pytest.mark.parametrize("make", [gptq, awq, deepseek, packed, bitsandbytes])
 def test_a_quantised_model_merges_with_a_plain_one(tmp_path: Path, make: Any) -> None:
     case = make()
     coded = write(tmp_path / "coded", case)
@@ -105,15 +119,15 @@ def test_a_quantised_model_merges_with_a_plain_one(tmp_path: Path, make: Any) ->
 def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
-    tensors = {"m.weight": torch.zeros(32, 1, dtype=torch.uint8), "m.weight.absmax": torch.zeros(1)}
+    tensors = {"m.W_q": torch.zeros(32, 1, dtype=torch.uint8), "m.scale": torch.zeros(1)}
     save_file(tensors, folder / "model.safetensors")
-    config = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    config = {"quantization_config": {"quant_method": "hqq", "nbits": 4}}
     (folder / "config.json").write_text(json.dumps(config))
     recipe = recipe_from({"sources": [{"id": "m", "model": "m"}], "steps": [{"method": "linear"}]})
     with pytest.raises(PlanRefused) as refused:
         make_plan(recipe, {"m": index_folder(folder, "m")}, budget=BUDGET)
     told = [f for f in refused.value.findings if f.severity == "error"]
-    assert [(f.code, "bitsandbytes" in f.message) for f in told] == [("quantized", True)]
+    assert [(f.code, "hqq" in f.message) for f in told] == [("quantized", True)]
 
 
 def _without(case: Case, name: str) -> Case:
@@ -122,6 +136,10 @@ def _without(case: Case, name: str) -> Case:
 
 def _with(case: Case, name: str, tensor: torch.Tensor) -> Case:
     return Case({**case.stored, name: tensor}, case.config, case.name, case.wanted, "")
+
+
+def _said(text: str) -> torch.Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +154,25 @@ def _with(case: Case, name: str, tensor: torch.Tensor) -> Case:
         _with(awq(), "m.qzeros", torch.zeros(2, 5, dtype=torch.int32)),
         _with(awq(), "m.scales", torch.ones(2, 40)),
         _without(packed(), "m.weight_scale"),
-        _with(packed(), "m.weight_zero_point", torch.zeros(3, 2, dtype=torch.int32)),
+        _with(packed(), "m.weight_zero_point", torch.zeros(4, 2, dtype=torch.int32)),
+        _with(packed(), "m.weight_zero_point", torch.zeros(3, 2)),
+        _with(packed(), "m.weight_g_idx", torch.zeros(63, dtype=torch.int32)),
+        _with(int8_zeros(), "m.weight_zero_point", torch.zeros(24, 2, dtype=torch.int8)),
         _with(packed(), "m.weight_scale", torch.ones(24, 7)),
         _with(deepseek(), "m.weight_scale_inv", torch.ones(7, 4)),
         _with(deepseek(), "m.weight_scale_inv", torch.ones(2, 3, 4)),
         _with(mxfp4(), "m.gate_up_proj_scales", torch.zeros(2, 6, 3, dtype=torch.uint8)),
+        _without(bitsandbytes(), "m.weight.nested_absmax"),
+        _without(bitsandbytes(), "m.weight.quant_map"),
+        _with(bitsandbytes(), "m.weight.absmax", torch.zeros(15)),
+        _with(bitsandbytes(), "m.weight", torch.zeros(479, 1, dtype=torch.uint8)),
+        _with(bitsandbytes(), STATE, _said("[]")),
+        _with(bitsandbytes(), STATE, _said('{"shape": [20, 48]}')),
+        _with(bitsandbytes(), STATE, _said('{"shape": [20, 0], "blocksize": 64}')),
+        _with(bitsandbytes(), STATE, _said('{"shape": [20, 48], "blocksize": 0}')),
+        _with(bitsandbytes(), STATE, _said('{"shape": [20, 48], "blocksize": 64, "nested_offset": NaN}')),
+        _with(bitsandbytes(), STATE, torch.zeros(5000, dtype=torch.uint8)),
+        _with(bitsandbytes(), STATE, torch.zeros(100)),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, case: Case) -> None:
@@ -152,6 +184,54 @@ def test_the_other_order_of_awq_is_refused(tmp_path: Path) -> None:
     case = replace(awq(), config={"quant_method": "awq", "bits": 4, "version": "gemv"})
     with pytest.raises(QuantizationMalformed, match="gemv"):
         index_folder(write(tmp_path, case))
+
+
+def two_layers(second: Case) -> Case:
+    """The matrix of ``bitsandbytes`` in one layer, another in the next."""
+    stored: dict[str, torch.Tensor] = {}
+    for layer, case in enumerate((bitsandbytes(), second)):
+        stored |= {name.replace("m.", f"layers.{layer}.m."): part for name, part in case.stored.items()}
+    return replace(second, stored=stored)
+
+
+def test_one_state_of_each_kind_of_matrix_is_read_to_plan_with(tmp_path: Path) -> None:
+    folder = write(tmp_path, two_layers(bitsandbytes(columns=64)))
+    assert {
+        name: info.shape for name, info in index_folder(folder).tensors.items() if name != "norm.weight"
+    } == {"layers.0.m.weight": (20, 48), "layers.1.m.weight": (20, 64)}
+    asked: list[str] = []
+    alike = write(tmp_path / "alike", two_layers(bitsandbytes()))
+
+    def pieces(wanted: Sequence[TensorInfo]) -> Mapping[str, bytes]:
+        asked.extend(info.name for info in wanted)
+        return pieces_in(alike)(wanted)
+
+    index_model("m", *read_folder(alike, "m"), pieces)
+    assert asked == [STATE.replace("m.", "layers.0.m.")]
+
+
+def test_too_many_kinds_of_matrices_are_refused(tmp_path: Path) -> None:
+    stored: dict[str, torch.Tensor] = {}
+    for number in range(513):
+        letters = "".join(chr(97 + int(digit)) for digit in str(number))
+        stored |= {name.replace("m.", f"{letters}.", 1): part for name, part in bitsandbytes().stored.items()}
+    with pytest.raises(QuantizationMalformed, match="more than 512 kinds"):
+        index_folder(write(tmp_path, replace(bitsandbytes(), stored=stored)))
+
+
+def test_a_matrix_that_is_not_like_that_of_other_layers_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    said = json.loads(bytes(bitsandbytes().stored[STATE].tolist()))
+    other = _with(bitsandbytes(), STATE, _said(json.dumps(said | {"shape": [48, 20]})))
+    folder = write(tmp_path, two_layers(other))
+    with pytest.raises(QuantizationMalformed, match=r"layers.1.m.weight.quant_state.* \[48, 20\]"):
+        read(folder, "layers.1.m.weight", 0, 10)
+
+
+def test_each_matrix_has_the_offset_of_its_own_scales(tmp_path: Path) -> None:
+    other = bitsandbytes(offset=1.3)
+    folder = write(tmp_path, two_layers(other))
+    found = read(folder, "layers.1.m.weight", 0, other.wanted.size).double().numpy()
+    assert np.allclose(found, other.wanted.reshape(-1), rtol=1e-6)
 
 
 def test_an_adapter_is_added_to_decoded_weights(tmp_path: Path) -> None:

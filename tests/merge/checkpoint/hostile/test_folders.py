@@ -9,7 +9,8 @@ import torch
 
 from merge import file_errors
 from merge.checkpoint.header import check_file_name
-from merge.checkpoint.index import index_folder, index_model, safe_path, weight_files
+from merge.checkpoint.index import index_folder, index_model, weight_files
+from merge.checkpoint.places import safe_path
 from tests import tiny
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from merge.methods.spectral import doge
 from tests.merge.methods.spectral.plain import LARGE, SHAPES, close, deltas_of, merged
 from tests.merge.whole import merge_all
 
@@ -65,6 +66,33 @@ def test_agrees_with_an_independent_float64_reference(
     deltas = deltas_of(count, shape)
     settings: dict[str, Any] = {"steps": 15, "rate": 1e-3, "subspace": 2, "projected": projected}
     assert close(merged("doge", deltas, density=1.0, **settings), reference(deltas, **settings), 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 100), (100, 40)], ids=str)
+@pytest.mark.parametrize("projected", ["steps", "slopes"])
+def test_strips_of_columns_are_the_whole(
+    shape: tuple[int, int], projected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are cut by the strips, whose inner products must come together at every step."""
+    deltas = deltas_of(3, shape)
+    settings: dict[str, Any] = {"steps": 30, "rate": 1e-3, "subspace": 2, "projected": projected}
+    wanted = reference(deltas, **settings)
+    for width in (7, 33, 1000):
+        monkeypatch.setattr(doge, "LEAST_WIDTH", width)
+        monkeypatch.setattr(doge, "STRIP_ENTRIES", 1)
+        assert close(merged("doge", deltas, density=1.0, **settings), wanted, 1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-2, 1.0])
+@pytest.mark.parametrize("shape", [(120, 150), (150, 120)], ids=str)
+def test_steps_in_float32_end_where_steps_in_float64_do(size: float, shape: tuple[int, int]) -> None:
+    """All 400 of them: D is a few times its rounding to float32 off, also where changes are not small."""
+    deltas = [delta.float() * size for delta in deltas_of(3, shape)]
+    wide = [delta.double() for delta in deltas]
+    begin, narrow_begin = (merged("doge", each, density=1.0, steps=0) for each in (wide, deltas))
+    wanted = merged("doge", wide, density=1.0) - begin
+    found = merged("doge", deltas, density=1.0).double() - narrow_begin.double()
+    assert float(torch.linalg.vector_norm(found - wanted)) < 1e-4 * float(torch.linalg.vector_norm(wanted))
 
 
 def test_worked_example_of_the_card() -> None:

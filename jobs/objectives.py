@@ -1,0 +1,30 @@
+"""What a search may be led by: metrics of the sets that its candidates are scored on."""
+
+from collections.abc import Mapping, Sequence
+
+from search.errors import WrongAt
+from search.order import Objective
+
+
+def check_objectives(objectives: Sequence[Objective], sets: Mapping[str, tuple[str, Sequence[str]]]) -> None:
+    """Raises ``WrongAt`` where an objective names none of the ``sets`` (the kind and metrics of each, by
+    name), or what its set does not measure.
+    """
+    for place, objective in enumerate(objectives):
+        pointer = f"/search/objectives/{place}"
+        if objective.set not in sets:
+            said = f"an objective names the set {objective.set!r}; evaluate has {', '.join(sets)}"
+            raise WrongAt(said, f"{pointer}/set")
+        kind, known = sets[objective.set]
+        if not known:
+            raise WrongAt(
+                f"the set {objective.set!r} is of lm_eval, which needs models on disk; a search makes "
+                "its candidates in memory: take another kind of set",
+                f"{pointer}/set",
+            )
+        if objective.metric not in (None, *known):
+            raise WrongAt(
+                f"the {kind} set {objective.set!r} does not measure {objective.metric!r}, "
+                f"but {', '.join(known)}",
+                f"{pointer}/metric",
+            )

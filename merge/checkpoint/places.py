@@ -1,0 +1,39 @@
+"""Files of a model's folder: where a name leads, and single tensors of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from merge.checkpoint.header import TensorInfo, check_file_name
+from merge.file_errors import FileOutsideFolder, FileUnreadable
+
+Pieces = Callable[[Sequence[TensorInfo]], Mapping[str, bytes]]
+"""Gives the bytes of stored tensors by their names."""
+
+
+def safe_path(folder: Path, name: str) -> Path:
+    """The real path of a file of a model folder; links may not leave it, but for the Hub cache's blobs."""
+    check_file_name(name)
+    inside = folder.resolve()
+    target = (folder / name).resolve()
+    allowed = (inside, inside.parent.parent / "blobs") if inside.parent.name == "snapshots" else (inside,)
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise FileOutsideFolder(f"{name} is a link that leads out of {folder}.")
+    return target
+
+
+def pieces_in(path: Path) -> Pieces:
+    """Reads whole tensors of a folder (or of the folder in which a weight file lies)."""
+    folder = path if path.is_dir() else path.parent
+
+    def read(wanted: Sequence[TensorInfo]) -> dict[str, bytes]:
+        found = {}
+        for info in wanted:
+            try:
+                with safe_path(folder, info.file).open("rb") as file:
+                    file.seek(info.begin)
+                    found[info.name] = file.read(info.end - info.begin)
+            except OSError as error:
+                raise FileUnreadable(f"{info.file} cannot be read: {error.strerror}.") from error
+        return found
+
+    return read

@@ -1,0 +1,78 @@
+"""Measured values with numbers for single rows or columns of a tensor."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merge.contract.stats import Part, Quantity, Stat
+
+
+class Aligned(ABC):
+    """A value that has numbers for single rows or columns: a method sees those of the entries at hand."""
+
+    @abstractmethod
+    def at(self, first: int, shape: tuple[int, ...]) -> Any:
+        """What belongs to a block of this shape from entry ``first`` on."""
+
+    def by_row(self) -> Tensor | None:
+        """Where the value is one float32 number for each row: all of them."""
+        return None
+
+
+def aligned_with(value: Aligned, first: int, shape: tuple[int, ...]) -> Any:
+    """What of a value belongs to a block."""
+    return value.at(first, shape)
+
+
+@dataclass(frozen=True)
+class RowNumbers(Aligned):
+    """A float32 number for each row."""
+
+    numbers: Tensor
+
+    def at(self, first: int, shape: tuple[int, ...]) -> Tensor:
+        """Those of the rows at hand, so that they broadcast over them."""
+        row = first // max(1, prod(shape[1:]))
+        return self.numbers[row : row + shape[0]].view(-1, *(1,) * (len(shape) - 1))
+
+    def by_row(self) -> Tensor | None:
+        """All of them."""
+        return self.numbers
+
+
+class Rows(Stat):
+    """A float32 number for each row, which ``number`` tells from whole rows of the quantities."""
+
+    def __init__(self, of: Quantity, number: Callable[..., Tensor], **more: Any) -> None:
+        super().__init__(of, **more)
+        self.number = number
+
+    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
+        """The numbers of the rows of a block."""
+        return [self.number(*values).reshape(-1).to(torch.float32)]
+
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
+        """``RowNumbers``."""
+        return RowNumbers(torch.cat([part.blocks[place] for place in sorted(part.blocks)]))
+
+    def part(self) -> Part:
+        """Numbers by the first piece of their block."""
+        return Numbers()
+
+
+class Numbers(Part):
+    """Numbers of single rows, of one tensor."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Tensor] = {}
+
+    def add(self, first_piece: int, block: list[Tensor]) -> None:
+        (self.blocks[first_piece],) = block
+
+    def absorb(self, other: Any) -> None:
+        """Never asked for: rows belong to their tensor."""

@@ -1,0 +1,89 @@
+"""What was traced for one tensor, taken for others that differ in nothing that the steps could see: tracing a
+method takes longer than merging a small tensor.
+"""
+
+from collections.abc import Callable, Hashable
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from merge.chain import Block, Chain
+from merge.contract.groups import Site
+from merge.fused.samples import shape_of
+from merge.fused.trace import Program, Tracer
+from merge.kernels.keyed import stream_key
+
+P = TypeVar("P")
+Made = Callable[[Tracer, Chain, Block], P]
+"""Runs some of the steps on stand-ins, and gives what is to be known of it."""
+
+
+class _Watched(Site):
+    """Knows whether anybody has looked at it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            object.__setattr__(self, "_seen", True)
+        return super().__getattribute__(name)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """``draws`` are slot of the words, stage, position and stream of each; ``steps`` keeps alive what the
+    key is about.
+    """
+
+    steps: object
+    program: Program
+    draws: tuple[tuple[int, int, int, int], ...]
+    made: Any
+
+    def program_of(self, chain: Chain) -> Program:
+        """The program with the draws of another tensor."""
+        words = list(self.program.words)
+        for slot, stage, position, stream in self.draws:
+            key = stream_key(chain.draw_key(stage, position), stream, 0)
+            words[slot : slot + 2] = key & 0xFFFFFFFF, key >> 32
+        return Program(self.program.nodes, self.program.numbers, words)
+
+
+class Traces:
+    """The traces of a run."""
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, _Trace] = {}
+
+    def get(
+        self,
+        what: Hashable,
+        chain: Chain,
+        block: Callable[[Tracer], Block],
+        make: Made[P],
+        *,
+        fresh: bool,
+    ) -> tuple[Program, P]:
+        """The program of what ``make`` does with the ``block`` for a tracer, and what it gives; ``what``
+        stands for both. ``fresh`` where it depends on what was measured.
+        """
+        key = (what, id(chain.steps), chain.weights, chain.site.models, shape_of(chain))
+        found = None if fresh else self._found.get(key)
+        if found is not None:
+            return found.program_of(chain), found.made
+        watched = copy(chain)
+        watched.shown = _Watched(**vars(chain.site))
+        tracer = Tracer(shape_of(chain))
+        with tracer:
+            made = make(tracer, watched, block(tracer))
+        seen = "_seen" in object.__getattribute__(watched.shown, "__dict__")
+        if not (fresh or seen or tracer.program.tables):
+            self._found[key] = _Trace(chain.steps, tracer.program, _draws(tracer, chain), made)
+        return tracer.program, made
+
+
+def _draws(tracer: Tracer, chain: Chain) -> tuple[tuple[int, int, int, int], ...]:
+    places = {
+        chain.draw_key(stage, position): (stage, position)
+        for stage in range(len(chain.steps))
+        for position in range(len(chain.site.models))
+    }
+    return tuple((slot, *places[key], stream) for slot, key, stream in tracer.drawn)
