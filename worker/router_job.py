@@ -13,7 +13,7 @@ from typing import Any
 from db.models.job import Job
 from hub.snapshot import Hub
 from jobs import lifecycle
-from jobs.kinds import Asking, PlannedModels, plan_order
+from jobs.kinds import Asking, PlannedModels
 from jobs.pinned import PinnedInput
 from jobs.places import prefix_of
 from jobs.planning import Planner
@@ -25,6 +25,7 @@ from merge.recipe_stages import ADAPTER
 from worker.artifacts import artifact_folder, keep
 from worker.context import JobContext
 from worker.inputs import fetch
+from worker.planned import plan_again
 from worker.scratch import WorkFolder, ensure_room
 from worker.workshop import Workshop
 
@@ -57,12 +58,9 @@ class RouterJob:
         return {"folder": str(kept), "bytes": size, "router": told_of(kept / FACTS)}
 
     def _plan(self) -> PlannedModels:
-        self.context.checkpoint()
-        planned = plan_order(self.request, Asking(self.planner, self.token, self.job.tenant_id))
+        asking = Asking(self.planner, self.token, self.job.tenant_id)
+        planned = plan_again(self.context, self.job, self.request, asking)
         assert isinstance(planned, PlannedModels)
-        if self.job.plan is None:
-            self.context.write(lifecycle.record_inputs, [each.row() for each in planned.inputs])
-            self.context.write(lifecycle.record_plan, planned.summary, planned.queue)
         return planned
 
     def _learn(self, planned: PlannedModels) -> Router:

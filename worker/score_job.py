@@ -9,8 +9,7 @@ from typing import Any
 
 from db.models.job import Job, JobInput
 from hub.snapshot import Hub
-from jobs import lifecycle
-from jobs.kinds import Asking, PlannedModels, plan_order, sets_of
+from jobs.kinds import Asking, PlannedModels, sets_of
 from jobs.pinned import PinnedInput
 from jobs.places import prefix_of
 from jobs.planning import Planner
@@ -18,6 +17,7 @@ from jobs.request import ScoreRequest
 from worker.context import JobContext
 from worker.errors import MemoryShort
 from worker.inputs import fetch
+from worker.planned import plan_again
 from worker.scorer import Scorer, Scores, Subject
 from worker.scratch import WorkFolder, ensure_room
 from worker.workshop import Workshop
@@ -53,13 +53,9 @@ class ScoreJob:
         return {"models": planned.subject["models"], "failed": scorer.fails, "scores": table(scores)}
 
     def _plan(self) -> PlannedModels:
-        """Looks at the models again, at the commits that they were pinned to."""
-        self.context.checkpoint()
-        planned = plan_order(self.request, Asking(self.planner, self.token, self.job.tenant_id))
+        asking = Asking(self.planner, self.token, self.job.tenant_id)
+        planned = plan_again(self.context, self.job, self.request, asking)
         assert isinstance(planned, PlannedModels)
-        if self.job.plan is None:
-            self.context.write(lifecycle.record_inputs, [each.row() for each in planned.inputs])
-            self.context.write(lifecycle.record_plan, planned.summary, planned.queue)
         return planned
 
     def _check_memory(self, planned: PlannedModels) -> None:

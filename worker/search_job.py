@@ -17,7 +17,7 @@ from db import jobs as rows
 from db.models.job import Job
 from hub.snapshot import Hub
 from jobs import lifecycle
-from jobs.kinds import Asking, plan_order, sets_of
+from jobs.kinds import Asking, sets_of
 from jobs.planning import Planned, Planner
 from jobs.request import SearchRequest
 from jobs.searching import enlist, is_searching
@@ -35,6 +35,7 @@ from worker.errors import MemoryShort
 from worker.inputs import bring
 from worker.measuring import Measurer
 from worker.merge_job import relabelled, wanted_files
+from worker.planned import plan_again
 from worker.scorer import Scorer
 from worker.scratch import WorkFolder, ensure_room
 from worker.trials import Rows
@@ -97,12 +98,9 @@ class SearchJob:
             return is_searching(rows.moment(session, self.job.id))
 
     def _plan(self) -> Planned:
-        self.context.checkpoint()
-        planned = plan_order(self.request, Asking(self.planner, self.token, self.job.tenant_id))
+        asking = Asking(self.planner, self.token, self.job.tenant_id)
+        planned = plan_again(self.context, self.job, self.request, asking)
         assert isinstance(planned, Planned)
-        if self.job.plan is None:
-            self.context.write(lifecycle.record_inputs, [each.row() for each in planned.inputs])
-            self.context.write(lifecycle.record_plan, planned.summary, planned.queue)
         return replace(planned, plan=relabelled(planned.plan, planned.inputs))
 
     @contextmanager

@@ -10,20 +10,18 @@ from fastapi.concurrency import run_in_threadpool
 
 from api import intake
 from api.dashboard.draft import PUBLISH, SET_KINDS, Draft, input_of, methods_by_kind
+from api.dashboard.ordering import KNOWN, tokens_of
 from api.dashboard.render import page
 from api.dashboard.views import estimate_of, found, measuring_of, order_of, stage_said
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
 from api.deps import found as must_be
-from api.errors import Problem, kind_of, to_problem
+from api.errors import kind_of, to_problem
 from db import jobs
 from hub.errors import HubError
-from jobs import credentials
-from jobs.errors import JobError, PlanTimeout, RequestInvalid
+from jobs.errors import PlanTimeout, RequestInvalid
 from jobs.kinds import Ready
 from merge.document import load_documents
-from merge.errors import MergeError
 
-KNOWN = (Problem, JobError, HubError, MergeError)
 LATER = "The job can be started all the same; its worker then plans it first."
 EMPTY: dict[str, Any] = {
     "refused": "",
@@ -138,10 +136,6 @@ def _refused(draft: Draft, error: Exception) -> dict[str, Any]:
 
 
 def _form(visit: Visit, draft: Draft, plan: dict[str, Any] | None = None, status: int = 200) -> Response:
-    with visit.desk.begin() as session:
-        tokens = [
-            (each.id, each.name) for each in credentials.list_credentials(session, visit.caller.tenant_id)
-        ]
     return page(
         "_draft.html" if visit.partly else "new.html",
         status,
@@ -152,5 +146,5 @@ def _form(visit: Visit, draft: Draft, plan: dict[str, Any] | None = None, status
         groups=methods_by_kind(),
         publish=PUBLISH,
         set_kinds=SET_KINDS,
-        credentials=tokens,
+        credentials=tokens_of(visit),
     )

@@ -6,18 +6,12 @@ from typing import Any
 import anyio.to_thread
 from fastapi import APIRouter, Response
 
-from api import intake
 from api.dashboard.draft import MOST_ROWS, SET_KINDS, Draft
+from api.dashboard.ordering import placed, said_of, tokens_of, wrong_in
 from api.dashboard.render import page
-from api.dashboard.views import found
-from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
-from api.errors import Problem, to_problem
-from hub.errors import HubError
-from jobs import credentials
-from jobs.errors import JobError
-from merge.errors import MergeError
+from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
+from api.errors import Problem
 
-KNOWN = (Problem, JobError, HubError, MergeError)
 _NAMED = re.compile(r"(?P<id>[a-z0-9][a-z0-9_-]{0,63})\s*=\s*(?P<model>\S+)")
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -51,17 +45,13 @@ def _start(visit: Visit, models: str, draft: Draft) -> Response:
     wishes = draft.wishes()
     body = {"kind": "score", "models": models_of(models), "evaluate": {"sets": []}}
     body |= {name: wishes[name] for name in ("evaluate", "webhook", "hub_credential") if name in wishes}
-    try:
-        if draft.wrong:
-            said = next(iter(draft.wrong.values()))
-            raise Problem("validation_failed", said)
-        accepted = intake.accept(visit.desk, visit.caller, intake.order_of(body))
-    except KNOWN as error:
-        problem = to_problem(error)
-        wrong = [{"severity": "error", **each, "message": each["detail"]} for each in problem.errors]
-        said = problem.detail if not wrong else ""
-        return _form(visit, models, draft, found(wrong), str(said), problem.status_code)
-    return see(f"/jobs/{accepted.job_id}")
+
+    def refused(problem: Problem) -> Response:
+        return _form(visit, models, draft, wrong_in(problem.errors), said_of(problem), problem.status_code)
+
+    if draft.wrong:
+        return refused(Problem("validation_failed", next(iter(draft.wrong.values()))))
+    return placed(visit, body, refused)
 
 
 def _form(
@@ -72,8 +62,6 @@ def _form(
     refused: str = "",
     status: int = 200,
 ) -> Response:
-    with visit.desk.begin() as session:
-        tokens = [(e.id, e.name) for e in credentials.list_credentials(session, visit.caller.tenant_id)]
     return page(
         "score.html",
         status,
@@ -85,5 +73,5 @@ def _form(
         findings=findings or [],
         refused=refused,
         set_kinds=SET_KINDS,
-        credentials=tokens,
+        credentials=tokens_of(visit),
     )

@@ -8,20 +8,15 @@ from typing import Any
 import anyio.to_thread
 from fastapi import APIRouter, Response
 
-from api import intake
 from api.dashboard.draft import MOST_ROWS, SET_KINDS, Draft
+from api.dashboard.ordering import placed, said_of, tokens_of, wrong_in
 from api.dashboard.render import page
-from api.dashboard.views import found
-from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
-from api.errors import Problem, to_problem
-from hub.errors import HubError
-from jobs import credentials
-from jobs.errors import JobError
+from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
+from api.errors import Problem
 from merge.document import load_document
 from merge.errors import MergeError
 from search.settings import BY_METHOD
 
-KNOWN = (Problem, JobError, HubError, MergeError)
 TEXTS = ("recipe", "space", "method", "settings", "objectives", "evaluations", "seconds", "workers")
 FIELDS = {
     "/search/space": "space",
@@ -156,16 +151,13 @@ def _start(visit: Visit, wanted: Wanted) -> Response:
     body = wanted.body()
     if wanted.wrong:
         return _form(visit, wanted, status=422)
-    try:
-        accepted = intake.accept(visit.desk, visit.caller, intake.order_of(body))
-    except KNOWN as error:
-        problem = to_problem(error)
+
+    def refused(problem: Problem) -> Response:
         wanted.refuse(problem.errors)
         rest = [each for each in problem.errors if not input_of(str(each.get("pointer") or ""))]
-        listed = [{"severity": "error", **each, "message": each["detail"]} for each in rest]
-        said = "" if problem.errors else str(problem.detail)
-        return _form(visit, wanted, found(listed), said, problem.status_code)
-    return see(f"/jobs/{accepted.job_id}")
+        return _form(visit, wanted, wrong_in(rest), said_of(problem), problem.status_code)
+
+    return placed(visit, body, refused)
 
 
 def _form(
@@ -175,8 +167,6 @@ def _form(
     refused: str = "",
     status: int = 200,
 ) -> Response:
-    with visit.desk.begin() as session:
-        tokens = [(e.id, e.name) for e in credentials.list_credentials(session, visit.caller.tenant_id)]
     return page(
         "search.html",
         status,
@@ -190,7 +180,7 @@ def _form(
         findings=findings or [],
         refused=refused,
         set_kinds={name: said for name, said in SET_KINDS.items() if name != "lm_eval"},
-        credentials=tokens,
+        credentials=tokens_of(visit),
     )
 
 

@@ -8,18 +8,12 @@ from typing import Any
 import anyio.to_thread
 from fastapi import APIRouter, Response
 
-from api import intake
+from api.dashboard.ordering import placed, said_of, tokens_of, wrong_in
 from api.dashboard.render import page
-from api.dashboard.views import found
-from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
-from api.errors import Problem, to_problem
+from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
+from api.errors import Problem
 from db.models.job import Job
-from hub.errors import HubError
-from jobs import credentials
-from jobs.errors import JobError
-from merge.errors import MergeError
 
-KNOWN = (Problem, JobError, HubError, MergeError)
 TEXTS = ("bundle", "base", "examples", "layer", "directions", "credential", "webhook_url")
 INPUTS = {
     "/bundle": "bundle",
@@ -135,15 +129,12 @@ def _start(visit: Visit, wanted: Wanted) -> Response:
     body = wanted.body()
     if wanted.wrong:
         return _form(visit, wanted, status=422)
-    try:
-        accepted = intake.accept(visit.desk, visit.caller, intake.order_of(body))
-    except KNOWN as error:
-        problem = to_problem(error)
+
+    def refused(problem: Problem) -> Response:
         rest = wanted.refuse(problem.errors)
-        listed = [{"severity": "error", **each, "message": each["detail"]} for each in rest]
-        said = "" if problem.errors else str(problem.detail)
-        return _form(visit, wanted, found(listed), said, problem.status_code)
-    return see(f"/jobs/{accepted.job_id}")
+        return _form(visit, wanted, wrong_in(rest), said_of(problem), problem.status_code)
+
+    return placed(visit, body, refused)
 
 
 def _form(
@@ -153,8 +144,6 @@ def _form(
     refused: str = "",
     status: int = 200,
 ) -> Response:
-    with visit.desk.begin() as session:
-        tokens = [(e.id, e.name) for e in credentials.list_credentials(session, visit.caller.tenant_id)]
     return page(
         "router.html",
         status,
@@ -164,5 +153,5 @@ def _form(
         texts=wanted.texts,
         findings=findings or [],
         refused=refused,
-        credentials=tokens,
+        credentials=tokens_of(visit),
     )
