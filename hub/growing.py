@@ -154,13 +154,10 @@ class Growing:
         return bool(self._hash.hexdigest() == (self.file.sha256 or self.file.git_oid))
 
     def forget(self) -> None:
-        """Nothing of it is there."""
+        """Nothing of it is there. The file keeps its size, since a merge may be looking at it."""
         self.have, self.noted, self._hash, self._hashed = [], [], _hasher(self.file), 0
         self.arrived = self.counted = 0
         self._note_path.unlink(missing_ok=True)
-        with self.target.path.open("r+b") as file:
-            file.truncate(0)
-            file.truncate(self.file.size)
 
     def settle(self) -> None:
         """A whole file that was checked need not be looked at again."""

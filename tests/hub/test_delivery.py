@@ -13,7 +13,7 @@ from hub.download import WORK_FOLDER, download
 from hub.errors import FileMissing, HashMismatch, Interrupted, Tainted
 from hub.folder_faults import Fault
 from hub.folder_server import FolderHub
-from hub.growing import Parcel
+from hub.growing import Growing, Parcel
 from hub.session import count_answers
 from hub.snapshot import Hub, Snapshot
 from hub.upload import Push
@@ -131,6 +131,20 @@ def test_wrong_bytes_that_nobody_used_are_fetched_again(
     with deliver(hub, Parcel(snapshot, tmp_path / "in", NAME)) as delivery:
         delivery.finish()
     assert (tmp_path / "in" / NAME).read_bytes() == BIG
+
+
+def test_a_merge_that_looks_at_a_file_while_it_is_forgotten_sees_its_full_size(
+    plain: tuple[Hub, Snapshot], tmp_path: Path
+) -> None:
+    growing = Growing(Parcel(plain[1], tmp_path / "in", NAME))
+    growing.open()
+    growing.write(0, BIG[:1000])
+    growing.note()
+    before = growing.target.path.stat()
+    growing.forget()
+    assert growing.target.path.stat() == before, "never touched, so never shorter for a moment"
+    assert before.st_size == len(BIG)
+    assert not growing.has(0, 1000)
 
 
 def test_wrong_bytes_that_were_used_end_the_delivery_and_are_forgotten(
