@@ -80,7 +80,7 @@ bench/.eval/bin/lm-eval:
 bench-overlap: $(READY)  ## a whole job over a slow line, beside its slowest stage
 	$(BIN)/python -m bench.overlap
 
-quality: $(READY)  ## how good every method is on four benches (hours of one core, kept), and its page
+quality: $(READY)  ## how good every method is on five benches (hours of one core, kept), and its page
 	$(BIN)/python -m quality methods
 
 quality-llm: $(READY)  ## what AIM does on a tiny and a real language model (kept), and its page

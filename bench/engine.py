@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from bench import durable
 from bench.family import EXPERTS, LAYERS, SHARD_BYTES, make_family
 from bench.recipes import RECIPES, Timed
 
@@ -43,6 +44,7 @@ class Row:
     """Medians. ``ratio`` is to the floor, ``faster`` how many times mergekit's time is ours (0: not run).
 
     ``cpu_seconds`` are of all threads, ``sync_seconds`` the part of ``seconds`` that was the final fsync.
+    ``written_per_second`` are GB of output, durable at the end.
     """
 
     method: str
@@ -57,6 +59,7 @@ class Row:
     peak_mebibytes: float
     faster: float
     bar: float
+    written_per_second: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def main() -> None:
             for threads in map(int, options.threads.split(",")):
                 rows.append(measured(family, method, layers, threads, start, options))
                 print(_line(rows[-1]), flush=True)
-        print(f"sequential durable writing: {write_rate(folder):.2f} GB/s")
+        written = durable.measured(folder, _bytes(family / "base"), options.repeat)
+        print(*written.lines({row.method: row.written_per_second for row in rows}), sep="\n")
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
 
@@ -162,7 +166,7 @@ def measured(
     inputs = [folder / name for name in (*(("base",) if timed.based else ()), *EXPERTS[: timed.experts])]
     floors, merges, theirs = [], [], []
     for _ in range(1 if timed.slow else options.repeat):
-        _stir(folder, _bytes(inputs[0]))
+        durable.stir(folder, _bytes(inputs[0]))
         floors.append(floor_seconds(inputs, folder / "copy"))
         if options.cold:
             _drop(inputs)
@@ -184,6 +188,7 @@ def measured(
         max(merge.peak for merge in merges) / (1 << 20),
         median(theirs) / seconds if theirs else 0.0,
         timed.floor,
+        _bytes(inputs[0]) / seconds / 1e9,
     )
 
 
@@ -225,7 +230,7 @@ def merge_seconds(folder: Path, method: str, threads: int, options: argparse.Nam
         done = threading.Event()
         watch = threading.Thread(target=_watch, args=(child.pid, peaks, done))
         watch.start()
-        _stir(folder, _bytes(folder / EXPERTS[0]))
+        durable.stir(folder, _bytes(folder / EXPERTS[0]))
         child.stdin.write("go\n")
         child.stdin.flush()
         line = child.stdout.readline()
@@ -269,24 +274,6 @@ def startup_seconds(program: Path) -> float:
         _timed(lambda: subprocess.run([str(program), "--help"], check=True, capture_output=True))
         for _ in range(3)
     )
-
-
-def write_rate(folder: Path, size: int = 1 << 30) -> float:
-    """GB/s of the best of some ways to write a file durably, block after block."""
-    block = os.urandom(8 << 20)
-    rates = []
-    for early in (False, True, False, True):
-        path = folder / "durable"
-        begin = time.perf_counter()
-        with path.open("wb", buffering=0) as file:
-            for done in range(0, size, len(block)):
-                file.write(block)
-                if early and done % (64 << 20) == 0:
-                    os.posix_fadvise(file.fileno(), 0, done, os.POSIX_FADV_DONTNEED)
-            os.fsync(file.fileno())
-        rates.append(size / (time.perf_counter() - begin) / 1e9)
-        path.unlink()
-    return max(rates)
 
 
 def _watch(pid: int, peaks: list[int], done: threading.Event) -> None:
@@ -344,18 +331,6 @@ def _drop(inputs: Sequence[Path]) -> None:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _stir(folder: Path, size: int) -> None:
-    """Takes so much memory for a file and lets it go. Where a hypervisor takes back what is free for a while,
-    the first touch of a page costs more than everything else that is done with it, and whoever writes first
-    would pay for all.
-    """
-    path, block = folder / "stirred", bytes(1 << 20)
-    with path.open("wb", buffering=0) as file:
-        for _ in range(0, size, len(block)):
-            file.write(block)
-    path.unlink()
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -3,8 +3,7 @@
 ``python -m bench.extremes tensors`` plans and merges a base and three experts of 20,000 tensors of 2,048
 entries. ``python -m bench.extremes memory`` merges eight models of the shapes of a Llama of 3.2 billion
 parameters, whose files are sparse (all zeros: they take no disk), and tells the peak of anonymous memory
-beyond the idle process. ``python -m bench.extremes writing`` compares our writer, fed with blocks that are
-there, with the best sequential durable writing of the same size.
+beyond the idle process.
 """
 
 import argparse
@@ -15,15 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from os import getpid
 from pathlib import Path
-from statistics import median
 
 import torch
 
-from bench.engine import rss_anon, write_rate
+from bench.engine import rss_anon
 from bench.family import EXPERTS, SHARD_BYTES, write_config, write_model
 from merge.__main__ import index_models, model_folders
 from merge.checkpoint.layout import index_file, index_json, plan_shards
-from merge.checkpoint.writer import ShardWriter
 from merge.methods import load
 from merge.plan import make_plan
 from merge.recipe import recipe_from
@@ -37,7 +34,7 @@ MODELS = 8
 def main() -> None:
     """Runs one of the two and prints what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("tensors", "memory", "writing"))
+    parser.add_argument("what", choices=("tensors", "memory"))
     parser.add_argument("--methods", default="linear,ties")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dir", type=Path, help="where the temporary folder is made")
@@ -45,9 +42,6 @@ def main() -> None:
     load()
     with tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir) as name:
         folder = Path(name)
-        if options.what == "writing":
-            _writing(folder)
-            return
         if options.what == "tensors":
             _small(folder)
             sources: Sequence[str] = EXPERTS
@@ -84,25 +78,6 @@ def _measure(folder: Path, sources: Sequence[str], method: str, threads: int) ->
     titles = ("headers", "plan", "merge")
     print(method, *(f"{title} {text}" for title, text in zip(titles, told, strict=True)), sep="; ", end="; ")
     print(f"peak beyond idle {(max(peaks) - idle) >> 20} MiB", flush=True)
-
-
-def _writing(folder: Path, runs: int = 5) -> None:
-    block = torch.randn(1 << 19).to(torch.bfloat16)
-    (layout,) = plan_shards([("w", "BF16", (1 << 10, 1 << 19))], 1 << 40)
-    for digest in (True, False):
-        ratios = []
-        for _ in range(runs):
-            best, begin = write_rate(folder, layout.size), time.perf_counter()
-            with ShardWriter(folder / layout.file, layout, digest) as writer:
-                for row in range(1 << 10):
-                    writer.write_at("w", row << 19, block)
-                writer.finish()
-            ratios.append(layout.size / (time.perf_counter() - begin) / 1e9 / best)
-            (folder / layout.file).unlink()
-        told = "with sha256" if digest else "without"
-        print(
-            f"{told}: {median(ratios):.2f} of the best, which was {best:.2f} GB/s the last time", flush=True
-        )
 
 
 def _watch(peaks: list[int], done: threading.Event) -> None:

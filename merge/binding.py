@@ -18,6 +18,7 @@ class Binder:
         self._plan = plan
         self._towers = Towers.of(names)
         self._params: dict[Any, tuple[Bound, ...]] = {}
+        self._alike: dict[Any, tuple[Bound, ...]] = {}
         self._stands_for = {source.id: source.stands_for for source in plan.recipe.sources}
 
     def chain(self, output: OutputTensor) -> Chain:
@@ -36,9 +37,10 @@ class Binder:
         count = len(output.sources)
         key = (count, *map(id, output.settings))
         if key not in self._params:
-            self._params[key] = tuple(
+            bound = tuple(
                 self._bind(place, settings, count) for place, settings in enumerate(output.settings)
             )
+            self._params[key] = self._alike.setdefault(tuple((b.label, b.params) for b in bound), bound)
         return self._params[key]
 
     def _bind(self, place: int, settings: Mapping[str, Any], count: int) -> Bound:

@@ -203,7 +203,10 @@ class Inputs:
 
     def load(self, inputs: Sequence[Input], first: int, count: int) -> list[Tensor]:
         """The same entries of each input, flat; raises ``NotFinite`` naming tensor and model."""
-        return [self._load(source, number, first, count) for number, source in enumerate(inputs)]
+        found = [self._load(source, number, first, count) for number, source in enumerate(inputs)]
+        for source, entries in zip(inputs, found, strict=True):
+            self._check(source, entries)
+        return found
 
     def _load(self, source: Input, number: int, first: int, count: int) -> Tensor:
         buffer = self._buffers.get(("input", number), count, self.dtype)
@@ -213,12 +216,20 @@ class Inputs:
         else:
             assert self._tables is not None  # a plan with tables is run with their reader
             self._tables.read(source.rows, source.tensor, first, count, buffer)
-        if not isfinite(float(buffer.sum())) and not bool(torch.isfinite(buffer).all()):
-            raise NotFinite(
-                f"{source.tensor} of {reader.index.label} holds NaN or infinity; "
-                "the file is damaged or badly trained."
-            )
         return buffer
+
+    def _check(self, source: Input, entries: Tensor) -> None:
+        if not isfinite(float(entries.sum())) and not bool(torch.isfinite(entries).all()):
+            label = self.readers[source.model].index.label
+            raise NotFinite(
+                f"{source.tensor} of {label} holds NaN or infinity; the file is damaged or badly trained."
+            )
+
+    @property
+    def masked(self) -> bool:
+        """Whether there is a model that a bundle's mask changes."""
+        adapters = [reader.index.adapter for reader in self.readers.values()]
+        return any(adapter is not None and adapter.masked for adapter in adapters)
 
     def stored(self, source: Input) -> str | None:
         """The dtype of an input whose entries can be taken from its file as they lie there, else ``None``."""
@@ -228,7 +239,7 @@ class Inputs:
     @contextmanager
     def places(self, inputs: Sequence[Input], first: int, count: int) -> Iterator[list[Place]]:
         """Where these entries of each input lie as long as the context lasts: in its file, else in a buffer
-        of this thread, in compute dtype.
+        of this thread, in compute dtype. They are not checked to be finite.
         """
         found: list[Place] = []
         borrowed: list[tuple[TensorReader, str]] = []

@@ -1,5 +1,6 @@
 """The steps of a recipe bound to one tensor: what must be measured first, and how a block is computed."""
 
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.contract.groups import DeltaGroup, Site, Statistics, Stats, TensorGroup
+from merge.contract.groups import DeltaGroup, Recall, Site, Statistics, Stats, TensorGroup, made_now
 from merge.contract.method import Granularity, Kind, Method, coarsest
 from merge.contract.rows import Aligned, aligned_with
 from merge.contract.stats import Part, Stat, Term, deltas_of, own_delta
@@ -87,6 +88,7 @@ class Block:
     aligned: Callable[[Aligned, int, tuple[int, ...]], Any] = aligned_with
     prepared: dict[int, Sequence[Tensor]] = field(default_factory=dict)
     """The task vectors after the last prepare that was applied, by its stage."""
+    recall: Recall = made_now
 
 
 @dataclass
@@ -165,8 +167,12 @@ class Chain:
         """Whether the result is the base and a change times the setting ``scale``, on which nothing else
         depends.
         """
-        shared = any(task.stat.is_global(task.params) for task in self.tasks)
-        return self.steps[-1].method.scaled and not shared
+        return self.steps[-1].method.scaled and not self.shares
+
+    @property
+    def shares(self) -> bool:
+        """Whether anything was measured over all tensors."""
+        return any(task.stat.is_global(task.params) for task in self.tasks)
 
     @property
     def scale(self) -> float:
@@ -178,8 +184,13 @@ class Chain:
         """All that the change before its factor depends on, but for the inputs."""
         bound = self.steps[-1]
         last = (bound.label, replace(bound.params[0], scale=1.0))
-        steps = tuple((each.label, each.params) for each in self.steps[:-1])
-        return self.site, self.weights, self.seed, steps, last
+        return self.origins, self.weights, last
+
+    @property
+    def origins(self) -> Hashable:
+        """All that the task vectors depend on when they are combined, but for the inputs."""
+        before = itertools.takewhile(lambda each: each.method.kind is Kind.PREPARE, self.steps)
+        return self.site, self.seed, tuple((each.label, each.params) for each in before)
 
     def unscaled(self, block: Block) -> Tensor:
         """The change before its factor: what the combine makes with factor one of a base that adds nothing,
@@ -376,4 +387,5 @@ class _Flow:
             self._deltas,
             stats,
             block.statistics,
+            block.recall,
         )

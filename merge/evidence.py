@@ -3,7 +3,8 @@
 ``make quality`` writes the file: ``made`` (date, command, versions), ``benches`` by name (title, unit, seeds,
 and the headline of ``base``, ``experts`` and plain ``average``), and ``methods``: by bench the ``value`` with
 its ``stderr``, the distance ``over_average`` with its own, the coefficient (``setting``, ``at``), or
-``why_not``; and a ``reason`` where a method is below plain averaging on bench A.
+``why_not``, and likewise of ``variants`` with other settings; and a ``reason`` where a method is below plain
+averaging on bench A.
 """
 
 import json
@@ -44,7 +45,9 @@ def _said(bench: dict[str, Any], found: dict[str, Any]) -> str:
         return f"Bench {letter}: {NOT_YET}." if later else f"Bench {letter}: not run, it {found['why_not']}."
     at = f", {found['setting']} {found['at']:g}" if found.get("setting") else ""
     chain = f" as {' + '.join(found['chain'])}" if len(found.get("chain", ())) > 1 else ""
+    others = [f"{name} {each['value']:.1f}" for name, each in found.get("variants", {}).items()]
+    beside = f" ({', '.join(others)})" if others else ""
     return (
-        f"Bench {letter} ({bench['unit']}){chain}: {found['value']:.1f} ± {found['stderr']:.1f}{at}; "
+        f"Bench {letter} ({bench['unit']}){chain}: {found['value']:.1f} ± {found['stderr']:.1f}{at}{beside}; "
         f"averaging {bench['average']:.1f}, base {bench['base']:.1f}, experts {bench['experts']:.1f}."
     )

@@ -1,6 +1,7 @@
 """Measures what a plan still needs, for runs without a service: into folders beside the output, by digest."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from merge.contract.informed import JOINT
@@ -36,53 +37,74 @@ def gather(
     """
     asked = plan.statistics
     keys = dict.fromkeys((*asked.needed, *asked.joint))
-    every = {key: samples_for(plan.recipe, key, root) for key in keys}
     run_on = dict.fromkeys(keys if not asked.joint else (*keys, *plan.models))
+    samples = {key: samples_for(plan.recipe, key, root) for key in keys}
     weights = {
         key: files_sha256(folders[key], plan.models[key], folders.get(key + ADAPTER))
         for key in run_on
         if key in folders
     }
-    found = {}
-    for key, kinds in asked.needed.items():
-        index, samples = plan.models[key], every[key]
+    how = _How(plan, folders, beside, samples, weights, device, memory_bytes, on_model, on_progress)
+    found = {key: how.one(key, kinds) for key, kinds in asked.needed.items()}
+    return found | (how.joint(found) if asked.joint else {})
+
+
+@dataclass(frozen=True)
+class _How:
+    """What measurements share: ``samples`` and digests of the ``weights`` by model, and where to and how."""
+
+    plan: Plan
+    folders: Mapping[str, Path]
+    beside: Path
+    samples: Mapping[str, Samples]
+    weights: Mapping[str, str]
+    device: str
+    memory_bytes: int | None
+    on_model: Callable[[str, bool], None]
+    on_progress: Callable[[Progress], None]
+
+    def one(self, key: str, kinds: tuple[str, ...]) -> Path:
+        """The folder of what one model shows."""
+        index, samples, model = self.plan.models[key], self.samples[key], self.weights[key]
         tokenizer = index.tokenizer.digest if index.tokenizer is not None else None
-        name = statistics_digest(weights[key], tokenizer, samples.sha256, kinds, samples.settings)
-        out = beside / FOLDER / name
-        on_model(key, not (out / MANIFEST).is_file())
-        out.parent.mkdir(parents=True, exist_ok=True)
+        out = self._folder(key, statistics_digest(model, tokenizer, samples.sha256, kinds, samples.settings))
         collect(
-            folders[key],
+            self.folders[key],
             index,
             samples,
             kinds,
             out=out,
-            device=device,
-            memory_bytes=memory_bytes,
-            adapter_folder=folders.get(key + ADAPTER),
-            model_sha256=weights[key],
-            on_progress=on_progress,
+            device=self.device,
+            memory_bytes=self.memory_bytes,
+            adapter_folder=self.folders.get(key + ADAPTER),
+            model_sha256=model,
+            on_progress=self.on_progress,
         )
-        found[key] = out
-    if asked.joint:
-        digests = plan.joint.digests(weights, every)
-        outs = {key: beside / FOLDER / digest for key, digest in digests.items()}
-        for key, out in outs.items():
-            on_model(key + JOINT, not (out / MANIFEST).is_file())
-            out.parent.mkdir(parents=True, exist_ok=True)
+        return out
+
+    def joint(self, found: Mapping[str, Path]) -> dict[str, Path]:
+        """The folders of what takes several models, some of it from what was ``found`` of one."""
+        digests = self.plan.joint.digests(self.weights, self.samples)
+        outs = {key: self._folder(key + JOINT, digest) for key, digest in digests.items()}
         measure_joint(
-            plan,
-            folders,
-            every,
+            self.plan,
+            self.folders,
+            self.samples,
             found,
             outs,
-            weights,
-            device=device,
-            memory_bytes=memory_bytes,
-            on_progress=lambda _, progress: on_progress(progress),
+            self.weights,
+            device=self.device,
+            memory_bytes=self.memory_bytes,
+            on_progress=lambda _, progress: self.on_progress(progress),
         )
-        found |= {key + JOINT: out for key, out in outs.items()}
-    return found
+        return {key + JOINT: out for key, out in outs.items()}
+
+    def _folder(self, name: str, digest: str) -> Path:
+        """Where statistics of that digest lie; tells whether they have to be made."""
+        out = self.beside / FOLDER / digest
+        self.on_model(name, not (out / MANIFEST).is_file())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return out
 
 
 def samples_for(recipe: Recipe, key: str, root: Path) -> Samples:

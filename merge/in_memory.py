@@ -6,7 +6,7 @@ The tensors are those that a run with the same plan would write, bit for bit; no
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from merge.blocks import Crew, kept_memory, torch_threads
 from merge.chain import Block, Chain
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.reader import TensorReader
+from merge.contract.groups import Held
 from merge.errors import BudgetTooSmall, NotInMemory
 from merge.fused.spans import Writing
 from merge.kept import Kept
@@ -88,17 +89,33 @@ class _Recalling(Work):
                     task.rounds_done = task.stat.rounds
 
     def _recalls(self, chain: Chain) -> bool:
-        informed = self._informed.get(chain.site.name, NOTHING)
-        return chain.scales and chain.entries > 0 and not informed.parts()
+        return chain.scales and chain.entries > 0 and not self._has_data(chain)
+
+    def _has_data(self, chain: Chain) -> bool:
+        return bool(self._informed.get(chain.site.name, NOTHING).parts())
+
+    def _recall(self, chain: Chain, place: Hashable, facts: Hashable, make: Callable[[], Held]) -> Held:
+        """Keeps what a change was made of once a change has been of no more use: where candidates differ in a
+        factor alone, the change is enough.
+        """
+        name, at = chain.site.name, (chain.site.name, place)
+        if self._kept.holds(at) or self._kept.holds(name) or not self._recalls(chain):
+            return self._kept.recall(at, (chain.origins, *self._read(name), facts), make)
+        return make()
+
+    def _read(self, name: str) -> tuple[Hashable, ...]:
+        return self._outputs[name].inputs, self._inputs.dtype
 
     def _known(self, chain: Chain) -> bool:
         return self._recalls(chain) and self._kept.knows(chain.site.name, self._facts(chain))
 
     def _facts(self, chain: Chain) -> Hashable:
-        return chain.facts, self._outputs[chain.site.name].inputs, self._inputs.dtype
+        return chain.facts, *self._read(chain.site.name)
 
     def _block(self, chain: Chain, first: int, count: int, base_alone: bool = False) -> Block:
-        return replace(super()._block(chain, first, count, base_alone), draws=self._kept.draws)
+        block = replace(super()._block(chain, first, count, base_alone), draws=self._kept.draws)
+        alone = count == chain.entries and not chain.shares and not self._has_data(chain)
+        return replace(block, recall=partial(self._recall, chain)) if alone else block
 
     def _computed(self, chain: Chain, first: int, count: int) -> Tensor:
         if not (self._recalls(chain) if count == chain.entries else self._known(chain)):
@@ -148,6 +165,7 @@ class InMemory:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        self._stack.enter_context(kept_memory())  # given back at the end, not for every candidate to fault in
         return self
 
     def __exit__(
@@ -167,7 +185,6 @@ class InMemory:
             raise NotInMemory(f"This recipe cannot be merged into memory: {reason}.")
         readers = {key: self._reader(key, plan) for key in plan.models if key in self._folders}
         with ExitStack() as stack:
-            stack.enter_context(kept_memory())
             stack.enter_context(torch_threads(1))
             measured = open_statistics(plan.statistics.folders, statistics or {})
             informed = Informed(

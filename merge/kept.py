@@ -1,38 +1,48 @@
 """What the candidates of a search have in common: worked out for the first, kept for the next.
 
 The random bits of a tensor depend on nothing that a search varies. A merged change before its factor does
-not depend on the factor. Both are kept as long as they fit into a bound, and give the very bits that working
-them out again would give.
+not depend on the factor, and what a method finds in the task vectors alone, such as their singular vectors,
+not on the weights of sources. All are kept as long as they fit into a bound, and give the very bits that
+working them out again would give.
 """
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from merge.contract.groups import Held, Holds
 from merge.kernels.keyed import Draws
 
 
 @dataclass
 class Kept:
-    """Tensors by their place, each with all that it depends on; no more than ``most_bytes`` of them."""
+    """What was made, by its place, each with all that it depends on; no more than ``most_bytes`` of it."""
 
     most_bytes: int
-    _held: dict[Hashable, tuple[Hashable, Tensor]] = field(default_factory=dict, repr=False)
+    _held: dict[Hashable, tuple[Hashable, Any]] = field(default_factory=dict, repr=False)
     _bytes: int = 0
     _counting: Lock = field(default_factory=Lock, repr=False)
 
     def knows(self, place: Hashable, facts: Hashable) -> bool:
-        """Whether the tensor at this place is there, and depends on these very facts."""
+        """Whether what is at this place depends on these very facts."""
         return place in self._held and self._held[place][0] == facts
 
-    def recall(self, place: Hashable, facts: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor, which nobody may write to; made where it is not there or was made of other facts."""
+    def holds(self, place: Hashable) -> bool:
+        """Whether anything is at this place."""
+        return place in self._held
+
+    def recall(self, place: Hashable, facts: Hashable, make: Callable[[], Held]) -> Held:
+        """What is at the place, which nobody may write to; made where it is not there or was made of other
+        facts.
+        """
         if self.knows(place, facts):
-            return self._held[place][1]
+            known: Held = self._held[place][1]
+            return known
         made = make()
         with self._counting:
             self._bytes -= self._held.pop(place, (None, _NOTHING))[1].nbytes
@@ -48,7 +58,7 @@ class Kept:
         return _Recalled(self, key, first, shape, device)
 
 
-_NOTHING = torch.empty(0)
+_NOTHING: Holds = torch.empty(0)
 
 
 class _Recalled(Draws):

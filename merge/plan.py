@@ -14,44 +14,30 @@ from functools import partial
 from math import prod
 from typing import Any, Literal
 
-from merge.arch.layer_config import recut
-from merge.catalog import MethodEntry, catalogue
+from merge import draft
+from merge.catalog import MethodEntry
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.layout import ShardLayout
-from merge.checks import check_models, check_needs, check_settings, check_steps, error, warning
+from merge.checks import check_needs, check_settings, check_steps
+from merge.draft import Given
 from merge.effective import by_class
 from merge.errors import Finding, PlanRefused
-from merge.estimate import (
-    Estimate,
-    check_room,
-    estimate_of,
-    granularity_of,
-    with_measuring,
-    with_vocabulary,
-)
+from merge.estimate import Estimate, granularity_of
 from merge.forms.adapter import AdapterPlan
 from merge.forms.asked import check_result
 from merge.forms.bundle import BundlePlan
-from merge.forms.factored import check_factors, check_saved, factor_bytes
-from merge.forms.formed import form
+from merge.forms.factored import check_factors
 from merge.forms.moe import MoePlan
-from merge.inputs import in_one_language, lend_configs
-from merge.measuring import NOTHING_MEASURED, StatisticsPlan, plan_statistics
+from merge.measuring import NOTHING_MEASURED, StatisticsPlan
 from merge.members import with_members
-from merge.outputs import (
-    FLOATS,
-    OutputTensor,
-    reference_key,
-    resolve_outputs,
-    tensors_read,
-    uses_base,
-)
+from merge.outputs import OutputTensor, tensors_read
 from merge.recipe import Recipe, canonical, recipe_digest
 from merge.recipe_stages import key_in, parted, stage_of, within
-from merge.stages import NO_STAGES, Staged, plan_stages
+from merge.result_config import cut_config
+from merge.stages import NO_STAGES, Staged
 from merge.together import Asked
 from merge.tokenizer.align import RowTable
-from merge.tokenizer.planned import VocabularyPlan, plan_vocabulary
+from merge.tokenizer.planned import VocabularyPlan
 
 ENGINE_VERSION = 2
 """Goes up whenever the same plan would give other bytes (docs/decisions/019-engine-version.md)."""
@@ -251,143 +237,44 @@ def plan_or_findings(
     measured: Collection[str] = (),
 ) -> tuple[Plan | None, tuple[Finding, ...]]:
     """As ``make_plan``, but gives ``(None, findings)`` instead of raising."""
-    findings = check_recipe(recipe)
-    if _stops(findings):
-        return None, findings
-    staged, told = plan_stages(recipe, models, partial(plan_or_findings, budget=budget))
-    findings = tuple(dict.fromkeys((*told, *findings)))
-    if staged is None or _stops(findings):
-        return None, findings
-    reference, models = reference_key(recipe), lend_configs(staged.own())
-    used = _used_models(recipe, reference)
-    missing = [key for key in used if key not in models]
-    if missing:
-        return None, (
-            *findings,
-            *(error("model_missing", f"The model {key} was not given.") for key in missing),
-        )
-    models, told = in_one_language(models, used)
-    findings += told
-    vocabulary, told = plan_vocabulary(recipe, models, reference)
-    merged = [*used, *(key for key in ("base",) if vocabulary and key in vocabulary.tables)]
-    findings += (*told, *check_models(models, list(dict.fromkeys(merged)), aligned=recipe.tokenizer.aligns))
-    if any(finding.code in ("architecture_mismatch", "quantized") for finding in findings):
-        return None, findings
-    outcome = resolve_outputs(recipe, models, vocabulary)
-    formed = form(recipe, models, outcome)
-    adapter, moe, outcome = formed.adapter, formed.moe, formed.outcome
-    findings += (*outcome.findings, *check_saved(recipe, models, outcome.tensors))
-    findings += cut_config(models, reference, outcome.layers)[1]
-    findings += tuple(_mixed_dtypes(models, used))
-    shards = formed.shards(recipe, models[reference])
-    steps = tuple(catalogue()[step.method] for step in recipe.steps)
-    estimate = estimate_of(recipe, models, outcome, shards, steps, budget, adapter)
-    if vocabulary is not None:
-        estimate = with_vocabulary(estimate, vocabulary, recipe, models, outcome)
-        findings += tuple(vocabulary.check_room(recipe.tokenizer.k, budget))
-    statistics, told = plan_statistics(recipe, models, outcome.tensors, steps, measured, budget)
-    estimate = staged.estimate(with_measuring(estimate, statistics), recipe, outcome.tensors)
-    held = staged.held_bytes(recipe) + factor_bytes(recipe, models, outcome.tensors)
-    held += formed.held_bytes
-    findings += (
-        *told,
-        *staged.check_room(budget),
-        *check_room(recipe, outcome, steps, estimate, budget, scratch_free, adapter, statistics, held),
-    )
-    if moe is not None:
-        findings += tuple(moe.check_room(models, budget))
-    if _stops(findings):
-        return None, findings
-    kept = {key: models[key] for key in dict.fromkeys((*used, *models)) if key in models}
-    read = dict.fromkeys((*used, *(vocabulary.tables if vocabulary is not None else ())))
-    digest = _digest(recipe, {key: kept[key] for key in read}, steps, vocabulary)
-    kept |= staged.leaves()
+    again = partial(plan_or_findings, budget=budget)
+    try:
+        given = draft.take_in(recipe, models, check_recipe(recipe), again)
+        drafted = draft.lay_out(recipe, given)
+        cost = draft.reckon(recipe, given, drafted, measured, budget, scratch_free)
+        findings = (*given.findings, *drafted.findings, *cost.findings)
+        draft.go_on(findings)
+    except PlanRefused as refused:
+        return None, refused.findings
     plan = Plan(
         recipe,
-        digest,
-        kept,
-        reference,
-        steps,
-        outcome.tensors,
-        shards,
+        _digest(recipe, given, drafted.steps),
+        given.kept,
+        given.reference,
+        drafted.steps,
+        drafted.outcome.tensors,
+        drafted.shards,
         findings,
-        estimate,
+        cost.estimate,
         "cpu",
         tuple(notes),
-        adapter,
-        vocabulary,
-        outcome.layers,
-        moe,
-        statistics,
-        staged,
-        formed.bundle,
+        drafted.formed.adapter,
+        given.vocabulary,
+        drafted.outcome.layers,
+        drafted.formed.moe,
+        cost.statistics,
+        given.staged,
+        drafted.formed.bundle,
     )
-    return with_members(plan, partial(plan_or_findings, budget=budget))
+    return with_members(plan, again)
 
 
-def _stops(findings: Sequence[Finding]) -> bool:
-    return any(finding.severity == "error" for finding in findings)
-
-
-def _used_models(recipe: Recipe, reference: str) -> tuple[str, ...]:
-    """Keys of the models that are read, the reference first."""
-    policies = [*recipe.classes.values(), *(override.policy for _, override in recipe.placed_overrides())]
-    based = (
-        recipe.from_base
-        or "base" in policies
-        or recipe.missing == "fill"
-        or (uses_base(recipe) and (not recipe.slices or any(part.base == "base" for part in recipe.slices)))
-    )
-    base = ("base",) if recipe.base is not None and based else ()
-    return tuple(dict.fromkeys((reference, *base, *recipe.source_ids())))
-
-
-def _mixed_dtypes(models: Mapping[str, ModelIndex], used: Sequence[str]) -> Iterator[Finding]:
-    ours = {info.dtype for info in models[used[0]].tensors.values()} & FLOATS
-    for key in used[1:]:
-        theirs = {info.dtype for info in models[key].tensors.values()} & FLOATS
-        if theirs != ours:
-            message = (
-                f"{models[key].label} is in {_words(theirs)}, {models[used[0]].label} in {_words(ours)}."
-            )
-            yield warning("dtype_differs", message, model=key)
-
-
-def _words(names: set[str] | frozenset[str]) -> str:
-    return " and ".join(sorted(names)) or "nothing"
-
-
-def cut_config(
-    models: Mapping[str, ModelIndex], reference: str, layers: Mapping[str, Sequence[tuple[str, int]]]
-) -> tuple[dict[str, Any], tuple[Finding, ...]]:
-    """The reference's config for the layers that the result has, and what should be known of it."""
-    config = dict(models[reference].config)
-    findings: list[Finding] = []
-    for tower, origins in layers.items():
-        made = recut(config, tower, [(models[key].config, layer) for key, layer in origins])
-        config = made.config
-        for remark in made.remarks:
-            findings.append(warning("layer_rule", remark, model=reference))
-        if made.unstated:
-            message = (
-                f"The config of {models[reference].label} says nowhere how many layers {tower} has, so it "
-                "cannot be written for the result."
-            )
-            findings.append(error("layer_count_unstated", message, model=reference))
-    return config, tuple(findings)
-
-
-def _digest(
-    recipe: Recipe,
-    models: Mapping[str, ModelIndex],
-    steps: Sequence[MethodEntry],
-    vocabulary: VocabularyPlan | None,
-) -> str:
+def _digest(recipe: Recipe, given: Given, steps: Sequence[MethodEntry]) -> str:
     facts: dict[str, Any] = {
         "engine": ENGINE_VERSION,
         "methods": {step.name: step.version for step in steps},
-        "models": {key: index.digest for key, index in models.items()},
+        "models": {key: given.models[key].digest for key in given.read},
     }
-    if vocabulary is not None:
-        facts["vocabulary"] = vocabulary.alignment.digest()
+    if given.vocabulary is not None:
+        facts["vocabulary"] = given.vocabulary.alignment.digest()
     return hashlib.sha256(canonical(recipe) + json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,11 +1,15 @@
-"""The config of what a merge writes: its dtype, without remote code, and with the vocabulary it has."""
+"""The config of what a merge writes: its layers, its dtype and vocabulary, and no remote code."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
+from merge.arch.layer_config import recut
 from merge.checkpoint.header import DTYPE_NAMES
+from merge.checkpoint.index import ModelIndex
+from merge.checks import error, warning
+from merge.errors import Finding
 from merge.output_tensor import OutputTensor
 from merge.recipe import Recipe
 from merge.tokenizer.planned import VocabularyPlan
@@ -30,6 +34,26 @@ def output_config(
     if "dtype" not in made and "torch_dtype" not in made:
         made["dtype"] = made["torch_dtype"] = dtype
     return made
+
+
+def cut_config(
+    models: Mapping[str, ModelIndex], reference: str, layers: Mapping[str, Sequence[tuple[str, int]]]
+) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+    """The reference's config for the layers that the result has, and what should be known of it."""
+    config = dict(models[reference].config)
+    findings: list[Finding] = []
+    for tower, origins in layers.items():
+        made = recut(config, tower, [(models[key].config, layer) for key, layer in origins])
+        config = made.config
+        for remark in made.remarks:
+            findings.append(warning("layer_rule", remark, model=reference))
+        if made.unstated:
+            message = (
+                f"The config of {models[reference].label} says nowhere how many layers {tower} has, so it "
+                "cannot be written for the result."
+            )
+            findings.append(error("layer_count_unstated", message, model=reference))
+    return config, tuple(findings)
 
 
 def main_dtype(outputs: Iterable[OutputTensor]) -> str | None:

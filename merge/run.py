@@ -3,10 +3,10 @@ loss.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from functools import partial as bound
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,8 @@ import torch
 
 from merge.append import STATE_FILE, state_of
 from merge.blocks import Crew, kept_memory, settled_objects, torch_threads
-from merge.bundle.making import BundleWork
 from merge.bundle.story import Tools, bundle_shards, finish_bundle
-from merge.checkpoint.layout import ShardLayout
 from merge.checkpoint.reader import TensorReader
-from merge.checkpoint.writer import ShardWriter
 from merge.errors import BudgetTooSmall, InputChanged, OutputExists
 from merge.estimate import compute_bytes, models_held, whole_entries, workspace_bytes
 from merge.finish import (
@@ -34,7 +31,7 @@ from merge.finish import (
     write_survey,
 )
 from merge.forms.factored import factor_bytes
-from merge.journal import FILE, Finished, Journal, open_journal, partial_folder, sha256_of
+from merge.journal import FILE, Journal, open_journal, partial_folder, sha256_of
 from merge.meter import Meter, Silent
 from merge.methods import load as load_methods
 from merge.plan import Plan
@@ -42,12 +39,13 @@ from merge.recipe_stages import key_in, of_stage
 from merge.report import OutputFile, Progress, Report, ShardDone, Together
 from merge.results.adapter import make_adapter
 from merge.results.moe import make_routers
+from merge.shards import hand_over, write_shards
 from merge.sizing import Sizes, sizes
 from merge.stage_reader import FOLDER as STAGES
 from merge.stage_reader import Alone, Lent, Stages
 from merge.stages import Stage
 from merge.stamps import Stamp, input_stamps
-from merge.statistics import Informed, open_statistics, with_statistics
+from merge.statistics import Informed, StatisticsFolder, open_statistics, with_statistics
 from merge.survey.measure import Extent, Surveyor
 from merge.tables import open_tables
 from merge.tokenizer.making import RowMaker
@@ -96,152 +94,185 @@ def run(
     check_bases(plan, inputs)
     if out.exists():
         return _already_there(plan, inputs, out)
-    partial = partial_folder(out)
-    journal = open_journal(partial, plan.digest, inputs)
-    held = lent.held_bytes if lent is not None else plan.staged.held_bytes(plan.recipe)
-    fitted = fitted_sizes(plan, budget_bytes, max(1, threads), held)
-    members = {name: member.outputs for name, member in plan.members.items()}
-    together = Together({**members, **plan.staged.written(), "": plan.outputs}, on_progress)
-    meter = Meter(plan, together.of(""), should_stop)
-    again = bound(
-        run,
-        budget_bytes=budget_bytes,
-        threads=threads,
-        device=device,
-        should_stop=should_stop,
-        survey="none",
-    )
-    with ExitStack() as stack:
-        stack.enter_context(kept_memory())
-        stack.enter_context(settled_objects())
-        stack.enter_context(torch_threads(1))
+    journal = open_journal(partial_folder(out), plan.digest, inputs)
+    this = _Run(
+        plan, journal, budget_bytes, max(1, threads), device, on_progress, should_stop, on_shard, wait_for,
+        pinned,
+    )  # fmt: skip
+    made = this.merged(folders, inputs, lent, measured, survey, digests)
+    if survey != "none":
+        made.small += write_survey(plan, survey, journal, journal.folder, statistics or {})
+    if wait_for is None:
+        _check_unchanged(stamps, journal.folder)
+    return this.published(out, inputs, made)
+
+
+@dataclass
+class _Made:
+    """The weight files, the names of the small ones, and facts to be told."""
+
+    weights: list[OutputFile]
+    small: list[str]
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that goes on: what was asked of ``run``, as its parts and the runs within it need it."""
+
+    plan: Plan
+    journal: Journal
+    budget: int
+    threads: int
+    device: str
+    on_progress: Callable[[Progress], None]
+    should_stop: Callable[[], bool]
+    on_shard: Callable[[ShardDone], None]
+    wait_for: WaitFor | None
+    pinned: Mapping[str, Mapping[str, str]]
+
+    @cached_property
+    def together(self) -> Together:
+        """Tells of this run and those within it as one."""
+        members = {name: member.outputs for name, member in self.plan.members.items()}
+        parts = {**members, **self.plan.staged.written(), "": self.plan.outputs}
+        return Together(parts, self.on_progress)
+
+    @cached_property
+    def meter(self) -> Meter:
+        return Meter(self.plan, self.together.of(""), self.should_stop)
+
+    def merged(
+        self,
+        folders: Mapping[str, Path],
+        inputs: Mapping[str, Any],
+        lent: Lent | None,
+        measured: Mapping[str, StatisticsFolder],
+        survey: Extent,
+        digests: bool,
+    ) -> _Made:
+        """Everything but the merge report and the manifest, in the journal's folder."""
+        plan, device = self.plan, torch.device(self.device)
+        held = lent.held_bytes if lent is not None else plan.staged.held_bytes(plan.recipe)
+        fitted = fitted_sizes(plan, self.budget, self.threads, held)
+        surveyor = Surveyor(survey, len(plan.outputs))
+        with ExitStack() as stack:
+            for quiet in (kept_memory(), settled_objects(), torch_threads(1)):
+                stack.enter_context(quiet)
+            readers, folders = self._opened(folders, lent, stack)
+            informed = Informed(
+                {key: stack.enter_context(held) for key, held in measured.items()},
+                {key: index.config for key, index in plan.models.items()},
+            )
+            workers = stack.enter_context(Crew(fitted.threads))
+            rows = open_tables(
+                plan, readers, self.journal.folder, self.threads, self.budget, self.meter.check
+            )
+            tables = stack.enter_context(rows)
+            work = Work(
+                plan, readers, workers, fitted, self.meter, device, surveyor, tables, informed, digests
+            )
+            work.measure_global(self.journal)
+            made = self._made(work, folders)
+        if plan.bundle is not None:
+            made = self._with_bundle(made, inputs, folders)
+        if plan.vocabulary is not None and tables is not None:
+            made.told["vocabulary"] = {**plan.vocabulary.summary(), "made": list(tables.told)}
+        return made
+
+    def _opened(
+        self, folders: Mapping[str, Path], lent: Lent | None, stack: ExitStack
+    ) -> tuple[dict[str, TensorReader], dict[str, Path]]:
+        """Readers and folders of all models, those that stages give among them."""
         readers = {
-            key: stack.enter_context(_reader(plan, key, folders, wait_for))
-            for key in plan.models
+            key: stack.enter_context(_reader(self.plan, key, folders, self.wait_for))
+            for key in self.plan.models
             if key in folders
         }
         if lent is None:
-            stages = Stages(plan, readers, folders, partial / STAGES, stack)
-            write = bound(_write_stage, again, plan, together, wait_for, pinned)
-            stages.open(write, bound(_computing, meter, torch.device(device)))
-            lent = stages.lent(plan)
-        readers, folders = {**readers, **lent.readers}, {**folders, **lent.folders}
-        informed = Informed(
-            {key: stack.enter_context(held) for key, held in measured.items()},
-            {key: index.config for key, index in plan.models.items()},
+            stages = Stages(self.plan, readers, folders, self.journal.folder / STAGES, stack)
+            stages.open(self._write_stage, self._computing)
+            lent = stages.lent(self.plan)
+        return {**readers, **lent.readers}, {**folders, **lent.folders}
+
+    def _made(self, work: Work, folders: Mapping[str, Path]) -> _Made:
+        """The files in the form that is asked for; several of a checkpoint are written side by side where
+        nothing has to be waited for.
+        """
+        plan, journal, on_shard = self.plan, self.journal, self.on_shard
+        if plan.adapter is not None:
+            adapter, small, told = make_adapter(plan, work, journal, self.budget)
+            return _Made([hand_over(adapter, journal, on_shard)], small, told)
+        if plan.bundle is not None:
+            layouts, making = bundle_shards(plan, work, journal.folder)
+            return _Made(write_shards(layouts, making, journal, on_shard), [])
+        if plan.moe is not None:
+            work.take(make_routers(plan, work.readers, folders, self.meter.check))
+        most = work.side_by_side if self.wait_for is None else 1
+        weights = write_shards(plan.shards, work, journal, on_shard, most)
+        small = write_small_files(plan, folders, journal.folder)
+        state = state_of(plan.recipe, work.state())
+        if state is not None:
+            write_json(journal.folder / STATE_FILE, state.as_dict())
+            small.append(STATE_FILE)
+        return _Made(weights, small)
+
+    def _with_bundle(self, made: _Made, inputs: Mapping[str, Any], folders: Mapping[str, Path]) -> _Made:
+        """The tensors of a bundle with all that comes with them."""
+        take = bound(hand_over, journal=self.journal, on_shard=self.on_shard)
+        tools = Tools(take, self._run_member, self.wait_for, self.meter.check)
+        more, small, told = finish_bundle(self.plan, inputs, folders, self.journal, tools)
+        return _Made(made.weights + more, small, told)
+
+    def published(self, out: Path, inputs: Mapping[str, Any], made: _Made) -> Report:
+        """Writes the manifest and gives the folder its name: the result is there, whole."""
+        plan, folder, kind = self.plan, self.journal.folder, torch.device(self.device).type
+        manifest, files = write_manifest(plan, inputs, made.weights, made.small, folder, kind, made.told)
+        RowMaker.clean(folder)
+        shutil.rmtree(folder / STAGES, ignore_errors=True)
+        sync_folder(folder)
+        folder.rename(out)
+        sync_folder(out.parent)
+        (out / FILE).unlink()
+        return Report(out, tuple(files), manifest, len(plan.outputs), self.meter.bytes_done)
+
+    def _again(self, plan: Plan, folders: Mapping[str, Path], at: Path, name: str, **how: Any) -> Report:
+        """A run within this one, told of under its name."""
+        return run(
+            plan,
+            folders,
+            at,
+            budget_bytes=self.budget,
+            threads=self.threads,
+            device=self.device,
+            on_progress=self.together.of(name),
+            should_stop=self.should_stop,
+            survey="none",
+            **how,
         )
-        workers = stack.enter_context(Crew(fitted.threads))
-        surveyor = Surveyor(survey, len(plan.outputs))
-        tables = stack.enter_context(
-            open_tables(plan, readers, partial, max(1, threads), budget_bytes, meter.check)
-        )
-        work = Work(
-            plan, readers, workers, fitted, meter, torch.device(device), surveyor, tables, informed, digests
-        )
-        work.measure_global(journal)
-        most = work.side_by_side if wait_for is None else 1
-        weights, small, told = _made(plan, folders, work, journal, budget_bytes, on_shard, most)
-    if plan.bundle is not None:
-        run_member = bound(_run_member, again, plan, together, wait_for, pinned)
-        take = bound(_hand_over, journal=journal, reused=False, on_shard=on_shard)
-        tools = Tools(take, run_member, wait_for, meter.check)
-        more, small, told = finish_bundle(plan, inputs, folders, journal, tools)
-        weights += more
-    if plan.vocabulary is not None and tables is not None:
-        told = {**told, "vocabulary": {**plan.vocabulary.summary(), "made": list(tables.told)}}
-    if survey != "none":
-        small += write_survey(plan, survey, journal, partial, statistics or {})
-    if wait_for is None:
-        _check_unchanged(stamps, partial)
-    manifest, files = write_manifest(plan, inputs, weights, small, partial, torch.device(device).type, told)
-    RowMaker.clean(partial)
-    shutil.rmtree(partial / STAGES, ignore_errors=True)
-    sync_folder(partial)
-    partial.rename(out)
-    sync_folder(out.parent)
-    (out / FILE).unlink()
-    return Report(out, tuple(files), manifest, len(plan.outputs), meter.bytes_done)
 
+    def _write_stage(self, name: str, folders: Mapping[str, Path], at: Path, lent: Lent) -> None:
+        """Merges a stage into the folder ``at``."""
+        waits = None if self.wait_for is None else bound(_wait_in, self.wait_for, name)
+        plan, pinned = self.plan.staged.stages[name].plan, of_stage(self.pinned, name)
+        self._again(plan, folders, at, name, wait_for=waits, pinned=pinned, lent=lent)
 
-def _made(
-    plan: Plan,
-    folders: Mapping[str, Path],
-    work: Work,
-    journal: Journal,
-    budget: int,
-    on_shard: Callable[[ShardDone], None],
-    most: int,
-) -> tuple[list[OutputFile], list[str], dict[str, Any]]:
-    """The weight files, the names of the small ones, and facts to be told, in the form that is asked for. At
-    most so many files of a checkpoint are written side by side.
-    """
-    if plan.adapter is not None:
-        made, small, told = make_adapter(plan, work, journal, budget)
-        return [_hand_over(made, journal, False, on_shard)], small, told
-    if plan.bundle is not None:
-        layouts, doing = bundle_shards(plan, work, journal.folder)
-        return list(_shards(layouts, doing, journal, on_shard)), [], {}
-    if plan.moe is not None:
-        work.take(make_routers(plan, work.readers, folders, work.meter.check))
-    weights = list(_shards(plan.shards, work, journal, on_shard, most))
-    small = write_small_files(plan, folders, journal.folder)
-    state = state_of(plan.recipe, work.state())
-    if state is not None:
-        write_json(journal.folder / STATE_FILE, state.as_dict())
-        small.append(STATE_FILE)
-    return weights, small, {}
+    def _run_member(self, member: str, folders: Mapping[str, Path], at: Path) -> Report:
+        """Makes the adapter of a twin's member in the folder ``at``."""
+        own = {key: self.pinned[key] for key in (member, f"{member}+adapter") if key in self.pinned}
+        plan = self.plan.members[member]
+        return self._again(plan, folders, at, member, wait_for=self.wait_for, pinned=own)
 
-
-def _write_stage(
-    again: Callable[..., Report],
-    plan: Plan,
-    together: Together,
-    wait_for: WaitFor | None,
-    pinned: Mapping[str, Mapping[str, str]],
-    name: str,
-    folders: Mapping[str, Path],
-    at: Path,
-    lent: Lent,
-) -> None:
-    """Merges a stage into the folder ``at``; ``again`` is ``run`` with what holds for the whole recipe."""
-    again(
-        plan.staged.stages[name].plan,
-        folders,
-        at,
-        on_progress=together.of(name),
-        wait_for=None if wait_for is None else bound(_wait_in, wait_for, name),
-        pinned=of_stage(pinned, name),
-        lent=lent,
-    )
-
-
-def _run_member(
-    again: Callable[..., Report],
-    plan: Plan,
-    together: Together,
-    wait_for: WaitFor | None,
-    pinned: Mapping[str, Mapping[str, str]],
-    member: str,
-    folders: Mapping[str, Path],
-    at: Path,
-) -> Report:
-    """Makes the adapter of a twin's member in the folder ``at``."""
-    own = {key: pinned[key] for key in (member, f"{member}+adapter") if key in pinned}
-    return again(
-        plan.members[member], folders, at, on_progress=together.of(member), wait_for=wait_for, pinned=own
-    )
+    def _computing(self, stage: Stage, readers: Mapping[str, TensorReader]) -> Work:
+        """The arithmetic of a stage that is computed while something else is merged."""
+        small = Sizes(stage.block, 1, 1, stage.held_bytes)
+        plan, meter = stage.plan, Silent(stage.plan, self.meter)
+        device, unseen = torch.device(self.device), Surveyor("none", len(plan.outputs))
+        return Work(plan, readers, Alone(), small, meter, device, unseen, None, Informed({}, {}))
 
 
 def _wait_in(wait_for: WaitFor, stage: str, key: str, file: str, begin: int, end: int) -> None:
     wait_for(key_in(stage, key), file, begin, end)
-
-
-def _computing(meter: Meter, device: torch.device, stage: Stage, readers: Mapping[str, TensorReader]) -> Work:
-    """The arithmetic of a stage that is computed while something else is merged."""
-    small = Sizes(stage.block, 1, 1, stage.held_bytes)
-    plan, alone = stage.plan, Alone()
-    unseen = Surveyor("none", len(plan.outputs))
-    return Work(plan, readers, alone, small, Silent(plan, meter), device, unseen, None, Informed({}, {}))
 
 
 def fitted_sizes(plan: Plan, budget: int, threads: int, lent_bytes: int) -> Sizes:
@@ -291,85 +322,3 @@ def _reader(plan: Plan, key: str, folders: Mapping[str, Path], wait_for: WaitFor
     adapter = f"{key}+adapter"
     waits = (None, None) if wait_for is None else (bound(wait_for, key), bound(wait_for, adapter))
     return TensorReader(folders[key], plan.models[key], folders.get(adapter), waits)
-
-
-def _shards(
-    layouts: Sequence[ShardLayout],
-    work: Work | BundleWork,
-    journal: Journal,
-    on_shard: Callable[[ShardDone], None],
-    most: int = 1,
-) -> list[OutputFile]:
-    """Writes the shards, at most ``most`` side by side, or takes over those that an earlier run has finished.
-    While some are made durable, the next are computed.
-    """
-    found: list[OutputFile] = []
-    pending: list[Future[Finished]] = []
-
-    def hand_over(left: int) -> None:
-        while len(pending) > left:
-            done = pending.pop(0).result()
-            journal.add_shard(done)
-            found.append(_hand_over(done, journal, False, on_shard))
-
-    with ThreadPoolExecutor(1, "durable") as closer:
-        for group in _groups(layouts, journal, most):
-            done = journal.shards.get(group[0].file)
-            if done is not None:
-                work.skip(group[0])
-                hand_over(0)
-                found.append(_hand_over(done, journal, True, on_shard))
-                continue
-            try:
-                writers = work.write(group, journal.folder)
-            except BaseException:
-                for each in pending:
-                    journal.add_shard(each.result())
-                raise
-            for layout, writer in zip(group, writers, strict=True):
-                told = (work.measured(layout), work.facts(layout))
-                pending.append(closer.submit(_durable, writer, *told))
-            hand_over(len(group))
-        hand_over(0)
-    return found
-
-
-def _groups(layouts: Sequence[ShardLayout], journal: Journal, most: int) -> Iterator[list[ShardLayout]]:
-    """So many consecutive shards together, or one more than to leave the last one alone; those that an
-    earlier run has finished alone.
-    """
-    group: list[ShardLayout] = []
-    for at, layout in enumerate(layouts, 1):
-        finished = layout.file in journal.shards
-        most_here = most + (most > 1 and at == len(layouts))
-        if group and (finished or len(group) == most_here):
-            yield group
-            group = []
-        group.append(layout)
-        if finished:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _durable(
-    writer: ShardWriter, measured: dict[str, list[float]], facts: dict[str, list[float]]
-) -> Finished:
-    """Makes a shard durable whose entries are all written."""
-    with writer:
-        written = writer.finish()
-    return Finished(written.file, written.size, written.sha256, measured=measured, facts=facts)
-
-
-def _hand_over(
-    done: Finished, journal: Journal, reused: bool, on_shard: Callable[[ShardDone], None]
-) -> OutputFile:
-    """Tells the caller of a finished file, which it may take away."""
-    path = journal.folder / done.file
-    if not done.released:
-        on_shard(ShardDone(done.file, path, done.sha256, done.size, reused))
-        if not path.exists():
-            done = replace(done, released=True)
-            journal.add_shard(done)
-    return OutputFile(done.file, done.sha256, done.size, reused, done.released)

@@ -1,7 +1,7 @@
 """The arithmetic of one run: from the blocks of the inputs to the entries that are written."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -37,6 +37,7 @@ from merge.sizing import Sizes
 from merge.stage_reader import StageReader
 from merge.statistics import NOTHING, Informed, OutputStatistics
 from merge.survey.measure import Eager, LoadBlock, Surveyor
+from merge.survey.watch import Watch
 from merge.tokenizer.rows import TableReader
 
 BATCH_ENTRIES = 1 << 25
@@ -86,6 +87,8 @@ class Work:
         self._informed: dict[str, OutputStatistics] = {}
         self.inform(informed, plan.outputs)
         self._loops = Loops(self._inputs, self.buffers, entries, plainly, self._note_read, self._informed)
+        for reader in readers.values() if self._loops.changing is not None else ():
+            reader.changing = self._loops.changing
         self._outputs = {output.name: output for output in plan.outputs}
         self._surveyed = {
             output.name
@@ -231,16 +234,13 @@ class Work:
         found = {name: self._surveyor.measured(name) for name in layout.entries}
         return {name: each.as_list() for name, each in found.items() if each is not None}
 
-    def survey(
-        self, output: OutputTensor, merged: Callable[[int, int], Tensor], load: LoadBlock | None = None
-    ) -> dict[str, list[float]]:
+    def watch(self, output: OutputTensor, load: LoadBlock | None = None) -> Watch:
         """As ``measured``, of a tensor that is merged for something other than a checkpoint, held against the
-        base. ``merged`` gives entries from a first one on; ``load`` what they are made from, where that is
-        not to be read.
+        base; ``load`` gives what entries are made from, where that is not to be read.
         """
         chain = self._chains.get(output.name)
         if chain is None or output.name not in self._surveyed:
-            return {}
+            return Watch((), lambda *_: None, dict)
         base = Input("base", output.name)
         held = output if output.base is not None else replace(output, inputs=(base, *output.inputs))
 
@@ -249,12 +249,15 @@ class Work:
             block = self._block(chain, first, count)
             return replace(block, base=start.view(block.shape)) if block.base is None else block
 
-        for first, count in self._surveyor.pieces(chain, 0, chain.entries):
-            made = merged(first, count).clone()
+        def look(first: int, made: Tensor) -> None:
             loops = self._loops if load is None else Eager()
             self._surveyor.look(chain, held, first, made, load or read, loops)
-        found = self._surveyor.measured(output.name)
-        return {} if found is None else {output.name: found.as_list()}
+
+        def told() -> dict[str, list[float]]:
+            found = self._surveyor.measured(output.name)
+            return {} if found is None else {output.name: found.as_list()}
+
+        return Watch(self._surveyor.pieces(chain, 0, chain.entries), look, told)
 
     def facts(self, layout: ShardLayout) -> dict[str, list[float]]:  # noqa: ARG002
         """What a checkpoint needs to know of its shards in the end: nothing."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from merge.checkpoint.index import ModelIndex, attach, index_adapter_folder, index_folder
+from merge.recipe_stages import ADAPTER
 from quality.pouring import Weights
 from scoring.score import Score
 
@@ -30,17 +32,42 @@ class Family:
     """The models of one seed: the base, the expert of every task, and texts for each to be measured on.
 
     ``texts`` are JSONL files by task, or folders of pixel arrays, with one of ``base`` where the base is to
-    be measured on its own.
+    be measured on its own. With ``adapters`` the experts are LoRA adapters over the base.
     """
 
     base: Path
     experts: Mapping[str, Path]
     texts: Mapping[str, Path]
+    adapters: bool = False
 
     @property
     def folders(self) -> dict[str, Path]:
-        """Every model by name, the base as ``base``."""
+        """Every model by name, the base as ``base``; of adapters, what they add to it."""
         return {"base": self.base, **self.experts}
+
+    def source(self, task: str) -> dict[str, str]:
+        """An expert in the words of a recipe."""
+        if self.adapters:
+            return {"id": task, "model": str(self.base), "adapter": str(self.experts[task])}
+        return {"id": task, "model": str(self.experts[task])}
+
+    def read(self, *, base: bool = True) -> dict[str, Path]:
+        """The folders that a merge of all experts reads, by the names of a plan; ``base`` says whether the
+        base is one of its models.
+        """
+        models = {"base": self.base} if base else {}
+        if not self.adapters:
+            return {**models, **self.experts}
+        over = dict.fromkeys(self.experts, self.base)
+        return {**models, **over, **{task + ADAPTER: folder for task, folder in self.experts.items()}}
+
+    def indices(self, *, base: bool = True) -> dict[str, ModelIndex]:
+        """What is in each model of such a merge, adapters attached."""
+        folders = self.read(base=base)
+        found = {key: index_folder(at, key) for key, at in folders.items() if not key.endswith(ADAPTER)}
+        for task, folder in self.experts.items() if self.adapters else ():
+            found[task] = attach(found[task], index_adapter_folder(folder, task))
+        return found
 
 
 class Bench(Protocol):
@@ -54,6 +81,8 @@ class Bench(Protocol):
     """What the headline number is."""
     accuracy: bool
     """Whether tasks are scored by accuracy; otherwise the headline is the gain kept."""
+    adapters: bool
+    """Whether the experts are LoRA adapters over the base."""
     seed_varies: str
     tokens: tuple[int, int]
     """Blocks and tokens a block that statistics are measured on."""

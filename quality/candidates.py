@@ -7,7 +7,7 @@ better, else downwards. All other settings stay at their defaults.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from merge.catalog import MethodEntry, catalogue
@@ -38,9 +38,23 @@ NOT_A_MERGE: Mapping[str, str] = {
 }
 
 
+VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("core_space", {"rule": "sum"}),
+    ("core_space", {"rule": "iso"}),
+    ("core_space", {"rule": "tsv_iso"}),
+    ("core_space", {"rule": "ties"}),
+    ("core_space", {"rule": "ties", "balance": False}),
+    ("lora_lego", {"features": "normalized"}),
+    ("lora_lego", {"units": "singular"}),
+)
+"""Methods for adapters that are tried with other settings than their defaults, too."""
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A method with the chain it is tried in; ``rungs`` are the values of ``setting`` of step ``at``."""
+    """A method with the chain it is tried in; ``rungs`` are the values of ``setting`` of step ``at``, and
+    ``variant`` names the settings that are not the defaults.
+    """
 
     name: str
     steps: Steps
@@ -48,6 +62,7 @@ class Candidate:
     setting: str | None = None
     rungs: tuple[float, ...] = ()
     start: float = 0.0
+    variant: str = ""
 
     def with_value(self, value: float | None) -> Steps:
         """The steps with the coefficient put in."""
@@ -57,13 +72,27 @@ class Candidate:
         return (*self.steps[: self.at], step, *self.steps[self.at + 1 :])
 
 
-def candidates(sources: int) -> Iterator[Candidate | tuple[str, str]]:
+def candidates(sources: int, *, adapters: bool = False) -> Iterator[Candidate | tuple[str, str]]:
     """A candidate for every method of the catalogue, or its name and why it cannot be run on so many
-    sources.
+    sources; of ``adapters``, variants of some besides.
     """
     for name, entry in catalogue().items():
-        why_not = NOT_A_MERGE.get(name) or _of_adapters(entry) or _too_few(entry, sources)
+        beside = None if adapters else _of_adapters(entry)
+        why_not = NOT_A_MERGE.get(name) or beside or _too_few(entry, sources)
         yield (name, why_not) if why_not else candidate(name)
+    for name, settings in VARIANTS if adapters else ():
+        yield replace(candidate(name, settings={name: settings}), variant=told(settings))
+
+
+def told(settings: Mapping[str, Any]) -> str:
+    """Settings in a few words.
+
+    >>> told({"rule": "ties", "balance": False})
+    'rule ties, no balance'
+    """
+    return ", ".join(
+        f"no {name}" if value is False else f"{name} {value}" for name, value in settings.items()
+    )
 
 
 def candidate(*names: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Candidate:

@@ -69,6 +69,7 @@ class EncoderBench:
     )
     unit = "mean accuracy, %"
     accuracy = True
+    adapters = False
     seed_varies = "the order of an expert's training items and its dropout, and which test items are scored"
     also: tuple[str, ...] = ()
     tokens = (64, 128)

@@ -60,17 +60,22 @@ def write_evidence(outcomes: Sequence[Outcome], command: str, file: Path = FILE)
     methods: dict[str, dict[str, Any]] = {}
     for outcome in outcomes:
         for tried in outcome.tried:
-            methods.setdefault(tried.name, {})[outcome.bench.name] = _told(outcome, tried)
+            told = _told(outcome, tried)
+            if not tried.variant:
+                methods.setdefault(tried.name, {})[outcome.bench.name] = told
+            elif not tried.why_not:
+                found = methods[tried.name][outcome.bench.name].setdefault("variants", {})
+                found[tried.variant] = {key: told[key] for key in ("value", "stderr")}
     for name, found in methods.items():
         below = found.get("a", {}).get("over_average", 0) < 0
         if below and name in REASONS:
             found["reason"] = REASONS[name]
-    told = {
+    whole = {
         "made": made(command),
         "benches": {outcome.bench.name: _bench(outcome) for outcome in outcomes},
         "methods": dict(sorted(methods.items())),
     }
-    write(file, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    write(file, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
 def _bench(outcome: Outcome) -> dict[str, Any]:

@@ -22,7 +22,8 @@ Point = tuple[float, ...]
 @dataclass(frozen=True)
 class Problem:
     """Experts whose weights vary, the values of each in the grid, and how many candidates MAP has: samples to
-    fit quadratics to, and points of the predicted front to measure.
+    fit quadratics to, half as many again as these have unknowns, and points of the predicted front that are
+    measured.
     """
 
     experts: tuple[str, ...]
@@ -41,6 +42,7 @@ class Problem:
             "every source's weight",
             {"levels": self.levels} if brute else {"samples": self.samples, "verify": self.verify},
             objectives=self.experts,
+            reference=None if brute else (0.0,) * len(self.experts),
             sources=self.experts,
         )
 
@@ -48,8 +50,8 @@ class Problem:
 BAR = 0.95
 """The share of the grid's volume that MAP is to reach."""
 PROBLEMS = (
-    Problem(("python", "german"), 11, 20, 10),
-    Problem(("german", "spanish", "arithmetic"), 5, 21, 10),
+    Problem(("python", "german"), 11, 9, 21),
+    Problem(("german", "spanish", "arithmetic"), 5, 15, 16),
 )
 
 

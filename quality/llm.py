@@ -64,6 +64,7 @@ class LlmBench:
     )
     unit = "mean accuracy, %"
     accuracy = True
+    adapters = False
     seed_varies = "the order of an expert's batches, and which test questions are asked"
     tasks = TASKS
     also = (ENGLISH,)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.learn import anonymous, peak_of
-from merge.checkpoint.index import index_folder
 from merge.gather import gather
 from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
@@ -20,6 +19,9 @@ from quality.bench import Family
 from quality.candidates import Steps
 
 BUDGET = 6 << 30
+Own = Mapping[str, Mapping[str, Any]]
+"""Settings of single sources, by their ids."""
+NOTHING_OWN: Own = {}
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,24 @@ class Cost:
 
 
 def recipe_of(
-    family: Family, steps: Steps, tokens: tuple[int, int], *, needs_base: bool, output: str | None = None
+    family: Family,
+    steps: Steps,
+    tokens: tuple[int, int],
+    *,
+    needs_base: bool,
+    output: str | None = None,
+    own: Own = NOTHING_OWN,
 ) -> dict[str, Any]:
-    """The recipe that merges all experts of a family; every model is measured on its own task's texts."""
+    """The recipe that merges all experts of a family, some with settings of their ``own``; every model is
+    measured on its own task's texts.
+    """
     base = {"base": str(family.base)} if needs_base else {}
     return {
         **base,
-        "sources": [{"id": task, "model": str(folder)} for task, folder in family.experts.items()],
+        "sources": [
+            family.source(task) | ({"settings": dict(own[task])} if task in own else {})
+            for task in family.experts
+        ],
         "steps": [dict(step) for step in steps],
         "dtype": {"output": output},
         "calibration": {
@@ -67,12 +80,11 @@ def planned(
     *,
     needs_base: bool = True,
     output: str | None = None,
+    own: Own = NOTHING_OWN,
 ) -> tuple[Plan, Mapping[str, Path]]:
     """The plan of a merge, and the folder of every model it reads."""
-    recipe = recipe_from(recipe_of(family, steps, tokens, needs_base=needs_base, output=output))
-    folders = {key: folder for key, folder in family.folders.items() if needs_base or key != "base"}
-    models = {key: index_folder(folder, key) for key, folder in folders.items()}
-    return make_plan(recipe, models, budget=BUDGET), folders
+    recipe = recipe_from(recipe_of(family, steps, tokens, needs_base=needs_base, output=output, own=own))
+    return make_plan(recipe, family.indices(base=needs_base), budget=BUDGET), family.read(base=needs_base)
 
 
 def statistics_of(plan: Plan, folders: Mapping[str, Path], work: Path) -> Mapping[str, Path]:
@@ -89,9 +101,10 @@ def merged(
     *,
     needs_base: bool = True,
     output: str | None = None,
+    own: Own = NOTHING_OWN,
 ) -> Iterator[tuple[Path, Cost]]:
     """The folder of a merge while the context lasts, written in the dtype ``output`` (the base's without)."""
-    plan, folders = planned(family, steps, tokens, needs_base=needs_base, output=output)
+    plan, folders = planned(family, steps, tokens, needs_base=needs_base, output=output, own=own)
     began = time.monotonic()
     statistics = statistics_of(plan, folders, work)
     measuring = time.monotonic() - began

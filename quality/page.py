@@ -108,6 +108,7 @@ def _row(outcome: Outcome, tried: Tried) -> str:
     distance = "" if tried.name == AVERAGE else f"{over:+.1f} ± {error:.1f}"
     value, own_error = tried.headline
     chain = " + ".join(f"`{step['method']}`" for step in tried.steps)
+    chain += f" ({tried.variant})" if tried.variant else ""
     taken = [
         sorted(cost[key] for cost in tried.costs) for key in ("seconds", "cpu_seconds", "peak_mebibytes")
     ]
@@ -134,7 +135,7 @@ def _not_run(tried: Sequence[Tried]) -> Iterator[str]:
     if missing:
         yield "Not run:"
         yield ""
-        yield from (f"- `{each.name}`: {each.why_not}" for each in missing)
+        yield from (f"- `{each.label}`: {each.why_not}" for each in missing)
         yield ""
 
 
@@ -149,6 +150,6 @@ def _below(outcome: Outcome) -> Iterator[str]:
 
 
 def _plot(outcome: Outcome) -> str:
-    rows = {tried.name: [Point(*tried.headline)] for tried in _ranked(outcome)}
+    rows = {tried.label: [Point(*tried.headline)] for tried in _ranked(outcome)}
     marks = {"base": outcome.base, "averaging": outcome.average.headline[0], "experts": outcome.experts}
     return dots(outcome.bench.title, outcome.bench.unit, rows, marks)

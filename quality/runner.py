@@ -17,11 +17,13 @@ from merge.evidence import NOT_YET
 from quality.bench import Bench, Scores, Split, headline, slopes_of
 from quality.cache import kept, key_of
 from quality.candidates import Candidate, Steps, candidates, climb
-from quality.merging import merged
+from quality.merging import NOTHING_OWN, Own, merged
 from quality.reasons import UNFIT
 from quality.tried import Items, Tried
 
 TUNED_ON = 0
+REVERSIBLE = "rmm"
+"""The method that keeps adapters so that each can be given back."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Runner:
     def every_method(self, only: Sequence[str] = ()) -> list[Tried]:
         """Each method of the catalogue (or those named), tuned and tested."""
         found = []
-        for each in candidates(len(self.bench.tasks)):
+        for each in candidates(len(self.bench.tasks), adapters=self.bench.adapters):
             if isinstance(each, Candidate):
                 name, why_not = each.name, UNFIT.get((self.bench.name, each.name))
             else:
@@ -88,7 +90,36 @@ class Runner:
                 found.append(self.tried(each))
             else:
                 found.append(Tried(name, why_not=why_not))
+        if self.bench.adapters and (not only or REVERSIBLE in only):
+            found += [self.given_back(count) for count in range(len(self.bench.tasks))]
         return found
+
+    def given_back(self, components: int) -> Tried:
+        """What a mean and so many shared directions give back of each adapter: every one scored on its own
+        task, and all of them on the base's own texts.
+        """
+        steps: Steps = ({"method": REVERSIBLE, "components": components},)
+        variant = f"given back by {components} directions"
+        try:
+            results = [self._given_back(seed, steps) for seed in self.seeds]
+        except NotRunYet:
+            return Tried(REVERSIBLE, why_not=NOT_YET, variant=variant)
+        return replace(self.tested(REVERSIBLE, results), steps=steps, variant=variant)
+
+    def _given_back(self, seed: int, steps: Steps) -> dict[str, Any]:
+        """One member after the other, and all of them as one."""
+        members = {
+            task: self.result(seed, "test", f"{REVERSIBLE} {task}", steps, own={task: {"restore": True}})
+            for task in self.bench.tasks
+        }
+        scores = {task: each["scores"][task] for task, each in members.items()}
+        scores |= {text: mean(each["scores"][text] for each in members.values()) for text in self.bench.also}
+        costs = [each["cost"] for each in members.values()]
+        return {
+            "scores": scores,
+            "items": {task: each["items"][task] for task, each in members.items()},
+            "cost": {name: max(cost[name] for cost in costs) for name in costs[0]},
+        }
 
     def tried(self, candidate: Candidate, value: float | None = None) -> Tried:
         """A method, tuned unless a ``value`` is given, then tested on every seed; a failure is told, not
@@ -97,11 +128,11 @@ class Runner:
         try:
             return self._tried(candidate, value)
         except NotRunYet:
-            return Tried(candidate.name, why_not=NOT_YET)
+            return Tried(candidate.name, why_not=NOT_YET, variant=candidate.variant)
         except (MergeError, FindingsError) as error:
             told = error.findings[0].message if isinstance(error, FindingsError) else str(error)
             self.say(f"bench {self.bench.name}: {candidate.name}: {told}")
-            return Tried(candidate.name, why_not=told)
+            return Tried(candidate.name, why_not=told, variant=candidate.variant)
 
     def _tried(self, candidate: Candidate, value: float | None) -> Tried:
         heard: dict[float, float] = {}
@@ -116,8 +147,9 @@ class Runner:
             setting=candidate.setting,
             value=value,
             validation=dict(sorted(heard.items())),
+            variant=candidate.variant,
         )
-        self.say(f"bench {self.bench.name}: {candidate.name}{at}: {mean(found.headlines):.2f}")
+        self.say(f"bench {self.bench.name}: {found.label}{at}: {mean(found.headlines):.2f}")
         return found
 
     def tested(self, name: str, results: Sequence[Mapping[str, Any]], tasks: Sequence[str] = ()) -> Tried:
@@ -141,13 +173,14 @@ class Runner:
         heard[value] = self.headline(TUNED_ON, "validation", result["scores"])
         return heard[value]
 
-    def result(self, seed: int, split: Split, name: str, steps: Steps) -> dict[str, Any]:
-        """Scores and costs of one recipe on one seed, kept."""
+    def result(
+        self, seed: int, split: Split, name: str, steps: Steps, own: Own = NOTHING_OWN
+    ) -> dict[str, Any]:
+        """Scores and costs of one recipe on one seed, kept; ``own`` are settings of single sources."""
         versions = {step["method"]: catalogue()[step["method"]].version for step in steps}
-        path = self._path(
-            seed, split, name, {"steps": steps, "versions": versions, "tokens": self.bench.tokens}
-        )
-        return self._kept(path, partial(self._merge_and_score, seed, split, steps))
+        facts = {"steps": steps, "versions": versions, "tokens": self.bench.tokens}
+        path = self._path(seed, split, name, facts | ({"own": own} if own else {}))
+        return self._kept(path, partial(self._merge_and_score, seed, split, steps, own))
 
     def _kept(self, path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if self.only_kept and not path.exists():
@@ -155,11 +188,12 @@ class Runner:
         told: dict[str, Any] = kept(path, make)
         return told
 
-    def _merge_and_score(self, seed: int, split: Split, steps: Steps) -> dict[str, Any]:
+    def _merge_and_score(self, seed: int, split: Split, steps: Steps, own: Own) -> dict[str, Any]:
         family = self.bench.family(seed)
         needs_base = any(catalogue()[step["method"]].needs["base"] is not False for step in steps)
         work = self.bench.folder / "work"
-        with merged(family, steps, self.bench.tokens, work, needs_base=needs_base) as (folder, cost):
+        tokens = self.bench.tokens
+        with merged(family, steps, tokens, work, needs_base=needs_base, own=own) as (folder, cost):
             scored = self._score(folder, split, seed)
         return {"steps": list(map(dict, steps)), "cost": cost.as_dict(), **scored}
 

@@ -41,8 +41,9 @@ FRONTS = """## MAP's fronts beside brute force
 On bench B, experts are added to the base, each with a weight between 0 and 1 that varies. An objective is
 the share of an expert's gain that the merge keeps on its own domain's validation items, in per cent. A grid
 measures every combination of weights; `map` fits quadratics to some candidates and measures points of the
-front that these predict. The volume is that between the front and the base, which keeps nothing. The bar:
-at least {bar} of the grid's volume with at most a quarter of its candidates.
+front that these predict, those that add most volume, fitting again twice in between. The volume is that
+between the front and the base, which keeps nothing and is `map`'s `reference`. The bar: at least {bar} of
+the grid's volume with at most a quarter of its candidates.
 """
 
 

@@ -34,6 +34,7 @@ class ShippedBench:
     about = "Python source and dictionary entries; prose is what the base itself does best."
     unit = "gain kept, %"
     accuracy = False
+    adapters = False
     seed_varies = "nothing: the experts are shipped"
     tasks = ("python", "dictionary")
     also = ("prose",)

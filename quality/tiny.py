@@ -65,6 +65,7 @@ class TinyBench:
     )
     unit = "gain kept, %"
     accuracy = False
+    adapters = False
     seed_varies = "the order of an expert's batches, and which test documents are scored"
     tasks = EXPERTS
     also = (ENGLISH,)
@@ -84,14 +85,26 @@ class TinyBench:
         self.folder = keyed_folder(root, self.name, facts)
 
     def family(self, seed: int) -> Family:
-        base = self.folder / "base"
-        self._trained(base, None, "base", MIX, self.training.base_steps, BASE_RATE)
+        base = self.base()
         experts = {domain: self.folder / f"seed-{seed}" / domain for domain in self.tasks}
         for domain, folder in experts.items():
-            mix = {d: share * REPLAY + (1 - REPLAY) * (d == domain) for d, share in MIX.items()}
             name = f"{domain} seed {seed}"
-            self._trained(folder, base, name, mix, self.training.expert_steps, EXPERT_RATE)
-        return Family(base, experts, {name: self._file(name) for name in (*self.tasks, "base")})
+            self._trained(folder, base, name, self.mix(domain), self.training.expert_steps, EXPERT_RATE)
+        return Family(base, experts, self.files())
+
+    def base(self) -> Path:
+        """The base, trained now where it is not there."""
+        folder = self.folder / "base"
+        self._trained(folder, None, "base", MIX, self.training.base_steps, BASE_RATE)
+        return folder
+
+    def mix(self, domain: str) -> dict[str, float]:
+        """The diet of a domain's expert, by shares."""
+        return {d: share * REPLAY + (1 - REPLAY) * (d == domain) for d, share in MIX.items()}
+
+    def files(self) -> dict[str, Path]:
+        """Training texts for every model to be measured on."""
+        return {name: self._file(name) for name in (*self.tasks, "base")}
 
     def score(self, model: Weights, split: Split, seed: int, tasks: Sequence[str] = ()) -> Scored:
         pour(self._loaded.model, model)
@@ -112,7 +125,7 @@ class TinyBench:
         return load(self.folder / "base")
 
     @cached_property
-    def _diet(self) -> tuple[Any, Any]:
+    def diet(self) -> tuple[Any, Any]:
         """The tokenizer, and one row of tokens a domain to train on."""
         texts = {domain: list(found) for domain, found in self._texts["train"].items()}
         tokenizer = train_tokenizer(texts, self.folder / "tokenizer.json")
@@ -124,7 +137,7 @@ class TinyBench:
         """A model in ``folder``, float32, trained now unless it is there."""
         if folder.exists():
             return
-        tokenizer, rows = self._diet
+        tokenizer, rows = self.diet
         model = new_model() if start is None else LlamaForCausalLM.from_pretrained(start)
         began = time.monotonic()
         fit(model, rows, dict(mix), steps, rate, name)

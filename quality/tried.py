@@ -26,7 +26,7 @@ class Tried:
 
     ``why_not`` says why it was not run, or how it failed; ``validation`` are the headlines of the
     coefficients that were looked at; ``zero`` is what single items gave the base, where the headline is told
-    from the base on.
+    from the base on; ``variant`` tells what was not at its default on purpose.
     """
 
     name: str
@@ -41,6 +41,12 @@ class Tried:
     why_not: str | None = None
     validation: Mapping[float, float] = field(default_factory=dict)
     zero: tuple[Items, ...] = ()
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name, with what is not at its default."""
+        return f"{self.name} ({self.variant})" if self.variant else self.name
 
     @property
     def headline(self) -> Estimate:

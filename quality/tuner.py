@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from merge.catalog import catalogue
-from merge.checkpoint.index import ModelIndex, index_folder
+from merge.checkpoint.index import ModelIndex
 from merge.errors import FindingsError, MergeError
 from merge.evidence import NOT_YET
 from merge.in_memory import InMemory
@@ -81,19 +81,14 @@ class Pool:
             self.memory.__exit__(kind, error, trace)
 
     @cached_property
-    def folders(self) -> Mapping[str, Path]:
-        """Every model by its name."""
-        return self.bench.family(self.seed).folders
-
-    @cached_property
     def models(self) -> Mapping[str, ModelIndex]:
         """What is in each."""
-        return {key: index_folder(folder, key) for key, folder in self.folders.items()}
+        return self.bench.family(self.seed).indices()
 
     @cached_property
     def memory(self) -> InMemory:
         """Where they are merged."""
-        return InMemory(self.folders, budget_bytes=BUDGET).__enter__()
+        return InMemory(self.bench.family(self.seed).read(), budget_bytes=BUDGET).__enter__()
 
     def scored(self, document: Document, split: Split, tasks: Sequence[str]) -> dict[str, Any]:
         """Merges a recipe and scores it; scores, items and what it took."""
@@ -150,12 +145,16 @@ class Tuner:
         based = any(catalogue()[step["method"]].needs["base"] is not False for step in steps)
         asked = {
             **({"base": "bench/base"} if based else {}),
-            "sources": [
-                {"id": name, "model": f"bench/{name}"} for name in tuning.sources or self.bench.tasks
-            ],
+            "sources": [self._source(name) for name in tuning.sources or self.bench.tasks],
             "steps": steps,
         }
         return Recipe.model_validate(asked).model_dump(mode="json")
+
+    def _source(self, name: str) -> dict[str, str]:
+        """An expert in the recipe's words; where it lies is no part of what a candidate is kept by."""
+        if self.bench.adapters:
+            return {"id": name, "model": "bench/base", "adapter": f"bench/{name}"}
+        return {"id": name, "model": f"bench/{name}"}
 
     def search(self, tuning: Tuning, pool: Pool) -> dict[str, Any]:
         """What a search finds on validation items, kept: the best recipe, everything tried, and what it took.
@@ -163,8 +162,10 @@ class Tuner:
         Raises ``NotRunYet``, ``SearchFailed`` where no candidate could be scored.
         """
         order, document = tuning.order(pool.seed), self.document(tuning)
+        version = order.chosen().version
         facts = {
-            "order": order.model_dump(mode="json"),
+            "order": order.model_dump(mode="json", exclude=None if order.reference else {"reference"}),
+            **({"version": version} if version > 1 else {}),
             "recipe": document,
             "tasks": tuning.tasks,
             "bench": self._facts,

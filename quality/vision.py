@@ -73,6 +73,7 @@ class VisionBench:
     )
     unit = "mean accuracy, %"
     accuracy = True
+    adapters = False
     seed_varies = "the order of an expert's training items, and which test items are scored"
     also: tuple[str, ...] = ()
     tokens = (SEEN, 17)

@@ -1,8 +1,11 @@
-"""Points of the unit box: spread evenly, along a front of surrogates, or where surrogates are unsure."""
+"""Points of the unit box: spread evenly, along a front of surrogates, where surrogates are unsure, or where a
+front would gain most.
+"""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from search.front import not_dominated
@@ -10,11 +13,13 @@ from search.surrogate import Array
 
 Model = Callable[[Array], Array]
 """Predicted scores of points (rows, width)."""
-CLOUD = 1 << 12
+CLOUD = 1 << 11
 """Points at which surrogates are looked at, each time."""
 REFINED = 4
-MOST = 1 << 10
+MOST = 1 << 9
 """Points of a front that are kept each time."""
+PROBES = 1 << 13
+"""Points of the space of scores on which volumes are counted."""
 TEMPERATURE = 0.07
 SPREAD = 0.5
 LEAST_RADIUS, MOST_RADIUS = 0.2, 0.8
@@ -63,6 +68,32 @@ def spread(values: Array, count: int) -> list[int]:
         taken.append(int(distance.argmax()))
         distance = np.minimum(distance, np.linalg.norm(scaled - scaled[taken[-1]], axis=1))
     return taken
+
+
+def largest_gains(predicted: Array, measured: Array, reference: Array, count: int) -> list[int]:
+    """So many rows of a predicted front, or fewer: always the one that adds most to the volume between the
+    reference and all that was measured or taken. Volumes are counted on a Sobol sequence.
+    """
+    best = np.vstack([predicted, measured]).max(axis=0)
+    if not np.all(best > reference):
+        return []
+    probes = qmc.Sobol(len(reference), seed=0).random_base2(PROBES.bit_length() - 1)
+    probes = reference + probes * (best - reference)
+    open_probes = probes[~_covered(probes, measured).any(axis=0)]
+    gains = _covered(open_probes, predicted)
+    taken = list[int]()
+    while len(taken) < count and gains.any():
+        taken.append(int(gains.sum(axis=1).argmax()))
+        gains = gains[:, ~gains[taken[-1]]]
+    return taken
+
+
+def _covered(probes: Array, values: Array) -> NDArray[np.bool_]:
+    """Which probes (columns) each row of values reaches in every objective."""
+    found = np.ones((len(values), len(probes)), dtype=bool)
+    for told, asked in zip(values.T, probes.T, strict=True):
+        found &= asked <= told[:, None]
+    return found
 
 
 def where_unsure(

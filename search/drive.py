@@ -101,7 +101,7 @@ class _Drive:
     def run(self) -> Ended:
         order = self._order
         weights = tuple(each.weight for each in order.objectives)
-        task = Task(order.budget.evaluations, weights, order.seed, order.preference)
+        task = Task(order.budget.evaluations, weights, order.seed, order.preference, order.reference)
         method = load(order.method)(self._space, order.chosen(), task)
         found, why = self._converse(method)
         if not any(trial.told.values for trial in self._trials):

@@ -46,6 +46,16 @@ def _volume(rows: Values) -> float:
     return total
 
 
+def behind(values: Values) -> Values:
+    """How far each row is behind the front: the least share of the front's range that must be added to all
+    its objectives for no row to beat it in every one; 0 on the front.
+    """
+    front = values[not_dominated(values)]
+    size = np.ptp(front, axis=0)
+    ahead = (front - values[:, None]) / np.where(size > 0, size, 1.0)
+    return np.asarray(np.maximum(ahead.min(axis=2).max(axis=1), 0.0))
+
+
 def suited(values: Values, preference: Sequence[float]) -> int:
     """The row with the largest preference-weighted sum, every objective scaled to its range on these rows."""
     low, high = values.min(axis=0), values.max(axis=0)

@@ -69,6 +69,13 @@ class SearchOrder(Part):
     preference: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=8)] | None = Field(
         None, description="Says of the objectives, by which one point of a front is chosen"
     )
+    reference: (
+        Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(max_length=8)] | None
+    ) = Field(
+        None,
+        description="Scores (losses negative) over which a front counts, one an objective, such as the "
+        "base's: for the hypervolume, and for where `map` measures. Default: the worst that was seen",
+    )
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
 
     @model_validator(mode="after")
@@ -120,6 +127,8 @@ def check(order: SearchOrder) -> None:
         len(order.preference) != len(order.objectives) or not sum(order.preference)
     ):
         raise SearchInvalid("preference needs one number an objective, and one above 0", "/preference")
+    if order.reference is not None and len(order.reference) != len(order.objectives):
+        raise SearchInvalid("reference needs one score an objective", "/reference")
 
 
 def _fits(order: SearchOrder, settings: Settings, space: Space) -> None:

@@ -13,7 +13,8 @@ from search.trial import Task
 
 def result_of(order: SearchOrder, recipe: Mapping[str, Any], ended: Ended) -> dict[str, Any]:
     """``best`` is a point with its recipe and scores; with several objectives, ``front`` is what was measured
-    and not beaten, ``predicted`` what a model of the scores says, and ``best`` suits the preference.
+    and not beaten, ``predicted`` what a model of the scores says, with recipes too, and ``best`` suits the
+    preference.
 
     Scores are as the objectives want them: higher is better, losses negative. Points that were given up
     early, on a part of the examples, are never the best.
@@ -26,11 +27,15 @@ def result_of(order: SearchOrder, recipe: Mapping[str, Any], ended: Ended) -> di
     best = _best(order, full, front, ended)
     return {
         "method": order.method,
+        "version": order.chosen().version,
         "objectives": [each.model_dump() for each in order.objectives],
         "best": _shown(order, recipe, best),
         "front": [_shown(order, recipe, each) for each in front],
-        "predicted": [{"point": p.point, "values": list(p.values)} for p in ended.found.front],
-        "hypervolume": _hypervolume(full, front),
+        "predicted": [
+            {"point": p.point, "values": list(p.values), "recipe": order.spaces.place(recipe, p.point)}
+            for p in ended.found.front
+        ],
+        "hypervolume": _hypervolume(order, full, front),
         "trials": [{"number": t.number, "point": t.point, **t.told.as_dict()} for t in ended.trials],
         "notes": dict(ended.found.notes),
         "ended": ended.why,
@@ -60,12 +65,12 @@ def _best(order: SearchOrder, full: list[Trial], front: list[Trial], ended: Ende
     return max(full, key=lambda trial: task.value(trial.told))
 
 
-def _hypervolume(full: list[Trial], front: list[Trial]) -> dict[str, Any] | None:
-    """Volume over the worst that was measured of each objective."""
+def _hypervolume(order: SearchOrder, full: list[Trial], front: list[Trial]) -> dict[str, Any] | None:
+    """Volume over the reference, or over the worst that was measured of each objective."""
     if not front:
         return None
-    reference = _values(full).min(axis=0)
-    return {"value": hypervolume(_values(front), reference.tolist()), "reference": reference.tolist()}
+    reference = list(order.reference or _values(full).min(axis=0).tolist())
+    return {"value": hypervolume(_values(front), reference), "reference": reference}
 
 
 def _shown(order: SearchOrder, recipe: Mapping[str, Any], trial: Trial) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What can be chosen about each search method, and what it is by default. Loads without numpy."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(Part):
-    """Settings of one search method."""
+    """Settings of one search method. ``version`` goes up where a method asks for other candidates than it
+    did before.
+    """
+
+    version: ClassVar[int] = 1
 
 
 class GridSettings(Settings):
@@ -50,6 +54,7 @@ class NsgaSettings(Settings):
 class MapSettings(Settings):
     """Amortised Pareto fronts by quadratic surrogates (arXiv:2406.07529)."""
 
+    version: ClassVar[int] = 2
     mode: Literal["plain", "bayesian", "nested"] = "plain"
     samples: int | None = Field(
         None, ge=3, le=10_000, description="Default: twice the unknowns of a surrogate"
@@ -58,7 +63,9 @@ class MapSettings(Settings):
         "identity", description="sigmoid for shares between 0 and 1, softplus for losses"
     )
     verify: int = Field(8, ge=0, le=1000, description="Points of the predicted front that are measured")
-    rounds: int = Field(3, ge=1, le=100, description="bayesian: refits")
+    rounds: int = Field(
+        3, ge=1, le=100, description="Fits in turn with measuring points of the front; bayesian: samples too"
+    )
 
 
 class GenomeSettings(Settings):

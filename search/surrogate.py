@@ -31,8 +31,9 @@ def features(points: Array) -> Array:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A fitted quadratic. ``error`` is the root mean square of what it says of each point when fitted to the
-    others, in units of the linked score; infinite where there are no more points than unknowns.
+    """A fitted quadratic. ``error`` is the root mean square, weighted as the fit, of what it says of each
+    point when fitted to the others, in units of the linked score; infinite where there are no more points
+    than unknowns.
     """
 
     coefficients: Array
@@ -44,8 +45,9 @@ class Surrogate:
         return unlinked(features(points) @ self.coefficients, self.link)
 
 
-def fit(points: Array, scores: Array, link: Link = "identity") -> Surrogate:
+def fit(points: Array, scores: Array, link: Link = "identity", weights: Array | None = None) -> Surrogate:
     """The quadratic through points (rows, width) with their scores (rows,); exact for noise-free quadratics.
+    An error at a point counts by the square of its weight (rows,) > 0.
 
     Raises ``ValueError`` where there are fewer points than unknowns, or they do not determine them.
     """
@@ -54,15 +56,18 @@ def fit(points: Array, scores: Array, link: Link = "identity") -> Surrogate:
         raise ValueError(
             f"a quadratic in {points.shape[1]} numbers has {x.shape[1]} unknowns; {len(x)} points"
         )
-    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    say = np.ones(len(x)) if weights is None else weights
+    u, s, vt = np.linalg.svd(x * say[:, None], full_matrices=False)
     if s[-1] < 1e-9 * s[0]:
         raise ValueError("the points do not determine a quadratic: they lie on one")
-    coefficients = vt.T @ ((s / (s * s + RIDGE * s[0] * RIDGE)) * (u.T @ y))
+    coefficients = vt.T @ ((s / (s * s + RIDGE * s[0] * RIDGE)) * (u.T @ (y * say)))
     leverage = (u * u).sum(axis=1)
     spare = 1 - leverage
     loose = (y - x @ coefficients) / np.where(spare > 1e-9, spare, np.nan)
     error = (
-        float(np.sqrt(np.mean(loose**2))) if len(x) > x.shape[1] and np.all(spare > 1e-9) else float("inf")
+        float(np.sqrt(np.average(loose**2, weights=say**2)))
+        if len(x) > x.shape[1] and np.all(spare > 1e-9)
+        else float("inf")
     )
     return Surrogate(coefficients, link, error)
 

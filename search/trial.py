@@ -53,12 +53,15 @@ def sound(told: Told) -> Told:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is to do: evaluations at most, the say of each objective, a seed for its draws."""
+    """What a method is to do: evaluations at most, the say of each objective, a seed for its draws; of a
+    front, the point that is wanted most and the scores that must be beaten.
+    """
 
     evaluations: int
     weights: tuple[float, ...] = (1.0,)
     seed: int = 0
     preference: tuple[float, ...] | None = None
+    reference: tuple[float, ...] | None = None
 
     def value(self, told: Told) -> float:
         """One number for all objectives, their weighted mean; a failed candidate is worse than any other."""

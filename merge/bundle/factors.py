@@ -19,7 +19,6 @@ from merge.checkpoint.writer import ShardWriter
 from merge.forms.bundle import BundlePlan, Kept
 from merge.kernels.reduce import in_order
 from merge.kernels.reversible import Shared, balanced, shared
-from merge.outputs import OutputTensor
 from merge.results.adapter import product_entries
 from merge.results.merging import Merging
 
@@ -36,9 +35,9 @@ class Directions:
 
     bundle: BundlePlan
     work: Merging
-    look: Callable[[OutputTensor, Callable[[int, int], Tensor], Load | None], None] = lambda *_: None
-    """Told of every tensor once, with what gives the mean of its members' changes and those changes, entry by
-    entry from a base of zeros: for the merge report.
+    note: Callable[[dict[str, list[float]]], None] = lambda _: None
+    """Told what the merge report says of every tensor: of its members' changes, and of their mean, from a
+    base of zeros.
     """
 
     def make(self, writer: ShardWriter, each: Kept) -> list[float]:
@@ -56,7 +55,11 @@ class Directions:
             ]
             stored.append(Shared(*parts))
         given_back = [(stored[0].restored(place), stored[1].restored(place).T) for place in range(len(pairs))]
-        self.look(each.output, *_told(pairs, given_back))
+        mean, load = _told(pairs, given_back)
+        watch = self.work.watch(each.output, load)
+        for first, count in watch.pieces:
+            watch.saw(first, mean(first, count))
+        self.note(watch.told())
         both = zip(pairs, given_back, strict=True)
         return [number for pair, again in both for number in _squares(*pair, *again)]
 

@@ -8,10 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from merge.bundle import factors, masks
-from merge.bundle.factors import Directions, Load
+from merge.bundle.factors import Directions
 from merge.bundle.masks import Masks
 from merge.checkpoint.bundle import BASE, FORMAT, MANIFEST, MEMBERS, SHARED
 from merge.checkpoint.layout import ShardLayout
@@ -20,7 +18,6 @@ from merge.errors import NothingChanged
 from merge.finish import MODEL_FILES, READER_FILES, small_files, write_json
 from merge.forms.bundle import BundlePlan
 from merge.journal import Finished, Journal, copy_file
-from merge.outputs import OutputTensor
 from merge.plan import Plan
 from merge.result_config import output_config
 from merge.results.merging import Merging
@@ -34,7 +31,7 @@ class BundleWork:
     def __init__(self, bundle: BundlePlan, work: Merging) -> None:
         self._bundle, self._work = bundle, work
         maker = Directions if bundle.kind == "rmm" else Masks
-        self._maker = maker(bundle, work, self._look)
+        self._maker = maker(bundle, work, self._note)
         self._measured: dict[str, list[float]] = {}
         self._facts: dict[str, list[float]] = {}
         self._lock = threading.Lock()
@@ -71,8 +68,7 @@ class BundleWork:
         names = [each.output.name for each in kept if each.names[0] in layout.entries]
         return {name: self._measured[name] for name in names if name in self._measured}
 
-    def _look(self, output: OutputTensor, merged: Callable[[int, int], Tensor], load: Load | None) -> None:
-        found = self._work.survey(output, merged, load)
+    def _note(self, found: dict[str, list[float]]) -> None:
         with self._lock:
             self._measured |= found
 

@@ -7,7 +7,6 @@ then times a rescaler (EMR-Merging, arXiv:2405.17461): sum |tau_i| / sum |its pa
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from math import prod, sqrt
 
 import torch
@@ -19,7 +18,7 @@ from merge.checkpoint.writer import ShardWriter
 from merge.forms.bundle import BundlePlan, Kept
 from merge.kernels.bits import pack
 from merge.kernels.reduce import in_order, piece_sums
-from merge.outputs import Input, OutputTensor
+from merge.outputs import Input
 from merge.results.merging import Merging
 from merge.sizing import PIECE_ELEMENTS
 
@@ -33,19 +32,19 @@ class Masks:
 
     bundle: BundlePlan
     work: Merging
-    look: Callable[[OutputTensor, Callable[[int, int], Tensor], None], None] = lambda *_: None
-    """Told of every tensor once, with what gives its merged entries: for the merge report."""
+    note: Callable[[dict[str, list[float]]], None] = lambda _: None
+    """Told what the merge report says of every tensor."""
 
     def make(self, writer: ShardWriter, each: Kept) -> list[float]:
         """Writes what is kept of one tensor; gives the ``SUMS`` of every member, one after another."""
         vector, *masks = each.names
         piece = self._piece(each)
+        watch = self.work.watch(each.output)
         sums: list[list[list[float]]] = [[[] for _ in range(SUMS)] for _ in self.bundle.members]
         for first, count in self._spans(each, piece):
             self.work.meter.check()
             merged, base = (block.clone() for block in self._blocks(each, first, count))
-            if self.work.chain(each.output).granularity == "tensor":
-                self.look(each.output, partial(_held, merged), None)
+            watch.saw(first, merged)
             change = merged.sub_(base)
             dtype = torch_dtype(each.output.dtype, vector)
             stored = cast_out(each.output.name, change, dtype, self.work.buffers).clone()
@@ -58,8 +57,7 @@ class Masks:
                 for found, values in zip(sums[place], _moments(tau, kept * bits), strict=False):
                     found += piece_sums(values, piece).tolist()
                 sums[place][-1].append(float(bits.sum()))
-        if self.work.chain(each.output).granularity != "tensor":
-            self.look(each.output, partial(self.work.merged, each.output), None)
+        self.note(watch.told())
         return [in_order(values) for member in sums for values in member]
 
     def _blocks(self, each: Kept, first: int, count: int) -> Iterator[Tensor]:
@@ -87,10 +85,6 @@ class Masks:
         step = max(1, total) if whole else max(1, self.work.sizes.block // piece) * piece
         for first in range(0, total, step):
             yield first, min(step, total - first)
-
-
-def _held(merged: Tensor, first: int, count: int) -> Tensor:
-    return merged.view(-1)[first : first + count]
 
 
 def _moments(tau: Tensor, part: Tensor) -> tuple[Tensor, ...]:

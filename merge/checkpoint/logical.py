@@ -1,7 +1,8 @@
 """Quantised safetensors as the float tensors they stand for: stored parts are gathered under one name.
 
 Which tensors belong together is told by their names and shapes; the config only says what those leave open
-(the bits and zero points of GPTQ, the block size of FP8). What cannot be decoded is left to be refused.
+(the bits and zero points of GPTQ, the order of AWQ, the block size of FP8). What cannot be decoded is left to
+be refused.
 """
 
 from collections.abc import Mapping
@@ -62,8 +63,8 @@ class _Gathering:
             raise file_errors.QuantizationMalformed(f"{name} is missing beside the codes it belongs to.")
         if part.shape != shape or dtype not in (None, part.dtype):
             raise file_errors.QuantizationMalformed(
-                f"{name} is {part.dtype} {list(part.shape)}, but {dtype or ''} {list(shape)} belongs to its "
-                "codes."
+                f"{name} is {part.dtype} {list(part.shape)}, but {dtype + ' ' if dtype else ''}{list(shape)} "
+                "belongs to its codes."
             )
         return part
 
@@ -131,24 +132,75 @@ def rounding(bits: int) -> str:
 
 
 def _words(work: _Gathering, stem: str) -> None:
-    """GPTQ packs along the inputs, AWQ along the outputs: the scales are as wide as the codes, or not."""
+    """GPTQ packs along the inputs, AWQ along the outputs: the scales are as wide as the codes, or not. The
+    other two ways of AWQ are told by the config and by a tensor that only one of them has.
+    """
     codes, scale = work.left[f"{stem}qweight"], work.left.get(f"{stem}scales")
-    if scale is None or len(scale.shape) != 2 or len(codes.shape) != 2 or codes.dtype != "I32":
+    fast = f"{stem}scaled_zeros" in work.left
+    dtype = "I16" if fast else "I32"
+    if scale is None or len(scale.shape) != 2 or len(codes.shape) != 2 or codes.dtype != dtype:
         raise file_errors.QuantizationMalformed(
-            f"{codes.name} is no matrix of 32-bit words with a matrix of scales."
+            f"{codes.name} is no matrix of {dtype[1:]}-bit words with a matrix of scales."
         )
-    groups, outputs = scale.shape
-    if codes.shape[1] == outputs:
+    if fast:
+        _awq_gemv_fast(work, stem, codes, scale)
+    elif _awq_order(work.config) == "gemv":
+        _awq_gemv(work, stem, codes, scale)
+    elif codes.shape[1] == scale.shape[1]:
         _gptq(work, stem, codes, scale)
-        return
-    if str(work.config.get("version", "gemm")).lower().startswith("gemv"):
-        raise file_errors.QuantizationMalformed(f"{codes.name} is in AWQ's gemv order, which is not decoded.")
-    inputs = codes.shape[0]
+    else:
+        _awq(work, stem, codes, scale)
+
+
+def _awq(work: _Gathering, stem: str, codes: TensorInfo, scale: TensorInfo) -> None:
+    (groups, outputs), inputs = scale.shape, codes.shape[0]
     zeros = work.shaped(f"{stem}qzeros", groups, outputs // 8)
     if codes.shape[1] * 8 != outputs or not groups or inputs % groups:
         raise file_errors.QuantizationMalformed(f"{codes.name} and {scale.name} do not fit together as AWQ.")
     coded = Coded("awq", {"codes": codes, "zeros": zeros, "scale": scale}, {}, align=8)
     work.add(f"{stem}weight", (outputs, inputs), coded, "AWQ (4 bits)", rounding(4))
+
+
+def _awq_gemv(work: _Gathering, stem: str, codes: TensorInfo, scale: TensorInfo) -> None:
+    outputs, inputs = codes.shape[0], codes.shape[1] * 8
+    size, filled = _awq_groups(work, codes, inputs)
+    scale = work.shaped(scale.name, outputs, filled)
+    zeros = work.shaped(f"{stem}qzeros", outputs, filled // 8, dtype="I32")
+    coded = Coded("awq_gemv", {"codes": codes, "zeros": zeros, "scale": scale}, {"group": size})
+    work.add(f"{stem}weight", (outputs, inputs), coded, "AWQ gemv (4 bits)", rounding(4))
+
+
+def _awq_gemv_fast(work: _Gathering, stem: str, codes: TensorInfo, scale: TensorInfo) -> None:
+    outputs, inputs = codes.shape[0] * 4, codes.shape[1]
+    size, filled = _awq_groups(work, codes, inputs)
+    scale = work.shaped(scale.name, filled, outputs)
+    shift = work.shaped(f"{stem}scaled_zeros", filled, outputs)
+    if inputs % 64:
+        raise file_errors.QuantizationMalformed(
+            f"The {inputs} inputs of {codes.name} are no multiple of 64, as AWQ's gemv_fast packs them."
+        )
+    parts = {"codes": codes, "scale": scale, "shift": shift}
+    coded = Coded("awq_gemv_fast", parts, {"group": size}, align=4)
+    work.add(f"{stem}weight", (outputs, inputs), coded, "AWQ gemv_fast (4 bits)", rounding(4))
+
+
+def _awq_order(config: Mapping[str, Any]) -> str:
+    said = next((config[key] for key in ("version", "format", "checkpoint_format") if key in config), "")
+    return str(said).lower()
+
+
+def _awq_groups(work: _Gathering, codes: TensorInfo, inputs: int) -> tuple[int, int]:
+    """Inputs of a group, which the config says, and the groups that a row has room for: whole words of eight,
+    two of them where a group has 64 inputs, four where it has 32.
+    """
+    said = next((work.config[key] for key in ("group_size", "q_group_size") if key in work.config), 128)
+    size = inputs if said == -1 else said
+    if type(size) is not int or size < 32 or (size < 128 and size not in (32, 64)) or inputs % size:
+        raise file_errors.QuantizationMalformed(
+            f"The {inputs} inputs of {codes.name} are not groups of {said}, as the config's group_size says."
+        )
+    step = 8 * max(1, 128 // size)
+    return size, -(-inputs // size // step) * step
 
 
 def _gptq(work: _Gathering, stem: str, codes: TensorInfo, scale: TensorInfo) -> None:

@@ -7,7 +7,8 @@ or its codes be decoded.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,7 @@ from merge.checkpoint.dtype import as_bytes, torch_dtype
 from merge.checkpoint.files import OpenFiles, Wait, runs_of
 from merge.checkpoint.header import DTYPE_BITS, TensorInfo
 from merge.checkpoint.index import ModelIndex
-from merge.checkpoint.stored import StoredParts, Strip, add_masked
+from merge.checkpoint.stored import At, Changing, StoredParts, Strip, add_masked
 from merge.file_errors import FileMissing
 
 PIECE_ELEMENTS = 1 << 18
@@ -58,6 +59,8 @@ class TensorReader:
         self._scratch = threading.local()
         self._factors: OrderedDict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = OrderedDict()
         self._factors_lock = threading.Lock()
+        self.changing: Changing | None = None
+        """Adds masked changes in one go, where that is known."""
 
     def changed(self, name: str) -> bool:
         """Whether the adapter changes this tensor, so that only ``read_float`` gives its true values."""
@@ -78,6 +81,8 @@ class TensorReader:
         """Entries ``first`` to ``first + count`` as the float dtype of ``out``, adapter applied."""
         adapter = self.index.adapter
         pair = adapter.pairs.get(name) if adapter else None
+        if self._changed_at_once(name, first, count, out):
+            return
         if adapter is not None and self._adapter_files is not None and name in adapter.replaced:
             self._read_cast(self._adapter_files, adapter.replaced[name], first, count, out)
         else:
@@ -187,6 +192,23 @@ class TensorReader:
             files.read(info.file, begin + done * width, memory[: size * width])
             flat[done : done + size].copy_(piece[:size])
 
+    def _changed_at_once(self, name: str, first: int, count: int, out: Tensor) -> bool:
+        """Whether a tensor that a mask changes, and nothing else, could be made in one go."""
+        adapter, files, info = self.index.adapter, self._adapter_files, self.index.tensors[name]
+        if self.changing is None or adapter is None or files is None or out.dtype != torch.float32:
+            return False
+        masked, more = adapter.masked.get(name), name in adapter.pairs or name in adapter.replaced
+        if masked is None or more or info.coded is not None or first < 0 or first + count > info.numel:
+            return False
+        codes = first // 8
+        with (
+            _part(self._files, info, first, count) as base,
+            _part(files, masked.vector, first, count) as vector,
+            _part(files, masked.mask, codes, -(-(first + count) // 8) - codes) as mask,
+        ):
+            flat = out.view(-1)[:count]
+            return self.changing.masked(base, vector, mask, first % 8, masked.scale, flat)
+
     def _add_product(self, name: str, pair: LoraPair, first: int, count: int, out: Tensor) -> None:
         left, right = self._factors_of(name, pair, out.dtype)
         rows, columns = left.shape[0], right.shape[1]
@@ -246,3 +268,15 @@ class TensorReader:
         if found is None or found.numel() < elements:
             found = buffers[use, dtype] = torch.empty(elements, dtype=dtype)
         return found[:elements]
+
+
+@contextmanager
+def _part(files: OpenFiles, info: TensorInfo, first: int, count: int) -> Iterator[At]:
+    """Where these entries of a stored tensor lie, as long as the context lasts."""
+    width = DTYPE_BITS[info.dtype] // 8
+    begin = info.begin + first * width
+    fd = files.borrow(info.file, begin, count * width)
+    try:
+        yield At(fd, begin, info.dtype)
+    finally:
+        files.give_back(info.file)

@@ -31,6 +31,22 @@ class Files(Protocol):
 
 
 @dataclass(frozen=True)
+class At:
+    """Where stored numbers begin: in the open file ``fd`` at this byte."""
+
+    fd: int
+    begin: int
+    dtype: str
+
+
+class Changing(Protocol):
+    """Adds masked changes to stored tensors in one go; ``False`` where that must be done otherwise."""
+
+    def masked(self, base: At, vector: At, mask: At, bit: int, scale: float, out: Tensor) -> bool:
+        """Stored entries plus the scaled ones of the vector, where the mask has ones from this bit on."""
+
+
+@dataclass(frozen=True)
 class Strip:
     """Columns ``begin`` to ``end`` of all lines of a stored part, as they were read last."""
 

@@ -143,7 +143,7 @@ class ShardWriter:
             if edge - begin >= WRITEBACK_BYTES:
                 self._started_writeback = edge
         if edge - begin >= WRITEBACK_BYTES:
-            _start_writeback(self._fd, begin, edge - begin)
+            start_writeback(self._fd, begin, edge - begin)
 
     def _failure(self, error: OSError) -> DiskFull | FileUnreadable:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -178,7 +178,8 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     return found
 
 
-def _start_writeback(fd: int, offset: int, size: int) -> None:
+def start_writeback(fd: int, offset: int, size: int) -> None:
+    """Asks the kernel to begin writing these bytes to the disk, without waiting; nothing where it cannot."""
     call = _sync_file_range()
     if call is not None:
         call(fd, offset, size, _SYNC_FILE_RANGE_WRITE)

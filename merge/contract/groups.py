@@ -1,9 +1,9 @@
 """What a method is handed: one tensor (or a block of it) of every model, and numbers that belong to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -34,6 +34,29 @@ class Site:
     def merged(self) -> int:
         """Of how many models this is a merge, counting those that went into the sources."""
         return sum(self.stands_for) if self.stands_for else len(self.models)
+
+
+class Holds(Protocol):
+    """What takes memory: a tensor, or several."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+Held = TypeVar("Held", bound=Holds)
+
+
+class Recall(Protocol):
+    """Gives what ``make`` would make, which nobody may write to: made for an earlier candidate of a search
+    and kept, or made now. For each ``place`` the last one is kept.
+    """
+
+    def __call__(self, place: Hashable, facts: Hashable, make: Callable[[], Held], /) -> Held: ...
+
+
+def made_now(place: Hashable, facts: Hashable, make: Callable[[], Held], /) -> Held:  # noqa: ARG001
+    """Recalls nothing."""
+    return make()
 
 
 @dataclass(frozen=True)
@@ -102,6 +125,8 @@ class TensorGroup:
     prepared: Sequence[Tensor] | None = None
     stats: Stats = field(default_factory=Stats)
     statistics: Statistics = field(default_factory=dict)
+    recall: Recall = made_now
+    """For what depends on the task vectors and on nothing but ``facts`` besides: not on the weights."""
 
     @property
     def base(self) -> Tensor:

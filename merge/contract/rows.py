@@ -19,8 +19,8 @@ class Aligned(ABC):
     def at(self, first: int, shape: tuple[int, ...]) -> Any:
         """What belongs to a block of this shape from entry ``first`` on."""
 
-    def by_row(self) -> Tensor | None:
-        """Where the value is one float32 number for each row: all of them."""
+    def by_row(self) -> Tensor | Sequence[Tensor] | None:
+        """Where the value is a float32 number for each row, or several: all of them."""
         return None
 
 

@@ -48,11 +48,11 @@ def own_delta(delta: Tensor, own: DeltaGroup, p: Any) -> Sequence[Tensor]:  # no
 @dataclass(frozen=True)
 class Term:
     """What one pass adds up over the entries of ``value``: how many have which upper bits (``high``), which
-    lower bits under the upper bits ``bin`` (``low``), how many are not zero, sums over pieces, sums down the
-    ``columns`` of pieces of rows, or nothing.
+    lower bits under the upper bits ``bin`` (``low``), how many are not zero, sums over pieces, over single
+    ``rows``, or down the ``columns`` of pieces of rows, or nothing.
     """
 
-    what: Literal["high", "low", "nonzero", "sum", "columns", "nothing"]
+    what: Literal["high", "low", "nonzero", "sum", "rows", "columns", "nothing"]
     value: Tensor
     bin: int = 0
 
@@ -60,6 +60,8 @@ class Term:
         """int64 counts, or float64 sums of the pieces: one of each, or a row of them."""
         if self.what == "sum":
             return piece_sums(self.value, piece)
+        if self.what == "rows":
+            return piece_sums(self.value, self.value.shape[1])
         if self.what == "columns":
             return column_sums(self.value, max(1, piece // self.value.shape[1]))
         if self.what == "nonzero":

@@ -285,8 +285,9 @@ def _check_shared(recipe: Recipe, asked: MoeResult, family: Family) -> Iterator[
             yield warning("prompts_unused", message, "sources", position, "prompts")
     if family.model_type == "deepseek":
         message = (
-            "Transformers has no class for DeepSeek-MoE: the result names the code of its first model, which "
-            "a loader runs from the Hub (trust_remote_code). qwen2_moe with a shared expert needs none."
+            "Transformers has no class for DeepSeek-MoE: the result names the code of its first model on the "
+            "Hub, which Transformers 5 cannot run, and the check after a merge runs no such code. vLLM and "
+            "SGLang have a class of their own; qwen2_moe with a shared expert loads as it is."
         )
         yield warning("moe_remote_code", message, "result", "architecture")
 

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -61,7 +62,7 @@ class Loop:
         """What stands for the code that is run."""
         return self.built
 
-    @property
+    @cached_property
     def scratch_bytes(self) -> int:
         """Memory for one block of every input."""
         each = sum(WIDTHS[name] for name in self.dtypes) + WIDTHS["F32"] * len(self.tables)

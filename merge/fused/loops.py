@@ -20,17 +20,20 @@ from merge.blocks import Buffers, Inputs, Place
 from merge.chain import Block, Chain, Task
 from merge.checkpoint.digests import Engine, Plain
 from merge.checkpoint.dtype import safetensors_name
+from merge.contract.stats import Stat
+from merge.fused.changes import changes
 from merge.fused.compiler import Built, Compiler
 from merge.fused.lanes import engine
 from merge.fused.loop import Loop
 from merge.fused.memo import Traces
+from merge.fused.notes import Notes
 from merge.fused.ordering import ORDERING
 from merge.fused.ranked import AnyLoop, RankedLoop, halves, rank_nodes
-from merge.fused.samples import in_memory, shape_of, stand_in
-from merge.fused.source import PAD, WIDTHS, Sink, block_of, piecewise, text
-from merge.fused.spans import Measuring, Preparing, Writing, sink_of
+from merge.fused.samples import in_memory, stand_in
+from merge.fused.source import PAD, ROWS, WIDTHS, Sink, block_of, piecewise, text
+from merge.fused.spans import Measuring, Preparing, Writing, asked_of, sink_of, written
 from merge.fused.summing import Summing, Terms, traced
-from merge.fused.trace import Program, Tracer, Untraceable
+from merge.fused.trace import Program, Untraceable
 from merge.fused.windows import CHUNK, LOTS, Bits, Sought, Windows, sample_size, windows_of
 from merge.fused.windows import LEAST_ENTRIES as LEAST_SAMPLED
 from merge.kernels.radix import MAGNITUDE
@@ -50,7 +53,8 @@ class Loops:
     """Makes loops for the tensors of one run. ``entries`` is how many it merges in all; ``wanted`` is false
     where the arithmetic is not float32 on the CPU. ``on_read`` is told of every span that a loop has
     measured; ``reasons`` counts why tensors were left to the eager code. ``informed`` are statistics on data
-    of outputs, by name, which the loops read like further inputs. ``hashing`` is for what is written.
+    of outputs, by name, which the loops read like further inputs. ``hashing`` is for what is written,
+    ``changing`` for what masks of bundles change.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Loops:
         self.on_read = on_read
         self._wanted = wanted and entries >= LEAST_TOTAL
         self.hashing: Engine = engine(_COMPILER) if entries >= LEAST_TOTAL else Plain()
+        self.changing = changes(_COMPILER) if self._wanted and inputs.masked else None
         self._lock = threading.Lock()
         self._built: dict[Any, Built | None] = {}
         self._sound: dict[Any, bool] = {}
@@ -155,7 +160,7 @@ class Loops:
         fresh = bool(chain.tasks or self.known(output).parts())
         block = bound(stand_in, chain=chain, output=output, known=self.known(output))
         program, (merged, prepared) = self._traces.get(
-            ("write", output.base is None), chain, block, _written, fresh=fresh
+            ("write", output.base is None), chain, block, written, fresh=fresh
         )
         loop = self._loop(program, (Sink("store", merged, output.dtype),), dtypes, chain.piece)
         made = Writing(self, chain, output, loop)
@@ -176,21 +181,18 @@ class Loops:
         if not all(task.stat.in_terms() for task in tasks):
             raise Untraceable("a stat that is not told in terms")
 
-        def sunk(tracer: Tracer, chain: Chain, block: Block) -> list[list[Sink | None]]:
-            return [[sink_of(tracer, term) for term in each] for each in chain.terms(block, tasks)]
+        def sunk(notes: Notes, chain: Chain, block: Block) -> list[list[Sink | None]]:
+            return [[sink_of(notes, term) for term in each] for each in chain.terms(block, tasks)]
 
-        fresh = any(task.measured or task.value is not None for task in chain.tasks)
-        fresh = fresh or bool(self.known(output).parts())
         block = bound(stand_in, chain=chain, output=output, known=self.known(output))
-        what = (output.base is None, *((task.stage, task.position, id(task.stat)) for task in tasks))
-        program, sinks = self._traces.get(what, chain, block, sunk, fresh=fresh)
+        what = ("measure", *asked_of(output, tasks))
+        program, sinks = self._traces.get(what, chain, block, sunk, fresh=self._fresh(chain, output))
         loops = []
-        apart = ("sum", "columns")
-        for kind in ("", *apart):
-            known = [sink for each in sinks for sink in each if sink is not None]
-            chosen = [sink for sink in known if (sink.kind if sink.kind in apart else "") == kind]
-            if chosen:
-                loops.append(self._loop(program, tuple(dict.fromkeys(chosen)), dtypes, chain.piece))
+        known = dict.fromkeys(sink for each in sinks for sink in each if sink is not None)
+        for kind, rows in ((False, False), ("sum", False), ("sum", True), ("columns", False)):
+            own = [s for s in known if (piecewise((s,)) and s.kind, s.size == ROWS) == (kind, rows)]
+            if own:
+                loops.append(self._loop(program, tuple(own), dtypes, chain.columns if rows else chain.piece))
         made = Measuring(self, chain, output, tasks, sinks, loops)
         for loop in loops:
             self._prove(loop, made.agrees)
@@ -222,6 +224,8 @@ class Loops:
     def _windows(self, chain: Chain, output: OutputTensor, tasks: Sequence[Task]) -> Windows:
         if chain.entries < LEAST_SAMPLED or any(task.shared or task.rounds_done for task in tasks):
             raise _Unfit
+        if any(type(task.stat).ranks_at is Stat.ranks_at for task in tasks):
+            raise _Unfit
         entries, quantities = chain.entries, self._quantities(chain, output, tasks)
         for task, each in zip(tasks, quantities[1], strict=True):
             _ranks(task, [entries] * len(each))
@@ -233,11 +237,17 @@ class Loops:
         self, chain: Chain, output: OutputTensor, tasks: Sequence[Task]
     ) -> tuple[Program, list[list[int]]]:
         """What these tasks are measured on, as nodes by task."""
-        tracer = Tracer(shape_of(chain))
-        with tracer:
-            pairs = chain.quantities(stand_in(tracer, chain, output, self.known(output)), tasks)
-            nodes = [[tracer.node_of(value, "f") for value in values] for _, values in pairs]
-        return tracer.program, nodes
+
+        def ranked(notes: Notes, chain: Chain, block: Block) -> list[list[int]]:
+            return [
+                [notes.node_of(value, "f") for value in values]
+                for _, values in chain.quantities(block, tasks)
+            ]
+
+        block = bound(stand_in, chain=chain, output=output, known=self.known(output))
+        return self._traces.get(
+            asked_of(output, tasks), chain, block, ranked, fresh=self._fresh(chain, output)
+        )
 
     def _seeking(
         self,
@@ -254,6 +264,11 @@ class Loops:
         made = Windows(self, chain, output, tasks, sought, loop)
         self._prove(loop, made.agrees)
         return made
+
+    def _fresh(self, chain: Chain, output: OutputTensor) -> bool:
+        """Whether what is measured may depend on what was."""
+        measured = any(task.measured or task.value is not None for task in chain.tasks)
+        return measured or bool(self.known(output).parts())
 
     def _sampled(
         self,
@@ -337,7 +352,7 @@ class Loops:
         if step > PIECE_ELEMENTS:
             raise Untraceable("pieces are too long")
         every = (*dtypes, *("F32" for _ in program.tables))
-        key = (tuple(program.nodes), sinks, every)
+        key = (program.stamp or tuple(program.nodes), sinks, every)
         with self._lock:
             built = self._built[key] if key in self._built else _COMPILER.build(text(program, sinks, every))
             self._built[key] = built
@@ -354,13 +369,6 @@ class Loops:
                 self._sound[loop.key] = agrees()
             if not self._sound[loop.key]:
                 raise Untraceable("the compiled loop gives other bits")
-
-
-def _written(tracer: Tracer, chain: Chain, block: Block) -> tuple[int, tuple[int, ...]]:
-    """The nodes of the merged entries, and of what is left of the task vectors before they are combined."""
-    merged = tracer.node_of(chain.compute(block), "f")
-    prepared = chain.prepared(block) if chain.prepares else ()
-    return merged, tuple(tracer.node_of(each, "f") for each in prepared)
 
 
 class _Unfit(Exception):

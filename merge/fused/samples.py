@@ -8,7 +8,8 @@ from torch import Tensor
 from merge.blocks import Place
 from merge.chain import Block, Chain
 from merge.checkpoint.dtype import torch_dtype
-from merge.fused.trace import TINY, Tracer
+from merge.fused.notes import Notes
+from merge.fused.trace import TINY
 from merge.outputs import OutputTensor
 from merge.statistics import OutputStatistics
 
@@ -20,14 +21,14 @@ def shape_of(chain: Chain) -> tuple[int, ...]:
     return (1, chain.columns) if chain.granularity == "row" else (TINY,)
 
 
-def stand_in(tracer: Tracer, chain: Chain, output: OutputTensor, known: OutputStatistics) -> Block:
-    """A tiny block whose tensors are followed, by a tracer for ``shape_of`` the chain."""
+def stand_in(notes: Notes, chain: Chain, output: OutputTensor, known: OutputStatistics) -> Block:
+    """A tiny block whose tensors are followed, by notes for ``shape_of`` the chain."""
     count, based = len(chain.site.models), output.base is not None
-    base = tracer.input(0) if based else None
-    sources = [tracer.input(place + based) for place in range(count)]
-    measured = [tracer.input(count + based + place) for place in range(len(known.parts()))]
+    base = notes.input(0) if based else None
+    sources = [notes.input(place + based) for place in range(count)]
+    measured = [notes.input(count + based + place) for place in range(len(known.parts()))]
     lined_up = known.with_values(measured)
-    return Block(0, tracer.shape, base, sources, tracer.draws, lined_up, aligned=tracer.aligned)
+    return Block(0, notes.shape, base, sources, notes.draws, lined_up, aligned=notes.aligned)
 
 
 def sample(

@@ -17,6 +17,7 @@ LEAST_COLUMNS = 64
 """Fewer are not summed by loops: too many rows would lie between."""
 PAD = 64
 """Entries beyond a block that may be read, and written to what is stored."""
+ROWS = -1
 HEAD = 16
 """Counters before what lies in a window."""
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
@@ -31,7 +32,8 @@ _SHORT = 60
 @dataclass(frozen=True)
 class Sink:
     """Where a node goes: ``store`` (of ``dtype``), ``high``, ``low``, ``nonzero`` and ``window`` counts,
-    ``sum`` of pieces, or sums of pieces down the ``columns`` (``size`` of them, which ``word`` tells too).
+    ``sum`` of pieces (with ``size`` ``ROWS``, of rows), or sums of pieces down the ``columns`` (``size`` of
+    them, which ``word`` tells too).
 
     ``word`` is the slot of the upper bits that ``low`` looks for, and of the lower end of a ``window``, which
     its upper end follows. A window is told in ``HEAD`` counters: 64 bits each for what is above it, not below

@@ -1,6 +1,6 @@
 """What the loops do to spans of one output: make its entries, and measure what its methods need."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from merge.blocks import Place
-from merge.chain import Chain, Task
+from merge.chain import Block, Chain, Task
 from merge.checkpoint.dtype import torch_dtype
 from merge.contract.stats import Term
+from merge.fused.notes import Notes
 from merge.fused.ranked import AnyLoop
 from merge.fused.samples import bits, in_memory, sample
-from merge.fused.source import LEAST_COLUMNS, PAD, WIDTHS, Sink
-from merge.fused.trace import Tracer, Untraceable
+from merge.fused.source import LEAST_COLUMNS, PAD, ROWS, WIDTHS, Sink
+from merge.fused.trace import Untraceable
 from merge.kernels.radix import HIGH_BINS, LOW_BINS
 from merge.outputs import OutputTensor
 
@@ -142,25 +143,40 @@ class Measuring:
         )
 
 
-def sink_of(tracer: Tracer, term: Term) -> Sink | None:
+def written(notes: Notes, chain: Chain, block: Block) -> tuple[int, tuple[int, ...]]:
+    """The nodes of the merged entries, and of what is left of the task vectors before they are combined."""
+    merged = notes.node_of(chain.compute(block), "f")
+    prepared = chain.prepared(block) if chain.prepares else ()
+    return merged, tuple(notes.node_of(each, "f") for each in prepared)
+
+
+def asked_of(output: OutputTensor, tasks: Sequence[Task]) -> tuple[Hashable, ...]:
+    """What is measured for these tasks."""
+    each = ((task.stage, task.position, id(task.stat), task.value is None) for task in tasks)
+    return output.base is None, *each
+
+
+def sink_of(notes: Notes, term: Term) -> Sink | None:
     if term.what == "nothing":
         return None
     if term.what == "sum":
-        return Sink("sum", tracer.node_of(term.value, "d"))
+        return Sink("sum", notes.node_of(term.value, "d"))
+    if term.what == "rows":
+        return Sink("sum", notes.node_of(term.value, "d"), size=ROWS)
     if term.what == "nonzero":
-        return Sink("nonzero", tracer.node_of(term.value))
+        return Sink("nonzero", notes.node_of(term.value))
     if term.what == "columns":
         columns = term.value.shape[1]
         if columns < LEAST_COLUMNS:
             raise Untraceable("few columns")
-        tracer.program.words.append(columns)
-        word = len(tracer.program.words) - 1
-        return Sink("columns", tracer.node_of(term.value, "d"), word=word, size=columns)
-    node = tracer.node_of(term.value, "f")
+        notes.program.words.append(columns)
+        word = len(notes.program.words) - 1
+        return Sink("columns", notes.node_of(term.value, "d"), word=word, size=columns)
+    node = notes.node_of(term.value, "f")
     if term.what == "high":
         return Sink("high", node)
-    tracer.program.words.append(term.bin)
-    return Sink("low", node, word=len(tracer.program.words) - 1)
+    notes.program.words.append(term.bin)
+    return Sink("low", node, word=len(notes.program.words) - 1)
 
 
 def room_for(sink: Sink, pieces: int) -> Tensor:
@@ -172,6 +188,6 @@ def room_for(sink: Sink, pieces: int) -> Tensor:
 
 def counted(sink: Sink, room: Tensor) -> Tensor:
     if sink.kind in ("sum", "columns"):
-        return room.view(-1, sink.size) if sink.size else room
+        return room.view(-1, sink.size) if sink.size > 0 else room
     counts = room.to(torch.int64)
     return counts[0] if sink.kind == "nonzero" else counts

@@ -5,6 +5,7 @@ terms each time.
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,8 +50,12 @@ class Summing:
         into = [begin + 8 * place for place in range(len(self.loop.sinks))]
         if not self.loop.run(places, 0, count, into, self.loops.scratch(self.loop)):
             return None
-        found = dict(zip(self.loop.sinks, rooms, strict=True))
-        return [found[sink] for sink in self.sinks]
+        return [rooms[place] for place in self._order]
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """Where the sum of each term is found: equal terms are added up once."""
+        return [self.loop.sinks.index(sink) for sink in self.sinks]
 
     def agrees(self, terms: Terms) -> bool:
         """Whether numbers such as models have are added up as the eager code does it."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from merge.contract.rows import Aligned
-from merge.kernels.keyed import limit_of, stream_key
+from merge.fused.notes import TracedDraws
+from merge.kernels.keyed import stream_key
 
 TINY = 8
 _HALF = 0.5
@@ -55,7 +56,23 @@ class Program:
     numbers: list[float] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     tables: list[tuple[Tensor, int]] = field(default_factory=list)
+    stamp: object = None
+    """What programs with the very same nodes have in common, if that is known."""
     _known: dict[Node, int] = field(default_factory=dict)
+
+    def copy(self) -> "Program":
+        """The same with slots of its own."""
+        return Program(self.nodes, [*self.numbers], [*self.words], [*self.tables], self.stamp)
+
+    def equals(self, other: "Program") -> bool:
+        """Whether it does the same, to the last bit."""
+        ours, theirs = (
+            (tuple(each.nodes), [number.hex() for number in each.numbers], each.words)
+            for each in (self, other)
+        )
+        tables = zip(self.tables, other.tables, strict=False)
+        same = all(a[1] == b[1] and torch.equal(a[0], b[0]) for a, b in tables)
+        return same and ours == theirs and len(self.tables) == len(other.tables)
 
     def add(self, node: Node) -> int:
         """The index of this node, the same one for the same node."""
@@ -77,28 +94,6 @@ class Program:
         if kind == "b":
             raise Untraceable("numbers are not truth values")
         return self.add(Node("cast", (node,), kind))
-
-
-class TracedDraws:
-    """Stands in for ``Draws``: notes the draw instead of making it."""
-
-    def __init__(self, tracer: "Tracer", key: int) -> None:
-        self._tracer = tracer
-        self._key = key
-
-    def bernoulli(self, share: float, stream: int = 0) -> Tensor:
-        """As ``Draws.bernoulli``."""
-        if share >= 1:
-            return torch.ones(self._tracer.shape)
-        return self._tracer.draw("bernoulli", self._key, stream, limit_of(share))
-
-    def uniform(self, stream: int = 0) -> Tensor:
-        """As ``Draws.uniform``."""
-        return self._tracer.draw("uniform", self._key, stream, 0)
-
-    def bits(self, stream: int = 0) -> Tensor:
-        """Whole numbers are not followed."""
-        raise Untraceable(f"draws of bits (stream {stream})")
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -155,7 +150,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         numbers = value.by_row()
         if numbers is None:
             return value.at(first, shape)
-        return self._new(self._table(numbers, shape[1]))
+        if isinstance(numbers, Tensor):
+            return self._new(self._table(numbers, shape[1]))
+        return [self._new(self._table(each, shape[1])) for each in numbers]
 
     def _table(self, value: Tensor, entries: int) -> Node:
         self.program.tables.append((value.contiguous(), entries))

@@ -140,18 +140,56 @@ def evened(matrix: Tensor, null: float, dtype: torch.dtype = torch.float64) -> T
     return even.mul_(values.double().mean()) if values.numel() else even
 
 
+@dataclass(frozen=True)
+class Straight:
+    """``orthonormal`` of (n, r) columns, for products with it: the columns times a factor (r, r), or as they
+    are. They have the dtype of the product.
+    """
+
+    columns: Tensor
+    factor: Tensor | None
+
+    def after(self, left: Tensor) -> Tensor:
+        """left (m, r) times these columns transposed."""
+        turned = left if self.factor is None else left.double() @ self.factor
+        return turned.to(self.columns) @ self.columns.T
+
+
+@dataclass(frozen=True)
+class Untangled:
+    """The leading directions of several (m, n) matrices, turned so that those of different matrices are as
+    near to orthogonal as they can be: left (m, r) and right (n, r), of each matrix as many columns as its
+    ``count``. Factors of the matrices change nothing but the ``values``.
+    """
+
+    left: Tensor
+    values: Tensor
+    counts: tuple[int, ...]
+    right: Straight
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        parts = (self.left, self.values, self.right.columns, self.right.factor)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def total(self, factors: Sequence[float]) -> Tensor:
+        """The sum (m, n) of the matrices, each times its factor."""
+        each = zip(torch.split(self.values, list(self.counts)), factors, strict=True)
+        return self.right.after(self.left * torch.cat([values * factor for values, factor in each]))
+
+
 def untangled(
     matrices: Sequence[Tensor], counts: Sequence[int], null: float, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    """The sum of (m, n) matrices, of each the leading directions alone, as many as its count, turned so that
-    those of different matrices are as near to orthogonal as they can be; values stay. ``dtype`` is that of
-    the largest product where that keeps enough digits.
+) -> Untangled:
+    """The leading directions of each matrix, as many as its count; values stay. ``dtype`` is that of the
+    largest product where that keeps enough digits.
     """
     parts = [thin(matrix, count, null) for matrix, count in zip(matrices, counts, strict=True)]
     left = orthonormal(torch.cat([part.left for part in parts], dim=1), null)
-    left *= torch.cat([part.values for part in parts])
-    right = torch.cat([part.right for part in parts], dim=1)
-    return beside_orthonormal(left, right, null, dtype)
+    right = straightened(torch.cat([part.right for part in parts], dim=1), null, dtype)
+    values = torch.cat([part.values for part in parts])
+    return Untangled(left, values, tuple(part.rank for part in parts), right)
 
 
 def _scaled(upright: Tensor) -> tuple[Tensor, float]:
@@ -188,12 +226,16 @@ def beside_orthonormal(left: Tensor, columns: Tensor, null: float, dtype: torch.
     """left (m, r) @ orthonormal(columns (n, r)) transposed, the largest product in ``dtype`` where that keeps
     enough digits.
     """
+    return straightened(columns, null, dtype).after(left)
+
+
+def straightened(columns: Tensor, null: float, dtype: torch.dtype) -> Straight:
+    """``orthonormal`` of (n, r) columns, for products in ``dtype`` where that keeps enough digits."""
     if columns.shape[0] < columns.shape[1] or not _by_products(columns, null):
-        return left.to(dtype) @ orthonormal(columns, null).to(dtype).T
+        return Straight(orthonormal(columns, null).to(dtype), None)
     wide = columns.double()
     factor, even = _straightening(wide, null)
-    turned = left.double() @ factor
-    return turned.to(dtype) @ wide.to(dtype).T if even else turned @ wide.T
+    return Straight(wide.to(dtype) if even else wide, factor)
 
 
 def _straightening(upright: Tensor, null: float) -> tuple[Tensor, bool]:

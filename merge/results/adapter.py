@@ -8,7 +8,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import hypot, isfinite, prod, sqrt
 from typing import Any
 
@@ -33,6 +32,7 @@ from merge.outputs import Input, OutputTensor
 from merge.plan import Plan
 from merge.results.merging import Merging
 from merge.results.peft import Made, Saved, adapter_config, factor_names, losses, saved_name
+from merge.survey.watch import Watch
 
 PARTS = "parts"
 _FACTS = "facts"
@@ -117,7 +117,7 @@ class _Maker:
         self._held = held
         self._whole = plan.granularity == "tensor"
         self._lock = threading.Lock()
-        self._seen: dict[str, Mapping[str, list[float]]] = {}
+        self._watches: dict[str, Watch] = {}
         self._files: dict[str, tuple[str, Any]] = {}
 
     def job(self, make: Callable[[str, Any], None], file: str, what: Any) -> Callable[[], None]:
@@ -143,7 +143,7 @@ class _Maker:
         a, b = (self._rounded(module.output.name, side) for side in (right, left))
         lost = hypot(low.error, _distance(left, right, b.double(), a.double()) / (low.norm or 1.0))
         names = factor_names(module)
-        found = self._look_at_factors(module.output, low) if module.factored else self._look(module.output)
+        found = self._look_at_factors(module.output, low) if module.factored else self._told(module.output)
         self._write(file, {names[0]: a, names[1]: b} if low.rank else {}, [low.norm, lost * low.norm], found)
 
     def save(self, file: str, output: OutputTensor) -> None:
@@ -156,12 +156,13 @@ class _Maker:
             for first, count in self._spans(output):
                 merged = self._work.merged(output, first, count)
                 writer.write_at(name, first, cast_out(name, merged, dtype, self._work.buffers))
-            self._record(writer, self._look(output))
+                self._watch(output).saw(first, merged.clone())
+            self._record(writer, self._told(output))
 
     def measure(self, file: str, output: OutputTensor) -> None:
         """How large the change is that the adapter leaves out."""
         total = sum(float(block.double().square().sum()) for block in self._change(output))
-        self._write(file, {}, [total**0.5, total**0.5], self._look(output))
+        self._write(file, {}, [total**0.5, total**0.5], self._told(output))
 
     def parts(self) -> Parts:
         """Everything that was made, in the order of the plan."""
@@ -236,8 +237,7 @@ class _Maker:
                 if block is None:
                     block = torch.empty(count, dtype=merged.dtype)
                 place = block[at - first : at - first + size].copy_(merged)
-                if self._whole and output.name not in self._seen:
-                    self._seen[output.name] = self._work.survey(output, _held(place))
+                self._watch(output).saw(at, place)
                 place.sub_(self._work.read(base, at, size))
             assert block is not None  # a block has at least one span
             yield block.view(-1, columns)
@@ -275,10 +275,20 @@ class _Maker:
             writer.write_at(_FACTS, 0, torch.tensor(facts, dtype=torch.float64))
             self._record(writer, found)
 
-    def _look(self, output: OutputTensor) -> Mapping[str, list[float]]:
-        """What the merge report says of a tensor; where all of it is merged at once, that was noted then."""
-        seen = self._seen.pop(output.name, None)
-        return self._work.survey(output, partial(self._work.merged, output)) if seen is None else seen
+    def _watch(self, output: OutputTensor) -> Watch:
+        """What is shown a tensor's blocks when they are merged."""
+        with self._lock:
+            found = self._watches.get(output.name)
+            if found is None:
+                found = self._watches[output.name] = self._work.watch(output)
+            return found
+
+    def _told(self, output: OutputTensor) -> Mapping[str, list[float]]:
+        """What the merge report says of a tensor all of which was merged."""
+        watch = self._watch(output)
+        with self._lock:
+            del self._watches[output.name]
+        return watch.told()
 
     def _look_at_factors(self, output: OutputTensor, low: LowRank) -> Mapping[str, list[float]]:
         """The same of a module made from factors, whose base is not read: its own changes, from zero on."""
@@ -295,17 +305,16 @@ class _Maker:
             parts = [zero if pair is None else product_entries(*pair, first, count) for pair in pairs]
             return Block(first, shape, zero.view(shape), [part.view(shape) for part in parts])
 
-        return self._work.survey(output, partial(product_entries, low.left, low.right), load)
+        watch = self._work.watch(output, load)
+        for first, count in watch.pieces:
+            watch.saw(first, product_entries(low.left, low.right, first, count))
+        return watch.told()
 
     def _record(self, writer: ShardWriter, found: Mapping[str, list[float]]) -> None:
         """Notes a part as done, with what the merge report says of its tensor."""
         written = writer.finish()
         with self._lock:
             self._journal.add_shard(Finished(written.file, written.size, written.sha256, measured=found))
-
-
-def _held(whole: Tensor) -> Callable[[int, int], Tensor]:
-    return lambda first, count: whole.view(-1)[first : first + count]
 
 
 def product_entries(left: Tensor, right: Tensor, first: int, count: int) -> Tensor:

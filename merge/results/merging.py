@@ -11,6 +11,7 @@ from merge.checkpoint.reader import TensorReader
 from merge.contract.factors import Factors
 from merge.outputs import Input, OutputTensor
 from merge.sizing import Sizes
+from merge.survey.watch import Watch
 
 
 class Meter(Protocol):
@@ -49,14 +50,9 @@ class Merging(Protocol):
     def merged_factors(self, output: OutputTensor) -> Factors | None:
         """The merged change as factors, where the steps give those."""
 
-    def survey(
-        self,
-        output: OutputTensor,
-        merged: Callable[[int, int], Tensor],
-        load: Callable[[Chain, int, int], Block] | None = None,
-    ) -> dict[str, list[float]]:
-        """What the merge report says of a tensor, by its name: ``merged`` gives its entries, ``load`` what
-        they are made from, where that is not to be read.
+    def watch(self, output: OutputTensor, load: Callable[[Chain, int, int], Block] | None = None) -> Watch:
+        """Is to be shown a tensor's merged blocks, and tells what the merge report says of it; ``load`` gives
+        what they are made from, where that is not to be read.
         """
 
     def finished(self, output: OutputTensor) -> None:

@@ -3,15 +3,17 @@
 A few candidates are scored, a quadratic is fitted to each objective, and the front of the quadratics is
 computed without another merge. Unlike the published code, the front is looked for inside the box that was
 sampled (a quadratic says little outside it), points are spread by a Sobol sequence and not drawn anew,
-and points of the front are measured in the end.
+and points of the front are measured in the end: those that add most volume, with another fit after every few
+of them, in which points far behind the front count little.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from search.clouds import Model, predicted_front, sample, spread, where_unsure
-from search.front import suited
+from search.clouds import Model, largest_gains, predicted_front, sample, spread, where_unsure
+from search.front import behind, not_dominated, suited
 from search.order import unknowns
 from search.settings import MapSettings
 from search.space import Space
@@ -21,50 +23,102 @@ from search.trial import Ask, Found, Predicted, Search, Task, Told
 PAIR_SAMPLES = 20
 SHOWN = 64
 """Points of a predicted front that are told."""
+NEAR = 0.2
+LEAST_WEIGHT = 0.1
+"""How far behind the front, as a share of its range, a point still counts in a fit, and how little then."""
+MARGIN = 0.1
+"""How far the reference lies below the front where none is given, as a share of its range."""
 Place = Callable[[Sequence[float]], Ask]
 
 
 def search(space: Space, p: MapSettings, task: Task) -> Search:
-    """Samples, fits, predicts the front, and measures points of it."""
+    """Samples, fits, predicts the front, and measures points of it, fitting again in between."""
     if p.mode == "nested":
         return (yield from _nested(space, p, task))
 
     def place(vector: Sequence[float]) -> Ask:
         return Ask(space.point(list(vector)))
 
-    points, _, models = yield from _fitted(space.width, p, task, place)
-    if models is None:
+    known = _Known.nothing(space.width, len(task.weights))
+    yield from _sampled(known, p, task, place)
+    if not known.enough:
         return Found(notes={"surrogate": "too few candidates could be scored to fit quadratics"})
+    models = known.models(p, near=True)
     cloud, values = predicted_front(models, space.width, task.seed)
-    left = task.evaluations - len(points)
-    picks = spread(values, min(p.verify, left))
-    if picks:
-        yield [place(cloud[at].tolist()) for at in picks]
+    left = min(p.verify, task.evaluations - known.asked)
+    for at in range(p.rounds):
+        picks = worth(values, known.scores, task, -(-left // (p.rounds - at)))
+        if not picks:
+            break
+        yield from known.measured(cloud[picks], place)
+        left -= len(picks)
+        models = known.models(p, near=True)
+        cloud, values = predicted_front(models, space.width, task.seed)
     shown = spread(values, SHOWN)
     front = tuple(Predicted(space.point(cloud[at].tolist()), tuple(values[at].tolist())) for at in shown)
     return Found(front=front, notes={"surrogate_error": [model.error for model in models]})
 
 
-Fitted = tuple[Array, Array, list[Surrogate] | None]
+@dataclass
+class _Known:
+    """What was scored: points of the unit box (rows, width) and their scores; ``asked`` counts failures
+    too.
+    """
 
+    points: Array
+    scores: Array
+    asked: int = 0
 
-def _fitted(width: int, p: MapSettings, task: Task, place: Place) -> Generator[list[Ask], list[Told], Fitted]:
-    """Scores samples in the unit box; gives points, scores and a quadratic for each objective."""
-    rng = np.random.default_rng(task.seed)
-    points, scores = np.empty((0, width)), np.empty((0, len(task.weights)))
-    first, *later = batches(width, p, task.evaluations)
-    wanted = sample(width, first, task.seed)
-    for count in [*later, 0]:
+    @classmethod
+    def nothing(cls, width: int, objectives: int) -> "_Known":
+        return cls(np.empty((0, width)), np.empty((0, objectives)))
+
+    @property
+    def enough(self) -> bool:
+        """Whether quadratics can be fitted."""
+        return len(self.points) >= unknowns(self.points.shape[1])
+
+    def measured(self, wanted: Array, place: Place) -> Generator[list[Ask], list[Told], None]:
+        """Has points scored, and keeps what came out."""
         told = yield [place(vector) for vector in wanted.tolist()]
         good = [(at, each.values) for at, each in enumerate(told) if each.values is not None]
-        points = np.vstack([points, wanted[[at for at, _ in good]]])
-        scores = np.vstack([scores, *(np.array(values) for _, values in good)])
-        if not count or len(points) < unknowns(width):
-            break
-        wanted = where_unsure(points, scores, _models(points, scores, p), count, rng)
-    if len(points) < unknowns(width):
-        return points, scores, None
-    return points, scores, _models(points, scores, p)
+        self.points = np.vstack([self.points, wanted[[at for at, _ in good]]])
+        self.scores = np.vstack([self.scores, *(np.array(values) for _, values in good)])
+        self.asked += len(wanted)
+
+    def models(self, p: MapSettings, *, near: bool = False) -> list[Surrogate]:
+        """A quadratic for each objective; ``near`` the front above all."""
+        weights = None
+        if near:
+            weights = np.maximum(LEAST_WEIGHT, np.exp(-((behind(self.scores) / NEAR) ** 2)))
+        return [fit(self.points, column, p.link, weights) for column in self.scores.T]
+
+
+def worth(predicted: Array, measured: Array, task: Task, count: int) -> list[int]:
+    """Rows of a predicted front to be measured: what suits the preference, then what adds most volume over
+    the reference. Without one, or one that nothing beats, it is a little below the front in every objective.
+    """
+    front = np.vstack([predicted, measured[not_dominated(measured)]])
+    reference = front.min(axis=0) - MARGIN * np.ptp(front, axis=0)
+    if task.reference is not None and np.any(np.all(front > task.reference, axis=1)):
+        reference = np.asarray(task.reference)
+    first = [] if task.preference is None else [suited(predicted, task.preference)]
+    known = np.vstack([measured, predicted[first]])
+    return [*first, *largest_gains(predicted, known, reference, count - len(first))][:count]
+
+
+def _sampled(
+    known: _Known, p: MapSettings, task: Task, place: Place
+) -> Generator[list[Ask], list[Told], None]:
+    """Scores samples: all at once, or after the first ones where quadratics are unsure."""
+    width, rng = known.points.shape[1], np.random.default_rng(task.seed)
+    first, *later = batches(width, p, task.evaluations)
+    yield from known.measured(sample(width, first, task.seed), place)
+    for count in later:
+        if not known.enough:
+            return
+        unsure = where_unsure(known.points, known.scores, known.models(p), count, rng)
+        yield from known.measured(unsure, place)
 
 
 def batches(width: int, p: MapSettings, evaluations: int) -> list[int]:
@@ -74,10 +128,6 @@ def batches(width: int, p: MapSettings, evaluations: int) -> list[int]:
     first = total if p.mode != "bayesian" else max(least, total // 2)
     shared, over = divmod(total - first, p.rounds)
     return [first, *(count for at in range(p.rounds) if (count := shared + (at < over)))]
-
-
-def _models(points: Array, scores: Array, p: MapSettings) -> list[Surrogate]:
-    return [fit(points, column, p.link) for column in scores.T]
 
 
 def _nested(space: Space, p: MapSettings, task: Task) -> Search:
@@ -101,11 +151,11 @@ def _nested(space: Space, p: MapSettings, task: Task) -> Search:
         def place(vector: Sequence[float], a: Array = a, b: Array = b) -> Ask:
             return Ask(space.point((vector[0] * a + vector[1] * b).clip(0, 1).tolist()))
 
-        _, _, models = yield from _fitted(
-            2, p.model_copy(update={"samples": samples, "mode": "plain"}), pair, place
-        )
-        if models is None:
+        known = _Known.nothing(2, count)
+        yield from _sampled(known, p.model_copy(update={"samples": samples, "mode": "plain"}), pair, place)
+        if not known.enough:
             return Found(notes={"surrogate": f"too few candidates of pair {first}, {second} could be scored"})
+        models = known.models(p)
         cloud, values = predicted_front([_mean(models, first), _mean(models, second)], 2, task.seed)
         best = cloud[suited(values, weights if sum(weights) else [1.0, 1.0])]
         pairs.append({"pair": [first, second], "weights": best.tolist()})

@@ -1,6 +1,7 @@
 """Merging into memory gives, bit for bit, what a run writes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,26 @@ def test_what_must_be_written_says_so(more: dict[str, Any], said: str, folders: 
         next(memory.tensors(plan))
 
 
+def test_freed_memory_is_given_back_at_the_end_and_not_after_every_merge(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = list[str]()
+
+    @contextmanager
+    def kept_memory() -> Iterator[None]:
+        noted.append("kept")
+        yield
+        noted.append("given back")
+
+    monkeypatch.setattr(in_memory, "kept_memory", kept_memory)
+    plan = planned({"base": "o/base", "sources": ["o/a", "o/b"], "steps": ["ties"]}, folders)
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+        for _ in range(2):
+            dict(memory.tensors(plan))
+        assert noted == ["kept"]
+    assert noted == ["kept", "given back"]
+
+
 def test_it_stops_when_told(folders: dict[str, Path]) -> None:
     plan = planned({"base": "o/base", "sources": ["o/a", "o/b"], "steps": ["ties"]}, folders)
     with InMemory(folders, budget_bytes=BUDGET, should_stop=lambda: True) as memory, pytest.raises(Stopped):
@@ -149,6 +170,7 @@ def test_a_change_that_was_kept_gives_the_bytes_of_one_made_anew(
         return planned({"base": "o/base", "sources": sources, "steps": steps}, folders)
 
     asked = [(0.3, 1.0), (-1.7, 1.0), (0.9, 0.5), (0.0, 0.5), (0.3, 1.0)]
+    asked += [(0.9, 0.7), (0.9, -0.4), (0.9, 0.0), (0.9, 0.7)]
     with InMemory(folders, budget_bytes=BUDGET) as memory:
         recalled = [dict(memory.tensors(plan(*each))) for each in asked]
     for found, each in zip(recalled, asked, strict=True):
@@ -175,15 +197,12 @@ def test_what_a_scale_does_not_change_is_worked_out_once(
     monkeypatch.setattr(Draws, "bits", noted)
     with InMemory(folders, budget_bytes=BUDGET) as memory:
 
-        def count(density: float, **settings: Any) -> tuple[int, int]:
+        def count(density: float, weight: float = 1.0, **settings: Any) -> tuple[int, int]:
             worked.clear()
             drawn.clear()
             steps = [{"method": "dare", "density": density}, {"method": "tsv_m", **settings}]
-            dict(
-                memory.tensors(
-                    planned({"base": "o/base", "sources": ["o/a", "o/b"], "steps": steps}, folders)
-                )
-            )
+            sources = ["o/a", {"id": "m1", "model": "o/b", "weight": weight}]
+            dict(memory.tensors(planned({"base": "o/base", "sources": sources, "steps": steps}, folders)))
             return len(worked), len(drawn)
 
         decompositions, draws = count(0.5)
@@ -191,6 +210,24 @@ def test_what_a_scale_does_not_change_is_worked_out_once(
         assert count(0.5, scale=0.4) == (0, 0)
         assert count(0.5, scale=0.4, rank_share=0.25) == (decompositions, 0)
         assert count(0.7, scale=0.4) == (decompositions, 0)
+        assert count(0.7, 0.3) == (0, 0) == count(0.7, -0.6, scale=0.4)
+        assert count(0.7, 0.0) == (decompositions, 0), "a source without weight brings no directions"
+        assert count(0.5, 0.3) == (decompositions, 0)
+
+
+def test_singular_vectors_are_kept_once_a_change_was_of_no_more_use(folders: dict[str, Path]) -> None:
+    def plan(scale: float, weight: float) -> Plan:
+        sources = ["o/a", {"id": "m1", "model": "o/b", "weight": weight}]
+        return planned(
+            {"base": "o/base", "sources": sources, "steps": [{"method": "tsv_m", "scale": scale}]}, folders
+        )
+
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+        bytes_kept = list[int]()
+        for scale, weight in ((1.0, 1.0), (0.5, 1.0), (0.5, 0.7), (0.5, 0.3)):
+            dict(memory.tensors(plan(scale, weight)))
+            bytes_kept.append(memory._kept._bytes)
+        assert bytes_kept[0] == bytes_kept[1] < bytes_kept[2] == bytes_kept[3] <= memory._kept.most_bytes
 
 
 def test_a_kept_change_is_cut_where_blocks_get_smaller(

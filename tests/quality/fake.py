@@ -26,6 +26,7 @@ class FakeBench:
     about = "Fake."
     unit = "points"
     accuracy = True
+    adapters = False
     seed_varies = "nothing"
     tasks = ("one", "two")
     also = ("own",)

@@ -96,3 +96,17 @@ def two_hills(x: NDArray[np.float64]) -> Told:
     """Two quadratics; the front is the line between their tops."""
     a, b = np.array([0.2, 0.8]), np.array([0.8, 0.3])
     return Told((float(-((x - a) ** 2).sum()), float(-((x - b) ** 2).sum())))
+
+
+def three_hills(x: NDArray[np.float64]) -> Told:
+    """Three quadratics over what the far corner scores."""
+    tops = np.array([[0.2, 0.8, 0.3], [0.8, 0.3, 0.2], [0.5, 0.4, 0.9]])
+    return Told(tuple((0.8 - ((x - tops) ** 2).sum(axis=1)).tolist()))
+
+
+def three_gains(x: NDArray[np.float64]) -> Told:
+    """What three experts keep of their gains when each is added with a weight: more of one's own saturates,
+    more of others' harms.
+    """
+    gained = 1 - np.exp(-2.5 * x)
+    return Told(tuple((gained / (1 - np.exp(-2.5)) - 0.35 * (x.sum() - x) ** 1.5).tolist()))

@@ -5,10 +5,12 @@ import time
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from search.drive import Candidate, drive
 from search.errors import SearchFailed
+from search.order import SearchOrder
 from search.result import result_of
 from search.trial import Told
 from tests.search.problems import (
@@ -18,6 +20,7 @@ from tests.search.problems import (
     searched,
     sphere,
     switch_space,
+    three_hills,
     two_hills,
     weights,
     weights_space,
@@ -59,6 +62,32 @@ def test_a_killed_run_asks_nothing_twice_and_ends_the_same(method: str, width: i
     assert not {(key, 1.0) for key in scored} & before
     assert result_of(asked, recipe(width), again)["best"] == result["best"]
     assert len(set(scored)) == len(scored)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        order("map", weights_space(3), objectives=3, settings={"mode": "nested"}, evals=40),
+        order("map", weights_space(3), objectives=3, preference=[1, 2, 0], evals=30),
+        order("nsga", weights_space(3), objectives=3, settings={"variant": "nsga3"}, evals=60),
+        order("tpe", weights_space(3), objectives=3, evals=30),
+        order("greedy_soup", switch_space(3)),
+        order("expert_subset", switch_space(3)),
+    ],
+    ids=lambda asked: "-".join([asked.method, *map(str, asked.settings.values())]),
+)
+def test_recorded_scores_give_the_identical_run(asked: SearchOrder) -> None:
+    def problem(x: NDArray[np.float64]) -> Told:
+        return three_hills(x) if len(asked.objectives) == 3 else sphere(x)
+
+    def silent(x: NDArray[np.float64]) -> Told:
+        raise AssertionError(f"{x} was scored before")
+
+    journal = Memory()
+    first, told = searched(asked, 3, problem, journal)
+    again, same = searched(asked, 3, silent, journal)
+    assert again.trials == first.trials and same == told
+    assert told["front"] if asked.several else told["best"]
 
 
 @pytest.mark.parametrize(("method", "width", "settings"), METHODS)
@@ -164,6 +193,8 @@ def test_a_front_is_what_nothing_beats_and_a_preference_picks_of_it() -> None:
         ("tpe", weights_space(2), {"settings": {"startup": 0}}, "settings.startup"),
         ("m2n2", weights_space(2), {"halving": {}}, "no halving"),
         ("tpe", weights_space(2), {"preference": [1, 2]}, "one number an objective"),
+        ("map", weights_space(2), {"reference": [1], "objectives": 2}, "one score an objective"),
+        ("map", weights_space(2), {"reference": ["nan", 0], "objectives": 2}, "finite number"),
         ("map", weights_space(3), {"settings": {"mode": "nested"}, "objectives": 2}, "pairs dimensions"),
     ],
 )  # fmt: skip

@@ -25,6 +25,8 @@ class Rows(Protocol):
 
 SCHEMES: Mapping[str, Rows] = {
     "awq": awq.rows,
+    "awq_gemv": awq.gemv_rows,
+    "awq_gemv_fast": awq.fast_rows,
     "bitsandbytes": bitsandbytes.rows,
     "gguf": gguf.rows,
     "gptq": gptq.rows,

@@ -111,7 +111,8 @@ def _turned(cores: Sequence[Tensor], rule: str, side: int, sources: int) -> Tens
     merged = total(cores)
     if rule in ("tsv", "tsv_iso"):
         kept = side // sources
-        merged = untangled(cores, [kept] * len(cores), NULL) if kept else merged / sources
+        found = untangled(cores, [kept] * len(cores), NULL) if kept else None
+        merged = merged / sources if found is None else found.total([1.0] * len(cores))
     return evened(merged, NULL) if rule in ("iso", "tsv_iso") else merged
 
 

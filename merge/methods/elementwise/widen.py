@@ -62,7 +62,7 @@ class Widen:
 @dataclass(frozen=True)
 class ColumnShares(Aligned):
     """Shares of the columns of a weight, for each source: float64 (matrices, columns). ``along`` is 0 where
-    the columns are those of the rows at hand, and 1 where every row is a column or a matrix of its own.
+    the columns are those of the rows at hand, and 1 where there is a matrix for every row.
     """
 
     shares: Sequence[Tensor]
@@ -76,13 +76,36 @@ class ColumnShares(Aligned):
         return [share[row : row + shape[0]].unsqueeze(1) for share in self.shares]
 
 
+@dataclass(frozen=True)
+class RowShares(Aligned):
+    """Shares of rows that stand for columns, for each source: float32."""
+
+    shares: Sequence[Tensor]
+
+    def at(self, first: int, shape: tuple[int, ...]) -> Sequence[Tensor]:
+        """Those of the rows at hand."""
+        row = first // max(1, shape[1])
+        return [share[row : row + shape[0]].unsqueeze(1) for share in self.shares]
+
+    def by_row(self) -> Sequence[Tensor]:
+        """All of them."""
+        return self.shares
+
+
+class _Lines(list[Tensor]):
+    """Tensors whose rows stand for columns."""
+
+
 class _Shares(Stat):
     """Of a base and its changes as ``_matrices`` gives them: sums of products down the columns, (pieces of
-    rows, columns) of each product where one matrix goes on in other blocks, else (matrices, 1, columns).
+    rows, columns) of each product where one matrix goes on in other blocks, else (matrices, 1, columns); or
+    along the rows that stand for columns.
     """
 
     def terms(self, values: Sequence[Tensor], p: Any, so_far: Any) -> list[Term]:  # noqa: ARG002
         """Of one matrix."""
+        if isinstance(values, _Lines):
+            return [Term("rows", product) for product in _products(values)]
         if not all(value.dim() == 2 for value in values):
             raise MethodMalformed("only the columns of one matrix are told in terms")
         return [Term("columns", product) for product in _products(values)]
@@ -90,10 +113,9 @@ class _Shares(Stat):
     def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
         """The same, one product in memory at a time; and of many matrices."""
         if not values or values[0].dim() == 2:
-            return [Term("columns", product).measure(piece) for product in _products(values)]
+            what: Literal["rows", "columns"] = "rows" if isinstance(values, _Lines) else "columns"
+            return [Term(what, product).measure(piece) for product in _products(values)]
         matrices, rows, columns = values[0].shape
-        if columns == 1:
-            return [piece_sums(product, rows).view(-1, 1, 1) for product in _products(values)]
         found = torch.zeros(2 * len(values) - 1, matrices, 1, columns, dtype=torch.float64)
         height = max(1, TOGETHER // columns)
         for matrix in range(matrices):
@@ -104,15 +126,15 @@ class _Shares(Stat):
         return list(found)
 
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
-        """``ColumnShares``; ``None`` for a vector."""
+        """``ColumnShares`` or ``RowShares``; ``None`` for a vector."""
         if part.total is not None:
             return ColumnShares(_of_columns(part.total.unsqueeze(1), p), 0)
         if not part.lines:
             return None
-        sums = torch.cat([part.lines[place] for place in sorted(part.lines)], dim=1).squeeze(2)
-        if sums.shape[2] > 1:
-            return ColumnShares(_of_columns(sums, p), 1)
-        return ColumnShares([share.view(-1, 1) for share in _of_columns(sums.transpose(1, 2), p)], 1)
+        sums = torch.cat([part.lines[place] for place in sorted(part.lines)], dim=1)
+        if sums.dim() == 2:
+            return RowShares([share[0].to(torch.float32) for share in _of_columns(sums.unsqueeze(1), p)])
+        return ColumnShares(_of_columns(sums.squeeze(2), p), 1)
 
     def part(self) -> Part:
         """Sums of products."""
@@ -142,19 +164,24 @@ class _Sums(Part):
 
 
 def _matrices(group: TensorGroup, p: Widen) -> Sequence[Tensor]:  # noqa: ARG001
-    """The base and the changes, such that columns run down: rows of one matrix, or (matrices, rows, columns).
-    None of a vector. Stacked experts are so many matrices, kernels one of (out, rest).
+    """The base and the changes, such that columns run down: rows of one matrix, or (matrices, rows, columns);
+    or ``_Lines``. None of a vector. Stacked experts are so many matrices, kernels one of (out, rest).
     """
-    shape = group.site.shape
-    return [tensor.view(_view(group)) for tensor in (group.base, *group.deltas)] if len(shape) > 1 else []
+    if len(group.site.shape) < 2:
+        return []
+    kind = _Lines if _in_rows(group) else list
+    return kind(tensor.view(_view(group)) for tensor in (group.base, *group.deltas))
+
+
+def _in_rows(group: TensorGroup) -> bool:
+    """Whether every row stands for a column."""
+    return len(group.site.shape) == 2 and (group.role == "embed" or group.site.turned)
 
 
 def _view(group: TensorGroup) -> tuple[int, ...]:
     shape = group.site.shape
     if len(shape) == 3 and group.role == "expert":
         return -1, *shape[1:]
-    if len(shape) == 2 and (group.role == "embed" or group.site.turned):
-        return -1, shape[1], 1
     return (-1, prod(shape[1:])) if len(shape) > 1 else (-1,)
 
 
@@ -166,7 +193,7 @@ SHARES = _Shares(_matrices)
     kind=Kind.COMBINE,
     granularity="row",
     paper="arXiv:2408.03092",
-    version=2,
+    version=3,
     needs=Needs(base=True, stats=(SHARES,)),
 )
 def widen(group: TensorGroup, p: Widen) -> Tensor:

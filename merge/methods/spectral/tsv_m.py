@@ -2,7 +2,8 @@
 
 k = floor(min(m, n) / N), or a share of min(m, n) that is chosen; t_i = U_i S_i V_i' cut to k triplets;
 U = [U_1 .. U_N], V likewise; U and V replaced by their nearest matrices with orthonormal columns;
-x = base + scale * U S V'.
+x = base + scale * U S V'. A source's weight multiplies its S_i, which is what a task vector times the weight
+would have: neither U nor V depends on weights, except that sources with weight 0 have no columns there.
 
 ``reweighted_experimental`` follows the idea of R-TSVM (arXiv:2502.06876, RESM in its third version: outliers
 are weighed, ranks go by sparsity), whose equations we could not read; these are our own. With mu and sigma
@@ -13,6 +14,7 @@ k_i = floor(min(m, n) / N * (1 - z_i) / m_i) triplets, at least 1 and at most tw
 at most min(m, n).
 """
 
+import itertools
 from collections.abc import Sequence
 from math import floor
 from typing import Literal
@@ -22,9 +24,10 @@ from torch import Tensor
 
 from merge.contract.by_tensor import Squares
 from merge.contract.groups import TensorGroup
-from merge.contract.matrices import by_matrix, is_matrix, mean
+from merge.contract.matrices import by_matrix, is_matrix, mean, weighted_deltas
 from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
+from merge.kernels.sums import scaled
 from merge.kernels.thin import NULL, untangled
 
 
@@ -80,7 +83,7 @@ DENSE = Dense(_not_small, when=("variant", (REWEIGHTED,)), scope="variant", ever
     kind=Kind.COMBINE,
     scaled=True,
     granularity="tensor",
-    version=3,
+    version=4,
     paper="arXiv:2412.00081",
     needs=Needs(base=True, stats=(DENSE,)),
     workspace=Workspace(14.5),
@@ -95,19 +98,47 @@ def tsv_m(group: TensorGroup, p: TsvM) -> Tensor:
     averaged; embeddings and heads too, unless `classes` says otherwise. Costs one eigendecomposition of the
     shorter side for each source, and two of the kept directions.
     """
-    density = dict(group.stat(DENSE)).get(group.name) if p.variant == REWEIGHTED else None
-    return by_matrix(group, lambda deltas: _merged(deltas, p, density)).mul_(p.scale).add_(group.base)
+    found = _reweighted(group, p) if p.variant == REWEIGHTED else _plain(group, p)
+    return found.mul_(p.scale).add_(group.base)
 
 
-def _merged(deltas: Sequence[Tensor], p: TsvM, density: Sequence[float] | None) -> Tensor:
+def _plain(group: TensorGroup, p: TsvM) -> Tensor:
+    heard = [place for place, weight in enumerate(group.weights) if weight]
+    weights, places = [group.weights[place] for place in heard], itertools.count()
+
+    def merge(deltas: Sequence[Tensor]) -> Tensor:
+        kept = _kept(deltas, p)
+        if not kept:
+            return mean(scaled(deltas, group.weights))
+        parts, facts = [deltas[place] for place in heard], (tuple(heard), kept, p.null)
+        counts, dtype = [kept] * len(parts), parts[0].dtype
+        made = group.recall(next(places), facts, lambda: untangled(parts, counts, p.null, dtype))
+        return made.total(weights)
+
+    if not heard:
+        return torch.zeros_like(group.base)
+    return by_matrix(group, merge, lambda _: mean(weighted_deltas(group)), weighted=False)
+
+
+def _reweighted(group: TensorGroup, p: TsvM) -> Tensor:
+    density = dict(group.stat(DENSE)).get(group.name)
+
+    def merge(deltas: Sequence[Tensor]) -> Tensor:
+        kept = _kept(deltas, p)
+        if not kept:
+            return mean(deltas)
+        counts = [kept] * len(deltas)
+        if density is not None:
+            deltas, counts = reweighted(deltas), ranks(min(deltas[0].shape), kept, density)
+        return untangled(deltas, counts, p.null, deltas[0].dtype).total([1.0] * len(deltas))
+
+    return by_matrix(group, merge)
+
+
+def _kept(deltas: Sequence[Tensor], p: TsvM) -> int:
+    """How many triplets of each source."""
     side = min(deltas[0].shape)
-    kept = floor(side * p.rank_share) if p.rank_share else side // len(deltas)
-    if kept == 0:
-        return mean(deltas)
-    counts = [kept] * len(deltas)
-    if density is not None:
-        deltas, counts = reweighted(deltas), ranks(side, kept, density)
-    return untangled(deltas, counts, p.null, deltas[0].dtype)
+    return floor(side * p.rank_share) if p.rank_share else side // len(deltas)
 
 
 def reweighted(deltas: Sequence[Tensor]) -> list[Tensor]:

@@ -85,6 +85,25 @@ def test_an_emr_member_is_the_base_and_its_rescaled_part_of_the_unified_vector(s
             assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+def test_eight_members_of_which_some_are_copies_and_one_is_the_base(shop: Shop) -> None:
+    models = ["expert1", "expert2", "expert3", "expert1", "base", "expert2", "expert3", "expert1"]
+    sources = [{"id": f"m{place}", "model": model} for place, model in enumerate(models)]
+    base = shop.weights("base")
+    taus = [{name: shop.weights(model)[name] - base[name] for name in base} for model in models]
+    for kind, steps in (("tall", ("task_arithmetic",)), ("emr", ("emr",))):
+        shop.make(shop.recipe(kind, steps=steps, sources=sources), kind)
+        first, copied, still = (shop.member(kind, member) for member in ("m0", "m3", "m4"))
+        assert all(torch.equal(first[name], copied[name]) for name in base)
+        assert far(still, base) == 0
+        if kind == "emr":
+            assert far(first, reference_emr(base, taus, 0, "entries")) < 1e-6
+        else:
+            total = {name: torch.stack([tau[name] for tau in taus]).sum(0) for name in base}
+            kept = {name: taus[0][name].abs() > 0.6 * (total[name] - taus[0][name]).abs() for name in base}
+            wrong = {n: (first[n] - base[n] - total[n] * kept[n]).abs() > 1e-6 for n in base}
+            assert max(float(each.double().mean()) for each in wrong.values()) < 1e-3
+
+
 def test_a_bundle_takes_a_task_vector_and_a_bit_for_each_member(shop: Shop) -> None:
     shop.make(shop.recipe("tall", dtype={"output": "bfloat16"}), "bundle")
     entries = sum(tensor.numel() for tensor in shop.weights("base").values())

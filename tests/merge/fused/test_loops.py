@@ -39,6 +39,8 @@ def _small_jobs_too(monkeypatch: pytest.MonkeyPatch) -> None:
 class Memory:
     """In place of files: entries that lie in memory."""
 
+    masked = False
+
     def __init__(self, stored: Sequence[Tensor]) -> None:
         self.held = list(stored)
 

@@ -1,7 +1,6 @@
 """DeepSeek-MoE, and experts that are more than copies: noise and the scale of what an expert adds."""
 
 import json
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,44 +38,29 @@ def mixture(*sources: dict[str, Any], shared: tuple[str, ...] = ("c",), **result
 
 
 def logits(folder: Path) -> Tensor:
-    """What the text part of DeepSeek-OCR 2 makes of the tensors: the same mixture over plain attention. It
-    does not normalise the shares of the chosen experts, which only shows where some are left out.
+    """What Transformers makes of the files: its one class with this mixture over plain attention, the text
+    part of an OCR model, loads every tensor under our names. It has no head, and does not normalise the
+    shares of the chosen experts, which only shows where some are left out.
     """
-    from transformers.models.deepseek_ocr2 import DeepseekOcr2TextConfig, DeepseekOcr2TextModel
+    from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrTextConfig
+    from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrTextModel
 
-    config = json.loads((folder / "config.json").read_text())
-    assert config["num_experts_per_tok"] == config["n_routed_experts"]
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-             "num_key_value_heads", "head_dim", "rms_norm_eps", "n_routed_experts", "n_shared_experts",
-             "num_experts_per_tok", "moe_intermediate_size", "max_position_embeddings")  # fmt: skip
-    taken = {name: config[name] for name in names}
-    rope = {"rope_theta": config["rope_theta"], "rope_type": "default"}
-    kinds = ["sparse"] * config["num_hidden_layers"]
-    model = DeepseekOcr2TextModel(
-        DeepseekOcr2TextConfig(**taken, rope_parameters=rope, mlp_layer_types=kinds)
-    )
-    weights = dict(load(folder))
-    head = weights.pop("lm_head.weight").float()
-    ours = {name.removeprefix("model."): tensor.float() for name, tensor in weights.items()}
-    model.load_state_dict(fused(ours, config["n_routed_experts"]), strict=True)
-    with torch.no_grad(), warnings.catch_warnings():
+    said = json.loads((folder / "config.json").read_text())
+    assert (said.pop("model_type"), said.pop("first_k_dense_replace"), said.pop("moe_layer_freq")) == (
+        "deepseek", 0, 1,
+    )  # fmt: skip
+    assert said.pop("architectures") == ["DeepseekForCausalLM"] and said.pop("auto_map")
+    kinds = {"layer_types": ["full_attention"] * 2, "mlp_layer_types": ["sparse"] * 2}
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        model, told = UnlimitedOcrTextModel.from_pretrained(
+            folder, config=UnlimitedOcrTextConfig(**said, **kinds), dtype=torch.float32,
+            local_files_only=True, output_loading_info=True,
+        )  # fmt: skip
+        assert not told["missing_keys"] and not told["mismatched_keys"]
+        assert told["unexpected_keys"] == {"lm_head.weight"}
         hidden: Tensor = model.eval()(torch.arange(24)[None]).last_hidden_state
-        return hidden @ head.T
-
-
-def fused(tensors: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    """One tensor for all experts of a layer, as that class stores them."""
-    kept = {name: tensor for name, tensor in tensors.items() if not re.search(r"experts\.\d", name)}
-    for layer in LAYERS:
-        at = f"layers.{layer}.mlp.experts"
-        part = {
-            part: torch.stack([tensors[f"{at}.{n}.{part}_proj.weight"] for n in range(count)])
-            for part in ("gate", "up", "down")
-        }
-        kept[f"{at}.gate_up_proj"] = torch.cat([part["gate"], part["up"]], dim=1)
-        kept[f"{at}.down_proj"] = part["down"]
-    return kept
+        return hidden @ load(folder)["lm_head.weight"].float().T
 
 
 def dense_logits(folder: Path) -> Tensor:
@@ -95,6 +79,15 @@ def test_a_shared_and_two_equal_experts_that_each_add_half_are_the_dense_model(
     sources = ({"id": name, "model": "base", "residual_scale": 0.5} for name in ("a", "b", "c"))
     made(root, mixture(*sources), str(tmp_path / "out"))
     assert torch.allclose(logits(tmp_path / "out"), dense_logits(root / "base"), atol=1e-5)
+
+
+@pytest.mark.parametrize("active", [1, 2])
+def test_a_mixture_of_different_experts_loads_completely_and_gives_finite_logits(
+    root: Path, tmp_path: Path, active: int
+) -> None:
+    made(root, mixture(experts_per_token=active), str(tmp_path / "out"))
+    found = logits(tmp_path / "out")
+    assert found.shape == (1, 24, tiny.VOCAB) and bool(torch.isfinite(found).all())
 
 
 def test_tensors_and_config_are_those_of_the_first_deepseek_moe(root: Path, tmp_path: Path) -> None:

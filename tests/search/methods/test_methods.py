@@ -1,10 +1,13 @@
 """Every method on problems with known answers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from search.clouds import angles, directions, predicted_front
-from search.front import hypervolume, not_dominated, suited
+from search.clouds import angles, directions, largest_gains, predicted_front
+from search.front import behind, hypervolume, not_dominated, suited
 from search.methods.genome import Individual, crossed, mutated
 from search.methods.line import vertex
 from search.methods.m2n2 import attraction, fitness, mixed
@@ -14,10 +17,13 @@ from search.surrogate import features, fit
 from search.trial import Told
 from tests.search.problems import (
     OPTIMUM,
+    Problem,
     order,
     searched,
     sphere,
     switch_space,
+    three_gains,
+    three_hills,
     two_hills,
     weights_space,
     zdt1,
@@ -101,9 +107,55 @@ def test_map_meets_a_brute_force_grid_with_a_quarter_of_its_evaluations(mode: st
         np.array([f["values"] for f in brute["front"]]), reference
     )
     assert ratio >= 0.95
+    first = result["predicted"][0]
+    assert [s["weight"] for s in first["recipe"]["sources"]] == [*first["point"].values()]
     predicted = np.array([p["values"] for p in result["predicted"]])
     assert len(not_dominated(predicted)) == len(predicted)
     assert all(error < 1e-9 for error in result["notes"]["surrogate_error"])
+
+
+@pytest.mark.parametrize(
+    ("problem", "mode"), [(three_hills, "plain"), (three_gains, "plain"), (three_gains, "bayesian")]
+)
+def test_map_meets_a_grid_in_three_objectives_with_a_quarter_of_its_evaluations(
+    problem: Problem, mode: str
+) -> None:
+    reference = [0.0, 0.0, 0.0]
+    grid = order("grid", weights_space(3), settings={"levels": 5}, objectives=3, reference=reference)
+    _, brute = searched(grid, 3, problem)
+    few = order(
+        "map",
+        weights_space(3),
+        settings={"samples": 15, "verify": 16, "mode": mode},
+        objectives=3,
+        evals=31,
+        reference=reference,
+    )
+    ended, result = searched(few, 3, problem)
+    assert ended.evaluations <= brute["evaluations"] / 4 and ended.why == "done"
+    assert result["hypervolume"]["reference"] == brute["hypervolume"]["reference"] == reference
+    assert result["hypervolume"]["value"] >= 0.95 * brute["hypervolume"]["value"]
+
+
+def test_map_measures_where_the_reference_is_beaten_and_what_is_preferred() -> None:
+    few: dict[str, Any] = {"settings": {"samples": 9, "verify": 6}, "objectives": 2, "evals": 15}
+    high = [-0.3, -0.3]
+    _, result = searched(order("map", weights_space(2), **few, reference=high), 2, two_hills)
+    verified = np.array([t["values"] for t in result["trials"][9:]])
+    assert (verified > high).all() and result["hypervolume"]["reference"] == high
+    _, result = searched(order("map", weights_space(2), **few, reference=[9, 9]), 2, two_hills)
+    assert len(result["trials"]) > 9 and result["hypervolume"]["value"] == 0, "nothing reaches it: the front"
+    _, result = searched(order("map", weights_space(2), **few, preference=[0, 1]), 2, two_hills)
+    assert result["best"]["values"][1] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_map_keeps_its_front_where_candidates_fail_within_the_budget() -> None:
+    def failing(x: NDArray[np.float64]) -> Told:
+        return Told(None, error="no") if x[0] > 0.9 else two_hills(x)
+
+    asked = order("map", weights_space(2), settings={"verify": 50}, objectives=2, evals=24)
+    ended, result = searched(asked, 2, failing)
+    assert ended.why == "done" and result["failed"] and result["predicted"]
 
 
 def test_nested_map_pairs_sources_and_comes_between_their_tops() -> None:
@@ -138,6 +190,15 @@ def test_linked_predictions_stay_where_scores_can_be(link: str, scores: list[flo
     assert exact(points[:3]) == pytest.approx(scores[:3], abs=1e-6)
 
 
+def test_a_weighted_fit_goes_by_its_heavy_points_and_says_how_it_errs_there() -> None:
+    x = np.linspace(0, 1, 9)[:, None]
+    kink = np.where(x[:, 0] < 0.5, 0.0, 10 * x[:, 0] - 5)
+    plain, left = (fit(x, kink, weights=w) for w in (None, np.where(x[:, 0] < 0.5, 1.0, 1e-3)))
+    assert np.abs(left(x[:4])).max() < 1e-3 < np.abs(plain(x[:4])).max() and left.error < plain.error
+    exact = fit(x, 3 * x[:, 0] ** 2 - x[:, 0], weights=np.linspace(0.1, 1, 9))
+    assert exact.coefficients == pytest.approx([6.0, -1.0, 0.0], abs=1e-9) and exact.error < 1e-9
+
+
 def test_features_are_half_squares_products_numbers_and_one() -> None:
     assert features(np.array([[2.0, 3.0]])).tolist() == [[2.0, 6.0, 4.5, 2.0, 3.0, 1.0]]
 
@@ -165,6 +226,21 @@ def test_hypervolume_by_hand_in_two_and_three_objectives() -> None:
     assert hypervolume(np.array([[1.0, 1, 1]]), [0, 0, 0]) == 1.0
     assert hypervolume(np.array([[2.0, 1, 1], [1, 2, 1], [1, 1, 2]]), [0, 0, 0]) == 4.0
     assert hypervolume(np.array([[-1.0, 2.0]]), [0, 0]) == 0.0
+
+
+def test_how_far_rows_are_behind_a_front_in_shares_of_its_range() -> None:
+    rows = np.array([[2.0, 0], [1, 5], [0, 10], [1, 2], [-2, 0], [0, 0]])
+    assert behind(rows) == pytest.approx([0, 0, 0, 0, 1.0, 0.5])
+    assert behind(np.array([[1.0, 1], [0, 1]])) == pytest.approx([0, 0])
+
+
+def test_points_are_taken_by_what_they_add_to_the_volume() -> None:
+    predicted = np.array([[4.0, 1], [3, 2], [1, 4], [0.5, 4.2], [-9, 9]])
+    none, low = np.empty((0, 2)), np.zeros(2)
+    assert largest_gains(predicted, none, low, 5) == [1, 2, 0, 3]
+    assert largest_gains(predicted, np.array([[3.5, 2.5]]), low, 2) == [2, 0]
+    assert largest_gains(predicted, np.array([[9.0, 9.0]]), low, 2) == []
+    assert largest_gains(predicted, none, np.array([9.0, 0]), 2) == []
 
 
 def test_of_equal_rows_the_first_stays_and_beaten_ones_go() -> None:

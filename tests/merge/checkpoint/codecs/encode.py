@@ -101,6 +101,74 @@ def awq(groups: int = 2) -> Case:
     return Case(stored, {"quant_method": "awq", "bits": 4}, "m.weight", wanted, "AWQ (4 bits)")
 
 
+def _awq_numbers(inputs: int, size: int) -> tuple[np.ndarray[Any, Any], ...]:
+    """Codes (8, inputs), zero points and scales (8, groups), and the numbers that these stand for."""
+    rng, groups = np.random.default_rng(inputs + size), inputs // size
+    codes, zeros = rng.integers(0, 16, (8, inputs)), rng.integers(0, 16, (8, groups))
+    scale = rng.uniform(0.01, 0.1, (8, groups)).astype(np.float16)
+    wanted = np.zeros((8, inputs))
+    for out in range(8):
+        for inner in range(inputs):
+            g = inner // size
+            wanted[out, inner] = float(scale[out, g]) * (float(codes[out, inner]) - float(zeros[out, g]))
+    return codes, zeros, scale, wanted
+
+
+def _awq_room(groups: int, size: int) -> int:
+    """Groups that AutoAWQ leaves room for: words of eight, as many as 128 inputs have groups."""
+    words = -(-groups // 8)
+    while size < 128 and words % (128 // size):
+        words += 1
+    return 8 * words
+
+
+def awq_gemv(inputs: int = 192, size: int = 64, said: int | None = None, name: str = "version") -> Case:
+    """Eight outputs, rows of words, with room for more groups than there are."""
+    codes, zeros, scale, wanted = _awq_numbers(inputs, size)
+    room = _awq_room(inputs // size, size)
+    wide_zeros = np.full((8, room), 0)
+    wide_zeros[:, : inputs // size] = zeros
+    wide_scale = np.zeros((8, room), dtype=np.float16)
+    wide_scale[:, : inputs // size] = scale
+    stored = {
+        "m.qweight": _words(codes, 4), "m.qzeros": _words(wide_zeros, 4),
+        "m.scales": torch.from_numpy(wide_scale),
+    }  # fmt: skip
+    config = {"quant_method": "awq", "bits": 4, name: "gemv", "group_size": said or size}
+    return Case(stored, config, "m.weight", wanted, "AWQ gemv (4 bits)")
+
+
+def awq_gemv_fast(inputs: int = 256, size: int = 128) -> Case:
+    """Two lines of four outputs; of every eight inputs the first pair, then the second, ... of 32 inputs."""
+    codes, zeros, scale, wanted = _awq_numbers(inputs, size)
+    order = []
+    for pair in range(4):
+        order += [at for at in range(32) if at % 8 == 2 * pair]
+        order += [at for at in range(32) if at % 8 == 2 * pair + 1]
+    lines = []
+    for line in range(2):
+        words = []
+        for begin in range(0, inputs, 64):
+            for out in range(4 * line, 4 * line + 4):
+                lying = [int(codes[out, begin + half + at]) for half in (0, 32) for at in order]
+                for four in range(0, 64, 4):
+                    words.append(sum(lying[four + place] << 4 * place for place in range(4)))
+        lines.append(words)
+    room = _awq_room(inputs // size, size)
+    wide = {name: np.zeros((room, 8), dtype=np.float16) for name in ("scales", "scaled_zeros")}
+    wide["scales"][: inputs // size] = scale.T
+    wide["scaled_zeros"][: inputs // size] = -(scale.astype(np.float32) * zeros).T
+    for out in range(8):
+        for inner in range(inputs):
+            g = inner // size
+            shift = float(wide["scaled_zeros"][g, out])
+            wanted[out, inner] = float(scale[out, g]) * float(codes[out, inner]) + shift
+    stored = {f"m.{name}": torch.from_numpy(values) for name, values in wide.items()}
+    stored["m.qweight"] = torch.from_numpy(np.array(lines, dtype=np.uint16).view(np.int16))
+    config = {"quant_method": "awq", "bits": 4, "version": "gemv_fast", "group_size": size}
+    return Case(stored, config, "m.weight", wanted, "AWQ gemv_fast (4 bits)")
+
+
 def packed(bits: int = 4, zeros: bool = False, reorder: bool = False, outputs: int = 24) -> Case:
     """compressed-tensors: 24 outputs (or others), 64 inputs in groups of 32; symmetric, or with zeros."""
     rng = np.random.default_rng(3)
@@ -297,6 +365,12 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "gptq4_one_group": lambda: gptq(groups=1),
     "awq": awq,
     "awq_one_group": lambda: awq(1),
+    "awq_gemv": awq_gemv,
+    "awq_gemv_wide": lambda: awq_gemv(1280, 128, name="format"),
+    "awq_gemv_small": lambda: awq_gemv(128, 64),
+    "awq_gemv_one_group": lambda: awq_gemv(160, 160, -1),
+    "awq_gemv_fast": awq_gemv_fast,
+    "awq_gemv_fast_small": lambda: awq_gemv_fast(192, 32),
     "packed4": packed,
     "packed8": lambda: packed(8),
     "packed4_zeros": lambda: packed(4, True, outputs=21),

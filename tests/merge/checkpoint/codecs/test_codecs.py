@@ -26,6 +26,8 @@ from tests.merge.checkpoint.codecs.encode import (
     CASES,
     Case,
     awq,
+    awq_gemv,
+    awq_gemv_fast,
     bitsandbytes,
     deepseek,
     gptq,
@@ -89,7 +91,7 @@ def test_any_block_of_a_coded_tensor_has_the_same_bits(
     assert torch.equal(read(folder, case.name, 7, 90, torch.float64), whole[7:97].double())
 
 
-@pytest.mark.parametrize("make", [gptq, awq, deepseek, packed, bitsandbytes])
+@pytest.mark.parametrize("make", [gptq, awq, awq_gemv, awq_gemv_fast, deepseek, packed, bitsandbytes])
 def test_a_quantised_model_merges_with_a_plain_one(tmp_path: Path, make: Any) -> None:
     case = make()
     coded = write(tmp_path / "coded", case)
@@ -153,6 +155,15 @@ def _said(text: str) -> torch.Tensor:
         _with(gptq(), "m.scales", torch.ones(5, 48)),
         _with(awq(), "m.qzeros", torch.zeros(2, 5, dtype=torch.int32)),
         _with(awq(), "m.scales", torch.ones(2, 40)),
+        awq_gemv(said=32),
+        awq_gemv(said=128),
+        awq_gemv(said=48),
+        _without(awq_gemv(), "m.qzeros"),
+        _with(awq_gemv(), "m.scales", torch.ones(8, 8)),
+        _with(awq_gemv(), "m.qzeros", torch.zeros(8, 1, dtype=torch.int32)),
+        _with(awq_gemv_fast(), "m.scaled_zeros", torch.zeros(16, 8)),
+        _with(awq_gemv_fast(), "m.qweight", torch.zeros(2, 256, dtype=torch.int32)),
+        _with(awq_gemv_fast(192, 32), "m.qweight", torch.zeros(2, 96, dtype=torch.int16)),
         _without(packed(), "m.weight_scale"),
         _with(packed(), "m.weight_zero_point", torch.zeros(4, 2, dtype=torch.int32)),
         _with(packed(), "m.weight_zero_point", torch.zeros(3, 2)),
@@ -180,10 +191,9 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, case: Case) -> None:
         index_folder(write(tmp_path, case))
 
 
-def test_the_other_order_of_awq_is_refused(tmp_path: Path) -> None:
-    case = replace(awq(), config={"quant_method": "awq", "bits": 4, "version": "gemv"})
-    with pytest.raises(QuantizationMalformed, match="gemv"):
-        index_folder(write(tmp_path, case))
+def test_groups_that_the_config_and_the_scales_of_awq_tell_differently_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(QuantizationMalformed, match=r"m.scales is F16 \[8, 16\], but \[8, 32\]"):
+        index_folder(write(tmp_path, awq_gemv(said=32)))
 
 
 def two_layers(second: Case) -> Case:

@@ -2,6 +2,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,30 @@ def test_what_did_not_change_stays() -> None:
     assert torch.equal(repaired(base, [base, base]), base)
     opposite = [base + 1, base - 1]
     assert torch.allclose(repaired(base, opposite), base, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_agrees_with_an_independent_float64_reference(count: int, strength: float) -> None:
+    """Changes of rank one, one of them zeros, another a copy, each with a weight."""
+    generator = torch.Generator().manual_seed(count)
+    base = torch.randn(6, 9, generator=generator).double()
+    sides = torch.randn(count, 15, generator=generator).double()
+    deltas = [torch.outer(side[:6], side[6:]) for side in sides]
+    if count > 1:
+        deltas[1] = torch.zeros_like(base)
+    if count > 3:
+        deltas[3] = deltas[0]
+    weights = [1.0 + place / 2 for place in range(count)]
+    plain = np.zeros((6, 9))
+    wanted = 0.0
+    for weight, delta in zip(weights, deltas, strict=True):
+        plain += weight / sum(weights) * delta.numpy()
+        wanted += weight / sum(weights) * float(np.sqrt((delta.numpy() ** 2).sum()))
+    has = float(np.sqrt((plain**2).sum()))
+    factor = min(3.0, (wanted / has) ** strength)
+    made = repaired(base, [base + delta for delta in deltas], weights=weights, strength=strength, most=3.0)
+    assert np.abs(made.numpy() - (base.numpy() + factor * plain)).max() < 1e-12
 
 
 def test_the_length_of_a_base_needs_a_base(tmp_path: Path) -> None:

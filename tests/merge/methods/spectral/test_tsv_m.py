@@ -44,6 +44,16 @@ def test_agrees_with_an_independent_float64_reference(shape: tuple[int, int], co
     assert close(merged("tsv_m", deltas), reference(arrays(deltas)))
 
 
+@pytest.mark.parametrize("shape", [(8, 6), (6, 9), *LARGE], ids=str)
+@pytest.mark.parametrize("weights", [(0.3, 1.0, 2.5), (-0.7, 0.4, 1.0), (0.0, 1.3, -0.2), (0.0, 0.0, 0.0)])
+def test_weights_multiply_the_task_vectors(shape: tuple[int, int], weights: tuple[float, ...]) -> None:
+    deltas = deltas_of(3, shape)
+    weighted = [weight * delta for weight, delta in zip(weights, arrays(deltas), strict=True)]
+    assert close(merged("tsv_m", deltas, weights=weights), reference(weighted))
+    many = [*deltas] * 3  # more sources than rows: averaged
+    assert close(merged("tsv_m", many, weights=weights * 3), reference(weighted * 3))
+
+
 @pytest.mark.parametrize("shape", [(8, 6), *LARGE], ids=str)
 def test_copies_of_one_source_give_its_part_of_rank_k(shape: tuple[int, int]) -> None:
     """The published code fills the directions that the copies leave empty with arbitrary ones."""
