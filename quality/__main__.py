@@ -36,8 +36,6 @@ BENCHES: Mapping[str, Callable[..., Bench]] = {
     "d": VisionBench,
     "e": AdapterBench,
 }
-SEEDS: Mapping[str, int] = {"e": 2}
-"""Benches of which fewer seeds are run: every seed of bench E has five adapters to train."""
 HELD: Mapping[str, Callable[..., Held]] = {"b": TinyBench, "c": LlmBench, "e": AdapterBench}
 
 
@@ -95,8 +93,7 @@ def _say(text: str) -> None:
 
 def _runner(name: str, options: argparse.Namespace) -> Runner:
     bench = BENCHES[name](options.cache.expanduser(), say=_say)
-    seeds = range(min(options.seeds, SEEDS.get(name, options.seeds)))
-    return Runner(bench, seeds, _say, only_kept=options.kept)
+    return Runner(bench, range(options.seeds), _say, only_kept=options.kept)
 
 
 def _methods(options: argparse.Namespace) -> None:
