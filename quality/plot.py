@@ -15,6 +15,8 @@ text{font:13px system-ui,sans-serif;fill:#24292f}.soft{fill:#57606a;font-size:12
 .c2{fill:#3fb950;stroke:#3fb950}.c3{fill:#ab7df8;stroke:#ab7df8}.c4{fill:#9198a1;stroke:#9198a1}}
 </style>"""
 LEFT, WIDTH, ROW, TOP, BOTTOM, LEGEND = 210, 760, 20, 46, 40, 200
+LETTER = 7.5
+"""The width that a letter of a name is given."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,12 @@ class Point:
 def dots(title: str, unit: str, rows: Mapping[str, Sequence[Point]], marks: Mapping[str, float]) -> str:
     """One row a name, a dot and a bar of one standard error for each point, dashed lines for ``marks``."""
     height = TOP + ROW * len(rows) + BOTTOM
+    left = max(LEFT, 18 + LETTER * max(map(len, rows), default=0))
     ends = [p.value + sign * _finite(p.error) for points in rows.values() for p in points for sign in (-1, 1)]
     low, high = _widened([*ends, *marks.values()])
 
     def across(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - 20) * (value - low) / (high - low)
+        return left + (WIDTH - left - 20) * (value - low) / (high - low)
 
     body = [_text(8, 18, title)]
     for value in ticks(low, high):
@@ -47,7 +50,7 @@ def dots(title: str, unit: str, rows: Mapping[str, Sequence[Point]], marks: Mapp
         body.append(_text(x, TOP - 6, name, "soft", "middle"))
     for place, (name, points) in enumerate(rows.items()):
         y = TOP + ROW * place + ROW / 2
-        body.append(_text(LEFT - 10, y + 4, name, "", "end"))
+        body.append(_text(left - 10, y + 4, name, "", "end"))
         body += [_dot(across, point, y) for point in points]
     return _svg(WIDTH, height, body, title)
 

@@ -99,7 +99,7 @@ class Runner:
         task, and all of them on the base's own texts.
         """
         steps: Steps = ({"method": REVERSIBLE, "components": components},)
-        variant = f"given back by {components} directions"
+        variant = f"given back by {components} direction{'' if components == 1 else 's'}"
         try:
             results = [self._given_back(seed, steps) for seed in self.seeds]
         except NotRunYet:

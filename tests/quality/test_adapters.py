@@ -107,7 +107,7 @@ def test_the_sum_of_products_is_the_sum_of_the_models(tried: Mapping[str, Tried]
 
 def test_what_is_given_back_is_the_adapter_itself_where_nothing_is_cut(runner: Runner) -> None:
     cut, whole = (runner.given_back(components) for components in (0, 1))
-    assert whole.label == "rmm (given back by 1 directions)"
+    assert whole.label == "rmm (given back by 1 direction)"
     assert whole.headlines[0] == pytest.approx(100, abs=1)
     assert cut.headlines[0] < 90
 
