@@ -1,6 +1,7 @@
 """What is merged for an adapter or a bundle is looked at while it is there, and merged once."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from merge.bundle.masks import Masks
+from merge.forms.bundle import Kept
 from merge.outputs import OutputTensor
 from merge.survey.watch import Watch
 from merge.work import Work
@@ -68,3 +71,24 @@ def test_a_report_merges_nothing_a_second_time(
         totals[survey] = sum(asked)
     assert (tmp_path / "full/merge_report.json").exists()
     assert totals["full"] == totals["none"] > 0
+
+
+@pytest.mark.parametrize("kind", ["tall", "emr"])
+def test_a_bundle_made_in_small_spans_has_the_same_report(
+    root: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [{"id": "a", "model": "a"}, {"id": "b", "model": "b"}]
+    result = {"form": "bundle", "kind": kind}
+    document = {"base": "base", "sources": sources, "steps": ["task_arithmetic"], "result": result}
+
+    def small(_: Masks, each: Kept, __: int) -> Iterator[tuple[int, int]]:
+        total = prod(each.output.shape)
+        yield from ((first, min(64, total - first)) for first in range(0, total, 64))
+
+    made(root, document, str(tmp_path / "large"), survey="full")
+    monkeypatch.setattr(Masks, "_spans", small)
+    made(root, document, str(tmp_path / "small"), survey="full")
+    large, cut = (
+        json.loads((tmp_path / name / "merge_report.json").read_text()) for name in ("large", "small")
+    )
+    assert cut == large
