@@ -6,6 +6,8 @@ READY  := $(VENV)/.ready
 MODELS ?= tiny
 # Two at a time: each has servers of its own. `make test PYTEST_ARGS='tests/hub -x'` runs a part.
 PYTEST_ARGS ?= -n 2 --dist loadfile
+# Tests that run side by side would wait for each other's threads, spinning.
+ALONE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint format types catalog references openapi docs up chaos bench bench-mergekit eval bench-overlap load quality quality-llm quality-search clean
@@ -29,7 +31,7 @@ test: $(READY)  ## every check and every test
 	@sh tests/install_chromium.sh
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m quality cut
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(ALONE) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: lint test  ## the same, under the name other projects use
 

@@ -2,9 +2,10 @@
 
 ``python -m bench.engine`` makes a Llama-shaped base and experts (1.1 billion parameters each unless told
 otherwise), then takes turns: floor, our merge, mergekit's, so that all meet the same weather; every merge in
-a fresh process. It prints the median of the runs and of the paired ratios. Start-up (interpreter, imports) is
-measured apart and counted on neither side. Our time includes sha256 of every output file and the final fsync
-(``fsync`` tells how long that took alone); neither the floor nor mergekit does either.
+a fresh process, and its inputs read into the page cache right before. It prints the median of the runs and of
+the paired ratios. Start-up (interpreter, imports) is measured apart and counted on neither side. Our time
+includes sha256 of every output file and the final fsync (``fsync`` tells how long that took alone); neither
+the floor nor mergekit does either.
 """
 
 import argparse
@@ -167,11 +168,12 @@ def measured(
     floors, merges, theirs = [], [], []
     for _ in range(1 if timed.slow else options.repeat):
         durable.stir(folder, _bytes(inputs[0]))
+        if not options.cold:
+            _warm(inputs)
         floors.append(floor_seconds(inputs, folder / "copy"))
-        if options.cold:
-            _drop(inputs)
-        merges.append(merge_seconds(folder, method, threads, options))
+        merges.append(merge_seconds(folder, inputs, method, threads, options))
         if options.mergekit and timed.theirs:
+            _warm(inputs)
             theirs.append(mergekit_seconds(folder, timed, inputs, options.mergekit) - start)
     seconds = median(merge.seconds for merge in merges)
     ratio = median(merge.seconds / floor for merge, floor in zip(merges, floors, strict=True))
@@ -215,7 +217,9 @@ def floor_seconds(inputs: Sequence[Path], copy: Path) -> float:
     return seconds
 
 
-def merge_seconds(folder: Path, method: str, threads: int, options: argparse.Namespace) -> Merge:
+def merge_seconds(
+    folder: Path, inputs: Sequence[Path], method: str, threads: int, options: argparse.Namespace
+) -> Merge:
     """One merge in a fresh process, memory watched from outside."""
     command = [sys.executable, "-m", "bench.engine", "--child", method, "--dir", str(folder)]
     budget = max(options.budget, SLOW_BUDGET) if RECIPES[method].slow else options.budget
@@ -231,6 +235,7 @@ def merge_seconds(folder: Path, method: str, threads: int, options: argparse.Nam
         watch = threading.Thread(target=_watch, args=(child.pid, peaks, done))
         watch.start()
         durable.stir(folder, _bytes(folder / EXPERTS[0]))
+        (_drop if options.cold else _warm)(inputs)
         child.stdin.write("go\n")
         child.stdin.flush()
         line = child.stdout.readline()
@@ -322,6 +327,16 @@ def _child(options: argparse.Namespace) -> None:
     )
     told = {"seconds": time.perf_counter() - begin, "cpu": time.process_time() - busy, "sync": waited[0]}
     print(json.dumps(told), flush=True)
+
+
+def _warm(inputs: Sequence[Path]) -> None:
+    """Reads these files: a virtual machine's host may have taken back some of what was in the page cache."""
+    block = bytearray(1 << 20)
+    for path in inputs:
+        for file in path.glob("*.safetensors"):
+            with file.open("rb", buffering=0) as opened:
+                while opened.readinto(block):
+                    pass
 
 
 def _drop(inputs: Sequence[Path]) -> None:

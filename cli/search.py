@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cli.errors import CliError
-from jobs.errors import RequestInvalid
+from jobs.candidates import way_of
 from jobs.kinds import begun
 from jobs.request import EvalSet, SearchRequest
 from merge.checkpoint.index import ModelIndex
@@ -26,7 +26,7 @@ from search.drive import Candidate, Trial, drive
 from search.result import result_of
 from search.trial import Told
 
-TRIALS, FOUND = "trials.jsonl", "search.json"
+TRIALS, FOUND, CANDIDATE = "trials.jsonl", "search.json", "candidate"
 
 
 class File:
@@ -55,7 +55,8 @@ class File:
     def note(self, candidate: Candidate, told: Told) -> None:
         """Keeps a trial as soon as it is scored, and says so."""
         said = told.error or ", ".join(f"{value:.6g}" for value in told.values or ())
-        print(f"{json.dumps(candidate.ask.point)}: {said}", file=sys.stderr)
+        point = json.dumps(candidate.ask.point) if candidate.ask.point else "as it was sent"
+        print(f"{point}: {said}", file=sys.stderr)
         elapsed = time.monotonic() - self._begun
         row = {"key": candidate.key, "share": candidate.share, "told": told.as_dict(), "elapsed": elapsed}
         with self._path.open("a", encoding="utf-8") as file:
@@ -98,7 +99,11 @@ def run(options: argparse.Namespace) -> int:
     (out / FOUND).write_text(json.dumps(found, indent=1), encoding="utf-8")
     best = found["best"]
     said = ", ".join(f"{value:.6g}" for value in best["values"])
-    print(f"best: trial {best['number']} with {said}; everything is in {out}", file=sys.stderr)
+    sent = ", ".join(f"{value:.6g}" for value in found["as_sent"]["values"] or ()) or "no score"
+    print(
+        f"best: trial {best['number']} with {said} (as it was sent: {sent}); everything is in {out}",
+        file=sys.stderr,
+    )
     recipe = Recipe.model_validate(best["recipe"]).model_dump(mode="json", exclude_defaults=True)
     print(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), end="")
     return 0
@@ -107,31 +112,33 @@ def run(options: argparse.Namespace) -> int:
 def _search(order: SearchRequest, root: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     from merge.__main__ import index_models, model_folders
     from merge.gather import gather  # torch and transformers, which a wrong file does not wait for
-    from merge.in_memory import InMemory
-    from scoring.candidates import Candidates
-    from worker.candidates import Bench
+    from worker.candidates import Bench, Nothing
+    from worker.device import free_memory
+    from worker.makers import Ground, Sets
+    from worker.measures import Heads
+    from worker.scorer import Subject
 
     recipe = begun(order)
     models, folders = index_models(recipe, root), model_folders(recipe, root)
-    plan = make_plan(recipe, models, budget=options.memory)
-    if plan.written_because is not None:
-        raise RequestInvalid(f"its candidates are merged in memory, and {plan.written_because}", "/recipe")
+    memory, device = options.memory, options.device
+    plan = make_plan(recipe, models, budget=memory)
+    way = way_of(plan).within(free_memory(device))
     bodies = {each.name: _body(each, root) for each in order.evaluation_sets}
     tasks = [_task(each, bodies[each.name]) for each in order.evaluation_sets]
     journal = File(out / TRIALS, _digest(order, models, bodies))
     document = order.recipe.model_dump(mode="json")
-    with InMemory(folders, budget_bytes=options.memory, threads=options.threads, device=options.device) as m:
-        bench = Bench(
-            m,
-            Candidates.open(folders[plan.reference], tasks, device=options.device, per_example=True),
-            models,
-            gather(plan, folders, root, out, device=options.device, memory_bytes=options.memory)
-            if plan.statistics.folders
-            else {},
-            order.search.objectives,
-            options.memory,
-            lambda: False,
-        )
+    statistics = (
+        gather(plan, folders, root, out, device=device, memory_bytes=memory)
+        if plan.statistics.folders
+        else {}
+    )
+    heads = Heads(Subject(folders["base"], {}) if "base" in folders else None, device)
+    ground = Ground(folders, statistics, heads, out / CANDIDATE, device, memory, options.threads)
+    if way.why is not None:
+        print(f"candidates are written, one at a time: {way.why}", file=sys.stderr)
+    with ground.maker(plan, tasks, written=way.why is not None) as maker:
+        objectives = order.search.objectives
+        bench = Bench(maker, Sets(tasks), models, statistics, objectives, memory, Nothing())
         ended = drive(
             order.search,
             document,
@@ -139,7 +146,7 @@ def _search(order: SearchRequest, root: Path, out: Path, options: argparse.Names
             journal,
             clock=time.monotonic,
         )
-    return result_of(order.search, document, ended)
+    return result_of(order.search, document, ended) | {"candidates": {"made": way.made, "why": way.why}}
 
 
 def _one(bench: Any, journal: File, candidate: Candidate) -> Told:

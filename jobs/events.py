@@ -16,7 +16,7 @@ def record(session: Session, job: Job, type_: str, data: Mapping[str, Any] | Non
 
     ``type_`` is one of ``jobs.announcements.TYPES``, which reach webhooks, or a type for event lists only,
     such as ``merge.phase``, ``merge.planned``, ``merge.requeued``, ``merge.cancelling``, ``merge.artifact``,
-    ``merge.measured`` and ``merge.warning``.
+    ``merge.measured``, ``merge.warning`` and ``search.candidates``.
     """
     event = events.append(session, job, type_, data or {})
     announcements.queue(session, job, event)

@@ -10,6 +10,7 @@ from math import prod
 from typing import Any, Protocol, Self, TypeVar
 
 from hub.errors import FileMissing as HubFileMissing
+from jobs import candidates
 from jobs.calibration import hub_place
 from jobs.errors import RequestInvalid
 from jobs.pinned import PinnedInput
@@ -372,15 +373,7 @@ def _plan_search(order: JobOrder, asking: Asking) -> Ready:
     assert isinstance(order, SearchRequest)
     planned = _plan_merge(JobRequest(recipe=begun(order), evaluate=order.evaluate), asking)
     assert isinstance(planned, Planned)
-    reason = planned.plan.written_because
-    if reason is not None:
-        raise RequestInvalid(f"its candidates are merged in memory, and {reason}", "/recipe")
-    needed = FLOAT_BYTES * planned.plan.models[planned.plan.reference].parameters
-    estimate = {**planned.summary["estimate"], "output_bytes": 0}
-    estimate["peak_memory_bytes"] = estimate["peak_memory_bytes"] + needed
-    asked = order.search
-    told = {"method": asked.method, "numbers": asked.spaces.width, "evaluations": asked.budget.evaluations}
-    return planned.saying({"estimate": estimate, "search": told})
+    return candidates.told(planned, order, asking.scratch_free)
 
 
 PLANS: dict[str, Callable[[JobOrder, Asking], Ready]] = {

@@ -168,6 +168,12 @@ def record_warning(session: Session, fence: Fence, code: str, detail: str) -> No
     events.record(session, job, f"{job.kind}.warning", {"code": code, "detail": detail})
 
 
+def record_candidates(session: Session, fence: Fence, facts: Mapping[str, Any]) -> None:
+    """Adds to the events how this worker makes the candidates of a search, and why."""
+    job = _owned(session, fence)
+    events.record(session, job, f"{job.kind}.candidates", facts)
+
+
 def succeed(session: Session, fence: Fence, result: Mapping[str, Any]) -> Job:
     """Ends the job well, also when cancelling was asked for too late."""
     job = _owned(session, fence)

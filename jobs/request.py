@@ -334,7 +334,8 @@ class SearchRequest(JobOrder):
             said = "evaluate.margin decides about publishing, and nothing is published here"
             raise WrongAt(said, "/evaluate/margin")
         measured = {each.name: (each.kind, metrics_of(each.kind, each.asked)) for each in self.evaluate.sets}
-        check_objectives(self.search.objectives, measured)
+        members = self.recipe.source_ids() if self.recipe.result.form == "bundle" else None
+        check_objectives(self.search.objectives, measured, members)
         return self
 
     @model_validator(mode="after")

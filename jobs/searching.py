@@ -1,5 +1,6 @@
 """What a search tried, who helps it, and how one of its points becomes an ordinary merge."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -35,7 +36,7 @@ def point_order(job: Job, trial: Trial, request: PointRequest) -> JobRequest:
     Raises ``IllegalState`` where the job is no search, or has not pinned its models yet.
     """
     order = searched(job)
-    document = order.search.spaces.place(job.recipe, trial.point)
+    document = order.search.spaces.place(as_sent(job.recipe, order), trial.point)
     return JobRequest(
         recipe=Recipe.model_validate(document),
         output=request.output,
@@ -43,6 +44,18 @@ def point_order(job: Job, trial: Trial, request: PointRequest) -> JobRequest:
         hub_credential=job.hub_credential_id,
         metadata={"search": job.id, "trial": str(trial.number)},
     )
+
+
+def as_sent(recipe: Mapping[str, Any], order: SearchRequest) -> dict[str, Any]:
+    """The recipe of a search as it was ordered, with the models of ``recipe``: that is its plan's, pinned,
+    and at the point where the search begins.
+    """
+    own = order.recipe.model_dump(mode="json")
+    sources = [
+        {**pinned, "weight": each["weight"], "settings": each["settings"]}
+        for pinned, each in zip(recipe["sources"], own["sources"], strict=True)
+    ]
+    return {**recipe, "sources": sources, "steps": own["steps"], "overrides": own["overrides"]}
 
 
 def searched(job: Job) -> SearchRequest:

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from merge.checkpoint.adapter import AdapterIndex
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.reader import TensorReader
 from merge.errors import NotFinite, TensorsDiffer
@@ -226,10 +227,10 @@ class Inputs:
             )
 
     @property
-    def masked(self) -> bool:
-        """Whether there is a model that a bundle's mask changes."""
-        adapters = [reader.index.adapter for reader in self.readers.values()]
-        return any(adapter is not None and adapter.masked for adapter in adapters)
+    def adapters(self) -> list[AdapterIndex]:
+        """Those of the models that have one."""
+        found = (reader.index.adapter for reader in self.readers.values())
+        return [adapter for adapter in found if adapter is not None]
 
     def stored(self, source: Input) -> str | None:
         """The dtype of an input whose entries can be taken from its file as they lie there, else ``None``."""

@@ -44,7 +44,7 @@ GUIDE: dict[str, Advice] = {
     ),
     "arcee_fusion": Advice(
         "For one source and a base, to bring in its most telling changes and no others.",
-        "A softmax of every row, and two more readings of the models.",
+        "A softmax of every row, and three more readings of the models.",
         "Quartiles are exact; mergekit takes them from a sample without a seed.",
     ),
     "breadcrumbs": Advice(

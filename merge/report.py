@@ -1,7 +1,7 @@
 """What a run tells: while it goes on, when a shard is done, and at the end."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Together:
 
         def tell(progress: Progress) -> None:
             self._last[name] = progress
-            parts = [astuple(each) for each in self._last.values()]
+            parts = [vars(each).values() for each in self._last.values()]
             self._tell(Progress(*map(sum, zip(*parts, strict=True))))
 
         return tell

@@ -87,8 +87,8 @@ class Work:
         self._informed: dict[str, OutputStatistics] = {}
         self.inform(informed, plan.outputs)
         self._loops = Loops(self._inputs, self.buffers, entries, plainly, self._note_read, self._informed)
-        for reader in readers.values() if self._loops.changing is not None else ():
-            reader.changing = self._loops.changing
+        for reader in readers.values():
+            reader.take(self._loops.changing, self._loops.multiplying)
         self._outputs = {output.name: output for output in plan.outputs}
         self._surveyed = {
             output.name

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
 from demo.train_family import fit
-from quality.bench import Family, Scored, Split
+from quality.bench import Family, Measure, Scored, Split
 from quality.cache import keyed_folder
 from quality.pouring import Weights
 from quality.tiny import Items, TinyBench, Training
@@ -41,7 +41,7 @@ class AdapterBench:
     name = "e"
     title = "E: five LoRA adapters on the tiny Llama of bench B (0.86 M parameters)"
     unit = "gain kept, %"
-    accuracy = False
+    measure: Measure = "gain"
     adapters = True
     seed_varies = "an adapter's first numbers, the order of its batches, and which test documents are scored"
     tasks, also, tokens, packages = TinyBench.tasks, TinyBench.also, TinyBench.tokens, TinyBench.packages

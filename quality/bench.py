@@ -1,5 +1,6 @@
 """What a bench is: for every seed a base and its experts, and a way to score any model of their shape."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from quality.pouring import Weights
 from scoring.score import Score
 
 Split = Literal["validation", "test"]
+Measure = Literal["accuracy", "likelihood", "gain"]
 Scores = Mapping[str, float]
 """One number a task; larger is better, always."""
 
@@ -79,8 +81,10 @@ class Bench(Protocol):
     """One sentence, for the page."""
     unit: str
     """What the headline number is."""
-    accuracy: bool
-    """Whether tasks are scored by accuracy; otherwise the headline is the gain kept."""
+    measure: Measure
+    """What the headline is: the mean of the tasks' accuracies, of the likelihoods of their right answers, or
+    the gain kept.
+    """
     adapters: bool
     """Whether the experts are LoRA adapters over the base."""
     seed_varies: str
@@ -117,30 +121,43 @@ class Held(Bench, Protocol):
 
 
 def headline(bench: Bench, scores: Scores, base: Scores, experts: Scores, tasks: Sequence[str] = ()) -> float:
-    """The one number by which models are ranked: accuracies are averaged over the experts' tasks (or some of
-    them), of other scores the share of each expert's gain over the base, in per cent, that a model keeps on
-    its task.
+    """The one number by which models are ranked: accuracies and likelihoods are averaged over the experts'
+    tasks (or some of them), of other scores the share of each expert's gain over the base, in per cent, that
+    a model keeps on its task.
     """
     slopes = slopes_of(bench, base, experts, tasks)
-    zero = dict.fromkeys(slopes, 0.0) if bench.accuracy else base
+    zero = base if bench.measure == "gain" else dict.fromkeys(slopes, 0.0)
     return sum(slope * (scores[task] - zero[task]) for task, slope in slopes.items())
 
 
 def slopes_of(bench: Bench, base: Scores, experts: Scores, tasks: Sequence[str] = ()) -> dict[str, float]:
     """How much the headline moves with each task's score."""
     wanted = tasks or bench.tasks
-    if bench.accuracy:
+    if bench.measure != "gain":
         return dict.fromkeys(wanted, 1 / len(wanted))
     return {task: 100 / (experts[task] - base[task]) / len(wanted) for task in wanted}
 
 
-def from_scorer(scores: Sequence[Score]) -> Scored:
+def from_scorer(scores: Sequence[Score], measure: Measure = "accuracy") -> Scored:
     """What the scorer said: accuracies in per cent, bits per byte with the sign turned; perplexities are
-    left out.
+    left out. With ``likelihood`` a question counts by log2 of its right answer's share in the likelihood of
+    all, and accuracies stand beside that.
     """
-    wanted = [each for each in scores if each.metric in ("accuracy", "bits_per_byte")]
-    factors = {each.task: 100.0 if each.metric == "accuracy" else -1.0 for each in wanted}
+    told = {}
+    for each in scores:
+        if each.metric == "accuracy":
+            name = right(each.task) if measure == "likelihood" else each.task
+            told[name] = (100.0, each)
+        elif each.metric == "bits_per_byte":
+            told[each.task] = (-1.0, each)
+        elif each.metric == "log_loss" and measure == "likelihood":
+            told[each.task] = (-1.0 / math.log(2), each)
     return Scored(
-        {each.task: factors[each.task] * each.value for each in wanted},
-        {each.task: [factors[each.task] * v for v in each.per_example or ()] for each in wanted},
+        {name: factor * each.value for name, (factor, each) in told.items()},
+        {name: [factor * v for v in each.per_example or ()] for name, (factor, each) in told.items()},
     )
+
+
+def right(task: str) -> str:
+    """Where the accuracy on a task is told, beside its likelihood."""
+    return f"{task}: right"

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import BertModel
 
 from demo.packages import wheel
-from quality.bench import Family, Scored, Split
+from quality.bench import Family, Measure, Scored, Split
 from quality.cache import keyed_folder, write
 from quality.pouring import pour, tensors_of
 from quality.text_tasks import MAKERS, PACKAGES, TextTask, text_tasks
@@ -68,7 +68,7 @@ class EncoderBench:
         "frozen zero-shot heads, so that the base has a score of its own and heads are never merged."
     )
     unit = "mean accuracy, %"
-    accuracy = True
+    measure: Measure = "accuracy"
     adapters = False
     seed_varies = "the order of an expert's training items and its dropout, and which test items are scored"
     also: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ from demo.smollm2_tasks import (
 )
 from demo.smollm2_weights import GGUF, WHEEL, prepare_base
 from demo.texts import KINDS
-from quality.bench import Family, Scored, Split, from_scorer
+from quality.bench import Family, Measure, Scored, Split, from_scorer
 from quality.cache import keyed_folder, write
 from quality.pouring import Weights, pour, tensors_of
 from quality.tiny_texts import ENGLISH, PACKAGES, tiny_texts
@@ -63,7 +63,7 @@ class LlmBench:
         "byte of plain prose, turned round."
     )
     unit = "mean accuracy, %"
-    accuracy = True
+    measure: Measure = "accuracy"
     adapters = False
     seed_varies = "the order of an expert's batches, and which test questions are asked"
     tasks = TASKS
@@ -97,7 +97,7 @@ class LlmBench:
             if name in self._lower
         )
         wanted = [each for each in self._questions(split, seed) if not tasks or each.name in tasks]
-        return from_scorer(score_loaded(self._loaded, wanted, per_example=True))
+        return from_scorer(score_loaded(self._loaded, wanted, per_example=True), self.measure)
 
     @cached_property
     def _loaded(self) -> LoadedModel:
@@ -163,6 +163,25 @@ class LlmBench:
             )
             write(path, "".join(json.dumps({"text": text}) + "\n" for text in made))
         return path
+
+
+@dataclass(frozen=True)
+class Answers(Items):
+    """The same questions, asked how likely their right answers are."""
+
+    measure: Measure = "likelihood"
+
+
+class AnswerBench(LlmBench):
+    """Bench C for searches: so few questions make accuracy a stair, of which a search sees little, so a
+    question counts by how likely its right answer is among the four.
+    """
+
+    unit = "log2 of the right answer's share"
+    measure: Measure = "likelihood"
+
+    def __init__(self, root: Path, items: Answers | None = None, say: Callable[[str], None] = print) -> None:
+        super().__init__(root, items or Answers(), say)
 
 
 class Recall:

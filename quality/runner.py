@@ -40,6 +40,10 @@ class Bounds:
         return {task: scores[task] for task, scores in self.experts.items()}
 
 
+NOTHING = Bounds({}, {}, {})
+"""Where the headline is no gain, it needs none."""
+
+
 class NotRunYet(Exception):
     """A number is asked for that no run has made."""
 
@@ -71,7 +75,7 @@ class Runner:
 
     def headline(self, seed: int, split: Split, scores: Scores, tasks: Sequence[str] = ()) -> float:
         """The one number of a model on one seed, of all tasks or of some."""
-        if self.bench.accuracy:
+        if self.bench.measure != "gain":
             return headline(self.bench, scores, {}, {}, tasks)
         bounds = self.bounds(seed, split)
         return headline(self.bench, scores, bounds.base, bounds.own, tasks)
@@ -154,7 +158,8 @@ class Runner:
 
     def tested(self, name: str, results: Sequence[Mapping[str, Any]], tasks: Sequence[str] = ()) -> Tried:
         """What test items of all tasks, or of some, said of a merge: one result a seed."""
-        bounds = [self.bounds(seed) for seed in self.seeds]
+        gain = self.bench.measure == "gain"
+        bounds = [self.bounds(seed) if gain else NOTHING for seed in self.seeds]
         return Tried(
             name,
             headlines=tuple(
@@ -165,7 +170,7 @@ class Runner:
             scores=tuple(r["scores"] for r in results),
             items=tuple(r["items"] for r in results),
             costs=tuple(r["cost"] for r in results),
-            zero=() if self.bench.accuracy else tuple(each.base_items for each in bounds),
+            zero=tuple(each.base_items for each in bounds) if gain else (),
         )
 
     def _validated(self, candidate: Candidate, heard: dict[float, float], value: float) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.families import HERE
-from quality.bench import Family, Scored, Split, from_scorer
+from quality.bench import Family, Measure, Scored, Split, from_scorer
 from quality.cache import keyed_folder
 from quality.pouring import Weights, pour
 from scoring.model import LoadedModel, load
@@ -33,7 +33,7 @@ class ShippedBench:
     title = "Shipped: two experts of the demo's base (0.86 M parameters)"
     about = "Python source and dictionary entries; prose is what the base itself does best."
     unit = "gain kept, %"
-    accuracy = False
+    measure: Measure = "gain"
     adapters = False
     seed_varies = "nothing: the experts are shipped"
     tasks = ("python", "dictionary")

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import LlamaForCausalLM
 
 from demo.train_family import BASE_RATE, EXPERT_RATE, REPLAY, fit, new_model, streams, train_tokenizer
-from quality.bench import Family, Scored, Split, from_scorer
+from quality.bench import Family, Measure, Scored, Split, from_scorer
 from quality.cache import keyed_folder, write
 from quality.pouring import Weights, pour
 from quality.tiny_texts import ENGLISH, EXPERTS, PACKAGES, Texts, tiny_texts
@@ -64,7 +64,7 @@ class TinyBench:
         "is scored beside them."
     )
     unit = "gain kept, %"
-    accuracy = False
+    measure: Measure = "gain"
     adapters = False
     seed_varies = "the order of an expert's batches, and which test documents are scored"
     tasks = EXPERTS

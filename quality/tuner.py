@@ -34,6 +34,8 @@ from search.result import result_of
 from search.trial import Told
 
 Document = Mapping[str, Any]
+UNSAID: Any = {"objectives": {"__all__": {"member"}}}
+"""What no order here says, and so is no part of what a search is kept by."""
 COSTS = ("seconds", "cpu_seconds", "merging_cpu_seconds")
 """What a candidate takes: on the clock, of the processor, and of that for the merge."""
 
@@ -136,7 +138,7 @@ class Tuner:
             results[AVERAGE].append(self.runner.result(seed, "test", AVERAGE, candidate(AVERAGE).steps))
         told = {name: self.runner.tested(name, each, tuning.tasks) for name, each in results.items()}
         over, error = told["tuned"].over(told["untuned"])
-        self.runner.say(f"bench {self.bench.name}: {tuning.method}: {over:+.2f} ± {error:.2f} over untuned")
+        self.runner.say(f"bench {self.bench.name}: {tuning.method}: {over:+.3f} ± {error:.3f} over untuned")
         return Tuned(tuning, tuple(found), told["tuned"], told["untuned"], told[AVERAGE])
 
     def document(self, tuning: Tuning) -> dict[str, Any]:
@@ -163,8 +165,9 @@ class Tuner:
         """
         order, document = tuning.order(pool.seed), self.document(tuning)
         version = order.chosen().version
+        unsaid = UNSAID if order.reference else UNSAID | {"reference": True}
         facts = {
-            "order": order.model_dump(mode="json", exclude=None if order.reference else {"reference"}),
+            "order": order.model_dump(mode="json", exclude=unsaid),
             **({"version": version} if version > 1 else {}),
             "recipe": document,
             "tasks": tuning.tasks,
@@ -178,7 +181,7 @@ class Tuner:
 
     def _searched(self, tuning: Tuning, pool: Pool) -> dict[str, Any]:
         order, document = tuning.order(pool.seed), self.document(tuning)
-        costs: list[Mapping[str, float]] = []
+        costs: dict[str, Mapping[str, float]] = {}
         began = time.process_time()
         ended = drive(
             order,
@@ -192,19 +195,20 @@ class Tuner:
             f"{time.process_time() - began:.0f} CPU s now"
         )
         found = result_of(order, document, ended)
+        taken = [costs[trial.key] for trial in ended.trials if trial.key in costs]
         return {
             "recipe": found["best"]["recipe"],
             "point": found["best"]["point"],
             "values": found["best"]["values"],
-            "trials": [{"point": t["point"], "values": t.get("values")} for t in found["trials"]],
+            "trials": [{"point": t.point, "values": t.told.values} for t in ended.trials],
             "evaluations": found["evaluations"],
             "failed": found["failed"],
             "notes": found["notes"],
-            **{key: round(sum(cost[key] for cost in costs), 1) for key in COSTS},
+            **{key: round(sum(cost[key] for cost in taken), 1) for key in COSTS},
         }
 
     def _told(
-        self, tuning: Tuning, pool: Pool, candidate: Candidate, costs: list[Mapping[str, float]]
+        self, tuning: Tuning, pool: Pool, candidate: Candidate, costs: dict[str, Mapping[str, float]]
     ) -> Told:
         tasks = tuning.tasks if HEADLINE in tuning.objectives else tuning.objectives
         try:
@@ -212,23 +216,23 @@ class Tuner:
         except (MergeError, ValueError) as error:
             message = error.findings[0].message if isinstance(error, FindingsError) else str(error)
             return Told(None, error=message)
-        costs.append(result["cost"])
+        costs[candidate.key] = result["cost"]
         values = tuple(self._value(tuning, name, result, pool.seed) for name in tuning.objectives)
         return Told(values, examples=self._examples(result) if candidate.ask.examples else None)
 
     def _examples(self, result: Mapping[str, Any]) -> tuple[float, ...]:
-        """What each example of the experts' tasks scored, not negative: bits per byte become a likelihood."""
+        """What each example of the experts' tasks scored, not negative: bits become a likelihood."""
         each = [value for task in self.bench.tasks for value in result["items"][task]]
-        return tuple(value if self.bench.accuracy else 2.0**value for value in each)
+        return tuple(value if self.bench.measure == "accuracy" else 2.0**value for value in each)
 
     def _value(self, tuning: Tuning, objective: str, result: Mapping[str, Any], seed: int) -> float:
         """An objective of a candidate on validation items: the headline; a task's share of its expert's
-        gain, or accuracy; another text's own score.
+        gain, accuracy or likelihood; another text's own score.
         """
         scores: Scores = result["scores"]
         if objective == HEADLINE:
             return self.runner.headline(seed, "validation", scores, tuning.tasks)
-        if self.bench.accuracy or objective not in self.bench.tasks:
+        if self.bench.measure != "gain" or objective not in self.bench.tasks:
             return scores[objective]
         bounds: Bounds = self._bounds[seed]
         base = bounds.base[objective]

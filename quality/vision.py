@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel
 from transformers.utils import logging as transformers_logging
 
-from quality.bench import Family, Scored, Split
+from quality.bench import Family, Measure, Scored, Split
 from quality.cache import keyed_folder
 from quality.images import MAKERS, PACKAGES, SIDE, SIZES, ImageTask, image_tasks
 
@@ -72,7 +72,7 @@ class VisionBench:
         "young, so its experts move far from it: no merge keeps much, and most are within their noise."
     )
     unit = "mean accuracy, %"
-    accuracy = True
+    measure: Measure = "accuracy"
     adapters = False
     seed_varies = "the order of an expert's training items, and which test items are scored"
     also: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ def _ignore(_: ScoreProgress) -> None:
 @dataclass
 class Candidates:
     """Holds one model in memory. ``loaded`` has the weights of the last candidate; ``prepared`` are the tasks
-    in its tokens.
+    in its tokens, ``heads`` the zero-shot heads that another model has made for some of them.
     """
 
     loaded: LoadedModel
@@ -37,6 +37,7 @@ class Candidates:
     prepared: Sequence[Prepared]
     _places: Mapping[str, Tensor] = field(repr=False)
     """Where each tensor of a checkpoint goes; empty where the library has to rearrange them."""
+    heads: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(
@@ -58,12 +59,12 @@ class Candidates:
         loaded = load(folder, device=device, dtype=dtype)
         with fitting_threads(loaded):
             prepared = prepare(loaded, tasks, How(batch_tokens, window, per_example), heads)
-        return cls(loaded, tuple(tasks), prepared, _places_of(loaded))
+        return cls(loaded, tuple(tasks), prepared, _places_of(loaded), heads)
 
     def on(self, tasks: Sequence[Task], *, per_example: bool = False) -> "Candidates":
-        """The same model in memory, before other tasks; not for tasks with another's heads."""
+        """The same model in memory, before other tasks; heads are found by their names."""
         with fitting_threads(self.loaded):
-            prepared = prepare(self.loaded, tasks, How(4096, None, per_example), NO_HEADS)
+            prepared = prepare(self.loaded, tasks, How(4096, None, per_example), self.heads)
         return replace(self, tasks=tuple(tasks), prepared=prepared)
 
     def put(self, weights: Weights) -> None:

@@ -61,9 +61,9 @@ def score_model(
 ) -> list[Score]:
     """Scores of one model on every task, in the order of the tasks.
 
-    A perplexity task gives ``bits_per_byte`` and ``perplexity``, a choice task ``accuracy``, exact match
-    ``exact_match``, classification and zero-shot ``accuracy`` and ``log_loss``, similarity ``spearman``,
-    retrieval ``ndcg_at_10`` and ``recall_at_<k>``. ``window`` is the longest context in tokens in place of
+    A perplexity task gives ``bits_per_byte`` and ``perplexity``, exact match ``exact_match``, choice,
+    classification and zero-shot ``accuracy`` and ``log_loss``, similarity ``spearman``, retrieval
+    ``ndcg_at_10`` and ``recall_at_<k>``. ``window`` is the longest context in tokens in place of
     what the tasks say (less where the model allows less). ``heads`` are zero-shot heads, [classes,
     features], by task name. The same folder, tasks and device give the same numbers. Raises ModelUnusable,
     NotCausal, ScoreNotFinite or ScoringStopped (asked before every batch).

@@ -176,9 +176,25 @@ def mean_score(task: str, metric: str, values: Sequence[float], per_example: boo
     return Score(task, metric, mean, mean_stderr(values), len(values), each)
 
 
-def choice_score(task: str, right: Sequence[bool], per_example: bool) -> Score:
-    """Share of questions answered rightly."""
-    return mean_score(task, "accuracy", [float(each) for each in right], per_example)
+def choice_loss(log_likelihoods: Sequence[float], answer: int) -> float:
+    """What the right choice costs, in nats: minus the logarithm of its share in the likelihood of all.
+
+    >>> round(choice_loss([math.log(0.3), math.log(0.1)], 0), 6) == round(-math.log(0.75), 6)
+    True
+    """
+    most = max(log_likelihoods)
+    every = most + math.log(math.fsum(math.exp(value - most) for value in log_likelihoods))
+    return every - log_likelihoods[answer]
+
+
+def choice_scores(
+    task: str, right: Sequence[bool], losses: Sequence[float], per_example: bool
+) -> list[Score]:
+    """Share of questions answered rightly, and the mean loss of the right choice."""
+    return [
+        mean_score(task, "accuracy", [float(each) for each in right], per_example),
+        mean_score(task, "log_loss", losses, per_example),
+    ]
 
 
 def ranks(values: Sequence[float]) -> list[float]:

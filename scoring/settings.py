@@ -142,7 +142,7 @@ BY_KIND: dict[Kind, type[Settings]] = {
 KINDS: tuple[Kind, ...] = tuple(BY_KIND)
 METRICS: dict[Kind, tuple[str, ...]] = {
     "perplexity": ("bits_per_byte", "perplexity"),
-    "choice": ("accuracy",),
+    "choice": ("accuracy", "log_loss"),
     "exact_match": ("exact_match",),
     "classification": ("accuracy", "log_loss"),
     "zero_shot": ("accuracy", "log_loss"),

@@ -3,6 +3,10 @@
 What was scored is kept by a digest of the whole recipe. A run that was killed is driven again from the start:
 the method asks the same questions, the journal answers, and the first new question is where the last run
 ended.
+
+In the end the recipe as it was sent is scored too, if no candidate was the same, so that a search can say
+what it has gained and never hands back less. That is no part of what the method sees, nor of the budget of
+evaluations.
 """
 
 import hashlib
@@ -57,12 +61,17 @@ Score = Callable[[list[Candidate]], list[Told]]
 
 @dataclass(frozen=True)
 class Ended:
-    """All that was tried, what the method says, and why it ended: done, or the budget that was used up."""
+    """All that was tried, what the method says, and why it ended: done, or the budget that was used up.
+
+    ``as_sent`` is the recipe itself, one of the trials or the last by its number; at no point where its own
+    settings are not in the space.
+    """
 
     trials: tuple[Trial, ...]
     found: Found
     why: str
     evaluations: float
+    as_sent: Trial
 
 
 def drive(
@@ -106,7 +115,7 @@ class _Drive:
         found, why = self._converse(method)
         if not any(trial.told.values for trial in self._trials):
             raise SearchFailed(f"not one candidate could be scored; the first: {self._first_error()}")
-        return Ended(tuple(self._trials), found, why, self._spent)
+        return Ended(tuple(self._trials), found, why, self._spent, self._as_sent())
 
     def _converse(self, method: Search) -> tuple[Found, str]:
         try:
@@ -181,8 +190,20 @@ class _Drive:
             self._journal.record(trial, self._clock() - self._begun)
 
     def _candidate(self, ask: Ask, share: float) -> Candidate:
-        recipe = self._space.place(self._recipe, ask.point)
+        recipe = self._space.place(self._recipe, ask.point) if ask.point else self._recipe
         return Candidate(digest(recipe), recipe, ask, share)
+
+    def _as_sent(self) -> Trial:
+        candidate = self._candidate(Ask(self._space.own(self._recipe)), 1.0)
+        for trial in self._trials:
+            if (trial.key, trial.told.share) == (candidate.key, 1.0):
+                return trial
+        known = self._journal.find(candidate.key, 1.0)
+        told = sound(known or self._score([candidate])[0])
+        trial = Trial(len(self._trials), candidate.key, candidate.ask.point, told)
+        if known is None:
+            self._journal.record(trial, self._clock() - self._begun)
+        return trial
 
     def _give_up_if_hopeless(self) -> None:
         if len(self._trials) >= HOPELESS and not any(trial.told.values for trial in self._trials):

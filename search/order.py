@@ -27,7 +27,8 @@ SEVERAL = ("map", "nsga", "grid", "tpe")
 class Objective(Part):
     """A number to make large (or small): ``metric`` of the evaluation set ``set``.
 
-    ``weight`` is its say where a method wants one number only.
+    ``weight`` is its say where a method wants one number only. Of a bundle, ``member`` is scored, or every
+    member, of which the mean counts.
     """
 
     set: Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -36,6 +37,9 @@ class Objective(Part):
     )
     goal: Literal["max", "min"] | None = Field(None, description="Default: the metric's own")
     weight: float = Field(1.0, gt=0, le=1e6)
+    member: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
+        None, description="Of a bundle: the source that is given back and scored. Default: the mean of all"
+    )
 
 
 class Budget(Part):

@@ -14,15 +14,17 @@ from search.trial import Task
 def result_of(order: SearchOrder, recipe: Mapping[str, Any], ended: Ended) -> dict[str, Any]:
     """``best`` is a point with its recipe and scores; with several objectives, ``front`` is what was measured
     and not beaten, ``predicted`` what a model of the scores says, with recipes too, and ``best`` suits the
-    preference.
+    preference. ``as_sent`` is the recipe itself: ``best`` is that, too, where it scored higher.
 
     Scores are as the objectives want them: higher is better, losses negative. Points that were given up
     early, on a part of the examples, are never the best.
     """
-    full = [t for t in ended.trials if t.told.values is not None and t.told.share >= 1.0]
-    if not full:  # halving ended before anything was scored whole: the most we know
-        share = max(t.told.share for t in ended.trials if t.told.values is not None)
-        full = [t for t in ended.trials if t.told.values is not None and t.told.share == share]
+    sent = ended.as_sent
+    every = [*ended.trials, *([sent] if sent.number == len(ended.trials) else ())]
+    scored = [t for t in every if t.told.values is not None]
+    # 1, unless the budget ended before anything was scored whole
+    whole = max(t.told.share for t in scored if t.number < len(ended.trials))
+    full = [t for t in scored if t.told.share == whole]
     front = _front(order, full) if order.several else []
     best = _best(order, full, front, ended)
     return {
@@ -30,17 +32,19 @@ def result_of(order: SearchOrder, recipe: Mapping[str, Any], ended: Ended) -> di
         "version": order.chosen().version,
         "objectives": [each.model_dump() for each in order.objectives],
         "best": _shown(order, recipe, best),
+        "as_sent": {"number": sent.number, "values": _listed(sent)},
         "front": [_shown(order, recipe, each) for each in front],
         "predicted": [
             {"point": p.point, "values": list(p.values), "recipe": order.spaces.place(recipe, p.point)}
             for p in ended.found.front
         ],
         "hypervolume": _hypervolume(order, full, front),
-        "trials": [{"number": t.number, "point": t.point, **t.told.as_dict()} for t in ended.trials],
+        "trials": [{"number": t.number, "point": t.point, **t.told.as_dict()} for t in every],
         "notes": dict(ended.found.notes),
         "ended": ended.why,
         "evaluations": ended.evaluations,
         "failed": sum(t.told.values is None for t in ended.trials),
+        "reused": sum(t.told.reused for t in every),
     }
 
 
@@ -57,12 +61,11 @@ def _best(order: SearchOrder, full: list[Trial], front: list[Trial], ended: Ende
     if front:
         say = order.preference or tuple(each.weight for each in order.objectives)
         return front[suited(_values(front), say)]
-    if ended.found.point is not None:
-        for trial in full:
-            if trial.point == ended.found.point:
-                return trial
     task = Task(1, tuple(each.weight for each in order.objectives))
-    return max(full, key=lambda trial: task.value(trial.told))
+    ranked = sorted(full, key=lambda trial: -task.value(trial.told))
+    chosen = next((trial for trial in full if trial.point == ended.found.point), ranked[0])
+    sent = next((trial for trial in full if trial.number == ended.as_sent.number), chosen)
+    return max(chosen, sent, key=lambda trial: task.value(trial.told))
 
 
 def _hypervolume(order: SearchOrder, full: list[Trial], front: list[Trial]) -> dict[str, Any] | None:
@@ -73,10 +76,14 @@ def _hypervolume(order: SearchOrder, full: list[Trial], front: list[Trial]) -> d
     return {"value": hypervolume(_values(front), reference), "reference": reference}
 
 
+def _listed(trial: Trial) -> list[float] | None:
+    return None if trial.told.values is None else list(trial.told.values)
+
+
 def _shown(order: SearchOrder, recipe: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
     return {
         "number": trial.number,
         "point": trial.point,
-        "values": list(trial.told.values or ()),
+        "values": _listed(trial),
         "recipe": order.spaces.place(recipe, trial.point),
     }

@@ -189,14 +189,31 @@ class Space(Part):
             each.holds(point[name]) for name, each in self.dimensions.items()
         )
 
+    def own(self, recipe: Mapping[str, Any]) -> Point:
+        """The point at which a recipe stands; empty where a setting of its own is not in this space, holds
+        for some tensors only, or is not said.
+        """
+        document, point = copy.deepcopy(dict(recipe)), Point()
+        for name, dimension in self.dimensions.items():
+            places = [_find(document, text, f"/space/{name}/at") for text in dimension.places]
+            said = [True if dimension.switches else each.body.get(each.key) for each in places]
+            value = said[0]
+            if dimension.points and isinstance(value, int | float):
+                value = [value] * dimension.points
+            if dimension.where or any(each != said[0] for each in said) or not dimension.holds(value):
+                return {}
+            point[name] = value
+        return point
+
     def place(self, recipe: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
-        """The recipe with the values of a point. ``recipe`` is written out: sources have ids.
+        """The recipe with the values of a point, or as it is at the empty one. ``recipe`` is written out:
+        sources have ids.
 
         Raises ``SpaceInvalid`` where the recipe does not have the place, or nothing is left to merge.
         """
         document = copy.deepcopy(dict(recipe))
         gone: list[_Place] = []
-        for name, dimension in self.dimensions.items():
+        for name, dimension in self.dimensions.items() if point else ():
             for text in dimension.places:
                 found = _find(document, text, f"/space/{name}/at")
                 if dimension.switches:

@@ -21,7 +21,8 @@ class Told:
     """What came out. ``values``: one a objective, higher is better; ``None`` if the candidate failed.
 
     ``share`` is the part of the examples that it was scored on: below 1 it was given up early, and its
-    values are estimates. ``examples`` are the scores of each example.
+    values are estimates. ``examples`` are the scores of each example; ``reused`` says that an earlier job
+    has had the same scores, so that nothing was merged.
     """
 
     values: tuple[float, ...] | None
@@ -29,10 +30,13 @@ class Told:
     error: str | None = None
     examples: tuple[float, ...] | None = None
     seconds: float = 0.0
+    reused: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {key: value for key, value in self.__dict__.items() if value is not None}
+        return {
+            key: value for key, value in self.__dict__.items() if value is not None and value is not False
+        }
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Told":

@@ -1,19 +1,19 @@
-"""Merges and scores the candidates of a search, in memory: no checkpoint is written."""
+"""What a candidate of a search scores: planned, made and scored, or found among what was scored before."""
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from merge.checkpoint.index import ModelIndex
-from merge.errors import MergeError, Stopped
-from merge.in_memory import InMemory
-from merge.plan import make_plan
+from merge.errors import DiskFull, MergeError, Stopped
+from merge.plan import Plan, make_plan
 from merge.recipe import Recipe
-from scoring.candidates import Candidates
+from merge.recipe_stages import ADAPTER, leaves
 from scoring.errors import ScoringError, ScoringStopped
 from scoring.score import Score
 from scoring.settings import METRICS
@@ -22,31 +22,56 @@ from search.drive import Candidate
 from search.order import Objective
 from search.trial import Told, sound
 from worker.endings import is_out_of_memory
+from worker.makers import Maker, Member, Part, Sets
 
 log = structlog.get_logger("worker.candidates")
 
-ITEMS = ("texts", "questions", "prompts", "items", "pairs", "queries")
-LEAST_ITEMS = 3
 BROKEN = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 """What a merge or a scorer that does not bear a candidate may raise; a recipe that is not valid too."""
 
+Scores = dict[Member, list[Score]]
+Wanted = Mapping[Member, Part]
 
-@dataclass
+
+class Known(Protocol):
+    """Scores of candidates that an earlier job has had."""
+
+    def find(self, plan: Plan, wanted: Wanted, examples: bool) -> Scores:
+        """Those of all that is wanted, as far as they are known; with the value of every item if
+        ``examples`` are wanted.
+        """
+
+    def keep(self, plan: Plan, wanted: Wanted, examples: bool, found: Scores) -> None:
+        """Remembers them."""
+
+
+class Nothing:
+    """Remembers nothing."""
+
+    def find(self, plan: Plan, wanted: Wanted, examples: bool) -> Scores:
+        """None of them."""
+        del plan, examples
+        return {member: [] for member in wanted}
+
+    def keep(self, plan: Plan, wanted: Wanted, examples: bool, found: Scores) -> None:
+        """Forgets them."""
+
+
+@dataclass(frozen=True)
 class Bench:
-    """One model in memory that takes the weights of every candidate, and the merge that makes these.
+    """Where the candidates of one search are made and scored.
 
     ``models`` and ``statistics`` are those of the recipe, by key; ``budget_bytes`` is for the merge.
     """
 
-    memory: InMemory
-    model: Candidates
+    maker: Maker
+    sets: Sets
     models: Mapping[str, ModelIndex]
     statistics: Mapping[str, Path]
     objectives: Sequence[Objective]
     budget_bytes: int
-    should_stop: Callable[[], bool]
+    known: Known
     clock: Callable[[], float] = time.monotonic
-    _parts: dict[float, Candidates] = field(default_factory=dict)
 
     def told(self, candidate: Candidate) -> Told:
         """What a candidate scores; one that cannot be merged or scored is told with the reason.
@@ -55,43 +80,80 @@ class Bench:
         """
         begun = self.clock()
         try:
-            scores = self._scores(candidate)
-        except (Stopped, ScoringStopped):
+            scores, reused = self._scores(candidate)
+            values = tuple(self._value(each, scores) for each in self.objectives)
+        except (Stopped, ScoringStopped, DiskFull):
             raise
         except (MergeError, ScoringError, *BROKEN) as error:
             if is_out_of_memory(error):
                 raise
             log.warning("candidate_failed", point=candidate.ask.point, error=str(error), exc_info=error)
             return Told(None, error=f"{type(error).__name__}: {error}", seconds=self.clock() - begun)
-        values = tuple(value_of(each, scores, self.model.tasks) for each in self.objectives)
-        examples = (
-            examples_of(self.objectives[0], scores, self.model.tasks) if candidate.ask.examples else None
-        )
-        return sound(Told(values, examples=examples, seconds=self.clock() - begun))
+        examples = self._examples(scores) if candidate.ask.examples else None
+        return sound(Told(values, examples=examples, seconds=self.clock() - begun, reused=reused))
 
-    def _scores(self, candidate: Candidate) -> list[Score]:
+    def _scores(self, candidate: Candidate) -> tuple[Scores, bool]:
+        """The scores of all that objectives look at, and whether nothing of it had to be made."""
+        plan, examples = self._plan(candidate), candidate.ask.examples
+        wanted = self._wanted(plan, candidate.share)
+        found = self.known.find(plan, wanted, examples)
+        lacking = {
+            member: self.sets.part(part.share, names)
+            for member, part in wanted.items()
+            if (names := [name for name in part.names if name not in {s.task for s in found[member]}])
+        }
+        if not lacking:
+            return found, True
+        fresh = self.maker.scores(plan, lacking)
+        self.known.keep(plan, lacking, examples, fresh)
+        return {member: [*scores, *fresh.get(member, ())] for member, scores in found.items()}, False
+
+    def _plan(self, candidate: Candidate) -> Plan:
         recipe = Recipe.model_validate(candidate.recipe)
-        used = {source.id for source in recipe.sources}
-        models = {key: index for key, index in self.models.items() if key in used or key == "base"}
-        plan = make_plan(recipe, models, budget=self.budget_bytes, measured=tuple(self.statistics))
-        tensors = self.memory.tensors(plan, self.statistics)
-        return self._model(candidate.share).score(tensors, should_stop=self.should_stop)
+        used = {each.role.removesuffix(ADAPTER) for each in leaves(recipe)}
+        models = {key: index for key, index in self.models.items() if key in used}
+        return make_plan(recipe, models, budget=self.budget_bytes, measured=tuple(self.statistics))
 
-    def _model(self, share: float) -> Candidates:
-        if share >= 1.0:
-            return self.model
-        if share not in self._parts:
-            tasks = [part_of(task, share) for task in self.model.tasks]
-            self._parts[share] = self.model.on(tasks, per_example=True)
-        return self._parts[share]
+    def _wanted(self, plan: Plan, share: float) -> dict[Member, Part]:
+        """What objectives look at: the sets of each member, or of the only one that there is."""
+        names: dict[Member, list[str]] = {}
+        for objective in self.objectives:
+            for member in _members(plan, objective):
+                names.setdefault(member, []).append(objective.set)
+        return {member: self.sets.part(share, _in_order(self.sets, own)) for member, own in names.items()}
+
+    def _value(self, objective: Objective, scores: Scores) -> float:
+        each = [value_of(objective, own, self.sets.tasks) for own in _of(objective, scores)]
+        return math.fsum(each) / len(each)
+
+    def _examples(self, scores: Scores) -> tuple[float, ...] | None:
+        """What each example of the first objective scored; of several members the mean."""
+        first = self.objectives[0]
+        each = [examples_of(first, own, self.sets.tasks) for own in _of(first, scores)]
+        whole = [values for values in each if values is not None]
+        if len(whole) < len(each):
+            return None
+        return tuple(math.fsum(values) / len(values) for values in zip(*whole, strict=True))
 
 
-def part_of(task: Task, share: float) -> Task:
-    """The task with the first ``share`` of its items."""
-    name = next(each for each in ITEMS if hasattr(task, each))
-    items = getattr(task, name)
-    kept = max(LEAST_ITEMS, math.ceil(share * len(items)))
-    return replace(task, **{name: items[:kept]})
+def _members(plan: Plan, objective: Objective) -> tuple[Member, ...]:
+    """Those that an objective looks at. Raises ``LookupError`` for one that this candidate does not have."""
+    if plan.bundle is None:
+        return (None,)
+    if objective.member is None:
+        return plan.bundle.members
+    if objective.member not in plan.bundle.members:
+        raise LookupError(f"this candidate has no member {objective.member!r}, which is to be scored")
+    return (objective.member,)
+
+
+def _of(objective: Objective, scores: Scores) -> list[list[Score]]:
+    """The scores of the members that an objective looks at."""
+    return [own for member, own in scores.items() if objective.member in (None, member)]
+
+
+def _in_order(sets: Sets, names: Sequence[str]) -> list[str]:
+    return [task.name for task in sets.tasks if task.name in names]
 
 
 def score_of(objective: Objective, scores: Sequence[Score], tasks: Sequence[Task]) -> Score:
@@ -118,3 +180,8 @@ def examples_of(
     if score.higher_is_better:
         return tuple(max(0.0, each) for each in score.per_example)
     return tuple(math.exp(-each) for each in score.per_example)
+
+
+def without_examples(scores: Sequence[Score]) -> list[Score]:
+    """The scores alone, without the value of every item."""
+    return [replace(each, per_example=None, weights=None) for each in scores]

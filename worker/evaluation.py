@@ -32,6 +32,8 @@ class Verdict:
     sound: bool | None
     problem: str | None = None
     card_scores: tuple[dict[str, Any], ...] = ()
+    scores: tuple[Score, ...] = ()
+    """Those of the result."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Evaluator:
         scores = self.scorer.score({RESULT: result, **beside}, parents.get(BASE))
         self.scorer.record(scores, {RESULT: [name for name in scores if name != RESULT]})
         margin = self.order.evaluate.margin
-        return Verdict(True, _too_bad(scores, margin), tuple(card_rows(scores)))
+        return Verdict(True, _too_bad(scores, margin), tuple(card_rows(scores)), tuple(scores[RESULT]))
 
     def _check(self, result: Subject, parents: Mapping[str, Subject]) -> CheckReport:
         """Does it load, read, answer and write, and does it know about as much as its parents?"""

@@ -31,6 +31,7 @@ from merge.plan import Plan
 from merge.recipe import Recipe
 from merge.report import Progress, Report, ShardDone
 from merge.run import run as run_merge
+from scoring.harness.task import HarnessTask
 from worker import device as devices
 from worker.artifacts import artifact_folder, keep
 from worker.cards import CARD, bundle_of, survey_of, write_card
@@ -38,6 +39,9 @@ from worker.context import JobContext
 from worker.errors import CheckImpossible, DiskFull, OutputUnsafe
 from worker.evaluation import Evaluator, Verdict, unchecked
 from worker.inputs import Arrivals, Wanted, bring, small_of, wanted_names, weights_of
+from worker.known import KnownCandidates, are_listed, base_of
+from worker.makers import WHOLE, Part
+from worker.measures import Heads
 from worker.measuring import Measurer
 from worker.scorer import Subject
 from worker.scratch import WorkFolder, ensure_room
@@ -95,6 +99,7 @@ class MergeJob:
             if (survey := survey_of(report.out)) is not None:
                 self.context.write(lifecycle.record_report, survey)
             verdict = self._evaluate(evaluator, planned, folders, report)
+            self._remember(planned, folders, statistics, evaluator, verdict)
             write_card(report, planned, verdict, self.request.output.repo or self.job.id)
             if self.push is None or uploads is None:
                 return self._keep(report, kept, verdict)
@@ -278,6 +283,22 @@ class MergeJob:
                 "the job can be ordered again with output.publish = always"
             )
         return verdict
+
+    def _remember(
+        self,
+        planned: Planned,
+        folders: Mapping[str, Path],
+        statistics: Mapping[str, Path],
+        evaluator: Evaluator,
+        verdict: Verdict,
+    ) -> None:
+        """Has searches find the scores of the result, where that takes no reading of models."""
+        if not verdict.scores or not are_listed(planned):
+            return
+        heads = Heads(base_of(planned, folders), self.workshop.device)
+        known = KnownCandidates.of(self.workshop, self.job.tenant_id, planned, folders, statistics, heads)
+        tasks = [each for each in evaluator.scorer.tasks if not isinstance(each, HarnessTask)]
+        known.keep(planned.plan, {None: Part(WHOLE, tuple(tasks))}, False, {None: list(verdict.scores)})
 
     def _publish(self, push: Push, report: Report, uploads: Uploads, verdict: Verdict) -> dict[str, Any]:
         self.context.enter("uploading")

@@ -24,7 +24,7 @@ from jobs.request import (
     ScoreRequest,
     SearchRequest,
 )
-from jobs.searching import HELP
+from jobs.searching import HELP, as_sent
 from jobs.states import State
 from jobs.statistics import Shelf
 from merge.recipe import Recipe
@@ -187,7 +187,7 @@ def _search(at: Attempt) -> dict[str, Any]:
 
 def _searching(at: Attempt, search: Job) -> SearchJob:
     request = SearchRequest.model_validate(search.spec)
-    recipe = Recipe.model_validate(search.recipe)
+    recipe = Recipe.model_validate(as_sent(search.recipe, request))
     inputs = at.inputs(search.id)
     pinned = recipe.renamed({row.role: pinned_name(row) for row in inputs if row.sha is not None})
     measurer = Measurer(at.workshop, at.job.tenant_id, at.context, at.work, at.store)

@@ -15,6 +15,7 @@ from worker.errors import DiskFull, WorkFolderBusy
 RESERVE_BYTES = 64 << 20
 LOCK_FILE = "lock"
 FINISHED_FILE = "finished"
+CANDIDATE = "candidate"
 
 
 @dataclass
@@ -56,6 +57,11 @@ class WorkFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    @property
+    def candidate(self) -> Path:
+        """Where a search writes one candidate at a time, until it is scored."""
+        return self.path / CANDIDATE
 
     def borrow(self, path: Path) -> Path:
         """A second name of a file of this folder, which stays when the first is moved; no byte is copied."""
@@ -133,6 +139,18 @@ def clean(scratch: Path, keep_seconds: float, *, now: Callable[[], float] = time
             continue
         if now() - touched > keep_seconds and remove_idle(folder):
             removed.append(folder.name)
+    return sorted(removed)
+
+
+def forget_candidates(scratch: Path) -> list[str]:
+    """Removes what searches whose workers died were about to score; returns their root ids."""
+    removed = []
+    for candidate in jobs_folder(scratch).glob(f"*/{CANDIDATE}"):
+        lock = _try_lock(candidate.parent)
+        if lock >= 0:
+            shutil.rmtree(candidate, ignore_errors=True)
+            os.close(lock)
+            removed.append(candidate.parent.name)
     return sorted(removed)
 
 

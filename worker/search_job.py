@@ -1,5 +1,5 @@
-"""The story of a job that searches: plan, download, measure, then merge and score candidates in memory. The
-jobs that help it do the same without asking what to try.
+"""The story of a job that searches: plan, download, measure, then merge and score candidates, in memory or,
+where that cannot be, written one at a time. The jobs that help it do the same without asking what to try.
 
 Every trial is a row, which waits until a worker of the search has scored it. A later attempt, or a retry,
 asks the same questions and finds the answers there.
@@ -7,8 +7,8 @@ asks the same questions and finds the answers there.
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +17,11 @@ from db import jobs as rows
 from db.models.job import Job
 from hub.snapshot import Hub
 from jobs import lifecycle
+from jobs.candidates import Way, way_of
 from jobs.kinds import Asking, sets_of
 from jobs.planning import Planned, Planner
 from jobs.request import SearchRequest
-from jobs.searching import enlist, is_searching
-from merge.in_memory import InMemory
-from scoring.candidates import Candidates
+from jobs.searching import as_sent, enlist, is_searching
 from scoring.errors import ScoringStopped
 from search.drive import Candidate, drive
 from search.result import result_of
@@ -33,6 +32,9 @@ from worker.candidates import Bench
 from worker.context import JobContext
 from worker.errors import MemoryShort
 from worker.inputs import bring
+from worker.known import KnownCandidates, base_of
+from worker.makers import Ground, Sets
+from worker.measures import Heads
 from worker.measuring import Measurer
 from worker.merge_job import relabelled, wanted_files
 from worker.planned import plan_again
@@ -70,17 +72,18 @@ class SearchJob:
     def run(self) -> dict[str, Any]:
         """Does the whole job; returns its result as the caller will see it."""
         planned = self._plan()
-        with self._bench(planned) as bench:
+        way = self._way(planned)
+        with self._bench(planned, way) as bench:
             found = self._search(planned, bench)
         self.context.enter("finalising")
-        return self._keep(found)
+        return self._keep({**found, "candidates": {"made": way.made, "why": way.why}})
 
     def help(self) -> dict[str, Any]:
         """Scores trials of the search as long as it is at work; says how many."""
         done = 0
         if self._goes_on():
             planned = self._plan()
-            with self._bench(planned) as bench:
+            with self._bench(planned, self._way(planned)) as bench:
                 journal = self._journal(planned)
                 while self._goes_on():
                     if self._stoppable(lambda: journal.score_one(self.context, bench.told)):
@@ -104,47 +107,61 @@ class SearchJob:
         return replace(planned, plan=relabelled(planned.plan, planned.inputs))
 
     @contextmanager
-    def _bench(self, planned: Planned) -> Iterator[Bench]:
-        """The models on this machine, and one in memory that takes the weights of every candidate."""
+    def _bench(self, planned: Planned, way: Way) -> Iterator[Bench]:
+        """The models on this machine, and what makes candidates of them and scores these."""
         sets = sets_of(self.request, self.job.plan or planned.summary)
         scorer = Scorer.prepare(self.workshop, self.job.tenant_id, self.context, sets, self.hub)
         self.measurer.prepare(planned, self.hub)
-        self._check_memory(planned)
-        ensure_room(self.work, planned.summary["estimate"]["download_bytes"], free=self.workshop.free_bytes)
+        written = way.disk_bytes if way.why is not None else 0
+        needed = planned.summary["estimate"]["download_bytes"] + written
+        ensure_room(self.work, needed, free=self.workshop.free_bytes)
         folders = self._bring(planned)
         known = self.planner.digests(planned, self.job.tenant_id)
         statistics = self.measurer.measure(planned, folders, known)
+        ground = self._ground(planned, folders, statistics)
         self.context.enter("searching")
-        settings, device = self.workshop.settings, self.workshop.device
-        with ExitStack() as stack:
-            memory = InMemory(
-                folders,
-                budget_bytes=settings.memory_budget_bytes,
-                threads=devices.count_threads(settings.threads),
-                device=device,
-                should_stop=self.context.should_stop,
-            )
+        with ground.maker(planned.plan, scorer.tasks, written=way.why is not None) as maker:
             yield Bench(
-                stack.enter_context(memory),
-                Candidates.open(
-                    folders[planned.plan.reference], scorer.tasks, device=device, per_example=True
-                ),
+                maker,
+                Sets(scorer.tasks),
                 planned.plan.models,
                 statistics,
                 self.request.search.objectives,
-                settings.memory_budget_bytes,
-                self.context.should_stop,
+                ground.budget_bytes,
+                KnownCandidates.of(
+                    self.workshop, self.job.tenant_id, planned, folders, statistics, ground.heads
+                ),
             )
 
-    def _check_memory(self, planned: Planned) -> None:
-        """One model in float32 is held beside the merge."""
-        needed = 4 * planned.plan.models[planned.plan.reference].parameters
+    def _ground(
+        self, planned: Planned, folders: Mapping[str, Path], statistics: Mapping[str, Path]
+    ) -> Ground:
+        settings, device = self.workshop.settings, self.workshop.device
+        return Ground(
+            folders,
+            statistics,
+            Heads(base_of(planned, folders), device),
+            self.work.candidate,
+            device,
+            settings.memory_budget_bytes,
+            devices.count_threads(settings.threads),
+            self.context.should_stop,
+            settings.hub_endpoint,
+        )
+
+    def _way(self, planned: Planned) -> Way:
+        """How candidates are made here, which is told among the events. Raises ``MemoryShort`` where one
+        could not even be loaded to be scored.
+        """
         free = self.workshop.free_memory(self.workshop.device)
-        if needed > free:
+        way = way_of(planned.plan).within(free)
+        if way.model_bytes > free:
             raise MemoryShort(
-                f"a search holds one candidate in memory, {needed} bytes, and this worker has {free} free; "
-                "give the worker more memory, or search on smaller models first"
+                f"scoring a candidate takes {way.model_bytes} bytes of memory, and this worker has {free} "
+                "free; give the worker more memory, or search on smaller models first"
             )
+        self.context.write(lifecycle.record_candidates, way.as_dict())
+        return way
 
     def _bring(self, planned: Planned) -> dict[str, Path]:
         """Every model, whole: candidates differ in what they read."""
@@ -165,12 +182,15 @@ class SearchJob:
         )
         return arrivals.folders | {e.role: e.folder for e in planned.inputs if e.folder is not None}
 
+    def _document(self, planned: Planned) -> dict[str, Any]:
+        return as_sent(planned.recipe.model_dump(mode="json"), self.request)
+
     def _journal(self, planned: Planned) -> Rows:
-        space, document = self.request.search.spaces, planned.recipe.model_dump(mode="json")
+        space, document = self.request.search.spaces, self._document(planned)
         return Rows(self.workshop.transaction, self.job.root_id, lambda point: space.place(document, point))
 
     def _search(self, planned: Planned, bench: Bench) -> dict[str, Any]:
-        order, document = self.request.search, planned.recipe.model_dump(mode="json")
+        order, document = self.request.search, self._document(planned)
         journal = self._journal(planned)
         ended = self._stoppable(
             lambda: drive(
@@ -198,7 +218,8 @@ class SearchJob:
         self._call_for_help(len(wanted))
         while True:
             left, spent = journal.standing()
-            self.context.advance(round(spent), self.request.search.budget.evaluations, unit="rows")
+            most = self.request.search.budget.evaluations
+            self.context.advance(min(round(spent), most), most, unit="rows")
             if not left:
                 return journal.told(wanted)
             if not journal.score_one(self.context, bench.told):

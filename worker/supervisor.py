@@ -88,6 +88,7 @@ class Supervisor:
             if not is_alive(note.pid):
                 self._settle(note)
                 self.board.clear(note.pid)
+                self._forget_candidates()
             elif self._is_overdue(note, now):
                 log.warning("child_killed", job_id=note.job_id, pid=note.pid, reason=note.reason or "silent")
                 self.kill(note.pid, signal.SIGKILL)
@@ -126,8 +127,13 @@ class Supervisor:
     def _clean(self) -> None:
         if time.monotonic() - self._cleaned_at > CLEAN_SECONDS:
             self._cleaned_at = time.monotonic()
+            self._forget_candidates()
             for root_id in scratch.clean(self.scratch, self.keep_seconds):
                 log.info("work_folder_removed", root_id=root_id)
+
+    def _forget_candidates(self) -> None:
+        for root_id in scratch.forget_candidates(self.scratch):
+            log.info("candidate_removed", root_id=root_id)
 
     def _on_shutdown(self, **_: Any) -> None:
         self.board.ask_to_stop()

@@ -17,7 +17,10 @@ from merge.document import load_document
 from merge.errors import MergeError
 from search.settings import BY_METHOD
 
-TEXTS = ("recipe", "space", "method", "settings", "objectives", "evaluations", "seconds", "workers")
+SCALARS = ("evaluations", "seconds", "workers", "seed")
+LISTS = ("preference", "reference")
+TEXTS = ("recipe", "space", "method", "settings", "objectives", *SCALARS, *LISTS)
+MOST_DIGITS = 18
 FIELDS = {
     "/search/space": "space",
     "/search/method": "method",
@@ -26,6 +29,9 @@ FIELDS = {
     "/search/budget/evaluations": "evaluations",
     "/search/budget/seconds": "seconds",
     "/search/halving": "halving",
+    "/search/preference": "preference",
+    "/search/reference": "reference",
+    "/search/seed": "seed",
     "/workers": "workers",
     "/hub_credential": "credential",
     "/webhook": "webhook_url",
@@ -61,6 +67,7 @@ class Wanted:
         wishes = self.sets.wishes()
         sets = wishes.get("evaluate", {}).get("sets", [])
         budget = {"evaluations": self._number("evaluations"), "seconds": self._number("seconds")}
+        rest = {"seed": self._number("seed"), **{name: self._numbers(name) for name in LISTS}}
         search: dict[str, Any] = {
             "method": self.texts["method"],
             "settings": self._mapping("settings", "Write name: value, name: value.", inline=True),
@@ -68,6 +75,7 @@ class Wanted:
             "objectives": self._objectives() or [{"set": each["name"]} for each in sets[:1]],
             "budget": {name: value for name, value in budget.items() if value is not None},
             **({"halving": {}} if self.halving else {}),
+            **{name: value for name, value in rest.items() if value is not None},
         }
         order: dict[str, Any] = {
             "kind": "search",
@@ -112,10 +120,21 @@ class Wanted:
         text = self.texts[name]
         if not text:
             return None
-        if not text.isascii() or not text.isdigit():
-            self.wrong[name] = f"{text!r} is not a whole number."
+        if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
+            self.wrong[name] = f"{text[:40]!r} is not a whole number."
             return None
         return int(text)
+
+    def _numbers(self, name: str) -> list[float] | None:
+        """One an objective, with commas or spaces in between."""
+        found = []
+        for text in re.split(r"[,\s]+", self.texts[name].strip("[] ,")):
+            try:
+                found += [float(text)] if text else []
+            except ValueError:
+                self.wrong[name] = f"{text[:40]!r} is not a number. Write one an objective: 2, 1."
+                return None
+        return found or None
 
 
 def input_of(pointer: str) -> str:

@@ -38,13 +38,15 @@ def search_view(
         return None
     rows = [row for row in asked if row.told is not None]
     objectives = job.spec["search"]["objectives"]
-    names = [f"{each['set']}{' ' + each['metric'] if each.get('metric') else ''}" for each in objectives]
+    names = [" ".join(filter(None, map(each.get, ("set", "metric", "member")))) for each in objectives]
     scored = [row for row in rows if values_of(row)]
     whole = max((row.share for row in scored), default=1.0)
     full = [row for row in scored if row.share == whole]
     front = {each["number"] for each in (job.result or {}).get("front", ())}
     volume = (job.result or {}).get("hypervolume")
     best = ((job.result or {}).get("best") or {}).get("number")
+    sent = (job.result or {}).get("as_sent") or {}
+    dimensions = list(job.spec["search"]["space"])
     ranked = sorted(full, key=lambda row: (row.number != best, row.number not in front, -values_of(row)[0]))
     return {
         "method": job.spec["search"]["method"],
@@ -52,15 +54,36 @@ def search_view(
         "tried": len(rows),
         "waiting": len(asked) - len(rows),
         "failed": len(rows) - len(scored),
+        "reused": sum(bool((row.told or {}).get("reused")) for row in rows),
+        "made": made_said(job),
         "early": len(scored) - len(full),
         "ended": (job.result or {}).get("ended"),
         "hypervolume": number_said(volume["value"]) if volume else None,
-        "dimensions": list(job.spec["search"]["space"]),
-        "rows": [_row(row, best, front) for row in ranked[:ROWS]],
+        "sent": sent_said(sent, (job.result or {}).get("best") or {}),
+        "dimensions": dimensions,
+        "rows": [_row(row, dimensions, best, front, sent.get("number")) for row in ranked[:ROWS]],
         "left": max(0, len(ranked) - ROWS),
         "workers": workers if len(workers) > 1 else [],
         "picture": picture(full, names, job.spec["search"]["space"], best, front),
     }
+
+
+def made_said(job: Job) -> str | None:
+    """How candidates are made, where that is not in memory, and why."""
+    told = (job.result or {}).get("candidates") or (job.plan or {}).get("search", {}).get("candidates") or {}
+    return f"candidates are written, one at a time: {told['why']}" if told.get("why") else None
+
+
+def sent_said(sent: Mapping[str, Any], best: Mapping[str, Any]) -> str | None:
+    """What the search has gained over the recipe as it was sent; nothing before it is over."""
+    if not sent:
+        return None
+    if sent["values"] is None:
+        return "The recipe as it was sent could not be scored."
+    if sent["number"] == best["number"]:
+        return "The recipe as it was sent is the best that was found."
+    before, after = (", ".join(map(number_said, each["values"])) for each in (sent, best))
+    return f"The recipe as it was sent scored {before}, the best that was found {after}."
 
 
 def values_of(row: Trial) -> list[float]:
@@ -68,12 +91,14 @@ def values_of(row: Trial) -> list[float]:
     return [float(each) for each in (row.told or {}).get("values") or ()]
 
 
-def _row(row: Trial, best: int | None, front: set[int]) -> dict[str, Any]:
-    mark = "best" if row.number == best else "on the front" if row.number in front else ""
+def _row(
+    row: Trial, dimensions: Sequence[str], best: int | None, front: set[int], sent: int | None
+) -> dict[str, Any]:
+    found = "best" if row.number == best else "on the front" if row.number in front else ""
     return {
         "number": row.number,
-        "mark": mark,
-        "point": [_said(value) for value in row.point.values()],
+        "mark": ", ".join(filter(None, [found, "as sent" if row.number == sent else ""])),
+        "point": [_said(row.point[name]) if row.point else "–" for name in dimensions],
         "values": [number_said(value) for value in values_of(row)],
     }
 
@@ -96,11 +121,13 @@ def picture(
     """Candidates as dots: two objectives against each other; one against the only number that varies; else
     the score against the order in which they were tried.
     """
+    numeric = [name for name, each in space.items() if each.get("low") is not None and not each.get("points")]
+    if len(space) == len(numeric) == len(names) == 1:
+        rows = [row for row in rows if row.point]  # the recipe as it was sent may lie outside the range
     if len(rows) < 2:
         return None
     across, along = "trial", [float(row.number) for row in rows]
     up, heights = names[0], [values_of(row)[0] for row in rows]
-    numeric = [name for name, each in space.items() if each.get("low") is not None and not each.get("points")]
     if len(names) > 1:
         across, along = names[0], heights
         up, heights = names[1], [values_of(row)[1] for row in rows]

@@ -178,7 +178,7 @@ def event_said(data: Mapping[str, Any]) -> str:
     """One line on what an event holds."""
     parts = [
         data[key]
-        for key in ("phase", "kind", "name", "uri", "code", "detail", "repo")
+        for key in ("phase", "kind", "name", "uri", "code", "detail", "repo", "made", "why")
         if isinstance(data.get(key), str)
     ]
     if data.get("attempt"):

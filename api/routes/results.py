@@ -123,6 +123,7 @@ def _trial(row: Trial) -> TrialOut:
         share=row.share,
         error=told.get("error"),
         seconds=told.get("seconds", 0.0),
+        reused=told.get("reused", False),
         elapsed=row.elapsed,
     )
 

@@ -93,11 +93,14 @@ class TrialOut(Out):
     number: int
     state: Literal["waiting", "scoring", "scored", "failed"]
     worker: str | None = Field(description="The job that scores it: the search itself, or one that helps it")
-    point: dict[str, Any]
+    point: dict[str, Any] = Field(
+        description="Values by name; empty for the recipe as it was sent if that lies outside the space"
+    )
     values: list[float] | None
     share: float
     error: str | None
     seconds: float
+    reused: bool = Field(description="Whether an earlier job had scored the same, so nothing was merged")
     elapsed: float = Field(description="Seconds since the search began")
 
 

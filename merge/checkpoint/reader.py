@@ -22,7 +22,7 @@ from merge.checkpoint.dtype import as_bytes, torch_dtype
 from merge.checkpoint.files import OpenFiles, Wait, runs_of
 from merge.checkpoint.header import DTYPE_BITS, TensorInfo
 from merge.checkpoint.index import ModelIndex
-from merge.checkpoint.stored import At, Changing, StoredParts, Strip, add_masked
+from merge.checkpoint.stored import At, Changing, Multiplying, Pair, StoredParts, Strip, add_masked
 from merge.file_errors import FileMissing
 
 PIECE_ELEMENTS = 1 << 18
@@ -57,10 +57,16 @@ class TensorReader:
             else None
         )
         self._scratch = threading.local()
-        self._factors: OrderedDict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] = OrderedDict()
+        self._factors: OrderedDict[tuple[str, torch.dtype], Pair] = OrderedDict()
         self._factors_lock = threading.Lock()
         self.changing: Changing | None = None
-        """Adds masked changes in one go, where that is known."""
+        self.multiplying: Multiplying | None = None
+        """Add masked changes and products in one go, where that is known."""
+
+    def take(self, changing: Changing | None, multiplying: Multiplying | None) -> None:
+        """Has changes made by these, where they are given."""
+        self.changing = changing or self.changing
+        self.multiplying = multiplying or self.multiplying
 
     def changed(self, name: str) -> bool:
         """Whether the adapter changes this tensor, so that only ``read_float`` gives its true values."""
@@ -81,8 +87,10 @@ class TensorReader:
         """Entries ``first`` to ``first + count`` as the float dtype of ``out``, adapter applied."""
         adapter = self.index.adapter
         pair = adapter.pairs.get(name) if adapter else None
-        if self._changed_at_once(name, first, count, out):
+        done = self._changed_at_once(name, first, count, out)
+        if done == count:
             return
+        first, count, out = first + done, count - done, out.view(-1)[done:]
         if adapter is not None and self._adapter_files is not None and name in adapter.replaced:
             self._read_cast(self._adapter_files, adapter.replaced[name], first, count, out)
         else:
@@ -135,7 +143,8 @@ class TensorReader:
         before changing.
         """
         assert self.index.adapter is not None  # the caller has seen its pairs
-        return self._factors_of(name, self.index.adapter.pairs[name], dtype)
+        found = self._factors_of(name, self.index.adapter.pairs[name], dtype)
+        return found.left, found.right
 
     def will_need(self, name: str, first: int = 0, count: int | None = None) -> None:
         """Asks the operating system to fetch these entries soon; returns at once where it can."""
@@ -192,27 +201,42 @@ class TensorReader:
             files.read(info.file, begin + done * width, memory[: size * width])
             flat[done : done + size].copy_(piece[:size])
 
-    def _changed_at_once(self, name: str, first: int, count: int, out: Tensor) -> bool:
-        """Whether a tensor that a mask changes, and nothing else, could be made in one go."""
-        adapter, files, info = self.index.adapter, self._adapter_files, self.index.tensors[name]
-        if self.changing is None or adapter is None or files is None or out.dtype != torch.float32:
-            return False
-        masked, more = adapter.masked.get(name), name in adapter.pairs or name in adapter.replaced
-        if masked is None or more or info.coded is not None or first < 0 or first + count > info.numel:
-            return False
-        codes = first // 8
+    def _changed_at_once(self, name: str, first: int, count: int, out: Tensor) -> int:
+        """How many entries of a tensor that a mask or a product changes, and nothing else, could be made in
+        one go.
+        """
+        adapter, info = self.index.adapter, self.index.tensors[name]
+        if adapter is None or out.dtype != torch.float32 or info.coded is not None:
+            return 0
+        if name in adapter.replaced or first < 0 or first + count > info.numel:
+            return 0
+        masked, pair, flat = adapter.masked.get(name), adapter.pairs.get(name), out.view(-1)[:count]
+        if masked is not None and pair is None and self.changing is not None:
+            return self._masked_at_once(self.changing, info, masked, first, flat)
+        if pair is not None and masked is None and self.multiplying is not None:
+            laid = self._factors_of(name, pair, out.dtype).laid
+            if laid is not None:
+                with _part(self._files, info, first, count) as base:
+                    return self.multiplying.added(base, laid, first, flat)
+        return 0
+
+    def _masked_at_once(
+        self, changing: Changing, info: TensorInfo, masked: Masked, first: int, flat: Tensor
+    ) -> int:
+        assert self._adapter_files is not None  # checked in __init__
+        files, count, codes = self._adapter_files, flat.numel(), first // 8
         with (
             _part(self._files, info, first, count) as base,
             _part(files, masked.vector, first, count) as vector,
             _part(files, masked.mask, codes, -(-(first + count) // 8) - codes) as mask,
         ):
-            flat = out.view(-1)[:count]
-            return self.changing.masked(base, vector, mask, first % 8, masked.scale, flat)
+            return count if changing.masked(base, vector, mask, first % 8, masked.scale, flat) else 0
 
     def _add_product(self, name: str, pair: LoraPair, first: int, count: int, out: Tensor) -> None:
-        left, right = self._factors_of(name, pair, out.dtype)
+        factors = self._factors_of(name, pair, out.dtype)
+        left, right = factors.left, factors.right
         rows, columns = left.shape[0], right.shape[1]
-        height = max(1, TILE_ELEMENTS // max(columns, 1))
+        height = _tile_rows(columns)
         tile = self._buffer("tile", height * columns, out.dtype).view(height, columns)
         flat = out.view(-1)
         row = first // columns // height * height if count else rows
@@ -227,18 +251,29 @@ class TensorReader:
         assert self._adapter_files is not None  # checked in __init__
         add_masked(masked, first, out.view(-1)[:count], StoredParts(self._adapter_files, self._buffer))
 
-    def _factors_of(self, name: str, pair: LoraPair, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The two factors of the stored tensor's change, (rows, r) with the scale in it, and (r, columns)."""
+    def _factors_of(self, name: str, pair: LoraPair, dtype: torch.dtype) -> Pair:
+        """The two factors of the stored tensor's change. Threads that want the same ones at once each make
+        them, so that nobody waits who wants others.
+        """
         with self._factors_lock:
             found = self._factors.get((name, dtype))
-            if found is None:
-                a, b = self._factor(pair.a, dtype), self._factor(pair.b, dtype)
-                left, right = (a.T.contiguous(), b.T.contiguous()) if pair.transposed else (b, a)
-                found = self._factors[name, dtype] = (left.mul_(pair.scale), right)
-                while len(self._factors) > CACHED_PAIRS:
-                    self._factors.popitem(last=False)
+        if found is None:
+            found = self._made_factors(self.index.tensors[name], pair, dtype)
+        with self._factors_lock:
+            self._factors[name, dtype] = found
             self._factors.move_to_end((name, dtype))
-            return found
+            while len(self._factors) > CACHED_PAIRS:
+                self._factors.popitem(last=False)
+        return found
+
+    def _made_factors(self, info: TensorInfo, pair: LoraPair, dtype: torch.dtype) -> Pair:
+        a, b = self._factor(pair.a, dtype), self._factor(pair.b, dtype)
+        left, right = (a.T.contiguous(), b.T.contiguous()) if pair.transposed else (b, a)
+        left.mul_(pair.scale)
+        if self.multiplying is None or dtype != torch.float32 or info.coded is not None:
+            return Pair(left, right)
+        laid = self.multiplying.laid(left, right, _tile_rows(right.shape[1]), info.dtype)
+        return Pair(left, right, laid)
 
     def _factor(self, info: TensorInfo, dtype: torch.dtype) -> Tensor:
         assert self._adapter_files is not None  # checked in __init__
@@ -268,6 +303,10 @@ class TensorReader:
         if found is None or found.numel() < elements:
             found = buffers[use, dtype] = torch.empty(elements, dtype=dtype)
         return found[:elements]
+
+
+def _tile_rows(columns: int) -> int:
+    return max(1, TILE_ELEMENTS // max(columns, 1))
 
 
 @contextmanager

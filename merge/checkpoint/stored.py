@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,29 @@ class Changing(Protocol):
 
     def masked(self, base: At, vector: At, mask: At, bit: int, scale: float, out: Tensor) -> bool:
         """Stored entries plus the scaled ones of the vector, where the mask has ones from this bit on."""
+
+
+class Multiplying(Protocol):
+    """Adds products of factors to stored tensors in one go."""
+
+    def laid(self, left: Tensor, right: Tensor, tile: int, stored: str) -> Any:
+        """Factors (rows, r) and (r, columns) of a tensor of the dtype ``stored``, as ``added`` takes them;
+        ``None`` where torch, multiplying ``tile`` rows at a time, gives other bits.
+        """
+
+    def added(self, base: At, laid: Any, first: int, out: Tensor) -> int:
+        """Stored entries from ``first`` on plus those of the product; how many could be made so."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Factors (rows, r), with the scale in it, and (r, columns) of a change, and ``laid`` out for whom adds
+    their product to what is stored, if somebody does.
+    """
+
+    left: Tensor
+    right: Tensor
+    laid: Any = None
 
 
 @dataclass(frozen=True)

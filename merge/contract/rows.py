@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.contract.stats import Part, Quantity, Stat
+from merge.contract.stats import Part, Quantity, Stat, Term
 
 
 class Aligned(ABC):
@@ -46,33 +46,34 @@ class RowNumbers(Aligned):
 
 
 class Rows(Stat):
-    """A float32 number for each row, which ``number`` tells from whole rows of the quantities."""
+    """A float32 number for each row, which ``number`` tells from the sums of float64 quantities along it."""
 
-    def __init__(self, of: Quantity, number: Callable[..., Tensor], **more: Any) -> None:
+    def __init__(self, of: Quantity, number: Callable[[Sequence[Tensor]], Tensor], **more: Any) -> None:
         super().__init__(of, **more)
         self.number = number
 
-    def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
-        """The numbers of the rows of a block."""
-        return [self.number(*values).reshape(-1).to(torch.float32)]
+    def terms(self, values: Sequence[Tensor], p: Any, so_far: Any) -> list[Term]:  # noqa: ARG002
+        """One sum a row and quantity."""
+        return [Term("rows", value) for value in values]
 
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
-        """``RowNumbers``."""
-        return RowNumbers(torch.cat([part.blocks[place] for place in sorted(part.blocks)]))
+        """``RowNumbers``, of all rows together."""
+        blocks = [part.blocks[place] for place in sorted(part.blocks)]
+        return RowNumbers(self.number([torch.cat(sums) for sums in zip(*blocks, strict=True)]).float())
 
     def part(self) -> Part:
-        """Numbers by the first piece of their block."""
+        """Sums by the first piece of their block."""
         return Numbers()
 
 
 class Numbers(Part):
-    """Numbers of single rows, of one tensor."""
+    """Sums along single rows, of one tensor."""
 
     def __init__(self) -> None:
-        self.blocks: dict[int, Tensor] = {}
+        self.blocks: dict[int, list[Tensor]] = {}
 
     def add(self, first_piece: int, block: list[Tensor]) -> None:
-        (self.blocks[first_piece],) = block
+        self.blocks[first_piece] = block
 
     def absorb(self, other: Any) -> None:
         """Never asked for: rows belong to their tensor."""

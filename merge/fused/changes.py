@@ -4,6 +4,7 @@ the bits of a mask and added, where torch does that in passes of their own.
 
 import ctypes
 import tempfile
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,44 +12,15 @@ from torch import Tensor
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.stored import At, Changing
 from merge.fused.compiler import Built, Compiler
+from merge.fused.reading import KINDS, READING
 
-KINDS = {"BF16": 0, "F16": 1, "F32": 2}
 _TRIED, _SHIFT = 20_003, 3
 """Entries on which the loop is held against torch, and the bit at which their mask begins."""
 
-TEXT = """
-#include <errno.h>
-#include <stdint.h>
-#include <string.h>
-#include <unistd.h>
-
-enum { STEP = 1 << 14, BF16 = 0, F16 = 1 };
-
-static int fetch(int fd, int64_t at, void *to, int64_t size) {
-  for (unsigned char *next = to; size > 0; ) {
-    const ssize_t got = pread(fd, next, size, at);
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return 1;
-    next += got; at += got; size -= got;
-  }
-  return 0;
-}
-
-/* So many stored numbers of a kind, from an entry on, as floats. */
-static int widened(int fd, int64_t begin, int kind, int64_t entry, int64_t n, float *to) {
-  uint16_t narrow[STEP];
-  if (kind > F16) return fetch(fd, begin + 4 * entry, to, 4 * n);
-  if (fetch(fd, begin + 2 * entry, narrow, 2 * n)) return 1;
-  if (kind == BF16) for (int64_t i = 0; i < n; i++) {
-    const uint32_t bits = (uint32_t)narrow[i] << 16;
-    memcpy(to + i, &bits, 4);
-  } else for (int64_t i = 0; i < n; i++) {
-    _Float16 half;
-    memcpy(&half, narrow + i, 2);
-    to[i] = half;
-  }
-  return 0;
-}
+TEXT = (
+    READING
+    + """
+enum { STEP = 1 << 14, PART = 1 << 10 };
 
 static float ones[256][8];
 __attribute__((constructor)) static void fill(void) {
@@ -59,27 +31,35 @@ __attribute__((constructor)) static void fill(void) {
    where a file ends or the result is not finite. */
 int run(const int32_t *fds, const int64_t *begins, const double *scale, float *out, void *none,
         uint32_t bit, int64_t count, int64_t kinds, void *nothing, void *more) {
-  static __thread float base[STEP], vector[STEP], chosen[STEP + 16];
-  static __thread unsigned char mask[STEP / 8 + 2];
+  static __thread unsigned char narrow[2][4 * STEP], mask[STEP / 8 + 2];
+  const int kind[2] = {kinds & 255, kinds >> 8}, wide[2] = {width(kind[0]), width(kind[1])};
   const float factor = (float)*scale;
   uint32_t top = 0;
   for (int64_t at = 0; at < count; at += STEP) {
-    const int64_t n = count - at < STEP ? count - at : STEP, bytes = (bit + n + 7) / 8;
-    if (widened(fds[0], begins[0], kinds & 255, at, n, base)) return 1;
-    if (widened(fds[1], begins[1], kinds >> 8, at, n, vector)) return 1;
-    if (fetch(fds[2], begins[2] + at / 8, mask, bytes)) return 1;
-    for (int64_t byte = 0; byte < bytes; byte++) memcpy(chosen + 8 * byte, ones[mask[byte]], sizeof ones[0]);
-    for (int64_t i = 0; i < n; i++) out[at + i] = base[i] + factor * vector[i] * chosen[bit + i];
-    for (int64_t i = 0; i < n; i++) {
-      uint32_t bits;
-      memcpy(&bits, out + at + i, 4);
-      bits &= 0x7fffffff;
-      top = bits > top ? bits : top;
+    const int64_t n = count - at < STEP ? count - at : STEP;
+    for (int side = 0; side < 2; side++)
+      if (fetch(fds[side], begins[side] + wide[side] * at, narrow[side], wide[side] * n)) return 1;
+    if (fetch(fds[2], begins[2] + at / 8, mask, (bit + n + 7) / 8)) return 1;
+    for (int64_t first = 0; first < n; first += PART) {
+      const int64_t part = n - first < PART ? n - first : PART, bytes = (bit + part + 7) / 8;
+      float base[PART], vector[PART], chosen[PART + 16], *const to = out + at + first;
+      widen(narrow[0] + wide[0] * first, kind[0], part, base);
+      widen(narrow[1] + wide[1] * first, kind[1], part, vector);
+      for (int64_t byte = 0; byte < bytes; byte++)
+        memcpy(chosen + 8 * byte, ones[mask[first / 8 + byte]], sizeof ones[0]);
+      for (int64_t i = 0; i < part; i++) to[i] = base[i] + factor * vector[i] * chosen[bit + i];
+      for (int64_t i = 0; i < part; i++) {
+        uint32_t bits;
+        memcpy(&bits, to + i, 4);
+        bits &= 0x7fffffff;
+        top = bits > top ? bits : top;
+      }
     }
   }
   return top >= 0x7f800000;
 }
 """
+)
 
 
 class Changes:
@@ -109,6 +89,7 @@ class Changes:
         return int(status) == 0
 
 
+@lru_cache(maxsize=2)
 def changes(compiler: Compiler) -> Changing | None:
     """The loop, where it gives the bits of torch."""
     built = compiler.build(TEXT)

@@ -28,6 +28,7 @@ from merge.fused.loop import Loop
 from merge.fused.memo import Traces
 from merge.fused.notes import Notes
 from merge.fused.ordering import ORDERING
+from merge.fused.products import products
 from merge.fused.ranked import AnyLoop, RankedLoop, halves, rank_nodes
 from merge.fused.samples import in_memory, stand_in
 from merge.fused.source import PAD, ROWS, WIDTHS, Sink, block_of, piecewise, text
@@ -54,7 +55,7 @@ class Loops:
     where the arithmetic is not float32 on the CPU. ``on_read`` is told of every span that a loop has
     measured; ``reasons`` counts why tensors were left to the eager code. ``informed`` are statistics on data
     of outputs, by name, which the loops read like further inputs. ``hashing`` is for what is written,
-    ``changing`` for what masks of bundles change.
+    ``changing`` for what masks of bundles change, ``multiplying`` for what factors of adapters do.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Loops:
         self.on_read = on_read
         self._wanted = wanted and entries >= LEAST_TOTAL
         self.hashing: Engine = engine(_COMPILER) if entries >= LEAST_TOTAL else Plain()
-        self.changing = changes(_COMPILER) if self._wanted and inputs.masked else None
+        adapters = inputs.adapters if self._wanted else []
+        self.changing = changes(_COMPILER) if any(each.masked for each in adapters) else None
+        self.multiplying = products(_COMPILER) if any(each.pairs for each in adapters) else None
         self._lock = threading.Lock()
         self._built: dict[Any, Built | None] = {}
         self._sound: dict[Any, bool] = {}
@@ -138,8 +141,10 @@ class Loops:
         return self._informed.get(output.name, NOTHING)
 
     def span(self, output: OutputTensor, most: int, otherwise: int) -> int:
-        """Entries at a time: ``otherwise`` where some input must be held in memory."""
-        return most if self._in_files(output) else min(most, otherwise)
+        """Entries at a time, four times ``otherwise`` at most where some input must be held in memory: the
+        eager code holds each as often.
+        """
+        return most if self._in_files(output) else min(most, 4 * otherwise)
 
     def _in_files(self, output: OutputTensor) -> bool:
         plain = all(self._inputs.stored(source) is not None for source in output.inputs)

@@ -24,10 +24,16 @@ typedef uint16_t vh_any __attribute__((vector_size(2 * LANES), aligned(2), may_a
 #define WIDE(x) ((vu)_mm512_cvtepu16_epi32((__m256i)(x)))
 #define SHORT(x) ((vh)_mm512_cvtepi32_epi16((__m512i)(x)))
 #define LARGER(x, y) ((vu)_mm512_max_epu32((__m512i)(x), (__m512i)(y)))
+#define AT_LEAST_F(x, low) ((vf)_mm512_max_ps((__m512)(low), (__m512)(x)))
+#define AT_MOST_F(x, high) ((vf)_mm512_min_ps((__m512)(high), (__m512)(x)))
 #else
 #define WIDE(x) ((vu)_mm256_cvtepu16_epi32((__m128i)(x)))
 #define SHORT(x) ((vh)_mm256_cvtepi32_epi16((__m256i)(x)))
 #define LARGER(x, y) ((vu)_mm256_max_epu32((__m256i)(x), (__m256i)(y)))
+#define AT_LEAST_F(x, low) ((vf)_mm256_max_ps((__m256)(low), (__m256)(x)))
+#define AT_MOST_F(x, high) ((vf)_mm256_min_ps((__m256)(high), (__m256)(x)))
+#define AT_LEAST_D(x, low) ((vd)_mm512_max_pd((__m512d)(low), (__m512d)(x)))
+#define AT_MOST_D(x, high) ((vd)_mm512_min_pd((__m512d)(high), (__m512d)(x)))
 #define TO_D(x) ((vd)_mm512_cvtps_pd((__m256)(x)))
 #define TO_F(x) ((vf)_mm512_cvtpd_ps((__m512d)(x)))
 #define TO_VL(x) ((vl)_mm512_cvtepi32_epi64((__m256i)(x)))
@@ -37,6 +43,14 @@ typedef uint16_t vh_any __attribute__((vector_size(2 * LANES), aligned(2), may_a
 #define WIDE(x) __builtin_convertvector((x), vu)
 #define SHORT(x) __builtin_convertvector((x), vh)
 #define LARGER(x, y) ({ const vu x_ = (x), y_ = (y), m_ = (vu)(x_ > y_); (x_ & m_) | (y_ & ~m_); })
+#endif
+#ifndef AT_LEAST_F
+#define AT_LEAST_F(x, low) where_f((vi)((x) < (low)), low, x)
+#define AT_MOST_F(x, high) where_f((vi)((x) > (high)), high, x)
+#endif
+#ifndef AT_LEAST_D
+#define AT_LEAST_D(x, low) where_d(TO_VI((x) < (low)), low, x)
+#define AT_MOST_D(x, high) where_d(TO_VI((x) > (high)), high, x)
 #endif
 #ifndef TO_D
 #define TO_D(x) __builtin_convertvector((x), vd)
@@ -69,9 +83,11 @@ static inline vf square_f(vf x) { return x * x; }
 static inline vd square_d(vd x) { return x * x; }
 static inline vf reciprocal_f(vf x) { return 1.0f / x; }
 static inline vd reciprocal_d(vd x) { return 1.0 / x; }
+static inline vf at_least_f(vf x, vf low) { return AT_LEAST_F(x, low); }
+static inline vf at_most_f(vf x, vf high) { return AT_MOST_F(x, high); }
+static inline vd at_least_d(vd x, vd low) { return AT_LEAST_D(x, low); }
+static inline vd at_most_d(vd x, vd high) { return AT_MOST_D(x, high); }
 #define BOTH(k, mask_of) \\
-  static inline v##k at_least_##k(v##k x, v##k low) { return where_##k(mask_of(x < low), low, x); } \\
-  static inline v##k at_most_##k(v##k x, v##k high) { return where_##k(mask_of(x > high), high, x); } \\
   static inline v##k hardshrink_##k(v##k x, v##k l) { \\
     return where_##k(mask_of((x >= -l) & (x <= l)), (v##k)EACH(0), x); } \\
   static inline v##k maximum_##k(v##k a, v##k b) { \\
@@ -99,11 +115,12 @@ static inline void count_high(uint32_t *counts, vu bits, int64_t left) {
   if (left >= LANES) for (int k = 0; k < LANES; k++) counts[bins[k]]++;
   else for (int k = 0; k < left; k++) counts[bins[k]]++;
 }
-static inline void count_nonzero(uint32_t *count, vi found, int64_t left) {
-  if (left < LANES) found &= (vi)COUNTING < (int32_t)left;
-  int32_t many = 0;
-  for (int k = 0; k < LANES; k++) many -= found[k];
-  *count += many;
+static inline vi among(vi found, int64_t left) {
+  return left < LANES ? found & ((vi)COUNTING < (int32_t)left) : found;
+}
+static inline void put(double *to, const vd *from, int64_t left) {
+  if (left >= LANES) memcpy(to, from, sizeof *from);
+  else if (left > 0) memcpy(to, from, left * sizeof *to);
 }
 /* Whether any lane is set. */
 typedef int8_t vb __attribute__((vector_size(LANES)));
@@ -114,8 +131,8 @@ static inline int some(vi lanes) {
   for (int k = 0; k < LANES / 8; k++) any |= words[k];
   return any != 0;
 }
-/* Counts what is above a window, at its upper end or above, at its lower end or above; lists what lies
-   between the ends and tells how many that are. */
+/* Counts what is above a window, at its upper end, and within it with both ends; lists what lies between the
+   ends and tells how many that are. Hardly any vector has something in a narrow window. */
 #if defined(__AVX512F__) && LANES == 16
 #include <immintrin.h>
 static inline int count_window(uint32_t *hits, vu bits, int64_t left, vu low, vu high, vi *above, vi *top,
@@ -123,12 +140,13 @@ static inline int count_window(uint32_t *hits, vu bits, int64_t left, vu low, vu
   const __mmask16 valid = left < LANES ? (1u << left) - 1 : 0xffff;
   const __m512i all = (__m512i)bits, minus = _mm512_set1_epi32(-1);
   const __mmask16 over = _mm512_mask_cmpgt_epu32_mask(valid, all, (__m512i)high);
-  const __mmask16 end = _mm512_mask_cmpge_epu32_mask(valid, all, (__m512i)high);
-  const __mmask16 in = _mm512_mask_cmpge_epu32_mask(valid, all, (__m512i)low);
-  const __mmask16 between = _mm512_mask_cmpgt_epu32_mask(valid & ~end, all, (__m512i)low);
+  const __mmask16 near = _mm512_mask_cmpge_epu32_mask(valid & ~over, all, (__m512i)low);
   *above = (vi)_mm512_mask_add_epi32((__m512i)*above, over, (__m512i)*above, minus);
+  if (!near) return 0;
+  const __mmask16 end = _mm512_mask_cmpeq_epu32_mask(near, all, (__m512i)high);
+  const __mmask16 between = _mm512_mask_cmpgt_epu32_mask(near & ~end, all, (__m512i)low);
   *top = (vi)_mm512_mask_add_epi32((__m512i)*top, end, (__m512i)*top, minus);
-  *least = (vi)_mm512_mask_add_epi32((__m512i)*least, in, (__m512i)*least, minus);
+  *least = (vi)_mm512_mask_add_epi32((__m512i)*least, near, (__m512i)*least, minus);
   _mm512_storeu_si512(hits, _mm512_maskz_compress_epi32(between, all));
   return __builtin_popcount(between);
 }
@@ -136,12 +154,14 @@ static inline int count_window(uint32_t *hits, vu bits, int64_t left, vu low, vu
 static inline int count_window(uint32_t *hits, vu bits, int64_t left, vu low, vu high, vi *above, vi *top,
                                vi *least) {
   const vi valid = left < LANES ? (vi)((vi)COUNTING < (int32_t)left) : (vi)EACH(-1);
-  const vi end = (vi)((vi)bits >= (vi)high) & valid, between = (vi)((vi)bits > (vi)low) & ~end & valid;
-  *above += (vi)((vi)bits > (vi)high) & valid;
+  const vi over = (vi)((vi)bits > (vi)high) & valid, near = (vi)((vi)bits >= (vi)low) & ~over & valid;
+  *above += over;
+  if (!some(near)) return 0;
+  const vi end = (vi)(bits == high) & near, between = (vi)((vi)bits > (vi)low) & ~end & near;
   *top += end;
-  *least += (vi)((vi)bits >= (vi)low) & valid;
+  *least += near;
   int many = 0;
-  if (some(between)) for (int k = 0; k < LANES; k++) { hits[many] = bits[k]; many -= between[k]; }
+  for (int k = 0; k < LANES; k++) { hits[many] = bits[k]; many -= between[k]; }
   return many;
 }
 #endif
@@ -149,7 +169,11 @@ static inline int count_window(uint32_t *hits, vu bits, int64_t left, vu low, vu
 static int tell(uint32_t *out, vi above, vi top, vi least, const uint32_t *hits, int64_t many) {
   int64_t told[4];
   memcpy(told, out, sizeof told);
-  for (int k = 0; k < LANES; k++) { told[0] -= above[k]; told[1] -= top[k]; told[2] -= least[k]; }
+  for (int k = 0; k < LANES; k++) {
+    told[0] -= above[k];
+    told[1] -= above[k] + top[k];
+    told[2] -= above[k] + least[k];
+  }
   if (told[3] + many > (int64_t)out[HEAD - 1]) return 1;
   memcpy(out + HEAD + told[3], hits, many * sizeof *hits);
   told[3] += many;
@@ -224,8 +248,9 @@ static void spread(float *to, const float *from, int64_t times, int64_t first, i
 }
 
 /* Inputs come from files (fd >= 0, at byte offsets) or from memory (an offset there tells how many numbers
-   are repeated, or how many times each is); scratch has room for a block of each. The low half of steps tells
-   the entries of a block, the other how many after its beginning the next one begins. */
+   are repeated, or how many times each is); scratch has room for a block of each. What no sink is made of is
+   not read. The low half of steps tells the entries of a block, the other how many after its beginning the
+   next one begins. */
 int run(const int32_t *fds, const int64_t *offsets, void *const *memory, const double *numbers,
         const uint32_t *words, uint32_t first, int64_t count, int64_t steps, void *const *sinks,
         unsigned char *scratch) {
@@ -237,6 +262,7 @@ int run(const int32_t *fds, const int64_t *offsets, void *const *memory, const d
       const int64_t size = n * WIDTH[k];
       in[k] = free_;
       free_ += (int64_t)(BLOCK + PAD) * WIDTH[k];
+      if (!READ[k]) continue;
       const int64_t entry = (int64_t)first + at;
       if (fds[k] < 0 && offsets[k] > 0) repeat((float *)in[k], memory[k], offsets[k], entry, n);
       else if (fds[k] < 0 && offsets[k] < 0) spread((float *)in[k], memory[k], -offsets[k], entry, n);

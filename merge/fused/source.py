@@ -25,6 +25,8 @@ _LIMITS = {"BF16": 0x7F7F0000, "F16": 0x477FE000, "F32": 0x7F7FFFFF}
 """Bits of the largest float32 that each dtype can hold."""
 _LEVELS = 6
 """Levels of folding that are done in passing; the rest on what is left of a piece."""
+COPIES = ("", "b")
+"""Ends of the names in two copies of a body that take turns, where entries are stored."""
 _SHORT = 60
 """Statements of a body that may be written out several times."""
 
@@ -62,7 +64,11 @@ def text(program: Program, sinks: Sequence[Sink], dtypes: Sequence[str]) -> str:
     """The C source for inputs of these dtypes; exports ``run``."""
     nodes = used(program, sinks)
     lanes = 8 if any(program.nodes[node].kind == "d" for node in nodes) else 16
-    body = list(_body(program, nodes, sinks, dtypes))
+    order = _ORDERS.get(sinks[0].kind, _plain)
+    copies = COPIES if all(sink.kind == "store" for sink in sinks) else COPIES[:1]
+    bodies = [list(_body(program, nodes, sinks, dtypes, copy)) for copy in copies]
+    slots = {program.nodes[node].slot for node in nodes if program.nodes[node].op == "input"}
+    read = (str(int(place in slots)) for place in range(len(dtypes)))
     return "\n".join(
         [
             f"#define LANES {lanes}",
@@ -72,6 +78,7 @@ def text(program: Program, sinks: Sequence[Sink], dtypes: Sequence[str]) -> str:
             f"#define LEVELS {_LEVELS}",
             f"#define HEAD {HEAD}",
             f"static const int WIDTH[INPUTS] = {{{', '.join(str(WIDTHS[name]) for name in dtypes)}}};",
+            f"static const int READ[INPUTS] = {{{', '.join(read)}}};",
             f"#define EACH(x) {{{', '.join(['x'] * lanes)}}}",
             f"#define COUNTING {{{', '.join(map(str, range(lanes)))}}}",
             PRELUDE,
@@ -83,7 +90,7 @@ def text(program: Program, sinks: Sequence[Sink], dtypes: Sequence[str]) -> str:
               for place, name in enumerate(dtypes)),
             *_hoisted(program, nodes, sinks),
             "  vu top = EACH(0);",
-            *_ORDERS.get(sinks[0].kind, _plain)(body, sinks),
+            *order(bodies, sinks),
             "  int any = 0;",
             *_ends(sinks),
             f"  for (int lane = 0; lane < LANES; lane++) any |= top[lane] > {_LIMITS['F32']}u;",
@@ -124,6 +131,8 @@ def _hoisted(program: Program, nodes: Sequence[int], sinks: Sequence[Sink]) -> I
             yield f"  double *out{place} = (double *)sinks[{place}] + done / step_ * columns{place};"
         else:
             yield f"  uint32_t *out{place} = (uint32_t *)sinks[{place}];"
+        if sink.kind == "nonzero":
+            yield f"  vi filled{place} = EACH(0);"
         if sink.kind == "low":
             yield f"  const uint32_t high{place} = words[{sink.word}];"
         if sink.kind == "window":
@@ -139,54 +148,65 @@ def _ends(sinks: Sequence[Sink]) -> Iterator[str]:
         if sink.kind == "store":
             limit = _LIMITS[sink.dtype]
             yield f"  for (int lane = 0; lane < LANES; lane++) any |= top{place}[lane] > {limit}u;"
+        if sink.kind == "nonzero":
+            yield f"  for (int lane = 0; lane < LANES; lane++) *out{place} -= filled{place}[lane];"
         if sink.kind == "window":
             told = f"above{place}, top{place}, least{place}"
             yield f"  if (tell(out{place}, {told}, hits{place}, many{place})) return 1;"
 
 
 def _body(
-    program: Program, nodes: Sequence[int], sinks: Sequence[Sink], dtypes: Sequence[str]
+    program: Program, nodes: Sequence[int], sinks: Sequence[Sink], dtypes: Sequence[str], copy: str
 ) -> Iterator[str]:
-    """The statements for the entries ``i`` to ``i + LANES``."""
+    """The statements for the entries ``i`` to ``i + LANES``; names of what is theirs end in ``copy``."""
     for node in nodes:
         each = program.nodes[node]
         if each.op == "input":
-            yield f"    const vf x{node} = load_{dtypes[each.slot]}(in{each.slot} + i);"
-            yield f"    top = LARGER(top, (vu)x{node} & 0x7fffffffu);"
+            yield f"    const vf x{node}{copy} = load_{dtypes[each.slot]}(in{each.slot} + i{copy});"
+            yield f"    top = LARGER(top, (vu)x{node}{copy} & 0x7fffffffu);"
         elif each.op != "number":
             kind = "i" if each.kind == "b" else each.kind
-            yield f"    const v{kind} x{node} = {_expression(program, node)};"
+            yield f"    const v{kind} x{node}{copy} = {_expression(program, node, copy)};"
     for place, sink in enumerate(sinks):
-        yield from _into(sink, place, program.nodes[sink.node].kind)
+        yield from _into(sink, place, _name(program, sink.node, copy), program.nodes[sink.node].kind, copy)
 
 
-def _into(sink: Sink, place: int, kind: str) -> Iterator[str]:
-    value = f"x{sink.node}"
+def _name(program: Program, node: int, copy: str) -> str:
+    """Plain numbers are the same for all entries."""
+    return f"x{node}" if program.nodes[node].op == "number" else f"x{node}{copy}"
+
+
+def _into(sink: Sink, place: int, value: str, kind: str, copy: str) -> Iterator[str]:
     if sink.kind == "store":
         yield f"    top{place} = LARGER(top{place}, (vu){value} & 0x7fffffffu);"
-        yield f"    store_{sink.dtype}(out{place} + i, {value});"
+        yield f"    store_{sink.dtype}(out{place} + i{copy}, {value});"
     elif sink.kind in ("sum", "columns"):
         yield f"    vd sum{place} = {value};"
     elif sink.kind == "nonzero":
         found = value if kind == "b" else _mask(f"({value} != 0)", kind)
-        yield f"    count_nonzero(out{place}, {found}, left);"
+        yield f"    filled{place} += among({found}, left);"
     else:
         yield f"    const vu bits{place} = (vu){value} & 0x7fffffffu;"
         yield f"    {_COUNT[sink.kind].format(place)};"
 
 
-def _plain(body: Sequence[str], _: Sequence[Sink]) -> Iterator[str]:
-    yield "  for (int64_t i = 0; i < n; i += LANES) {"
+def _plain(bodies: Sequence[Sequence[str]], _: Sequence[Sink]) -> Iterator[str]:
+    """Statement by statement for two vectors in turns: while one waits for a result, the other goes on."""
+    yield f"  for (int64_t i = 0; i < n; i += {len(bodies)} * LANES) {{"
     yield "    const int64_t left = n - i; (void)left;"
-    yield from body
+    if len(bodies) > 1:
+        yield f"    const int64_t i{COPIES[1]} = i + LANES;"
+    for together in zip(*bodies, strict=True):
+        yield from together
     yield "  }"
 
 
-def _folding(body: Sequence[str], sinks: Sequence[Sink]) -> Iterator[str]:
+def _folding(bodies: Sequence[Sequence[str]], sinks: Sequence[Sink]) -> Iterator[str]:
     """A piece of n entries is folded in halves: entry i meets i + half, and so on. The entries are visited in
     an order in which every pair meets while it is at hand, the first levels in registers. Where an entry has
     no partner it meets -0.0, which changes nothing.
     """
+    (body,) = bodies
     sums = [place for place, sink in enumerate(sinks) if sink.kind == "sum"]
     near = _near(len(body), len(sums))
     for place in sums:
@@ -196,7 +216,7 @@ def _folding(body: Sequence[str], sinks: Sequence[Sink]) -> Iterator[str]:
     yield "  const int64_t width = halves(n, offset, most);"
     yield "  for (int64_t column = 0; column < width; column += 4 * LANES) {"
     yield f"    for (unsigned step = 0; step < 1 << LEVELS; step += {1 << near})"
-    yield "    for (int part = 0; part < 4; part++) {"
+    yield "    for (int part = 0; part < 4 && column + part * LANES < width; part++) {"
     yield "    const int64_t at = column + part * LANES;"
     yield from (f"    vd near{level}_{place};" for level in range(near + 1) for place in sums)
     for step in range(1 << near):
@@ -236,38 +256,60 @@ def _near(statements: int, sums: int) -> int:
     return 3 if sums <= 4 else 2 if sums <= 8 else 1
 
 
-def _down(body: Sequence[str], sinks: Sequence[Sink]) -> Iterator[str]:
-    """A piece of whole rows is folded in halves: row i meets row i + half, and so on. What lies beyond the
-    last column is that of the next row, and left out in the end.
+def _down(bodies: Sequence[Sequence[str]], sinks: Sequence[Sink]) -> Iterator[str]:
+    """A piece of whole rows is folded in halves: row i meets row i + half, and so on; the first two levels in
+    registers, where four rows meet. A line of the cache is used up before the next. What lies beyond the last
+    column is that of the next row, and left out in the end.
     """
-    places = range(len(sinks))
+    (body,), places = bodies, range(len(sinks))
     yield "  const int64_t columns = columns0, rows = n / columns;"
-    yield "  for (int64_t column = 0; column < columns; column += LANES) {"
-    yield from (f"    vd rows{place}[BLOCK / {LEAST_COLUMNS}];" for place in places)
-    yield "    for (int64_t row = 0; row < rows; row++) {"
-    yield "      const int64_t i = row * columns + column, left = n - i; (void)left;"
-    yield from body
-    yield from (f"      rows{place}[row] = sum{place};" for place in places)
-    yield "    }"
-    yield "    for (int64_t width = rows, half; width > 1; width = half) {"
-    yield "      half = (width + 1) / 2;"
-    yield "      for (int64_t row = 0; row < width - half; row++) {"
-    yield from (f"        rows{place}[row] += rows{place}[row + half];" for place in places)
+    yield "  const int64_t half = (rows + 1) / 2, quarter = (half + 1) / 2;"
+    yield f"  vd met[BLOCK / {4 * LEAST_COLUMNS}][4][{len(sinks)}];"
+    yield "  for (int64_t column = 0; column < columns; column += 4 * LANES) {"
+    yield "    for (int64_t row = 0; row < quarter; row++)"
+    yield "    for (int part = 0; part < 4; part++) {"
+    yield "      const int64_t at = column + part * LANES;"
+    yield "      if (at >= columns) break;"
+    yield from (f"      vd near{place}, far{place};" for place in places)
+    yield from _met("row", body, [f"near{place} = sum{place};" for place in places])
+    yield "      if (row + half < rows)"
+    yield from _met("row + half", body, [f"near{place} += sum{place};" for place in places])
+    yield "      if (row + quarter < half) {"
+    yield from _met("row + quarter", body, [f"far{place} = sum{place};" for place in places])
+    yield "      if (row + quarter + half < rows)"
+    yield from _met("row + quarter + half", body, [f"far{place} += sum{place};" for place in places])
+    yield from (f"      near{place} += far{place};" for place in places)
     yield "      }"
+    yield from (f"      met[row][part][{place}] = near{place};" for place in places)
     yield "    }"
-    yield "    for (int64_t lane = 0; lane < LANES && column + lane < columns; lane++) {"
-    yield from (f"      out{place}[column + lane] = rows{place}[0][lane];" for place in places)
+    yield "    for (int part = 0; part < 4; part++) {"
+    yield "      for (int64_t width = quarter, less; width > 1; width = less) {"
+    yield "        less = (width + 1) / 2;"
+    yield "        for (int64_t row = 0; row < width - less; row++) {"
+    yield from (f"          met[row][part][{place}] += met[row + less][part][{place}];" for place in places)
+    yield "        }"
+    yield "      }"
+    yield "      const int64_t at = column + part * LANES, left = columns - at;"
+    yield from (f"      put(out{place} + at, met[0][part] + {place}, left);" for place in places)
     yield "    }"
     yield "  }"
+
+
+def _met(row: str, body: Sequence[str], into: Sequence[str]) -> Iterator[str]:
+    """What the entries of this row add, and where that goes."""
+    yield f"    {{ const int64_t i = ({row}) * columns + at, left = n - i; (void)left;"
+    yield from body
+    yield from into
+    yield "    }"
 
 
 _ORDERS = {"sum": _folding, "columns": _down}
 """In which order entries are visited, unless it does not matter."""
 
 
-def _expression(program: Program, node: int) -> str:
+def _expression(program: Program, node: int, copy: str) -> str:
     each = program.nodes[node]
-    names = [f"x{arg}" for arg in each.args]
+    names = [_name(program, arg, copy) for arg in each.args]
     wide = "d" if any(program.nodes[arg].kind == "d" for arg in each.args) else "f"
     if each.op in _COMPARE:
         return _mask(f"({names[0]} {_COMPARE[each.op]} {names[1]})", wide)
@@ -276,7 +318,7 @@ def _expression(program: Program, node: int) -> str:
     if each.op in _LOGIC:
         return _LOGIC[each.op].format(*names)
     if each.op in ("bernoulli", "uniform"):
-        return f"{each.op}(draw(first, i, words + {each.slot}), words[{each.slot + 2}])"
+        return f"{each.op}(draw(first, i{copy}, words + {each.slot}), words[{each.slot + 2}])"
     if each.op == "cast":
         return _cast(names[0], program.nodes[each.args[0]].kind, each.kind)
     return f"{each.op}_{each.kind}({', '.join(names)})"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from scoring.errors import ModelUnusable
 from scoring.likelihood import grouped, longest, measured
 from scoring.model import LoadedModel
-from scoring.score import choice_score, elected
+from scoring.score import Score, choice_loss, choice_scores, elected
 from scoring.scorers.prepared import How, Measuring, Prepared
 from scoring.tasks import ChoiceTask
 from scoring.windows import Row, choice_rows
@@ -25,13 +25,13 @@ def prepare(loaded: LoadedModel, task: ChoiceTask, how: How) -> Prepared:
 
     def measure(loaded: LoadedModel) -> Measuring:
         values = yield from measured(loaded, rows, groups)
-        return [choice_score(task.name, _right(task, rows, values), how.per_example)]
+        return _scores(task, rows, values, how.per_example)
 
     return Prepared(len(rows), measure)
 
 
-def _right(task: ChoiceTask, rows: Sequence[Row], values: Sequence[float]) -> list[bool]:
-    right, begin = [], 0
+def _scores(task: ChoiceTask, rows: Sequence[Row], values: Sequence[float], per_example: bool) -> list[Score]:
+    right, losses, begin = list[bool](), list[float](), 0
     for question in task.questions:
         end = begin + len(question.choices)
         sizes = {
@@ -40,5 +40,6 @@ def _right(task: ChoiceTask, rows: Sequence[Row], values: Sequence[float]) -> li
             "none": [1] * len(question.choices),
         }[task.settings.normalise]
         right.append(elected(values[begin:end], sizes) == question.answer)
+        losses.append(choice_loss(values[begin:end], question.answer))
         begin = end
-    return right
+    return choice_scores(task.name, right, losses, per_example)

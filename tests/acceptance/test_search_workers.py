@@ -1,6 +1,9 @@
 """A search over two real workers, each its own process, through the broker."""
 
 import json
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 from tests.acceptance.conftest import Service
@@ -31,6 +34,13 @@ def order(service: Service) -> dict[str, Any]:
     }
 
 
+def write_texts(service: Service) -> None:
+    """The texts on the Hub that candidates are scored on."""
+    texts = service.hub.store.root / "datasets" / "team" / "texts" / "texts.jsonl"
+    texts.parent.mkdir(parents=True, exist_ok=True)
+    texts.write_text("".join(json.dumps({"text": f"one and {at} and two"}) + "\n" for at in range(6)))
+
+
 def trials(service: Service, job_id: str) -> list[dict[str, Any]]:
     answer = service.stack.call("GET", f"/v1/jobs/{job_id}/trials?limit=1000").json()
     return list(answer["data"])
@@ -48,9 +58,7 @@ def scored_by(service: Service, job_id: str, count: int) -> list[int]:
 
 def test_two_workers_share_a_search_and_what_a_killed_one_held_is_taken_back(service: Service) -> None:
     stack = service.stack
-    texts = service.hub.store.root / "datasets" / "team" / "texts" / "texts.jsonl"
-    texts.parent.mkdir(parents=True)
-    texts.write_text("".join(json.dumps({"text": f"one and {at} and two"}) + "\n" for at in range(6)))
+    write_texts(service)
     second = Process(stack.worker.command, stack.environment, stack.folder / "worker-2.log")
     stack.parts.append(second)
     second.start()
@@ -75,3 +83,37 @@ def test_two_workers_share_a_search_and_what_a_killed_one_held_is_taken_back(ser
         return {each["state"] for each in workers(service, job_id)} == {"cancelled"}
 
     wait_for(over, "who helped ends with the search")
+
+
+def test_a_killed_process_leaves_no_candidate_on_the_disk_and_its_search_goes_on(service: Service) -> None:
+    stack = service.stack
+    write_texts(service)
+    wanted = order(service)
+    wanted["recipe"] |= {"result": {"form": "bundle", "kind": "tall"}}
+    job_id = stack.submit({**wanted, "workers": 1})["id"]
+    assert stack.call("GET", f"/v1/jobs/{job_id}").json()["plan"]["search"]["candidates"]["made"] == "disk"
+
+    def scored() -> int:
+        return sum(each["state"] == "scored" for each in trials(service, job_id))
+
+    def written() -> list[Path]:
+        return list((stack.folder / "data").rglob("candidate"))
+
+    def held_with_a_candidate() -> bool:
+        for pid in stack.worker.children():
+            os.kill(pid, signal.SIGSTOP)
+        if written() and scored() > 1:
+            return True
+        for pid in stack.worker.children():
+            os.kill(pid, signal.SIGCONT)
+        return False
+
+    wait_for(held_with_a_candidate, "a candidate is on the disk")
+    before = scored()
+    for pid in stack.worker.children():
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: "candidate_removed" in stack.worker.log.read_text(), "what it left is removed")
+    wait_for(lambda: scored() > before, "the search goes on")
+    stack.call("POST", f"/v1/jobs/{job_id}/cancel")
+    stack.wait(job_id, "cancelled")
+    wait_for(lambda: not written(), "nothing is left")

@@ -41,6 +41,7 @@ def done(sessions: sessionmaker[Session], job_id: str) -> None:
         for number, scale in enumerate((0.0, 0.5, 1.0)):
             told = {"values": [-3.0 + scale], "share": 1.0, "seconds": 0.25}
             told = {"share": 1.0, "error": "NotFinite: x", "seconds": 0.1} if scale == 0.5 else told
+            told |= {"reused": True} if scale == 1.0 else {}
             facts = {"key": str(number), "share": 1.0, "number": number, "point": {"scale": scale}}
             trials.put(session, job.root_id, {**facts, "told": told, "elapsed": float(number)})
         best = {"number": 2, "point": {"scale": 1.0}, "values": [-2.0], "recipe": {}}
@@ -57,7 +58,9 @@ def texts(model_root: Path) -> None:
 def ended(api: TestClient, sessions: sessionmaker[Session]) -> str:
     answer = api.post("/v1/jobs", json=order())
     assert answer.status_code == 202, answer.text
-    assert answer.json()["plan"]["search"] == {"method": "grid", "numbers": 1, "evaluations": 50}
+    told = answer.json()["plan"]["search"]
+    assert (told["method"], told["numbers"], told["evaluations"]) == ("grid", 1, 50)
+    assert (told["candidates"]["made"], told["candidates"]["why"]) == ("memory", None)
     done(sessions, answer.json()["id"])
     return str(answer.json()["id"])
 
@@ -67,11 +70,11 @@ def test_what_was_tried_is_told_page_by_page(api: TestClient, ended: str) -> Non
     assert first["has_more"] and [each["number"] for each in first["data"]] == [0, 1]
     assert first["data"][1] | {"elapsed": 0} == {
         "number": 1, "point": {"scale": 0.5}, "values": None, "share": 1.0, "error": "NotFinite: x",
-        "seconds": 0.1, "elapsed": 0, "state": "failed", "worker": None,
+        "seconds": 0.1, "elapsed": 0, "state": "failed", "worker": None, "reused": False,
     }  # fmt: skip
     assert first["workers"] == [{"id": ended, "state": "succeeded", "trials": 0, "error": None}]
     rest = api.get(f"/v1/jobs/{ended}/trials?after=1").json()
-    assert not rest["has_more"] and rest["data"][0]["values"] == [-2.0]
+    assert not rest["has_more"] and rest["data"][0]["values"] == [-2.0] and rest["data"][0]["reused"]
 
 
 def test_a_point_becomes_a_merge(api: TestClient, ended: str) -> None:
@@ -102,6 +105,7 @@ def test_only_points_of_searches_are_merged(api: TestClient, ended: str) -> None
         ({"objectives": [{"set": "other"}]}, "names the set 'other'; evaluate has texts"),
         ({"objectives": [{"set": "texts", "metric": "accuracy"}]}, "does not measure 'accuracy'"),
         ({"objectives": [{"set": "texts", "metric": "perplexity_of"}]}, "does not measure 'perplexity_of'"),
+        ({"objectives": [{"set": "texts", "member": "a"}]}, "only a bundle has members"),
         ({"method": "hill"}, "there is no search method 'hill'"),
         ({"budget": {"evaluations": 2}}, "needs at least 3 evaluations"),
         ({"settings": {"levels": 1}}, "settings.levels"),
@@ -122,10 +126,30 @@ def test_values_out_of_a_setting_s_range_are_refused_at_submit(api: TestClient) 
     assert answer.status_code == 422 and "density must be" in answer.text, answer.text
 
 
-def test_a_result_that_must_be_written_cannot_be_searched(api: TestClient) -> None:
+def test_a_plan_says_that_candidates_will_be_written_and_what_that_takes(api: TestClient) -> None:
     recipe = {**order()["recipe"], "result": {"form": "adapter", "rank": 2}}
-    answer = api.post("/v1/jobs", json=order(recipe=recipe))
-    assert answer.status_code == 422 and "its result is an adapter" in answer.text
+    held, answer = (api.post("/v1/plans", json=each) for each in (order(), order(recipe=recipe)))
+    assert answer.status_code == 200, answer.text
+    told, estimate = answer.json()["plan"]["search"]["candidates"], answer.json()["plan"]["estimate"]
+    assert (told["made"], told["why"]) == ("disk", "its result is an adapter")
+    assert estimate["disk_bytes"] == told["bytes"] > 0 == estimate["output_bytes"]
+    assert held.json()["plan"]["estimate"]["disk_bytes"] == 0
+
+
+def test_a_candidate_that_nothing_can_load_is_refused_at_submit(api: TestClient) -> None:
+    stages = {"s": {"sources": ["expert1", "expert2"], "steps": ["linear"]}}
+    adapter = {"stages": stages, "base": "stage:s", "result": {"form": "adapter", "rank": 2}}
+    answer = api.post("/v1/jobs", json=order(recipe={**order()["recipe"], **adapter}))
+    assert answer.status_code == 422 and "the adapter is over a stage" in answer.text
+    assert answer.json()["errors"][0]["pointer"] == "/recipe/base"
+
+
+def test_a_member_that_the_bundle_will_not_have_is_refused_at_submit(api: TestClient) -> None:
+    recipe = {**order()["recipe"], "result": {"form": "bundle", "kind": "tall"}}
+    wanted = order({"objectives": [{"set": "texts", "member": "c"}]}, recipe=recipe)
+    answer = api.post("/v1/jobs", json=wanted)
+    assert answer.status_code == 422 and "no member 'c'; it has a, b" in answer.text
+    assert answer.json()["errors"][0]["pointer"] == "/search/objectives/0/member"
 
 
 def test_sets_of_another_library_are_refused(api: TestClient) -> None:

@@ -1,5 +1,7 @@
 """People drive the real service through a real browser."""
 
+import re
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -67,3 +69,37 @@ def test_the_plan_follows_the_form_and_refuses_what_cannot_work(page: Page) -> N
     page.get_by_role("button", name="YAML").click()
     expect(page.get_by_role("textbox", name="Recipe")).to_be_visible()
     assert "method: ties" in page.get_by_role("textbox", name="Recipe").input_value()
+
+
+def test_a_search_for_a_front_is_corrected_and_found(page: Page, desktop: Desktop) -> None:
+    """The browser notes that the first answer is a refusal."""
+    texts = desktop.hub.store.root / "datasets" / "acme" / "texts" / "texts.jsonl"
+    texts.parent.mkdir(parents=True)
+    texts.write_text('{"text": "to be or not to be"}\n{"text": "one and two and three"}\n')
+    page.goto("/jobs/search")
+    page.get_by_label("Recipe").fill(
+        "base: acme/base\nsources: [acme/expert1, acme/expert2]\nsteps: [{method: ties, scale: 1.5}]"
+    )
+    page.get_by_label("What may vary").fill("scale: {at: steps.ties.scale, values: [0.5, 1]}")
+    page.get_by_label("Method", exact=True).select_option("grid")
+    page.get_by_role("textbox", name="Name").fill("texts")
+    page.get_by_label("Data").fill("acme/texts:texts.jsonl")
+    page.get_by_label("Objectives").fill("texts\ntexts perplexity")
+    page.get_by_label("Seed").fill("3")
+    page.get_by_label("Preference").fill("1, 2")
+    page.get_by_label("Reference", exact=True).fill("-99")
+    page.get_by_role("button", name="Start the search").click()
+    expect(page.locator("#reference-wrong")).to_have_text("reference needs one score an objective")
+    expect(page.get_by_label("Reference", exact=True)).to_have_accessible_description(
+        re.compile("one score an objective")
+    )
+    expect(page.get_by_label("Seed")).to_have_value("3")
+    page.get_by_label("Reference", exact=True).fill("-99, -99999")
+    page.get_by_role("button", name="Start the search").click()
+    page.wait_for_url("**/jobs/job_*")
+    expect(page.locator("#live .state").first).to_have_text("Succeeded")
+    expect(page.locator("#live")).to_contain_text("hypervolume")
+    expect(page.locator("#live")).to_contain_text("The recipe as it was sent")
+    expect(page.get_by_role("button", name="Merge trial 2")).to_be_visible()
+    assert all("status of 422" in each for each in desktop.complaints)
+    desktop.complaints.clear()

@@ -11,6 +11,7 @@ from cli.main import main
 from tests import tiny
 from worker import candidates
 
+STEP = {"method": "task_arithmetic", "scale": 1.0}
 TEXTS = "".join(json.dumps({"text": f"to be or not to be, number {at}"}) + "\n" for at in range(3))
 
 
@@ -24,7 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(models: Path, name: str, **changes: Any) -> Path:
     order = {
-        "recipe": {"base": "base", "sources": ["expert1", "expert2"], "steps": ["task_arithmetic"]},
+        "recipe": {"base": "base", "sources": ["expert1", "expert2"], "steps": [STEP]},
         "search": {
             "method": "grid",
             "settings": {"levels": 3},
@@ -43,10 +44,12 @@ def test_the_best_recipe_is_printed_and_all_trials_are_kept(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", str(write(models, "one.yaml"))]) == 0
-    best = yaml.safe_load(capsys.readouterr().out)
+    heard = capsys.readouterr()
+    best = yaml.safe_load(heard.out)
     found = json.loads((models / "one.search" / "search.json").read_text())
     assert [trial["point"]["scale"] for trial in found["trials"]] == [0.0, 0.5, 1.0]
     top = max(found["trials"], key=lambda trial: trial["values"][0])
+    assert f"(as it was sent: {found['trials'][2]['values'][0]:.6g})" in heard.err
     assert best["steps"][0].get("scale", 1.0) == top["point"]["scale"] == found["best"]["point"]["scale"]
     assert best["base"] == "base" and [each["model"] for each in best["sources"]] == ["expert1", "expert2"]
 
@@ -82,6 +85,24 @@ def test_trials_on_other_texts_are_not_taken_for_these(
     assert "has the trials of another search; name another folder with --out" in capsys.readouterr().err
 
 
+def test_what_cannot_be_held_is_written_and_leaves_nothing(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {"base": "base", "sources": ["expert1", "expert2"], "steps": [STEP]}
+    adapter = {**recipe, "result": {"form": "adapter", "rank": 2}}
+    search = {
+        "method": "grid",
+        "space": {"scale": {"at": "steps.task_arithmetic.scale", "values": [0.5, 1.0]}},
+        "objectives": [{"set": "texts"}],
+    }
+    assert main(["search", str(write(models, "adapter.yaml", recipe=adapter, search=search))]) == 0
+    assert "candidates are written, one at a time: its result is an adapter" in capsys.readouterr().err
+    kept = models / "adapter.search"
+    found = json.loads((kept / "search.json").read_text())
+    assert found["failed"] == 0 and found["candidates"]["made"] == "disk"
+    assert sorted(path.name for path in kept.iterdir()) == ["search.json", "trials.jsonl"]
+
+
 def test_evo_merging_trims_and_scales_adapters(models: Path) -> None:
     modules = {f"model.layers.{layer}.self_attn.q_proj": (16, 16) for layer in range(2)}
     for seed, name in enumerate(("one", "two")):
@@ -101,8 +122,8 @@ def test_evo_merging_trims_and_scales_adapters(models: Path) -> None:
     recipe = {"base": "base", "sources": [{"id": e, "adapter": e} for e in names], "steps": ["cat_svd"]}
     assert main(["search", str(write(models, "evo.yaml", search=search, recipe=recipe))]) == 0
     found = json.loads((models / "evo.search" / "search.json").read_text())
-    assert found["failed"] == 0 and len(found["trials"]) == 12
-    first, last = found["trials"][0]["point"], found["trials"][-1]["point"]
+    assert found["failed"] == 0 and len(found["trials"]) == 12 + 1  # as it was sent
+    first, last = found["trials"][0]["point"], found["trials"][-2]["point"]
     assert first["w_one"] == 0.5 != last["w_one"] and 0 <= last["d_one"] <= 1
 
 

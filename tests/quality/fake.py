@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from quality.bench import Family, Scored, Split
+from quality.bench import Family, Measure, Scored, Split, right
 from quality.pouring import Weights, tensors_of
 from tests.tiny import llama
 
@@ -25,7 +25,7 @@ class FakeBench:
     title = "A: fake"
     about = "Fake."
     unit = "points"
-    accuracy = True
+    measure: Measure = "accuracy"
     adapters = False
     seed_varies = "nothing"
     tasks = ("one", "two")
@@ -41,6 +41,11 @@ class FakeBench:
             name: llama(folder / name, expert=expert) for expert, name in enumerate(("base", "one", "two"))
         }
 
+    def answering(self) -> "FakeBench":
+        """The same, scored by likelihood, with accuracies beside it."""
+        self.measure, self.unit = "likelihood", "log2"
+        return self
+
     def family(self, seed: int) -> Family:
         experts = {task: self.folders[task] for task in self.tasks}
         return Family(self.folders["base"], experts, {})
@@ -54,4 +59,7 @@ class FakeBench:
             far = sum(float((own[key].float() - wanted[key].float()).abs().sum()) for key in own)
             if not tasks or task in tasks:
                 near[task] = 100 - far / 1000 - seed
+        if self.measure == "likelihood":
+            near = {task: value / 100 - 1 for task, value in near.items()}
+            near |= {right(task): 50.0 + 50 * near[task] for task in self.tasks if task in near}
         return Scored(near, {task: [value - 1, value + 1] for task, value in near.items()})

@@ -85,6 +85,6 @@ def test_the_error_of_a_share_of_the_gain_is_that_of_the_distance_to_the_base() 
 
 
 def test_the_base_s_items_count_where_the_headline_is_told_from_it(bench: FakeBench) -> None:
-    bench.accuracy = False
+    bench.measure = "gain"
     tried = Runner(bench, (0,), quiet).tried(candidate("linear"))
     assert tried.zero[0].keys() >= set(bench.tasks)

@@ -1,19 +1,23 @@
 """Every search method is tried on a merge that it fits, candidates are kept, the page says what it gains."""
 
 import functools
+import math
 import xml.etree.ElementTree as Xml
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 import quality.__main__ as command
+from quality.bench import from_scorer, right
 from quality.fronts import Compared, Front, Problem, compared, front_of
+from quality.llm import AnswerBench, LlmBench
 from quality.runner import Runner
 from quality.search_page import Proof, write_proof
 from quality.tried import Tried
 from quality.tuner import Tuned, Tuner
 from quality.tunings import HEADLINE, tunings
+from scoring.score import Score
 from search.settings import BY_METHOD
 from tests.quality.fake import FakeBench
 
@@ -35,12 +39,64 @@ def test_every_search_method_has_a_merge_that_it_fits(bench: FakeBench) -> None:
     assert all(each.order(0).budget.evaluations <= 40 for each in found)
 
 
+def test_where_likelihoods_count_no_search_but_of_a_front_scores_more_than_the_tasks(
+    bench: FakeBench,
+) -> None:
+    found = tunings(bench.answering())
+    assert sorted(each.method for each in found) == sorted(BY_METHOD)
+    assert {each.method for each in found if not each.tasks} == {"nsga", "map"}
+    assert all(len(each.order(0).space) > 0 for each in found)
+
+
+def test_a_search_by_likelihood_has_its_own_kept_scores_and_accuracies_beside_them(
+    bench: FakeBench, tmp_path: Path
+) -> None:
+    bench.answering()
+    tuner = tuner_of(bench)
+    told = tuner.tuned(next(each for each in tunings(bench) if each.method == "m2n2"))
+    assert told.tuned is not None and told.untuned is not None
+    before, after = (each.headline[0] for each in (told.untuned, told.tuned))
+    assert before < after < 0 and told.found[0]["notes"]["archive"]
+    assert not list((bench.folder / "results").rglob("model-*"))  # no bounds are needed
+    write_proof([Proof(bench, (0,), (told,))], [], "make", tmp_path)
+    page = (tmp_path / "search-proof.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| `m2n2`")]
+    (head,) = [line for line in page.splitlines() if line.startswith("| search")]
+    assert head.endswith("| accuracy, %: untuned | tuned |") and head.count("|") == row.count("|")
+    assert f"| {before:.3f} | {after:.3f} ± " in row
+    assert row.endswith(f"| {50 + 50 * before:.1f} | {50 + 50 * after:.1f} |")
+    assert "0 is certain, -2 a guess" in page
+
+
+def test_what_the_scorer_says_of_questions_becomes_bits_with_accuracies_beside_them() -> None:
+    scores = [
+        Score("t", "accuracy", 0.5, None, 2, (1.0, 0.0)),
+        Score("t", "log_loss", 1.5 * math.log(2), None, 2, (math.log(2), 2 * math.log(2))),
+        Score("own", "bits_per_byte", 1.25, None, 1, (1.25,)),
+        Score("own", "perplexity", 3.0, None, 1, (3.0,)),
+    ]
+    told = from_scorer(scores, "likelihood")
+    assert told.scores == pytest.approx({"t": -1.5, right("t"): 50.0, "own": -1.25})
+    assert told.items["t"] == pytest.approx([-1.0, -2.0]) and told.items[right("t")] == [100.0, 0.0]
+    assert from_scorer(scores).scores == {"t": 50.0, "own": -1.25}
+
+
+def test_bench_c_keeps_what_searches_and_methods_score_apart(tmp_path: Path) -> None:
+    methods, searches = LlmBench(tmp_path), AnswerBench(tmp_path)
+    assert methods.folder == searches.folder and LlmBench.family is AnswerBench.family
+    assert asdict(searches.items) == {**asdict(methods.items), "measure": "likelihood"}
+    assert (methods.measure, searches.measure) == ("accuracy", "likelihood")
+
+
 def test_a_search_is_tuned_on_validation_and_held_against_the_untuned_merge_on_test(bench: FakeBench) -> None:
     tuning = next(each for each in tunings(bench) if each.method == "cma_es")
     told = tuner_of(bench, (0, 1)).tuned(tuning)
     assert told.why_not is None and told.tuned is not None and told.untuned is not None
     merges = [asked for asked in bench.scored if asked.startswith("memory")]
     assert sum(asked.endswith("test 0") for asked in merges) == 2
+    assert all(
+        len(found["trials"]) == found["evaluations"] for found in told.found
+    )  # untuned ones are beside
     best = [found["values"][0] for found in told.found]
     tried = [max(each["values"][0] for each in found["trials"]) for found in told.found]
     assert best == tried and all(
@@ -163,3 +219,21 @@ def test_the_command_writes_the_page_from_what_is_kept(
     command.main()
     page = (tmp_path / "search-proof.md").read_text()
     assert "| `line` | `ties` |" in page and "- `cma_es`: not run yet" in page and len(bench.scored) == asked
+
+
+def test_the_page_is_written_on_as_many_seeds_as_every_search_has(
+    bench: FakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [each for each in tunings(bench) if each.method in ("line", "grid")]
+    monkeypatch.setattr(command, "HELD", {"b": lambda *_, **__: bench})
+    monkeypatch.setattr(command, "tunings", lambda _: wanted)
+    monkeypatch.setattr(command, "write_proof", functools.partial(write_proof, docs=tmp_path))
+    for each in wanted:
+        tuner_of(bench, (0, 1)).tuned(each)
+    tuner_of(bench, (0, 1, 2)).tuned(wanted[0])
+    monkeypatch.setattr(
+        "sys.argv", ["quality", "search", "--benches", "b", "--kept", "--cache", str(tmp_path)]
+    )
+    command.main()
+    page = (tmp_path / "search-proof.md").read_text()
+    assert "**2 seeds** were run (0, 1)" in page and "not run yet" not in page

@@ -46,17 +46,20 @@ def test_a_likelihood_is_the_sum_of_the_log_probabilities_of_its_tokens(model: P
 
 def test_the_right_choice_is_the_likeliest_per_byte(model: Path) -> None:
     loaded = load(model)
-    (score,) = score_loaded(loaded, [QUESTIONS], per_example=True)
-    right = []
+    score, loss = score_loaded(loaded, [QUESTIONS], per_example=True)
+    right, losses = [], []
     for question in QUESTIONS.questions:
-        rates = []
+        rates, shares = [], []
         for choice in question.choices:
             context = loaded.tokenizer(question.context)["input_ids"]  # type: ignore[misc]
             ids = loaded.tokenizer(question.context + choice)["input_ids"]  # type: ignore[misc]
             (value,) = likelihoods(loaded, [Row(0, tuple(ids), len(context))])
             rates.append(value / len(choice.encode()))
+            shares.append(math.exp(value))
         right.append(float(rates.index(max(rates)) == question.answer))
+        losses.append(-math.log(shares[question.answer] / sum(shares)))
     assert score.per_example == tuple(right)
+    assert loss.per_example == pytest.approx(losses, rel=1e-5)
 
 
 def test_scores_do_not_depend_on_the_batch_size_and_repeat_to_the_bit(model: Path) -> None:
@@ -68,6 +71,7 @@ def test_scores_do_not_depend_on_the_batch_size_and_repeat_to_the_bit(model: Pat
         ("texts", "bits_per_byte"),
         ("texts", "perplexity"),
         ("questions", "accuracy"),
+        ("questions", "log_loss"),
     ]
 
 

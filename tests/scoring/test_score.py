@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from scoring.score import Measured, choice_score, elected, mean_stderr, ratio_stderr, text_scores
+from scoring.score import (
+    Measured,
+    choice_loss,
+    choice_scores,
+    elected,
+    mean_stderr,
+    ratio_stderr,
+    text_scores,
+)
 
 LN2 = math.log(2)
 
@@ -57,6 +65,15 @@ def test_the_likeliest_choice_is_taken_per_byte() -> None:
 
 
 def test_accuracy_is_the_share_of_right_answers() -> None:
-    score = choice_score("q", [True, False, True, True], per_example=True)
+    score, loss = choice_scores("q", [True, False, True, True], [1.0, 2.0, 3.0, 4.0], per_example=True)
     assert (score.value, score.n, score.per_example) == (0.75, 4, (1.0, 0.0, 1.0, 1.0))
     assert score.as_dict()["higher_is_better"] is True
+    assert (loss.metric, loss.value, loss.per_example) == ("log_loss", 2.5, (1.0, 2.0, 3.0, 4.0))
+    assert loss.as_dict()["higher_is_better"] is False
+
+
+def test_a_right_choice_costs_the_logarithm_of_its_share_in_the_likelihood_of_all() -> None:
+    assert choice_loss([math.log(0.03), math.log(0.01)], 0) == pytest.approx(-math.log(0.75))
+    assert choice_loss([math.log(0.03), math.log(0.01)], 1) == pytest.approx(-math.log(0.25))
+    assert choice_loss([-5000.0] * 4, 2) == pytest.approx(math.log(4))  # too unlikely to be told as a share
+    assert choice_loss([-1.0, -3000.0], 1) == pytest.approx(2999.0)

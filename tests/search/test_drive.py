@@ -126,7 +126,54 @@ def test_the_same_recipe_is_scored_once() -> None:
 
     space = {"x0": {"at": "sources.s0.weight", "values": [0.5, 0.5, 0.25]}}
     ended, _ = searched(order("grid", space), 1, noted)
-    assert sorted(seen) == [(0.25,), (0.5,)] and ended.evaluations == 2
+    assert seen == [(0.5,), (0.25,), (1.0,)] and ended.evaluations == 2  # the last: as it was sent
+
+
+def test_what_is_handed_back_is_never_worse_than_the_recipe_as_it_was_sent() -> None:
+    def more(x: np.ndarray) -> Told:  # type: ignore[type-arg]
+        return Told((float(x.sum()),))
+
+    half = {"x0": {"at": "sources.s0.weight", "low": 0, "high": 0.5}}
+    ended, result = searched(order("grid", half, evals=5), 1, more)
+    assert (ended.evaluations, len(ended.trials), ended.why) == (5, 5, "done")
+    assert result["as_sent"] == {"number": 5, "values": [1.0]} and result["trials"][5]["point"] == {}
+    assert result["best"] == {"number": 5, "point": {}, "values": [1.0], "recipe": recipe(1)}
+    whole = {"x0": {"at": "sources.s0.weight", "low": 0, "high": 1}}
+    ended, result = searched(order("grid", whole, evals=5), 1, more)
+    assert ended.as_sent == ended.trials[4] and len(result["trials"]) == 5  # a candidate already
+    assert result["as_sent"]["number"] == result["best"]["number"] == 4
+
+
+def test_a_method_s_own_choice_gives_way_to_the_recipe_as_it_was_sent_where_that_scored_higher() -> None:
+    def more(x: np.ndarray) -> Told:  # type: ignore[type-arg]
+        return Told((float(len(x) if len(x) != 2 else -5),))
+
+    asked = order("greedy_soup", switch_space(3))  # alone they are equals, two are worse: it stays with one
+    ended, result = searched(asked, 3, more)
+    assert ended.found.point is not None and sum(ended.found.point.values()) == 1
+    best = result["best"]
+    assert best["point"] == {"x0": True, "x1": True, "x2": True} and best["values"] == [3.0]
+
+
+def test_a_front_has_the_recipe_as_it_was_sent_where_nothing_beats_it() -> None:
+    half = weights_space(2)
+    half["x0"] = {"at": "sources.s0.weight", "low": 0, "high": 0.5}
+
+    def corner(x: np.ndarray) -> Told:  # type: ignore[type-arg]
+        return Told((float(x[0]), float(x[1])))
+
+    _, result = searched(order("grid", half, objectives=2, settings={"levels": 3}), 2, corner)
+    assert [each["point"] for each in result["front"]] == [{}] and result["best"]["values"] == [1.0, 1.0]
+
+
+def test_a_recipe_that_cannot_be_scored_as_it_was_sent_is_told_and_what_was_found_counts() -> None:
+    def broken(x: np.ndarray) -> Told:  # type: ignore[type-arg]
+        return Told(None, error="no memory") if x[0] == 1 else sphere(x)
+
+    half = {"x0": {"at": "sources.s0.weight", "low": 0, "high": 0.5}}
+    _, result = searched(order("grid", half, evals=5), 1, broken)
+    assert result["as_sent"] == {"number": 5, "values": None} and result["best"]["number"] < 5
+    assert result["trials"][5]["error"] == "no memory" and result["failed"] == 0
 
 
 def test_time_ends_a_search_and_counts_over_runs() -> None:

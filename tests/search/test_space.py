@@ -118,3 +118,27 @@ def test_nothing_left_to_merge_is_refused() -> None:
     assert len(space.place(RECIPE, {"a": True, "b": False})["sources"]) == 1
     with pytest.raises(SpaceInvalid, match="no sources are left"):
         space.place(RECIPE, {"a": False, "b": False})
+
+
+def test_a_recipe_stands_where_its_own_settings_are_and_nowhere_if_one_is_not_in_the_space() -> None:
+    curve = {"at": "steps.ties.scale", "low": 0, "high": 2, "points": 3}
+    asked: dict[str, Any] = {
+        "weight": {"at": ["sources.a.weight", "sources.b.weight"], "low": 0, "high": 2},
+        "density": {"at": "steps.ties.density", "values": [0.1, 0.3]},
+        "dare": {"at": "steps.dare"},
+    }
+    space = Space.model_validate({"dimensions": asked})
+    own = space.own(RECIPE)
+    assert own == {"weight": 1.0, "density": 0.3, "dare": True} and space.place(RECIPE, own) == RECIPE
+    assert space.place(RECIPE, {}) == RECIPE
+    scaled = {**RECIPE, "steps": [RECIPE["steps"][0], {**RECIPE["steps"][1], "scale": 1.5}]}
+    assert Space.model_validate({"dimensions": {"curve": curve}}).own(scaled) == {"curve": [1.5] * 3}
+    for odd in (
+        {"weight": {**asked["weight"], "high": 0.9}},
+        {"density": {**asked["density"], "values": [0.1, 0.2]}},
+        {"scale": {"at": "steps.ties.scale", "low": 0, "high": 2}},
+        {"norms": {"at": "steps.ties.density", "where": "class:norm", "low": 0, "high": 1}},
+    ):
+        assert Space.model_validate({"dimensions": {**asked, **odd}}).own(RECIPE) == {}
+    apart = {**RECIPE, "sources": [RECIPE["sources"][0], {**RECIPE["sources"][1], "weight": 0.5}]}
+    assert space.own(apart) == {}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from merge.checkpoint.index import index_folder
+from merge.errors import DiskFull
 from merge.in_memory import InMemory
 from scoring.candidates import Candidates
 from scoring.errors import ScoringStopped
@@ -17,8 +18,11 @@ from search.drive import Candidate
 from search.order import Objective
 from search.trial import Ask, Told
 from tests import tiny
-from worker.candidates import Bench
+from worker.candidates import Bench, Nothing
+from worker.makers import Ground, InHand, Sets
+from worker.measures import Heads
 
+BUDGET = 1 << 28
 RECIPE = {"base": "base", "sources": [{"id": "a", "model": "expert1"}], "steps": ["task_arithmetic"]}
 
 
@@ -44,16 +48,17 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[InMemory,
     root = tmp_path_factory.mktemp("models")
     base, expert = tiny.family(root, experts=1)
     folders = {"base": base, "a": expert}
-    with InMemory(folders, budget_bytes=1 << 28) as opened:
+    with InMemory(folders, budget_bytes=BUDGET) as opened:
         yield opened, folders
 
 
 def told(memory: tuple[InMemory, dict[str, Path]], found: Any, **ask: Any) -> Told:
     opened, folders = memory
     models = {key: index_folder(folder) for key, folder in folders.items()}
-    bench = Bench(
-        opened, cast(Candidates, Scorer(found)), models, {}, [Objective(set="t")], 1 << 28, lambda: False
-    )
+    scorer = Scorer(found)
+    ground = Ground(folders, {}, Heads(None, "cpu"), Path("none"), "cpu", BUDGET, 1)
+    maker = InHand(ground, opened, cast(Candidates, scorer))
+    bench = Bench(maker, Sets(scorer.tasks), models, {}, [Objective(set="t")], BUDGET, Nothing())
     return bench.told(Candidate("key", RECIPE, Ask({"x": 1.0}, **ask)))
 
 
@@ -78,7 +83,8 @@ def test_a_scorer_that_breaks_on_a_candidate_is_recorded(memory: Any, error: Exc
 
 
 @pytest.mark.parametrize(
-    "error", [OSError("gone"), MemoryError(), torch.OutOfMemoryError("GPU"), ScoringStopped("stop")]
+    "error",
+    [OSError("gone"), MemoryError(), torch.OutOfMemoryError("GPU"), ScoringStopped("stop"), DiskFull("full")],
 )
 def test_what_is_no_fault_of_the_candidate_is_not_recorded(memory: Any, error: Exception) -> None:
     with pytest.raises(type(error)):

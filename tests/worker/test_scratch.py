@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from worker.errors import DiskFull, WorkFolderBusy
-from worker.scratch import RESERVE_BYTES, WorkFolder, bytes_in, clean, ensure_room, is_linked
+from worker.scratch import (
+    RESERVE_BYTES,
+    WorkFolder,
+    bytes_in,
+    clean,
+    ensure_room,
+    forget_candidates,
+    is_linked,
+)
 
 
 def fill(folder: Path, name: str, size: int) -> None:
@@ -92,6 +100,18 @@ def test_only_folders_that_nobody_uses_grow_too_old(tmp_path: Path) -> None:
         age(tmp_path / "jobs/job_busy", 7200)
         assert clean(tmp_path, 3600) == ["job_old"]
     assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["job_busy", "job_young"]
+
+
+def test_candidates_of_dead_workers_go_whatever_their_age_and_those_in_use_stay(tmp_path: Path) -> None:
+    for root_id in ("job_dead", "job_busy"):
+        with WorkFolder(tmp_path, root_id) as work:
+            fill(work.candidate, "model.safetensors", 10)
+            fill(work.inputs, "model.safetensors", 10)
+    with WorkFolder(tmp_path, "job_busy") as busy:
+        assert forget_candidates(tmp_path) == ["job_dead"]
+        assert busy.candidate.is_dir()
+    dead = WorkFolder(tmp_path, "job_dead")
+    assert not dead.candidate.exists() and dead.inputs.is_dir()
 
 
 def test_a_lock_on_a_file_that_was_removed_meanwhile_is_no_lock(tmp_path: Path) -> None:

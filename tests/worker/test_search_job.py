@@ -12,7 +12,9 @@ from db import artifacts, evaluations, trials
 from db.models.job import Job
 from jobs.credentials import store_token
 from jobs.keyring import Keyring
-from jobs.request import read_order
+from jobs.kinds import begun
+from jobs.request import SearchRequest, read_order
+from jobs.searching import PointRequest, as_sent, point_order
 from jobs.submit import retry, submit
 from tests.factories import TEST_SECRET, make_caller, make_rules
 from tests.worker.conftest import TOKEN, Floor
@@ -33,7 +35,7 @@ def order(floor: Floor, search: dict[str, Any] | None = None, **more: Any) -> di
     recipe = {
         "base": "team/base",
         "sources": [{"id": "a", "model": "team/expert1"}, {"id": "b", "model": "team/expert2"}],
-        "steps": ["task_arithmetic"],
+        "steps": [{"method": "task_arithmetic", "scale": 1.0}],
     }
     return {
         "kind": "search",
@@ -136,6 +138,35 @@ def test_candidates_that_fail_are_told_and_the_rest_goes_on(floor: Floor) -> Non
     assert "NotFinite" in failed["error"]
 
 
+def test_the_recipe_as_it_was_sent_is_a_trial_that_can_be_merged_like_any_other(floor: Floor) -> None:
+    space = {"scale": {"at": "steps.task_arithmetic.scale", "values": [0.0, 100.0]}}
+    job = ran(floor, ordered(floor, {"space": space}))
+    assert job.result is not None and job.result["evaluations"] == 2
+    sent = rows(floor, job)[2]
+    assert (sent.number, sent.point) == (2, {}) and len(rows(floor, job)) == 3
+    assert job.result["as_sent"] == {"number": 2, "values": sent.told["values"]}
+    merge = point_order(job, sent, PointRequest()).recipe
+    assert merge.steps[0].settings == {"scale": 1.0} and merge.sources[0].weight == 1.0
+    assert merge.sources[0].model == "team/expert1" and job.result["best"]["number"] == 2
+    best = job.result["best"]["recipe"]
+    assert best["steps"] == merge.model_dump(mode="json")["steps"]
+    assert best["sources"][0]["model"] == f"team/expert1@{floor.hub.head('team/expert1')}"
+
+
+def test_a_plan_is_of_the_point_where_a_search_begins_and_its_recipe_is_told_as_it_was_sent(
+    floor: Floor,
+) -> None:
+    space = {
+        "a": {"at": "sources.a.weight", "low": 0, "high": 1},
+        "norms": {"at": "steps.task_arithmetic.scale", "where": "class:norm", "low": 0, "high": 1},
+    }
+    asked = read_order(order(floor, {"method": "tpe", "settings": {}, "space": space}))
+    assert isinstance(asked, SearchRequest)
+    planned, sent = (each.model_dump(mode="json") for each in (begun(asked), asked.recipe))
+    assert planned["sources"][0]["weight"] == 0.5 and planned["overrides"]
+    assert as_sent(planned, asked) == sent and sent["sources"][0]["weight"] == 1.0
+
+
 def test_a_search_of_failures_only_says_why(floor: Floor) -> None:
     space = {"scale": {"at": "steps.task_arithmetic.scale", "values": [1e200, 1e300]}}
     job = floor.run(ordered(floor, {"space": space}))
@@ -168,12 +199,15 @@ def test_natural_niches_get_the_score_of_every_example(floor: Floor) -> None:
         ),
     )
     assert job.result is not None and job.result["notes"]["without_examples"] == 0
-    assert {len(row.told["examples"]) for row in rows(floor, job)} == {6}
+    assert {len(row.told["examples"]) for row in rows(floor, job) if row.examples} == {6}
 
 
 def test_halving_scores_parts_of_the_set(floor: Floor) -> None:
     job = ran(floor, ordered(floor, {"settings": {"levels": 4}, "halving": {"begin": 0.5, "factor": 2}}))
-    assert sorted(row.share for row in rows(floor, job)) == [0.5] * 4 + [1.0] * 2
+    assert [row.share for row in rows(floor, job)] == [0.5] * 4 + [1.0] * 2 + [
+        1.0
+    ]  # the last: as it was sent
+    assert job.result is not None and job.result["as_sent"]["number"] == 6
 
 
 def test_a_retry_finds_the_trials_of_the_job_before(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,8 @@ def test_with_help_a_search_finds_the_same_and_each_candidate_is_scored_once(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = ran(floor, ordered(floor, LEVELS))
+    with floor.sessions.begin() as session:
+        session.execute(text("DELETE FROM known_score"))
     turns = in_turns(monkeypatch)
     job_id = ordered(floor, LEVELS, workers=2)
     search = threading.Thread(target=lambda: run_job(floor.workshop, job_id, "worker-1"), name="search")

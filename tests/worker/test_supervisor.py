@@ -18,6 +18,7 @@ from jobs import lifecycle
 from jobs.lifecycle import Fence
 from tests.factories import make_rules, make_running
 from worker.board import Board, Note
+from worker.scratch import WorkFolder
 from worker.supervisor import Supervisor, count_out_of_memory_kills, is_alive
 
 
@@ -98,12 +99,15 @@ def test_what_a_dead_child_leaves_is_settled_at_once(
     code: str | None,
 ) -> None:
     supervisor = watch(sessions, tmp_path)
+    with WorkFolder(tmp_path, running.job_id) as work:
+        work.candidate.mkdir()
     child.kill()
     child.wait()
     supervisor.board.write(note(child.pid, running, reason=reason))
     supervisor.look()
     job = job_of(sessions, running)
     assert (job.state, job.error_code) == (state, code)
+    assert not work.candidate.exists() and work.path.is_dir()
 
 
 def test_a_child_killed_for_memory_fails_the_job_as_out_of_memory(

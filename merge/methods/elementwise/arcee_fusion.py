@@ -15,7 +15,7 @@ from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.ranked import Ranked
 from merge.contract.rows import Rows
-from merge.kernels.divergence import row_divergence
+from merge.kernels.divergence import divergence, divergence_terms
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -30,14 +30,23 @@ class ArceeFusion:
     )
 
 
-def _rows(group: TensorGroup, p: ArceeFusion) -> Sequence[Tensor]:  # noqa: ARG001
-    """The source and the base, as rows."""
+def _changed(group: TensorGroup, p: ArceeFusion) -> Sequence[Tensor]:  # noqa: ARG001
+    return [group.base, group.deltas[0]]
+
+
+MOST = Ranked(_changed, lambda *_: (1,))
+
+
+def _divergence(group: TensorGroup, p: ArceeFusion) -> Sequence[Tensor]:  # noqa: ARG001
+    """The terms of each row's, by the largest magnitudes of the tensor."""
     shape = group.site.shape
     columns = prod(shape[1:]) if len(shape) > 1 else prod(shape)
-    return [tensor.view(-1, columns) for tensor in (group.sources[0], group.base)]
+    source, base = (tensor.view(-1, columns) for tensor in (group.sources[0], group.base))
+    (most,), (apart,) = group.stat(MOST)
+    return divergence_terms(source, base, most + apart, apart)
 
 
-DIVERGENCE = Rows(_rows, row_divergence)
+DIVERGENCE = Rows(_divergence, divergence, after=(MOST,))
 
 
 def _importance(group: TensorGroup, p: ArceeFusion) -> Sequence[Tensor]:  # noqa: ARG001
@@ -59,8 +68,8 @@ QUARTILES = Ranked(_importance, _quartiles, after=(DIVERGENCE,))
     kind=Kind.COMBINE,
     granularity="row",
     paper="arcee.ai, Arcee Fusion (no paper); mergekit's arcee_fusion",
-    version=2,
-    needs=Needs(base=True, sources=(1, 1), stats=(DIVERGENCE, QUARTILES)),
+    version=3,
+    needs=Needs(base=True, sources=(1, 1), stats=(MOST, DIVERGENCE, QUARTILES)),
 )
 def arcee_fusion(group: TensorGroup, p: ArceeFusion) -> Tensor:
     """Takes over from one source the entries whose importance stands out in their tensor, and keeps the base

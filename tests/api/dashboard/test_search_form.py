@@ -41,7 +41,26 @@ def test_a_form_becomes_a_search_with_its_page(site: Site) -> None:
         assert job.spec["workers"] == 3 and search["settings"] == {"startup": 4, "batch": 2}
         assert search["budget"]["evaluations"] == 12 and search["halving"]["factor"] == 2
         assert [each["set"] for each in search["objectives"]] == ["texts"]
+        assert "preference" not in search or search["preference"] is None
     assert site.get(f"/jobs/{job_id}").status_code == 200
+
+
+def test_what_is_wanted_of_a_front_and_the_seed_go_with_the_order(site: Site) -> None:
+    wanted = {"preference": "2, 1", "reference": "[-9.5 -3]", "seed": "7"}
+    form = filled(site.sign_in(), objectives="texts\ntexts perplexity", **wanted)
+    answer = site.post("/jobs/search", None, **form)
+    assert answer.status_code == 303, answer.text
+    with site.begin() as session:
+        job = jobs.of_tenant(
+            session, site.caller.tenant_id, answer.headers["location"].removeprefix("/jobs/")
+        )
+        assert job is not None
+        search = job.spec["search"]
+        assert (search["preference"], search["reference"], search["seed"]) == ([2, 1], [-9.5, -3], 7)
+    again = site.post("/jobs/search", None, **form | {"action": "add"}).text
+    for name, value in wanted.items():
+        assert re.search(rf'id="{name}"[^>]*value="{re.escape(value)}"', again), name
+        assert f'id="{name}-hint"' in again
 
 
 @pytest.mark.parametrize(
@@ -59,7 +78,16 @@ def test_a_form_becomes_a_search_with_its_page(site: Site) -> None:
         ("settings", "startup: [", "Write name: value"),
         ("evaluations", "many", "is not a whole number"),
         ("evaluations", "0", "greater than or equal to 1"),
+        ("evaluations", "9" * 5000, "is not a whole number"),
         ("workers", "17", "less than or equal to 16"),
+        ("seed", "one", "is not a whole number"),
+        ("seed", "2147483648", "less than 2147483648"),
+        ("preference", "much", "&#39;much&#39; is not a number"),
+        ("preference", "2, 1", "preference needs one number an objective"),
+        ("preference", "-1", "greater than or equal to 0"),
+        ("reference", "-0.9 low", "&#39;low&#39; is not a number"),
+        ("reference", "1, 2", "reference needs one score an objective"),
+        ("reference", "nan", "finite number"),
         ("objectives", "other", "an objective names the set"),
         ("objectives", "texts accuracy", "does not measure"),
         ("evaluate-0-where", "", "nothing to search by"),

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from api.dashboard.searches import picture
+from api.dashboard.searches import picture, sent_said
 from db import trials
+from db.models.job import Job
 from db.models.trial import Trial
 from jobs import lifecycle
 from jobs.request import read_order
@@ -54,6 +55,7 @@ def test_the_page_shows_what_was_tried_and_merges_a_point(site: Site) -> None:
     assert "3 tried" in page and "ended by its budget of seconds" in page
     assert page.index("Merge trial 2") < page.index("Merge trial 1") < page.index("Merge trial 0")
     assert "Searching" in page and "Merging" not in page
+    assert "The recipe as it was sent scored" not in page  # searches that were over before it was kept
     answer = site.post(f"/jobs/{job_id}/trials/1/merge", repo="acme/half")
     assert answer.status_code == 303, answer.text
     merge = site.get(answer.headers["location"]).text
@@ -68,3 +70,35 @@ def test_two_objectives_are_drawn_against_each_other() -> None:
     xs, ys = [dot["x"] for dot in drawn["dots"]], [dot["y"] for dot in drawn["dots"]]
     assert xs == sorted(xs) and ys == sorted(ys)
     assert picture(rows[:1], ["a"], {}, None, set()) is None
+
+
+def test_the_page_says_what_was_known_and_that_candidates_are_written(site: Site) -> None:
+    job_id = searched(site.sign_in())
+    assert "scored by an earlier job" not in site.get(f"/jobs/{job_id}").text
+    with site.begin() as session:
+        job = session.get(Job, job_id)
+        assert job is not None
+        why = "its result is a bundle"
+        job.result = {**(job.result or {}), "candidates": {"made": "disk", "why": why}}
+        row = trials.of_search(session, job.root_id)[0]
+        row.told = {**(row.told or {}), "reused": True}
+    page = site.get(f"/jobs/{job_id}").text
+    assert "1 scored by an earlier job" in page
+    assert "candidates are written, one at a time: its result is a bundle" in page
+
+
+def test_the_page_says_what_was_gained_over_the_recipe_as_it_was_sent() -> None:
+    sent, best = {"number": 3, "values": [-2.5]}, {"number": 1, "values": [-2.0]}
+    assert sent_said(sent, best) == ("The recipe as it was sent scored -2.5, the best that was found -2.")
+    assert sent_said(best, best) == "The recipe as it was sent is the best that was found."
+    assert sent_said({"number": 3, "values": None}, best) == "The recipe as it was sent could not be scored."
+    assert sent_said({}, best) is None
+
+
+def test_the_recipe_as_it_was_sent_is_no_point_of_a_curve_that_does_not_reach_it() -> None:
+    rows = [Trial(number=n, point={"x": n}, share=1.0, told={"values": [float(n)]}) for n in (0, 1)]
+    rows.append(Trial(number=2, point={}, share=1.0, told={"values": [9.0]}))
+    drawn = picture(rows, ["a"], {"x": {"low": 0, "high": 2}}, 2, set())
+    assert drawn is not None and len(drawn["dots"]) == 2 and drawn["across"] == "x"
+    over_time = picture(rows, ["a"], {"x": {"low": 0, "high": 2}, "y": {"values": [1, 2]}}, 2, set())
+    assert over_time is not None and len(over_time["dots"]) == 3

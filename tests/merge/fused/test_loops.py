@@ -19,7 +19,7 @@ from merge.contract.method import Kind, Method
 from merge.fused import compiler, loops
 from merge.fused.loops import Loops
 from merge.fused.trace import Tracer, Untraceable
-from merge.fused.windows import Windows
+from merge.fused.windows import Windows, counted, found_in
 from merge.outputs import Input, OutputTensor
 from merge.sizing import PIECE_ELEMENTS
 from merge.statistics import NOTHING, OutputStatistics
@@ -39,7 +39,7 @@ def _small_jobs_too(monkeypatch: pytest.MonkeyPatch) -> None:
 class Memory:
     """In place of files: entries that lie in memory."""
 
-    masked = False
+    adapters = ()
 
     def __init__(self, stored: Sequence[Tensor]) -> None:
         self.held = list(stored)
@@ -195,6 +195,18 @@ def test_pieces_of_any_length_are_folded_as_torch_folds_them(length: int) -> Non
     assert made.made == 1
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 11, 32])
+@pytest.mark.parametrize("columns", [64, 70, 2049])
+def test_columns_of_any_length_are_summed_as_torch_sums_them(rows: int, columns: int) -> None:
+    """In pieces of as many rows as there are, or as a piece has, and what is left."""
+    shape = (rows if columns > 1000 else 1000 + rows, columns)
+    stored = entries(shape, [BF16, BF16])
+    chain = chain_of([("widen", {})], shape, 1)
+    made = Loops(Memory(stored), Buffers(), chain.entries, True)  # type: ignore[arg-type]
+    measure_both(made, chain, output_of(shape, stored, True, "BF16"), stored, True, 1)
+    assert made.made == 1, made.reasons
+
+
 @pytest.fixture
 def old_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Builds for the oldest processors of this family."""
@@ -204,7 +216,7 @@ def old_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(loops, "_COMPILER", compiler.Compiler())
 
 
-@pytest.mark.parametrize("name", ["dare", "slerp", "ties"])
+@pytest.mark.parametrize("name", ["dare", "slerp", "ties", "pcb"])
 @pytest.mark.usefixtures("old_processor")
 def test_bits_do_not_depend_on_the_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "LEAST_SAMPLED", 1)
@@ -223,15 +235,15 @@ RANKING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "values"), RANKING.items())
+@pytest.mark.parametrize(("name", "settings"), RANKING.items())
 def test_a_guess_finds_the_value_that_counting_finds(
-    name: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loops, "LEAST_SAMPLED", 1)
     shape = (300_001,)
     stored = entries(shape, [BF16] * 4)
     method = next(method for method in METHODS if method.name == name)
-    chain = chain_of(steps_of(method, values), shape, 3)
+    chain = chain_of(steps_of(method, settings), shape, 3)
     output = output_of(shape, stored, True, "BF16")
     made = Loops(Memory(stored), Buffers(), chain.entries, True)  # type: ignore[arg-type]
     tasks = [task for task in chain.tasks if task.due(1)]
@@ -240,6 +252,14 @@ def test_a_guess_finds_the_value_that_counting_finds(
     for first, size in ((0, 100_000), (100_000, 200_001)):
         rooms = windows._rooms(places(stored, first), first, size)
         assert rooms is not None
+        left = iter(rooms)
+        block = block_of(chain, stored, True, first, size)
+        for (_, values), sought in zip(chain.quantities(block, tasks), windows.sought, strict=True):
+            for value, each in zip(values, sought.windows, strict=True):
+                for window in dict.fromkeys(each):
+                    assert counted(next(left))[0] == found_in(value, window)[0]
+            for value in values if sought.nonzero else ():
+                assert int(next(left)[0]) == int(value.count_nonzero())
         left = iter(rooms)
         for sought in windows.sought:
             sought.take(left)
@@ -374,6 +394,20 @@ def test_an_entry_that_is_not_finite_is_left_to_the_eager_code(bad: float) -> No
     assert writing is not None
     assert writing._made(places(stored, 0), 0, 5000) is None
     assert writing._made(places(stored, 0), 0, 4321) is not None
+
+
+def test_what_plays_no_part_is_not_read() -> None:
+    """It may lie in a file that cannot be read."""
+    stored, nowhere = entries((5000,), [BF16, BF16]), Place(1 << 20, 0, 0)
+    chain = chain_calling(chain_of([("linear", {})], (5000,), 2), lambda group: group.sources[1].clone())
+    made = Loops(Memory(stored), Buffers(), 5000, True)  # type: ignore[arg-type]
+    writing = made.writing(chain, output_of((5000,), stored, False, "BF16"))
+    assert writing is not None
+    lying = places(stored, 0)
+    found = writing._made([nowhere, lying[1]], 0, 5000)
+    assert found is not None
+    assert torch.equal(bits(found), bits(stored[1]))
+    assert writing._made([lying[0], nowhere], 0, 5000) is None
 
 
 def test_following_ends_with_the_block() -> None:

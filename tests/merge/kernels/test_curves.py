@@ -1,6 +1,6 @@
 import torch
 
-from merge.kernels.curves import decay, tanh
+from merge.kernels.curves import beyond, decay, power, tanh
 
 
 def test_decay_is_the_exponential_to_twelve_digits() -> None:
@@ -10,6 +10,24 @@ def test_decay_is_the_exponential_to_twelve_digits() -> None:
         assert float(((found - wanted) / wanted).abs().max()) < 1e-10
         assert bool((found.diff() <= 0).all())
     assert decay(torch.zeros(3, dtype=torch.float64), 0.0).tolist() == [1.0] * 3
+
+
+def test_power_is_the_exponential_to_nine_digits() -> None:
+    for most in (0.1, 1.0, 3.0, 16.0):
+        values = torch.linspace(-most, most, 4001, dtype=torch.float64)
+        assert float((power(values, most) / torch.exp(values) - 1).abs().max()) < 3e-11 * (1 + most)
+
+
+def test_what_goes_beyond_the_linear_is_exact_relative_to_its_value() -> None:
+    for most in (1 / 16, 1.0):
+        values = torch.cat(
+            [torch.logspace(-100, 0, 4000, dtype=torch.float64) * most, torch.zeros(1).double()]
+        )
+        values = torch.cat([values, -values])
+        plain = torch.expm1(values) - values
+        wanted = torch.where(values.abs() < 1e-4, values**2 / 2 + values**3 / 6 + values**4 / 24, plain)
+        found = beyond(values, most)
+        assert float(((found - wanted) / torch.where(wanted == 0, 1, wanted)).abs().max()) < 1e-9
 
 
 def test_tanh_is_exact_relative_to_its_value_from_the_smallest_to_the_largest() -> None:
@@ -47,5 +65,7 @@ def test_inputs_are_left_alone() -> None:
     values = torch.linspace(0, 5, 100, dtype=torch.float64)
     before = values.clone()
     decay(values, 5.0)
+    power(values, 5.0)
+    beyond(values, 1.0)
     tanh(values)
     assert torch.equal(values, before)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from merge.kernels.divergence import row_divergence
+from merge.kernels.divergence import divergence, divergence_terms
+from merge.kernels.reduce import piece_sums
 from tests.merge.whole import merge_one
 
 
@@ -13,20 +14,47 @@ def fuse(base: torch.Tensor, source: torch.Tensor, **settings: object) -> torch.
     return merge_one([("arcee_fusion", settings)], base, [source])
 
 
-def test_divergence_by_hand() -> None:
+def row_divergence(ours: torch.Tensor, theirs: torch.Tensor, most: float, apart: float) -> torch.Tensor:
+    """Of each row; as far as its numbers are said to go."""
+    return divergence(
+        [piece_sums(term, ours.shape[1]) for term in divergence_terms(ours, theirs, most, apart)]
+    )
+
+
+BY_SUMS, BY_DEFINITION = (1.0, 1.0), (1.0, 9.0)
+"""How far numbers and changes may go: as far as the three sums are taken, and beyond."""
+
+
+@pytest.mark.parametrize("far", [BY_SUMS, BY_DEFINITION])
+def test_divergence_by_hand(far: tuple[float, float]) -> None:
     """(3/4, 1/4) against (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2)."""
-    ours, theirs = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)
+    half = math.log(3.0) / 2
+    ours, theirs = torch.tensor([[half, -half]]), torch.zeros(1, 2)
     wanted = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert float(row_divergence(ours, theirs)) == pytest.approx(wanted, rel=1e-7)
+    assert float(row_divergence(ours, theirs, *far)) == pytest.approx(wanted, rel=1e-7)
 
 
-def test_divergence_of_almost_equal_rows_is_not_drowned_in_rounding() -> None:
+@pytest.mark.parametrize("far", [BY_SUMS, BY_DEFINITION])
+def test_divergence_of_almost_equal_rows_is_not_drowned_in_rounding(far: tuple[float, float]) -> None:
     """To second order it is half the variance of the change: here a change of 1e-6 in one of 1000 entries."""
     theirs = torch.zeros(1, 1000, dtype=torch.float64)
     ours = theirs.clone()
     ours[0, 0] = 1e-6
-    assert float(row_divergence(ours, theirs)) == pytest.approx(0.5e-12 * 0.001 * 0.999, rel=1e-2)
-    assert float(row_divergence(theirs, theirs)) == 0.0
+    assert float(row_divergence(ours, theirs, *far)) == pytest.approx(0.5e-12 * 0.001 * 0.999, rel=1e-2)
+    assert float(row_divergence(theirs, theirs, *far)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("size", "change"), [(0.02, 1e-3), (1.0, 0.05), (2.5, 0.15), (60.0, 0.1), (1.0, 5.0)]
+)
+def test_divergence_agrees_with_the_definition_at_any_size(size: float, change: float) -> None:
+    generator = torch.Generator().manual_seed(6)
+    theirs = torch.randn(5, 700, generator=generator) * size
+    ours = theirs + torch.randn(5, 700, generator=generator) * change
+    far = float(torch.maximum(ours.abs(), theirs.abs()).max()), float((ours - theirs).abs().max())
+    p, q = (rows.double().log_softmax(dim=1) for rows in (ours, theirs))
+    wanted = (p.exp() * (p - q)).sum(dim=1)
+    assert torch.allclose(row_divergence(ours, theirs, *far), wanted, rtol=1e-8, atol=1e-15)
 
 
 def test_worked_example() -> None:
