@@ -50,12 +50,18 @@ def as_sent(recipe: Mapping[str, Any], order: SearchRequest) -> dict[str, Any]:
     """The recipe of a search as it was ordered, with the models of ``recipe``: that is its plan's, pinned,
     and at the point where the search begins.
     """
-    own = order.recipe.model_dump(mode="json")
+    return _with_settings(recipe, order.recipe.model_dump(mode="json"))
+
+
+def _with_settings(pinned: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The models of one recipe and of its stages, and everything that may vary from the other."""
     sources = [
-        {**pinned, "weight": each["weight"], "settings": each["settings"]}
-        for pinned, each in zip(recipe["sources"], own["sources"], strict=True)
+        {**source, "weight": each["weight"], "settings": each["settings"]}
+        for source, each in zip(pinned["sources"], own["sources"], strict=True)
     ]
-    return {**recipe, "sources": sources, "steps": own["steps"], "overrides": own["overrides"]}
+    stages = {name: _with_settings(pinned["stages"][name], each) for name, each in own["stages"].items()}
+    found = {**pinned, "sources": sources, "steps": own["steps"], "overrides": own["overrides"]}
+    return found | ({"stages": stages} if stages else {})
 
 
 def searched(job: Job) -> SearchRequest:

@@ -6,7 +6,8 @@ Loads without numpy, so that a search can be checked where it is ordered.
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -18,6 +19,9 @@ Point = dict[str, Any]
 Path = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 MOST_DIMENSIONS = 64
+_STAGE = re.compile(r"stages\.(?P<name>[^.]+)\.(?P<rest>.+)")
+_WHOLE = re.compile(r"(stages\.[^.]+\.)?(sources|steps)\.[^.]*")
+"""A source or a step as a whole."""
 
 
 class Part(BaseModel):
@@ -32,6 +36,7 @@ class Dimension(Part):
     ``at`` is where in the recipe: ``sources.<id>.weight``, ``sources.<id>.settings.<setting>``,
     ``steps.<method or number>.<setting>``, ``overrides.<number>.settings.<setting>``. Several places get the
     same value. ``sources.<id>`` or ``steps.<method>`` alone is a choice between being there and not.
+    ``stages.<name>.`` before any of these means that stage's.
     Numbers lie between ``low`` and ``high``; on a logarithmic scale with ``log``; ``points`` of them make a
     curve over the depth. ``values`` are choices in order. ``where`` (a glob on tensors, ``class:norm``,
     ``layer:0-7``) limits a step's setting to these tensors. ``start`` is where methods begin that begin
@@ -74,9 +79,7 @@ class Dimension(Part):
     @property
     def switches(self) -> bool:
         """Whether it takes whole sources or steps in and out."""
-        return all(
-            place.count(".") == 1 and place.startswith(("sources.", "steps.")) for place in self.places
-        )
+        return all(_WHOLE.fullmatch(place) for place in self.places)
 
     @property
     def choices(self) -> tuple[Any, ...] | None:
@@ -219,24 +222,30 @@ class Space(Part):
                 if dimension.switches:
                     gone += [] if point[name] else [found]
                 elif dimension.where:
-                    _limited(document, found, dimension.where, point[name])
+                    _limited(found, dimension.where, point[name])
                 else:
                     found.body[found.key] = _plain(point[name])
-        for key in ("sources", "steps"):
-            bodies = [id(each.part) for each in gone if each.key_of == key]
-            if bodies:
-                document[key] = [part for part in document[key] if id(part) not in bodies]
-            if not document[key]:
-                raise SpaceInvalid(f"at this point no {key} are left", "/space")
+        _take_out(gone)
         return document
 
 
 @dataclass(frozen=True)
 class _Place:
+    """``key`` of ``body``, which is, or is in, a ``part`` of what ``key_of`` lists in ``recipe``."""
+
+    recipe: dict[str, Any]
     key_of: str
     part: dict[str, Any]
     body: dict[str, Any]
     key: str
+
+
+def _take_out(gone: Iterable[_Place]) -> None:
+    for each in gone:
+        kept = [part for part in each.recipe[each.key_of] if part is not each.part]
+        if not kept:
+            raise SpaceInvalid(f"at this point no {each.key_of} are left", "/space")
+        each.recipe[each.key_of] = kept
 
 
 def _plain(value: Any) -> Any:
@@ -244,24 +253,37 @@ def _plain(value: Any) -> Any:
 
 
 def _find(document: dict[str, Any], text: str, pointer: str) -> _Place:
-    group, _, rest = text.partition(".")
+    recipe, own = document, text
+    if staged := _STAGE.fullmatch(text):
+        recipe, own = _stage(document, staged["name"], text, pointer), staged["rest"]
+    group, _, rest = own.partition(".")
     name, _, tail = rest.partition(".")
     if group not in ("sources", "steps", "overrides") or not name:
         raise SpaceInvalid(
             f"{text!r} is no place in a recipe; write sources.<id>.weight, steps.<method>.<setting> "
-            "or overrides.<number>.settings.<setting>",
+            "or overrides.<number>.settings.<setting>, in a stage with stages.<name>. before it",
             pointer,
         )
-    part = _part(document, group, name, text, pointer)
+    part = _part(recipe, group, name, text, pointer)
     if not tail and group != "overrides":
-        return _Place(group, part, part, "")
+        return _Place(recipe, group, part, part, "")
     if group == "steps":
-        return _Place(group, part, part, tail)
+        return _Place(recipe, group, part, part, tail)
     if group == "sources" and tail == "weight":
-        return _Place(group, part, part, "weight")
+        return _Place(recipe, group, part, part, "weight")
     if tail.startswith("settings.") and tail != "settings.":
-        return _Place(group, part, part.setdefault("settings", {}), tail.removeprefix("settings."))
+        return _Place(recipe, group, part, part.setdefault("settings", {}), tail.removeprefix("settings."))
     raise SpaceInvalid(f"{text!r}: write {group}.{name}.settings.<setting> to vary a setting there", pointer)
+
+
+def _stage(document: dict[str, Any], name: str, text: str, pointer: str) -> dict[str, Any]:
+    stages: dict[str, dict[str, Any]] = document.get("stages") or {}
+    if name not in stages:
+        known = ", ".join(stages) or "none"
+        raise SpaceInvalid(
+            f"{text!r}: {name!r} among the stages is not there; the recipe has {known}", pointer
+        )
+    return stages[name]
 
 
 def _part(document: dict[str, Any], group: str, name: str, text: str, pointer: str) -> dict[str, Any]:
@@ -277,8 +299,8 @@ def _part(document: dict[str, Any], group: str, name: str, text: str, pointer: s
     raise SpaceInvalid(f"{text!r}: {name!r} among the {group} {what}", pointer)
 
 
-def _limited(document: dict[str, Any], place: _Place, where: str, value: Any) -> None:
+def _limited(place: _Place, where: str, value: Any) -> None:
     if place.key_of != "steps":
         raise SpaceInvalid("where limits a step's setting: at must be steps.<method>.<setting>", "/space")
     name = f"{place.part['method']}.{place.key}"
-    document.setdefault("overrides", []).append({"match": where, "settings": {name: _plain(value)}})
+    place.recipe.setdefault("overrides", []).append({"match": where, "settings": {name: _plain(value)}})

@@ -38,6 +38,7 @@ FIELDS = {
 }
 """Which input is meant by what begins with a pointer."""
 IN_RECIPE = ("/recipe", "/base", "/sources", "/steps", "/overrides", "/dtype")
+_OBJECTIVE = re.compile(r"(?P<set>[^\s@]\S*)(\s+(?P<metric>[^\s@]\S*))?(\s+@(?P<member>\S+))?")
 _SET = re.compile(r"/evaluate/sets/(\d+)/(name|kind|data|limit|settings)")
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -112,9 +113,17 @@ class Wanted:
             return {}
 
     def _objectives(self) -> list[dict[str, str]]:
-        """One a line: the name of a set, and a metric if it is not the first of its kind."""
-        lines = [line.split() for line in self.texts["objectives"].splitlines() if line.strip()]
-        return [dict(zip(("set", "metric"), line, strict=False)) for line in lines]
+        """One a line: the name of a set, a metric if it is not the first of its kind, and ``@`` with the
+        member of a bundle.
+        """
+        found = []
+        for line in filter(None, map(str.strip, self.texts["objectives"].splitlines())):
+            read = _OBJECTIVE.fullmatch(line)
+            if read is None:
+                self.wrong["objectives"] = f"{line[:60]!r} is no objective. Write: set metric @member."
+            else:
+                found.append({name: said for name, said in read.groupdict().items() if said})
+        return found
 
     def _number(self, name: str) -> int | None:
         text = self.texts[name]

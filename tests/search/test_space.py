@@ -120,6 +120,41 @@ def test_nothing_left_to_merge_is_refused() -> None:
         space.place(RECIPE, {"a": False, "b": False})
 
 
+STAGED = Recipe.model_validate(
+    {
+        "stages": {"mix": {"base": "o/base", "sources": ["o/a", "o/b"], "steps": ["dare", "ties"]}},
+        "sources": ["stage:mix", "o/c"],
+        "steps": ["linear"],
+    }
+).model_dump(mode="json")
+
+
+def test_settings_sources_and_steps_of_a_stage_vary_as_those_of_a_recipe() -> None:
+    asked: dict[str, Any] = {
+        "density": {"at": "stages.mix.steps.ties.density", "low": 0, "high": 1},
+        "norms": {"at": "stages.mix.steps.ties.scale", "where": "class:norm", "low": 0, "high": 1},
+        "say": {"at": ["stages.mix.sources.0.weight", "sources.1.weight"], "low": 0, "high": 2},
+        "dare": {"at": "stages.mix.steps.dare"},
+    }
+    space = Space.model_validate({"dimensions": asked})
+    assert space.dimensions["dare"].switches and not space.dimensions["say"].switches
+    point = {"density": 0.4, "norms": 0.5, "say": 1.5, "dare": False}
+    made = Recipe.model_validate(space.place(STAGED, point))
+    mix = made.stages["mix"]
+    assert [(step.method, step.settings) for step in mix.steps] == [("ties", {"density": 0.4})]
+    assert [each.settings for each in mix.overrides] == [{"ties.scale": 0.5}] and not made.overrides
+    assert [each.weight for each in (mix.sources[0], made.sources[1])] == [1.5, 1.5]
+    assert [step.method for step in made.steps] == ["linear"]
+    both = {"a": {"at": "stages.mix.sources.0"}, "b": {"at": "stages.mix.sources.1"}}
+    with pytest.raises(SpaceInvalid, match="no sources are left"):
+        Space.model_validate({"dimensions": both}).place(STAGED, {"a": False, "b": False})
+    away = Space.model_validate(
+        {"dimensions": {"x": {"at": "stages.mx.steps.ties.density", "low": 0, "high": 1}}}
+    )
+    with pytest.raises(SpaceInvalid, match="'mx' among the stages is not there; the recipe has mix"):
+        away.place(STAGED, {"x": 0.5})
+
+
 def test_a_recipe_stands_where_its_own_settings_are_and_nowhere_if_one_is_not_in_the_space() -> None:
     curve = {"at": "steps.ties.scale", "low": 0, "high": 2, "points": 3}
     asked: dict[str, Any] = {

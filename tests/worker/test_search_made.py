@@ -80,6 +80,18 @@ def test_mixtures_are_written_told_and_score_as_they_do_when_they_are_merged(flo
     assert left(floor) == [] and job.plan["estimate"]["disk_bytes"] > told["bytes"]
 
 
+def test_settings_of_a_stage_are_searched_and_the_stage_as_sent_is_told(floor: Floor) -> None:
+    stage = {"base": "team/base", "sources": ["team/expert1", "team/expert2"], "steps": ["task_arithmetic"]}
+    scale = {"at": "stages.mean.steps.task_arithmetic.scale", "values": [0.5, 1.5]}
+    plan = {"stages": {"mean": stage}, "base": None, "sources": ["stage:mean"], "steps": ["passthrough"]}
+    job = ran(floor, asked(floor, search(floor, {"space": {"scale": scale}}, **plan)))
+    assert job.result is not None and len(set(values(floor, job))) == 3
+    assert [row.point for row in rows(floor, job)] == [{"scale": 0.5}, {"scale": 1.5}, {}]
+    evaluate = {"sets": order(floor)["evaluate"]["sets"], "parents": False}
+    best = {"kind": "merge", "recipe": job.result["best"]["recipe"], "evaluate": evaluate}
+    assert job.result["best"]["values"] == [-scored(floor, asked(floor, best))]
+
+
 def test_a_bundle_s_member_scores_as_it_does_when_it_is_given_back(floor: Floor) -> None:
     objectives = [{"set": "texts", "member": "b"}, {"set": "texts"}]
     wanted = search(floor, {"objectives": objectives}, result=BUNDLE)

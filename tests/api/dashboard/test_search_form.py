@@ -63,6 +63,20 @@ def test_what_is_wanted_of_a_front_and_the_seed_go_with_the_order(site: Site) ->
         assert f'id="{name}-hint"' in again
 
 
+def test_an_objective_may_name_a_member_of_a_bundle(site: Site) -> None:
+    form = filled(site.sign_in(), objectives="texts perplexity @a\n\ntexts @b")
+    bundle = {"recipe": form["recipe"] + "result: {form: bundle, kind: tall}\n"}
+    answer = site.post("/jobs/search", None, **form | bundle)
+    assert answer.status_code == 303, answer.text
+    with site.begin() as session:
+        job = jobs.of_tenant(
+            session, site.caller.tenant_id, answer.headers["location"].removeprefix("/jobs/")
+        )
+        assert job is not None
+        asked = [(each["set"], each["metric"], each["member"]) for each in job.spec["search"]["objectives"]]
+        assert asked == [("texts", "perplexity", "a"), ("texts", None, "b")]
+
+
 @pytest.mark.parametrize(
     ("field", "typed", "said"),
     [
@@ -90,6 +104,9 @@ def test_what_is_wanted_of_a_front_and_the_seed_go_with_the_order(site: Site) ->
         ("reference", "nan", "finite number"),
         ("objectives", "other", "an objective names the set"),
         ("objectives", "texts accuracy", "does not measure"),
+        ("objectives", "texts perplexity more", "is no objective"),
+        ("objectives", "@a", "is no objective"),
+        ("objectives", "texts @a", "only a bundle has members"),
         ("evaluate-0-where", "", "nothing to search by"),
         ("evaluate-0-settings", "windw: 3", "windw"),
     ],
