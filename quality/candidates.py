@@ -38,7 +38,9 @@ NOT_A_MERGE: Mapping[str, str] = {
 }
 
 
-VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (("wudi", {"filter": "auto"}),)
+"""Methods for whole models that are tried with other settings than their defaults, too."""
+ADAPTER_VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("core_space", {"rule": "sum"}),
     ("core_space", {"rule": "iso"}),
     ("core_space", {"rule": "tsv_iso"}),
@@ -47,7 +49,7 @@ VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("lora_lego", {"features": "normalized"}),
     ("lora_lego", {"units": "singular"}),
 )
-"""Methods for adapters that are tried with other settings than their defaults, too."""
+"""The same of methods for adapters."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ class Candidate:
 
 def candidates(sources: int, *, adapters: bool = False) -> Iterator[Candidate | tuple[str, str]]:
     """A candidate for every method of the catalogue, or its name and why it cannot be run on so many
-    sources; of ``adapters``, variants of some besides.
+    sources; then variants of some.
     """
     for name, entry in catalogue().items():
         beside = None if adapters else _of_adapters(entry)
         why_not = NOT_A_MERGE.get(name) or beside or _too_few(entry, sources)
         yield (name, why_not) if why_not else candidate(name)
-    for name, settings in VARIANTS if adapters else ():
+    for name, settings in ADAPTER_VARIANTS if adapters else VARIANTS:
         yield replace(candidate(name, settings={name: settings}), variant=told(settings))
 
 
