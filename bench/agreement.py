@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merge.__main__ import index_models, model_folders
+from merge.local import index_models, model_folders
 from merge.mergekit import read_recipe
 from merge.plan import make_plan
 from merge.run import run

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.agreement import HERE
-from merge.__main__ import index_models, model_folders
 from merge.arch.rope import Spin
+from merge.local import index_models, model_folders
 from merge.mergekit import read_recipe
 from merge.plan import make_plan
 from merge.recipe import Recipe, recipe_from

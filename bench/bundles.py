@@ -17,8 +17,8 @@ from statistics import median
 from typing import Any
 
 from bench.family import EXPERTS, make_adapters, make_family
-from merge.__main__ import index_models, model_folders
 from merge.bundle.recipe import member_of_folder
+from merge.local import index_models, model_folders
 from merge.methods import load
 from merge.plan import make_plan
 from merge.recipe import Recipe, recipe_from

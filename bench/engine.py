@@ -288,7 +288,7 @@ def _watch(pid: int, peaks: list[int], done: threading.Event) -> None:
 
 def _child(options: argparse.Namespace) -> None:
     """One merge in this process: says when it is ready, waits for a word, and tells the seconds."""
-    from merge.__main__ import index_models, model_folders
+    from merge.local import index_models, model_folders
     from merge.methods import load
     from merge.plan import make_plan
     from merge.recipe import recipe_from

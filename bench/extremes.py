@@ -19,8 +19,8 @@ import torch
 
 from bench.engine import rss_anon
 from bench.family import EXPERTS, SHARD_BYTES, write_config, write_model
-from merge.__main__ import index_models, model_folders
 from merge.checkpoint.layout import index_file, index_json, plan_shards
+from merge.local import index_models, model_folders
 from merge.methods import load
 from merge.plan import make_plan
 from merge.recipe import recipe_from

@@ -110,8 +110,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _search(order: SearchRequest, root: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    from merge.__main__ import index_models, model_folders
     from merge.gather import gather  # torch and transformers, which a wrong file does not wait for
+    from merge.local import index_models, model_folders
     from worker.candidates import Bench, Nothing
     from worker.device import free_memory
     from worker.makers import Ground, Sets

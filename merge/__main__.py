@@ -18,15 +18,13 @@ from merge.append import Joining, append_to_folder
 from merge.bundle.command import add_routing
 from merge.bundle.recipe import OUTPUT_DTYPES, member_of_folder
 from merge.catalog import FOLDER
-from merge.checkpoint.index import ModelIndex, attach, index_adapter_folder, index_folder
 from merge.contract.informed import JOINT
 from merge.errors import FindingsError, MergeError
 from merge.learn.command import add_measure
+from merge.local import index_models, model_folders
 from merge.mergekit import read_file
-from merge.plan import Plan, collector_at_rest, make_plan
+from merge.plan import Plan, make_plan
 from merge.presets import entry, listing
-from merge.recipe import Recipe
-from merge.recipe_stages import ADAPTER, leaves
 from merge.show import measuring_bar, plan_tables, progress_bar
 
 GIB = 1 << 30
@@ -117,26 +115,6 @@ def count_of(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of threads; write 1 to 1024")
     return int(text)
-
-
-def model_folders(recipe: Recipe, root: Path) -> dict[str, Path]:
-    """Where each model of a recipe lies; names are relative to ``root``, the recipe's own folder."""
-    paths = {each.role: root / each.name for each in leaves(recipe)}
-    return {key: path.parent if path.is_file() else path for key, path in paths.items()}
-
-
-@collector_at_rest()
-def index_models(recipe: Recipe, root: Path) -> dict[str, ModelIndex]:
-    """Every model of a recipe as its headers describe it, adapters attached."""
-    found: dict[str, ModelIndex] = {}
-    for each in leaves(recipe):
-        if each.is_adapter:
-            model = each.role.removesuffix(ADAPTER)
-            adapter = index_adapter_folder(root / each.name, each.name)
-            found[model] = attach(found[model], adapter, each.member)
-        else:
-            found[each.role] = index_folder(root / each.name, each.name)
-    return found
 
 
 def _planned(options: argparse.Namespace) -> tuple[Plan, Path]:

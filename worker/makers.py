@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from merge.__main__ import index_models, model_folders
 from merge.bundle.recipe import member_of_folder
 from merge.in_memory import InMemory
+from merge.local import index_models, model_folders
 from merge.plan import Plan, make_plan
 from merge.recipe import Recipe, recipe_from
 from merge.run import run

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from merge.__main__ import index_models, model_folders
+from merge.local import index_models, model_folders
 from merge.plan import make_plan
 from merge.recipe import recipe_from
 from merge.run import run

@@ -9,8 +9,8 @@ from jobs.candidates import Way, told, way_of
 from jobs.errors import RequestInvalid
 from jobs.planning import Planned
 from jobs.request import SearchRequest, read_order
-from merge.__main__ import index_models
 from merge.errors import PlanRefused
+from merge.local import index_models
 from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
 from tests import tiny

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from merge.__main__ import index_models, model_folders
 from merge.chain import Block, Chain
 from merge.items import HANDFUL, Item, in_handfuls
+from merge.local import index_models, model_folders
 from merge.passes import AT_ONCE
 from merge.plan import make_plan
 from merge.recipe import recipe_from

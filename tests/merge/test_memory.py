@@ -15,7 +15,7 @@ MODELS = 9
 WATCHED = """
 import json, sys, threading
 from pathlib import Path
-from merge.__main__ import index_models, model_folders
+from merge.local import index_models, model_folders
 from merge.plan import make_plan
 from merge.recipe import recipe_from
 from merge.run import run

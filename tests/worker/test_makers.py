@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from jobs.candidates import way_of
-from merge.__main__ import index_models, main, model_folders
+from merge.__main__ import main
+from merge.local import index_models, model_folders
 from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
 from scoring.errors import ScoringStopped

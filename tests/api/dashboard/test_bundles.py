@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from jobs import lifecycle
-from merge.__main__ import index_models, model_folders
+from merge.local import index_models, model_folders
 from merge.plan import make_plan
 from merge.recipe import recipe_from
 from merge.run import run

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merge.__main__ import index_models, main, model_folders
+from merge.__main__ import main
+from merge.local import index_models, model_folders
 from merge.plan import make_plan
 from merge.recipe import recipe_from
 from merge.report import Report

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from merge.__main__ import index_models, model_folders
+from merge.local import index_models, model_folders
 from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
 from merge.report import Report
