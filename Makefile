@@ -74,6 +74,7 @@ bench/.mergekit/bin/mergekit-yaml:
 
 eval: bench/.eval/bin/lm-eval  ## lm-evaluation-harness in an environment of its own, beside our own scorers
 	bench/.eval/bin/python -m tests.scoring.harness.real
+	bench/.eval/bin/python -m tests.scoring.harness.real_search
 
 bench/.eval/bin/lm-eval:
 	$(PYTHON) -m venv bench/.eval

@@ -66,6 +66,13 @@ class Settings(BaseSettings):
         24 * 3600, ge=0, description="Work folders of unfinished jobs are kept so long for a retry"
     )
 
+    keep_scores_seconds: float = Field(
+        90 * 24 * 3600, ge=0, description="Known scores that no job has used for so long are forgotten"
+    )
+    keep_deliveries_seconds: float = Field(
+        30 * 24 * 3600, ge=0, description="Delivered and given up webhook messages are listed so long"
+    )
+
     webhook_allow_http: bool = False
     webhook_allow_networks: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="CIDRs webhooks may reach although not public"

@@ -14,6 +14,7 @@ from api.openapi import document
 from api.routes import (
     datasets,
     events,
+    fronts,
     health,
     jobs,
     keys,
@@ -29,7 +30,7 @@ from jobs.planning import Planner
 from settings import Settings
 
 VERSION = "1.0.0"
-ROUTES = (jobs, plans, events, results, methods, webhooks, keys, datasets, statistics, usage, health)
+ROUTES = (jobs, plans, events, results, fronts, methods, webhooks, keys, datasets, statistics, usage, health)
 
 
 def create_app(settings: Settings, planner: Planner | None = None) -> FastAPI:
@@ -75,13 +76,9 @@ def from_environment() -> FastAPI:
 
 
 def make_planner(settings: Settings) -> Planner:
-    """A planner that asks the configured Hub; every tenant has a cache folder of its own."""
-
-    def hub(tenant: str, token: str | None) -> Hub:
-        return Hub(settings.hub_endpoint, token, settings.data_dir / "plans" / tenant)
-
+    """A planner that asks the configured Hub."""
     return Planner(
-        hub,
+        lambda _tenant, token: Hub(settings.hub_endpoint, token),
         settings.model_roots,
         settings.memory_budget_bytes,
         data_bytes=settings.max_calibration_bytes,

@@ -177,8 +177,15 @@ def field_errors(details: Sequence[Any], place: str | None = None) -> list[dict[
         where = place or (str(location.pop(0)) if location else "body")
         inside = getattr((each.get("ctx") or {}).get("error"), "pointer", "")
         pointer = pointer_of(location) + inside
-        found.append({"in": where, "pointer": pointer, "code": each["type"], "detail": str(each["msg"])})
-    return found
+        detail = str(each["msg"]).removeprefix("Value error, ")
+        found.append({"in": where, "pointer": pointer, "code": each["type"], "detail": detail})
+    return [each for each in found if not _follows(each, found)]
+
+
+def _follows(error: Mapping[str, Any], errors: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list is only too short because items of it are wrong, which is told."""
+    inside = error["pointer"] + "/"
+    return error["code"] == "too_short" and any(each["pointer"].startswith(inside) for each in errors)
 
 
 def from_validation(details: Sequence[Any], place: str | None = None) -> Problem:

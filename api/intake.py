@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
@@ -69,6 +70,13 @@ class Key:
 
     key: str
     hashed: str
+
+
+def key_of(request: Request, key: str | None, asked: Any) -> Key | None:
+    """The idempotency key of a request that asks for ``asked`` (plain data, or a body's bytes), if any."""
+    if key is None:
+        return None
+    return Key(key, idempotency.request_hash(request.method, request.url.path, asked))
 
 
 def read_json(raw: bytes) -> Order:

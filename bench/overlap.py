@@ -70,7 +70,7 @@ class Bench:
 
     def client(self) -> Hub:
         """As the job sees the Hub."""
-        return Hub(self.hub.url, TOKEN, self.folder / "cache")
+        return Hub(self.hub.url, TOKEN)
 
     def pull(self) -> None:
         """All three models, with the checks of a download."""

@@ -83,6 +83,14 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     search.add_argument("--memory", type=_size, default=1 << 30, help="for the merge (default 1GiB)")
     search.add_argument("--threads", type=int, default=1)
     search.add_argument("--device", default="cpu")
+    front = _add(
+        commands, "front", run_front, "show the front that a search found, or the recipe of one of its points"
+    )
+    front.add_argument("folder", type=Path, help="the --out of the search")
+    point = front.add_mutually_exclusive_group()
+    point.add_argument("--preference", help="one number an objective, such as 2,1: the point that suits")
+    point.add_argument("--place", type=int, help="the point in this place")
+    front.add_argument("--among", choices=("measured", "predicted"), default="measured")
     translate = _add(commands, "translate", run_translate, "show a mergekit configuration in our form")
     translate.add_argument("config", type=Path)
     translate.add_argument("--json", action="store_true", help="as JSON, with every default")
@@ -168,9 +176,16 @@ def run_convert(options: argparse.Namespace, _settings: Settings) -> int:
     return 0
 
 
-def run_search(options: argparse.Namespace, _settings: Settings) -> int:
+def run_search(options: argparse.Namespace, settings: Settings) -> int:
     """`mergery search`"""
     from cli.search import run
+
+    return run(options, settings.hub_endpoint)
+
+
+def run_front(options: argparse.Namespace, _settings: Settings) -> int:
+    """`mergery front`"""
+    from cli.front import run
 
     return run(options)
 

@@ -84,18 +84,18 @@ def read(file: Path) -> SearchRequest:
         ]
         raise CliError(f"{file} cannot be searched: {'; '.join(wrong)}") from None
     for each in order.evaluation_sets:
-        if each.data is None or each.data.path is None:
+        if each.data is not None and each.data.path is None:
             raise CliError(f"the set {each.name!r} needs data.path: without a service, sets are files")
     return order
 
 
-def run(options: argparse.Namespace) -> int:
-    """Searches, keeps every trial, and prints the best recipe as YAML, to be merged or ordered."""
-    import yaml
-
+def run(options: argparse.Namespace, hub_endpoint: str) -> int:
+    """Searches, keeps every trial, and prints the best recipe as YAML, to be merged or ordered. The Hub is
+    only asked for the data of built-in tasks of lm_eval.
+    """
     order, root = read(options.file), options.file.parent
     out: Path = options.out or options.file.with_suffix(".search")
-    found = _search(order, root, out, options)
+    found = _search(order, root, out, options, hub_endpoint)
     (out / FOUND).write_text(json.dumps(found, indent=1), encoding="utf-8")
     best = found["best"]
     said = ", ".join(f"{value:.6g}" for value in best["values"])
@@ -104,12 +104,27 @@ def run(options: argparse.Namespace) -> int:
         f"best: trial {best['number']} with {said} (as it was sent: {sent}); everything is in {out}",
         file=sys.stderr,
     )
-    recipe = Recipe.model_validate(best["recipe"]).model_dump(mode="json", exclude_defaults=True)
-    print(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), end="")
+    if said := found["notes"].get("surrogate"):
+        print(said, file=sys.stderr)
+    if found["front"] or found["predicted"]:
+        volume = f", hypervolume {found['hypervolume']['value']:.6g}" if found["hypervolume"] else ""
+        told = f"front: {len(found['front'])} measured points, {len(found['predicted'])} predicted{volume}"
+        print(f"{told}; `mergery front {out}` lists them and gives any of their recipes", file=sys.stderr)
+    print(printed(best["recipe"]), end="")
     return 0
 
 
-def _search(order: SearchRequest, root: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+def printed(recipe: Mapping[str, Any]) -> str:
+    """A recipe as YAML, without what is so by default."""
+    import yaml
+
+    plain = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _search(
+    order: SearchRequest, root: Path, out: Path, options: argparse.Namespace, hub_endpoint: str
+) -> dict[str, Any]:
     from merge.gather import gather  # torch and transformers, which a wrong file does not wait for
     from merge.local import index_models, model_folders
     from worker.candidates import Bench, Nothing
@@ -122,7 +137,7 @@ def _search(order: SearchRequest, root: Path, out: Path, options: argparse.Names
     models, folders = index_models(recipe, root), model_folders(recipe, root)
     memory, device = options.memory, options.device
     plan = make_plan(recipe, models, budget=memory)
-    way = way_of(plan).within(free_memory(device))
+    way = way_of(plan, order.evaluation_sets).within(free_memory(device))
     bodies = {each.name: _body(each, root) for each in order.evaluation_sets}
     tasks = [_task(each, bodies[each.name]) for each in order.evaluation_sets]
     journal = File(out / TRIALS, _digest(order, models, bodies))
@@ -133,7 +148,16 @@ def _search(order: SearchRequest, root: Path, out: Path, options: argparse.Names
         else {}
     )
     heads = Heads(Subject(folders["base"], {}) if "base" in folders else None, device)
-    ground = Ground(folders, statistics, heads, out / CANDIDATE, device, memory, options.threads)
+    ground = Ground(
+        folders,
+        statistics,
+        heads,
+        out / CANDIDATE,
+        device,
+        memory,
+        options.threads,
+        hub_endpoint=hub_endpoint,
+    )
     if way.why is not None:
         print(f"candidates are written, one at a time: {way.why}", file=sys.stderr)
     with ground.maker(plan, tasks, written=way.why is not None) as maker:
@@ -156,15 +180,16 @@ def _one(bench: Any, journal: File, candidate: Candidate) -> Told:
 
 
 def _body(asked: EvalSet, root: Path) -> bytes:
-    assert asked.data is not None and asked.data.path is not None  # ``read`` has looked
-    return (root / asked.data.path).read_bytes()
+    """The items of a set; a built-in task of lm_eval has none here."""
+    path = asked.data.path if asked.data is not None else None
+    return b"" if path is None else (root / path).read_bytes()
 
 
 def _task(asked: EvalSet, body: bytes) -> Any:
     from scoring.tasks import parse_task
 
-    assert asked.data is not None and asked.data.path is not None
-    file = Path(asked.data.path).name
+    path = asked.data.path if asked.data is not None else None
+    file = asked.name if path is None else Path(path).name
     return parse_task(asked.name, asked.kind, body, file=file, limit=asked.limit, settings=asked.asked)
 
 

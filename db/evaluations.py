@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -53,5 +53,6 @@ def named(session: Session, job_id: str, name: str) -> tuple[Evaluation, Sequenc
 
 def _scores(session: Session, evaluation_ids: Sequence[str]) -> Sequence[EvaluationScore]:
     rows = select(EvaluationScore).where(EvaluationScore.evaluation_id.in_(evaluation_ids))
-    order = (EvaluationScore.subject != "result", EvaluationScore.subject, EvaluationScore.metric)
+    parent = func.split_part(EvaluationScore.subject, ":", 1) != "result"
+    order = (parent, EvaluationScore.subject, EvaluationScore.metric)
     return session.scalars(rows.order_by(*order)).all()

@@ -2,10 +2,22 @@
 
 from sqlalchemy import MetaData
 
-from db.models import artifact, evaluation, idempotency, job, report, score, statistic, tenant, trial, webhook
+from db.models import (
+    artifact,
+    evaluation,
+    front,
+    idempotency,
+    job,
+    report,
+    score,
+    statistic,
+    tenant,
+    trial,
+    webhook,
+)
 from db.models.base import Base
 
-MODULES = (artifact, evaluation, idempotency, job, report, score, statistic, tenant, trial, webhook)
+MODULES = (artifact, evaluation, front, idempotency, job, report, score, statistic, tenant, trial, webhook)
 
 
 def metadata() -> MetaData:

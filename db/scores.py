@@ -1,13 +1,18 @@
 """Queries on scores that are known already."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import select
+from sqlalchemy import CursorResult, delete, exists, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from db.clock import now, seconds
+from db.models.evaluation import EvaluationScore
 from db.models.score import KnownScore
+
+NOTED_SECONDS = 86_400.0
+"""Use is noted at most once in so long."""
 
 
 def put(
@@ -25,3 +30,31 @@ def of_keys(session: Session, tenant_id: str, keys: Collection[str]) -> dict[str
         KnownScore.tenant_id == tenant_id, KnownScore.key.in_(keys)
     )
     return {row.key: row.scores for row in session.execute(rows)}
+
+
+def recall(session: Session, tenant_id: str, keys: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """As ``of_keys``, for whoever goes on with them: they count as used. Rows that somebody else notes at
+    this moment are left to it.
+    """
+    unnoted = (
+        select(KnownScore.key)
+        .where(
+            KnownScore.tenant_id == tenant_id,
+            KnownScore.key.in_(keys),
+            KnownScore.last_used_at < now() - seconds(NOTED_SECONDS),
+        )
+        .with_for_update(skip_locked=True)
+    )
+    noted = update(KnownScore).where(KnownScore.tenant_id == tenant_id, KnownScore.key.in_(unnoted))
+    session.execute(noted.values(last_used_at=now()).execution_options(synchronize_session=False))
+    return of_keys(session, tenant_id, keys)
+
+
+def prune(session: Session, keep_seconds: float) -> int:
+    """Forgets what was of no use for ``keep_seconds``; says how many. What a job's evaluation shows stays
+    with it.
+    """
+    shown = exists().where(EvaluationScore.known_key == KnownScore.key)
+    old = delete(KnownScore).where(KnownScore.last_used_at < now() - seconds(keep_seconds), ~shown)
+    gone = session.execute(old.execution_options(synchronize_session=False))
+    return cast("CursorResult[Any]", gone).rowcount

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, CursorResult, delete, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from db.clock import now, seconds
@@ -283,6 +284,15 @@ def repeat(session: Session, row: WebhookDelivery) -> None:
         .execution_options(synchronize_session=False)
     )
     session.refresh(row)
+
+
+def prune(session: Session, keep_seconds: float) -> int:
+    """Forgets messages older than ``keep_seconds`` that will not be sent again; says how many."""
+    old = delete(WebhookDelivery).where(
+        WebhookDelivery.state != "pending", WebhookDelivery.created_at < now() - seconds(keep_seconds)
+    )
+    gone = session.execute(old.execution_options(synchronize_session=False))
+    return cast("CursorResult[Any]", gone).rowcount
 
 
 def _sent_by(delivery_id: str, attempt: int, owner: str) -> tuple[ColumnElement[bool], ...]:

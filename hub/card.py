@@ -58,7 +58,8 @@ def render_card(
     ``plan_sha256``, ``mergery`` (``engine``, ``device``), ``methods`` (name -> version) and ``files`` (path
     -> ``{"sha256"}``). An adapter has only its base as base model. Each of ``scores`` is ``{"set", "metric",
     "result": number, "stderr"?: number, "parents": {role: number}, "clear"?: [role], "higher_is_better":
-    bool}``; ``clear`` are the parents from which the result surely differs.
+    bool, "differences"?: {role: {"value", "low", "high"}}}``; ``clear`` are the parents from which the result
+    surely differs.
     """
     methods = _methods(manifest)
     parts = [
@@ -70,6 +71,7 @@ def render_card(
         _decoded(manifest),
         _members(manifest),
         _scores_table(scores or ()),
+        _differences_table(scores or ()),
         _recipe(manifest),
         _reproduction(inputs, endpoint),
         _digests(manifest),
@@ -192,7 +194,7 @@ def _scores_table(scores: Sequence[Mapping[str, Any]]) -> str:
         cells = [own, *(_number(parents.get(role)) + ("\\*" if role in clear else "") for role in roles)]
         rows.append(
             (
-                _plain(str(score.get("set", ""))),
+                _set_said(score),
                 f"{_plain(str(score.get('metric', '')))} ({better} is better)",
                 *cells,
             )
@@ -203,6 +205,32 @@ def _scores_table(scores: Sequence[Mapping[str, Any]]) -> str:
     return (
         "## Scores\n\n" + _table(head, rows) + (note if any(score.get("clear") for score in scores) else "")
     )
+
+
+def _set_said(score: Mapping[str, Any]) -> str:
+    """The set of a score; of a bundle, with the member that it is about."""
+    said = _plain(str(score.get("set", "")))
+    return f"{said}, member {_plain(str(score['member']))}" if "member" in score else said
+
+
+def _differences_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    """How the result differs from each parent on the same items."""
+    rows = [
+        (
+            _set_said(score),
+            _plain(str(score.get("metric", ""))),
+            _plain(str(role)),
+            _number(told.get("value")),
+            f"{_number(told.get('low'))} to {_number(told.get('high'))}",
+        )
+        for score in scores
+        for role, told in (score.get("differences") or {}).items()
+        if isinstance(told, Mapping)
+    ]
+    if not rows:
+        return ""
+    head = ("set", "measure", "this model minus", "difference", "95 % interval")
+    return "This model beside each parent, on the same items:\n\n" + _table(head, rows)
 
 
 def _recipe(manifest: Mapping[str, Any]) -> str:

@@ -225,11 +225,11 @@ def _reset_seconds(response: httpx2.Response) -> float | None:
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds) + 1
     after = response.headers.get("retry-after", "")
-    if after.isdigit():
+    if after.isascii() and after.isdigit():
         return float(after)
     try:
         return max(parsedate_to_datetime(after).timestamp() - time.time(), 0.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -72,23 +71,19 @@ class Snapshot:
 
 
 class Hub:
-    """A Hub as one tenant sees it with one token.
+    """A Hub as one token sees it. Nothing is kept here: whatever is asked is asked of the Hub.
 
-    ``cache`` is the tenant's own folder: nothing in it is ever shared, and nothing is read from it before
-    ``pin`` has asked the Hub with this token. ``patience`` is the longest pause in
-    seconds before another try, ``sleep`` makes it.
+    ``patience`` is the longest pause in seconds before another try, ``sleep`` makes it.
     """
 
     def __init__(
         self,
         endpoint: str,
         token: str | None,
-        cache: Path,
         *,
         patience: float = DEFAULT_PATIENCE,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.cache = cache
         self.session = Session(endpoint, token, Patience(patience, sleep))
         self.api = HfApi(endpoint=self.session.endpoint, token=self.session.token)
 
@@ -222,10 +217,6 @@ class Hub:
 
         return self.session.call(label, work)
 
-    def folder(self, snapshot: Snapshot) -> Path:
-        """Where this tenant keeps the files of a snapshot."""
-        return self.cache / f"{snapshot.repo_type}s--{snapshot.repo.replace('/', '--')}" / snapshot.sha
-
     def url(self, snapshot: Snapshot, name: str) -> str:
         """Where a file of the snapshot is served."""
         prefix = "datasets/" if snapshot.repo_type == "dataset" else ""
@@ -237,12 +228,6 @@ class Hub:
             return {}
         with ThreadPoolExecutor(min(THREADS, len(wanted)), thread_name_prefix="hub-read") as pool:
             return dict(zip(wanted, pool.map(fetch, wanted), strict=True))
-
-
-def tenant_cache(root: Path, tenant: str, endpoint: str) -> Path:
-    """The cache folder of one tenant at one Hub; two tenants never share one."""
-    key = hashlib.sha256(f"{tenant}\n{endpoint.rstrip('/')}".encode()).hexdigest()[:32]
-    return root / key
 
 
 def check_repo(repo: str) -> None:

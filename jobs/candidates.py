@@ -1,13 +1,13 @@
 """How the candidates of a search are made: in memory, or written to the work disk, and why. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
 from jobs.errors import RequestInvalid
 from jobs.planning import Planned
-from jobs.request import SearchRequest
+from jobs.request import EvalSet, SearchRequest
 from merge.errors import Finding, PlanRefused
 from merge.plan import Plan
 from merge.recipe_stages import STAGE
@@ -55,9 +55,9 @@ class Way:
         return {"made": self.made, "why": self.why, "bytes": self.disk_bytes}
 
 
-def way_of(plan: Plan) -> Way:
-    """How the candidates of a search over this plan's recipe are made. Raises ``RequestInvalid`` where no
-    candidate could be scored at all.
+def way_of(plan: Plan, sets: Iterable[EvalSet]) -> Way:
+    """How the candidates of a search over this plan's recipe are made, to be scored on these sets. Raises
+    ``RequestInvalid`` where no candidate could be scored at all.
     """
     _check_loadable(plan)
     base = plan.models[plan.reference]
@@ -65,8 +65,15 @@ def way_of(plan: Plan) -> Way:
     entries = base.parameters if over_base else sum(prod(output.shape) for output in plan.outputs)
     written = plan.estimate.disk_bytes - plan.estimate.download_bytes
     if plan.adapter is not None or plan.bundle is not None:
-        written += max(base.bytes, LEAST_BYTES * entries)
-    return Way(_reason(plan), FLOAT_BYTES * entries, plan.estimate.peak_memory_bytes, written)
+        written += max(base.bytes, LEAST_BYTES * entries) * (2 if _over_stage(plan) else 1)
+    return Way(
+        _reason(plan) or _reason_of(sets), FLOAT_BYTES * entries, plan.estimate.peak_memory_bytes, written
+    )
+
+
+def _over_stage(plan: Plan) -> bool:
+    """Whether the base of an adapter is what a stage gives, which is written beside it."""
+    return plan.adapter is not None and (plan.recipe.base or "").startswith(STAGE)
 
 
 def _reason(plan: Plan) -> str | None:
@@ -85,6 +92,14 @@ def _reason(plan: Plan) -> str | None:
     return None
 
 
+def _reason_of(sets: Iterable[EvalSet]) -> str | None:
+    """What scores models from their files alone."""
+    for each in sets:
+        if each.kind == "lm_eval":
+            return f"its set {each.name} is scored by lm-evaluation-harness, which loads a folder"
+    return None
+
+
 def _check_loadable(plan: Plan) -> None:
     if plan.code:
         kind = plan.result_config().get("model_type")
@@ -93,19 +108,14 @@ def _check_loadable(plan: Plan) -> None:
             "and code that comes with a model is never run; ask for another kind of mixture",
             "/recipe/result",
         )
-    if plan.adapter is not None and (plan.recipe.base or "").startswith(STAGE):
-        raise RequestInvalid(
-            "its candidates cannot be scored: the adapter is over a stage, which is kept nowhere; merge the "
-            "stage by itself first and name its result as the base",
-            "/recipe/base",
-        )
 
 
 def told(planned: Planned, order: SearchRequest, scratch_free: int | None) -> Planned:
     """The plan of a search, with how candidates are made, and what that takes. Raises ``RequestInvalid``
     where they cannot be scored, ``PlanRefused`` where the disk cannot hold one that must be written.
     """
-    way, estimate, asked = way_of(planned.plan), planned.summary["estimate"], order.search
+    way = way_of(planned.plan, order.evaluation_sets)
+    estimate, asked = planned.summary["estimate"], order.search
     disk = _disk_bytes(way, estimate)
     if scratch_free is not None and disk > scratch_free:
         said = f"Inputs and one candidate need {disk} bytes of disk, but {scratch_free} are free."

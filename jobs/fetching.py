@@ -2,6 +2,7 @@
 
 from merge.plan import Plan
 from merge.ranges import Spans, joined, length, ranges_in
+from merge.recipe_stages import ADAPTER, parted
 
 GAP_BYTES = 1 << 20
 """Ranges closer than this are fetched as one: a request costs more than the bytes between them."""
@@ -14,6 +15,17 @@ def streams(plan: Plan) -> bool:
     reads files by itself.
     """
     return plan.moe is None and not plan.statistics.folders and not plan.staged.stages
+
+
+def fetched_files(plan: Plan, role: str, *, whole: bool) -> tuple[str, ...]:
+    """The weight files of this role that are fetched: a model's, or an adapter's. Of a ``whole`` model they
+    are all, though not of one that lends nothing but rows of its vocabulary.
+    """
+    index = plan.models.get(role.removesuffix(ADAPTER))
+    if role.endswith(ADAPTER):
+        return index.adapter.weights if index is not None and index.adapter is not None else ()
+    lends = parted(role)[1] == "donor"
+    return index.shards if whole and index is not None and not lends else plan.weight_files(role)
 
 
 def parts_of(plan: Plan, role: str) -> dict[str, Spans]:

@@ -4,15 +4,16 @@ A new kind of job is a class in ``jobs/request.py``, a planner here, and a story
 """
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Protocol, Self, TypeVar
 
 from hub.errors import FileMissing as HubFileMissing
-from jobs import candidates
+from jobs import candidates, evaluating
 from jobs.calibration import hub_place
-from jobs.errors import RequestInvalid
+from jobs.errors import PlanTimeout, RequestInvalid
 from jobs.pinned import PinnedInput
 from jobs.places import JOB_NAME
 from jobs.planning import Planned, Planner, download_bytes
@@ -88,7 +89,7 @@ class PlannedModels:
 
 @dataclass(frozen=True)
 class Asking:
-    """Who wants a plan, by when, and with how much room on the disk."""
+    """Who wants a plan, within how many seconds from now, and with how much room on the disk."""
 
     planner: Planner
     token: str | None
@@ -96,6 +97,14 @@ class Asking:
     deadline_seconds: float | None = None
     notes: tuple[str, ...] = ()
     scratch_free: int | None = None
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left of the deadline."""
+        if self.deadline_seconds is None:
+            return None
+        return max(0.0, self.deadline_seconds - (time.monotonic() - self.begun))
 
 
 def plan_order(order: JobOrder, asking: Asking) -> Ready:
@@ -103,8 +112,11 @@ def plan_order(order: JobOrder, asking: Asking) -> Ready:
 
     Raises ``PlanRefused``, ``RequestInvalid``, ``PlanTimeout`` and ``HubError``.
     """
-    sets = pin_sets(order.evaluation_sets, asking)
-    return naming(PLANS[order.kind](order, asking), sets)
+    try:
+        sets = pin_sets(order.evaluation_sets, asking)
+        return naming(PLANS[order.kind](order, asking), sets)
+    except PlanTimeout:
+        raise PlanTimeout(asking.deadline_seconds or 0.0) from None
 
 
 def naming(ready: R, sets: Sequence[EvalSet]) -> R:
@@ -128,9 +140,7 @@ def pin_sets(sets: Sequence[EvalSet], asking: Asking) -> tuple[EvalSet, ...]:
             continue
         pointer = f"/evaluate/sets/{place}/data"
         repo, revision = hub_place(data.hub, pointer)
-        snapshot = asking.planner.pin_dataset(
-            repo, revision, asking.token, asking.tenant, asking.deadline_seconds
-        )
+        snapshot = asking.planner.pin_dataset(repo, revision, asking.token, asking.tenant, asking.left)
         try:
             snapshot.file(data.file)
         except HubFileMissing as error:
@@ -177,16 +187,16 @@ def require_fit(sets: Sequence[EvalSet], planned: Planned) -> None:
 
 def _plan_merge(order: JobOrder, asking: Asking) -> Ready:
     assert isinstance(order, JobRequest)
-    planned = asking.planner.plan(
-        order.recipe,
-        asking.token,
-        asking.tenant,
-        asking.deadline_seconds,
-        notes=asking.notes,
-        scratch_free=asking.scratch_free,
-        whole=order.evaluate.scores_parents,
-    )
-    require_fit(order.evaluation_sets, planned)
+    whole = evaluating.reads_whole(order.evaluate, order.recipe)
+    planned = _look_at_merge(order.recipe, order.evaluation_sets, asking, whole)
+    return evaluating.told(planned, order.evaluate, asking.scratch_free)
+
+
+def _look_at_merge(recipe: Recipe, sets: Sequence[EvalSet], asking: Asking, whole: bool) -> Planned:
+    who = (asking.token, asking.tenant, asking.left)
+    free = asking.scratch_free
+    planned = asking.planner.plan(recipe, *who, notes=asking.notes, scratch_free=free, whole=whole)
+    require_fit(sets, planned)
     return planned
 
 
@@ -198,9 +208,7 @@ def _plan_materialise(order: JobOrder, asking: Asking) -> Ready:
 
 def recipe_of_member(order: MaterialiseRequest, asking: Asking) -> Recipe:
     """The merge that gives the member, with the bundle pinned. Raises ``PlanRefused``, ``HubError``."""
-    bundle, index = asking.planner.look_at_bundle(
-        order.bundle, asking.token, asking.tenant, asking.deadline_seconds
-    )
+    bundle, index = asking.planner.look_at_bundle(order.bundle, asking.token, asking.tenant, asking.left)
     name, inside = bundle.pinned_name, _separator(bundle)
     try:
         return materialise_recipe(
@@ -223,8 +231,7 @@ def _plan_router(order: JobOrder, asking: Asking) -> Ready:
     weight of it and of every member is.
     """
     assert isinstance(order, RouterRequest)
-    who = (asking.token, asking.tenant, asking.deadline_seconds)
-    bundle, index = asking.planner.look_at_bundle(order.bundle, *who)
+    bundle, index = asking.planner.look_at_bundle(order.bundle, asking.token, asking.tenant, asking.left)
     try:
         for each in order.examples or ():
             index.check_member(each.member)
@@ -238,7 +245,9 @@ def _plan_router(order: JobOrder, asking: Asking) -> Ready:
             raise RequestInvalid(
                 f"there is no example for {', '.join(absent)}; give some for every member", "/examples"
             )
-    inputs, models = asking.planner.look([Wish("base", base, "/base")], *who)
+    inputs, models = asking.planner.look(
+        [Wish("base", base, "/base")], asking.token, asking.tenant, asking.left
+    )
     model = models["base"]
     if index.base.inside is None and model.digest != index.base.structure:
         said = f"{model.label} is not the model that the bundle was made over."
@@ -262,7 +271,7 @@ def _plan_gate(
 ) -> PlannedModels:
     """Every member is looked at as an adapter over the base; of each, the files with one weight are read."""
     wishes = [Wish("base", base, "/base"), *_members(*bundle, base)]
-    inputs, models = asking.planner.look(wishes, asking.token, asking.tenant, asking.deadline_seconds)
+    inputs, models = asking.planner.look(wishes, asking.token, asking.tenant, asking.left)
     model = models["base"]
     try:
         layer, name = gate_weight(model, order.layer)
@@ -298,7 +307,7 @@ def layer_bytes(model: ModelIndex) -> dict[str, int]:
 def _plan_score(order: JobOrder, asking: Asking) -> Ready:
     assert isinstance(order, ScoreRequest)
     wishes = [Wish(each.id, each.model, f"/models/{place}") for place, each in enumerate(order.models)]
-    inputs, models = asking.planner.look(wishes, asking.token, asking.tenant, asking.deadline_seconds)
+    inputs, models = asking.planner.look(wishes, asking.token, asking.tenant, asking.left)
     bad = [
         each for key, index in models.items() for each in misfits(order.evaluation_sets, key, index.config)
     ]
@@ -321,8 +330,7 @@ def _looked_at(
     model all weights are read, or these files.
     """
     sized = tuple(replace(each, size_bytes=_size(each.role, models, files)) for each in inputs)
-    pinned = ((each.name, each.role, each.snapshot) for each in sized if each.snapshot is not None)
-    findings = tuple(remarks(pinned))
+    findings = tuple(remarks(sized))
     fetched = download_bytes(sized)
     summary = {
         "models": {
@@ -358,7 +366,7 @@ def begun(order: SearchRequest) -> Recipe:
     """
     space, document = order.search.spaces, order.recipe.model_dump(mode="json")
     own = {each.pointer for each in check_recipe(order.recipe)}
-    for point in space.corners:
+    for point in space.samples:
         corner = Recipe.model_validate(space.place(document, full(space, point)))
         bad = [each for each in check_recipe(corner) if each.severity == "error"]
         if bad:
@@ -371,8 +379,7 @@ def begun(order: SearchRequest) -> Recipe:
 def _plan_search(order: JobOrder, asking: Asking) -> Ready:
     """A merge at the point where the search begins."""
     assert isinstance(order, SearchRequest)
-    planned = _plan_merge(JobRequest(recipe=begun(order), evaluate=order.evaluate), asking)
-    assert isinstance(planned, Planned)
+    planned = _look_at_merge(begun(order), order.evaluation_sets, asking, whole=True)
     return candidates.told(planned, order, asking.scratch_free)
 
 

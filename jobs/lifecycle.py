@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import artifacts, evaluations, jobs, reports
+from db import artifacts, evaluations, fronts, jobs, reports
 from db.clock import now, seconds
 from db.models.job import Job
 from jobs import events, tally
@@ -126,7 +126,8 @@ def record_evaluation(session: Session, fence: Fence, evaluation: Mapping[str, A
     """Stores an evaluation: name, kind, passed, detail, task_sha256, scores = [{subject, metric, value,
     stderr, n, higher_is_better, known_key, differences}]; its id.
 
-    ``subject`` is ``result``, ``base``, a source's or a model's id.
+    ``subject`` is ``result`` (``result:`` and its name for a member of a bundle), ``base``, a source's or a
+    model's id.
     """
     job = _owned(session, fence)
     scores = [
@@ -154,6 +155,11 @@ def record_evaluation(session: Session, fence: Fence, evaluation: Mapping[str, A
 def record_report(session: Session, fence: Fence, survey: Mapping[str, Any]) -> None:
     """Stores what the merge did to the weights."""
     reports.put(session, _owned(session, fence).id, survey)
+
+
+def record_front(session: Session, fence: Fence, front: Mapping[str, Any]) -> None:
+    """Stores the front that a search has found."""
+    fronts.put(session, _owned(session, fence).id, front)
 
 
 def record_measured(session: Session, fence: Fence, facts: Mapping[str, Any]) -> None:
@@ -285,12 +291,20 @@ def announce_due(session: Session, after_seconds: float) -> list[tuple[str, str]
 
 
 def delete(session: Session, job: Job) -> None:
-    """Removes an ended job with all that hangs on it. Raises ``IllegalState`` for any other."""
+    """Removes an ended job with all that hangs on it. Raises ``IllegalState`` for any other, and for the
+    first of a chain of retries while there are others: they share its trials and its webhook.
+    """
     held = jobs.lock(session, job.id)
     if held is None:
         raise NotFound("job", job.id)
     if not is_terminal(held.state):
         raise IllegalState(f"The job {held.id} is {held.state}; cancel it before deleting it.")
+    retries = [each.id for each in jobs.retries(session, held.id) if each.id != held.id]
+    if retries:
+        raise IllegalState(
+            f"The job {held.id} was tried again, and its retries share what it has found; delete "
+            f"{', '.join(retries)} before it."
+        )
     jobs.remove(session, held)
 
 

@@ -4,7 +4,7 @@ planned.
 
 import hashlib
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from jobs import calibration
 from jobs import statistics as known
 from jobs.calibration import DataSeen
 from jobs.errors import ModelNameInvalid, PlanTimeout
-from jobs.fetching import spared_bytes
+from jobs.fetching import fetched_files, spared_bytes
 from jobs.informing import DATA_BYTES, DataLooks, NotRemembered
 from jobs.kept import Kept, Value
 from jobs.looking import Seen, see_folder, see_snapshot, stamp_of
@@ -63,7 +63,7 @@ class Planned:
     data: Mapping[str, DataSeen] = field(default_factory=dict, repr=False)
     """Calibration data by JSON pointer."""
     whole: bool = False
-    """Whether weight files are fetched whole although the merge reads a part of them."""
+    """Whether models are fetched whole although the merge reads a part of them."""
 
     @property
     def subject(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Planner:
 
         Raises ``PlanRefused`` with every finding, a retryable ``HubError`` when the Hub does not answer
         well enough to say, and ``PlanTimeout`` after ``deadline_seconds``. ``notes`` tell how a foreign
-        configuration was translated. ``whole`` files are fetched even where the merge reads a part of them.
+        configuration was translated. ``whole`` models are fetched even where the merge reads a part of them.
         """
         wishes = tuple(wishes_of(recipe))
         who = (tenant, hashlib.sha256((token or "").encode()).digest())
@@ -133,8 +133,10 @@ class Planner:
             return self._informed(before, tenant, scratch_free)
         _refuse(check_recipe(recipe))
         hub = self.hub_factory(tenant, token)
+        begun = self.clock()
         seen = self._look(wishes, hub, who, deadline_seconds)
-        data = self._look_at_data(recipe, tenant, who, hub, deadline_seconds)
+        left = None if deadline_seconds is None else max(0.0, deadline_seconds - (self.clock() - begun))
+        data = self._look_at_data(recipe, tenant, who, hub, left)
         inputs = tuple(_input(wish, seen[wish.role]) for wish in wishes)
         pinned = recipe.renamed({each.role: each.pinned_name for each in inputs})
         pinned = calibration.pin(pinned, data)
@@ -177,9 +179,7 @@ class Planner:
             return self._pins.get(key, lambda: hub.pin(repo, revision, "dataset"), PIN_SECONDS)
 
         asked = self._pool.submit(pinned)
-        if wait_for([asked], timeout=deadline_seconds).not_done:
-            asked.cancel()
-            raise PlanTimeout(deadline_seconds or 0.0)
+        _wait([asked], deadline_seconds)
         return asked.result()
 
     def _said(
@@ -191,7 +191,7 @@ class Planner:
         whole: bool,
     ) -> Planned:
         inputs = tuple(_as_read(each, plan, whole) for each in inputs)
-        findings = (*plan.findings, *remarks(_named(inputs)), *(() if whole else _in_part(inputs, plan)))
+        findings = (*plan.findings, *remarks(inputs), *(() if whole else _in_part(inputs, plan)))
         queue = known.queue_of(plan, self.gpu_from_seconds)
         summary = known.told(plan.summary(), plan)
         summary["queue"] = queue
@@ -236,9 +236,7 @@ class Planner:
         if not recipe.informed:
             return {}
         looking = self._pool.submit(self._data.look, recipe, tenant, who, hub, self.shelf)
-        if wait_for([looking], timeout=deadline_seconds).not_done:
-            looking.cancel()
-            raise PlanTimeout(deadline_seconds or 0.0)
+        _wait([looking], deadline_seconds)
         return looking.result()
 
     def _recall(
@@ -264,11 +262,7 @@ class Planner:
             key = (wish.name, wish.is_adapter)
             if key not in asked:
                 asked[key] = self._pool.submit(self._see, hub, who, *key)
-        late = wait_for(asked.values(), timeout=deadline_seconds).not_done
-        if late:
-            for future in late:
-                future.cancel()
-            raise PlanTimeout(deadline_seconds or 0.0)
+        _wait(asked.values(), deadline_seconds)
         seen: dict[str, Seen] = {}
         findings: list[Finding] = []
         unclear: HubError | None = None
@@ -309,6 +303,15 @@ class Planner:
         )
         facts = (key, snapshot.private, snapshot.gated, snapshot.license)
         return replace(known, snapshot=snapshot, index=replace(known.index, label=name), stamp=facts)
+
+
+def _wait(asked: Collection[Future[Any]], seconds: float | None) -> None:
+    """Until all is answered; ``PlanTimeout`` after so long, and what has not begun is given up."""
+    late = wait_for(asked, timeout=seconds).not_done
+    for each in late:
+        each.cancel()
+    if late:
+        raise PlanTimeout(seconds or 0.0)
 
 
 def _or_unknown(hub: Hub | None, make: Callable[[Hub], Value]) -> Callable[[], Value]:
@@ -354,10 +357,6 @@ def _input(wish: Wish, seen: Seen) -> PinnedInput:
     return PinnedInput(wish.role, wish.name, seen.snapshot, seen.folder, size, seen.inside, stamp, size)
 
 
-def _named(inputs: Sequence[PinnedInput]) -> Iterator[tuple[str, str, Snapshot]]:
-    return ((each.name, each.role, each.snapshot) for each in inputs if each.snapshot is not None)
-
-
 def _in_part(inputs: Sequence[PinnedInput], plan: Plan) -> Iterator[Finding]:
     """Says which inputs are fetched in part, since parts cannot be checked as a whole file can."""
     for each in inputs:
@@ -377,7 +376,7 @@ def _as_read(each: PinnedInput, plan: Plan, whole: bool) -> PinnedInput:
     index = plan.models.get(each.role)
     if index is None:
         return each
-    unread = set(index.shards) - set(plan.weight_files(each.role))
+    unread = set(index.shards) - set(fetched_files(plan, each.role, whole=whole))
     return replace(each, size_bytes=each.size_bytes - sum(index.files[file] for file in unread))
 
 

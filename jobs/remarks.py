@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 
-from hub.snapshot import Snapshot
+from jobs.pinned import PinnedInput
 from merge.errors import Finding
 
 
-def remarks(pinned: Iterable[tuple[str, str, Snapshot]]) -> Iterator[Finding]:
-    """Warnings about (name, role, snapshot) of each input; a repository that is named twice is told once."""
-    each_once = {name: (role, snapshot) for name, role, snapshot in pinned}
+def remarks(inputs: Iterable[PinnedInput]) -> Iterator[Finding]:
+    """Warnings about the inputs that are on the Hub; a repository that is named twice is told once."""
+    each_once = {each.name: (each.role, each.snapshot) for each in inputs if each.snapshot is not None}
     for name, (role, snapshot) in each_once.items():
         if snapshot.gated or snapshot.private:
             word = "gated" if snapshot.gated else "private"

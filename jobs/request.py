@@ -13,11 +13,14 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.objectives import check_objectives
+from jobs.objectives import check_items, check_objectives
+from jobs.sets import EvalData as EvalData
+from jobs.sets import EvalSet as EvalSet
+from jobs.sets import EvaluateRequest as EvaluateRequest
 from merge.bundle.gate import DIRECTIONS
 from merge.recipe import Recipe
 from merge.recipe_parts import ModelName, SourceId
-from scoring.settings import BY_KIND, Kind, LmEvalSettings, Settings, metrics_of
+from scoring.settings import metrics_of
 from search.errors import SpaceInvalid, WrongAt
 from search.order import SearchOrder
 from search.space import Point, Space
@@ -28,88 +31,10 @@ MOST_METADATA = 16
 
 Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Text = Annotated[str, StringConstraints(max_length=512)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
-FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class EvalData(_Part):
-    """Where the texts or questions are: a file of a Hub dataset, an upload, or a path in an allowed root."""
-
-    hub: Annotated[str, StringConstraints(max_length=300)] | None = Field(
-        None, description="org/dataset[@revision]"
-    )
-    file: FilePath | None = Field(None, description="The file in the Hub dataset")
-    dataset: Annotated[str, StringConstraints(max_length=64)] | None = Field(None, description="ds_…")
-    path: FilePath | None = Field(None, description="A path inside the service's allowed roots")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        places = [self.hub, self.dataset, self.path]
-        if sum(place is not None for place in places) != 1:
-            raise ValueError("give exactly one of hub, dataset and path")
-        if (self.hub is None) != (self.file is None):
-            raise ValueError("hub needs file, and file needs hub")
-        return self
-
-
-class EvalSet(_Part):
-    """One set to score models on. Its ``settings`` are those of its kind (docs/scoring.md)."""
-
-    name: Name
-    kind: Kind
-    data: EvalData | None = Field(None, description="Everything but a built-in task of lm_eval needs it")
-    limit: int | None = Field(None, ge=1, le=100_000, description="Only the first so many items")
-    settings: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _fits_its_kind(self) -> Self:
-        try:
-            asked = self.asked
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(["settings", *(str(each) for each in first["loc"])])
-            raise WrongAt(f"{place} of a {self.kind} set: {first['msg']}", "/settings") from None
-        if isinstance(asked, LmEvalSettings):
-            asked.check(self.data is not None)
-        elif self.data is None:
-            raise WrongAt(f"a {self.kind} set needs data", "/data")
-        return self
-
-    @property
-    def asked(self) -> Settings:
-        """The settings, with what is not said by default; raises pydantic's ``ValidationError``."""
-        return BY_KIND[self.kind].model_validate(self.settings)
-
-
-class EvaluateRequest(_Part):
-    """What to score; ``margin`` is how much worse than its best parent the result may be and still be
-    published.
-    """
-
-    sets: Annotated[tuple[EvalSet, ...], Field(max_length=16)] = ()
-    parents: bool = True
-    margin: float | None = Field(
-        None, ge=0, description="Relative; nothing: scores do not decide about publishing"
-    )
-    loss_margin: float | None = Field(
-        0.25, ge=0, description="How much worse than its worst parent the result may predict common texts"
-    )
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [each.name for each in self.sets]
-        if len(set(names)) != len(names):
-            raise ValueError("two evaluation sets have the same name")
-        return self
-
-    @property
-    def scores_parents(self) -> bool:
-        """Whether the models that are merged are loaded as a whole, beside the result."""
-        return self.parents and bool(self.sets)
 
 
 class OutputRequest(_Part):
@@ -294,14 +219,17 @@ class ScoreRequest(JobOrder):
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
         ids = [each.id for each in self.models]
-        if len(set(ids)) != len(ids):
-            raise ValueError("two models have the same id")
+        twice = next((place for place, each in enumerate(ids) if each in ids[:place]), None)
+        if twice is not None:
+            raise WrongAt(f"two models have the same id, {ids[twice]!r}; rename one", f"/models/{twice}/id")
         if self.against is not None and self.against not in ids:
-            raise ValueError(f"against names {self.against!r}, which is none of the models")
+            said = f"against names {self.against!r}, which is none of the models: {', '.join(ids)}"
+            raise WrongAt(said, "/against")
         if not self.evaluate.sets:
-            raise ValueError("evaluate.sets is empty, so there is nothing to score on")
+            raise WrongAt("evaluate.sets is empty, so there is nothing to score on", "/evaluate/sets")
         if self.evaluate.margin is not None:
-            raise ValueError("evaluate.margin decides about publishing, and nothing is published here")
+            said = "evaluate.margin decides about publishing, and nothing is published here"
+            raise WrongAt(said, "/evaluate/margin")
         return self
 
     @property
@@ -336,12 +264,13 @@ class SearchRequest(JobOrder):
         measured = {each.name: (each.kind, metrics_of(each.kind, each.asked)) for each in self.evaluate.sets}
         members = self.recipe.source_ids() if self.recipe.result.form == "bundle" else None
         check_objectives(self.search.objectives, measured, members)
+        check_items(self.search.method, self.search.objectives[0], measured)
         return self
 
     @model_validator(mode="after")
     def _has_its_places(self) -> Self:
         document = self.recipe.model_dump(mode="json")
-        for point in (*self.search.spaces.corners, self.search.spaces.first):
+        for point in (*self.search.spaces.samples, self.search.spaces.first):
             try:
                 Recipe.model_validate(self.search.spaces.place(document, full(self.search.spaces, point)))
             except SpaceInvalid as error:

@@ -37,12 +37,19 @@ def point_order(job: Job, trial: Trial, request: PointRequest) -> JobRequest:
     """
     order = searched(job)
     document = order.search.spaces.place(as_sent(job.recipe, order), trial.point)
+    return order_at(job, document, request, {"search": job.id, "trial": str(trial.number)})
+
+
+def order_at(
+    job: Job, document: Mapping[str, Any], request: PointRequest, metadata: dict[str, str]
+) -> JobRequest:
+    """The merge of the recipe at a point of a search."""
     return JobRequest(
         recipe=Recipe.model_validate(document),
         output=request.output,
         evaluate=request.evaluate,
         hub_credential=job.hub_credential_id,
-        metadata={"search": job.id, "trial": str(trial.number)},
+        metadata=metadata,
     )
 
 

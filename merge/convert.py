@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,8 @@ def convert(folder: Path, out: Path) -> Path:
         raise OutputExists(f"{out} is already there; choose another folder or remove it.")
     pickles = pickled_files(folder)
     partial = out.with_name(out.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)  # another model's, for all one can tell
+    partial.mkdir(parents=True)
     placed: dict[str, str] = {}
     for name in pickles:
         target = safetensors_name(name, len(pickles))

@@ -73,18 +73,6 @@ def open_journal(folder: Path, plan_digest: str, inputs: Mapping[str, Any]) -> J
     return found
 
 
-def release_shard(out: Path, file: str) -> None:
-    """Deletes a finished shard of the unfinished output ``out`` that was uploaded, so that it is not made
-    again.
-    """
-    folder = partial_folder(out)
-    for line in reversed(_lines(folder / FILE)):
-        if line.get("shard", {}).get("file") == file:
-            _append(folder, {"shard": {**line["shard"], "released": True}})
-            (folder / file).unlink(missing_ok=True)
-            return
-
-
 def partial_folder(out: Path) -> Path:
     """Where an output grows before it is renamed."""
     return out.with_name(out.name + ".partial")
@@ -132,14 +120,19 @@ def _whole(folder: Path, done: Finished) -> bool:
 
 
 def _append(folder: Path, fact: Mapping[str, Any]) -> None:
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(fact) + "\n")
+    """Adds a line of its own, also where a crash has cut off the last one."""
+    with (folder / FILE).open("a+b") as file:
+        before = b""
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            before = b"" if file.read() == b"\n" else b"\n"
+        file.write(before + json.dumps(fact).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Every complete line; what a crash cut off is left out, and with it whatever follows."""
+    """Every complete line; what a crash cut off is left out."""
     if not path.is_file():
         return []
     found = []
@@ -148,7 +141,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             fact = json.loads(line) if line.endswith("\n") else None
         except ValueError:
             fact = None
-        if not isinstance(fact, dict):
-            break
-        found.append(fact)
+        if isinstance(fact, dict):
+            found.append(fact)
     return found

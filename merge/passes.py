@@ -122,23 +122,25 @@ def _pass(due: Due, load: Load, crew: Crew, size: int, quick: Quicker, *, guess:
     def work(job: _Job) -> None:
         if job.chain.entries <= AT_ONCE:
             _settle(job, load)
-            return
-        for first, found in _found(job, load, size):
-            with lock:
-                for task, added in zip(job.tasks, found, strict=True):
-                    assert task.part is not None
-                    task.part.add(first // job.chain.piece, added)
+        else:
+            for first, found in _found(job, load, size):
+                with lock:
+                    for task, added in zip(job.tasks, found, strict=True):
+                        assert task.part is not None
+                        task.part.add(first // job.chain.piece, added)
         with lock:
             left[job.chain.site.name] -= 1
             last = not left[job.chain.site.name]
         if last and isinstance(job.quick, Windows) and not _guessed(job.quick, job.tasks):
             missed.append((job.chain, job.tasks))
+        elif last:
+            _end_round(job.chain, job.tasks)
 
     crew.each(_jobs(due, size, quick, guess, left), work)
     again = {chain.site.name for chain, _ in missed}
     for chain, tasks in due:
         if chain.site.name not in again:
-            _end_round(chain, tasks)
+            _absorb(chain, tasks)
     return missed
 
 
@@ -151,17 +153,22 @@ def _guessed(windows: Windows, tasks: Sequence[Task]) -> bool:
 
 
 def _end_round(chain: Chain, tasks: Sequence[Task]) -> None:
+    """Of the stats of this tensor alone."""
     for task in tasks:
-        if task.measured:
-            continue
-        if task.shared is None:
+        if task.shared is None and not task.measured:
             task.so_far = task.stat.close(task.part, task.params, _entries(chain), task.so_far)
             task.rounds_done += 1
-        else:
+            task.part = None
+
+
+def _absorb(chain: Chain, tasks: Sequence[Task]) -> None:
+    """Takes what was found of this tensor into the stats over all tensors."""
+    for task in tasks:
+        if task.shared is not None and not task.measured:
             assert task.part is not None
             task.part.tensor = chain.site.name
             task.shared.part.absorb(task.part)
-        task.part = None
+            task.part = None
 
 
 def close_shared(chains: Sequence[Chain], level: int) -> None:

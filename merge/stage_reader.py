@@ -117,9 +117,6 @@ class StageReader(TensorReader):
         """Never: nothing lies in a file."""
         return None
 
-    def will_need(self, name: str, first: int = 0, count: int | None = None) -> None:
-        """Nothing can be fetched."""
-
 
 @dataclass(frozen=True)
 class Lent:

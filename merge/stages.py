@@ -182,6 +182,13 @@ def _given(recipe: Recipe, stages: Mapping[str, Stage]) -> dict[str, ModelIndex]
     return {role: stages[name].index for role, name in named.items() if name and name in stages}
 
 
+def alone(recipe: Recipe, name: str) -> Recipe:
+    """The merge that writes what a stage of a recipe gives; its models keep their keys."""
+    source = {"id": "result", "model": f"{STAGE}{name}"}
+    whole = Recipe.model_validate({"sources": [source], "steps": ["passthrough"], "stages": recipe.stages})
+    return whole.model_copy(update={"stages": {each: recipe.stages[each] for each in in_order(whole)}})
+
+
 def index_of(name: str, plan: "Plan") -> ModelIndex:
     """The folder that the stage (or another merge) would be, as ``index_folder`` would describe it."""
     tensors = {key: info for shard in plan.shards for key, info in shard.entries.items()}

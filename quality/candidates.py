@@ -38,7 +38,7 @@ NOT_A_MERGE: Mapping[str, str] = {
 }
 
 
-VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (("wudi", {"filter": "auto"}),)
+VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (("wudi", {"filter": "none", "start": "sum"}),)
 """Methods for whole models that are tried with other settings than their defaults, too."""
 ADAPTER_VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("core_space", {"rule": "sum"}),

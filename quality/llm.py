@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class Items:
     validation: int = 48
     test: int = 64
     pages: int = 12
+    of_a_class: ClassVar[int] = 16
+    """Questions with one and the same right answer, at most, of all that are asked of a task."""
 
 
 class LlmBench:
@@ -136,7 +138,7 @@ class LlmBench:
         most, named = begin + count, SPLITS[split]
         asked = {"sums": sum_questions(named, most)}
         for task, (rows, labels) in self._labelled.items():
-            asked[task] = label_questions(balanced(rows, named, 16), labels, most)
+            asked[task] = label_questions(balanced(rows, named, self.items.of_a_class), labels, most)
         tasks: list[ChoiceTask | PerplexityTask] = [
             ChoiceTask(task, tuple(Question(q.context, q.choices, q.answer) for q in found[begin:most]))
             for task, found in asked.items()
@@ -167,8 +169,11 @@ class LlmBench:
 
 @dataclass(frozen=True)
 class Answers(Items):
-    """The same questions, asked how likely their right answers are."""
+    """More questions, asked how likely their right answers are."""
 
+    validation: int = 128
+    test: int = 104
+    of_a_class: ClassVar[int] = 32
     measure: Measure = "likelihood"
 
 

@@ -204,7 +204,7 @@ class Tuner:
             "evaluations": found["evaluations"],
             "failed": found["failed"],
             "notes": found["notes"],
-            **{key: round(sum(cost[key] for cost in taken), 1) for key in COSTS},
+            **{key: round(sum(cost[key] for cost in taken), 3) for key in COSTS},
         }
 
     def _told(

@@ -101,6 +101,8 @@ def read_set(told: str, place: int, limit: int | None) -> Any:
     name = f"{Path(file).stem or kind}-{place}" if place else Path(file).stem or kind
     if kind not in BY_KIND:
         raise SetInvalid(told, None, "kind", f"is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if not file and kind != "lm_eval":
+        raise SetInvalid(told, None, None, "names no file; write KIND:FILE, or KIND:FILE:SETTINGS")
     try:
         asked = BY_KIND[kind].model_validate_json(settings)
         if isinstance(asked, LmEvalSettings):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,7 +84,7 @@ def _try_out(loaded: LoadedModel, texts: Sequence[str], begin: Callable[[str], N
     begin("tokenizer")
     round_trip = _check_tokenizer(loaded, notes)
     begin("chat_template")
-    rendered = _check_template(loaded, notes)
+    rendered = _check_template(loaded, notes, bool(round_trip))
     begin("forward")
     finite = _check_forward(loaded, notes)
     begin("generate")
@@ -144,7 +145,8 @@ def _check_tokenizer(loaded: LoadedModel, notes: _Notes) -> bool | None:
     return same
 
 
-def _check_template(loaded: LoadedModel, notes: _Notes) -> bool | None:
+def _check_template(loaded: LoadedModel, notes: _Notes, texts_come_back: bool) -> bool | None:
+    """True: it renders, with all that was said, and the tokenizer gives the rendered chat back."""
     tokenizer = loaded.tokenizer
     templates = None if tokenizer is None else tokenizer.chat_template
     if tokenizer is None or not templates:
@@ -158,8 +160,28 @@ def _check_template(loaded: LoadedModel, notes: _Notes) -> bool | None:
     if rendered.problem is not None:
         notes.error("chat_template_fails", f"the chat template does not render: {rendered.problem}")
         return False
-    if CHAT[-1]["content"] not in rendered.text:
-        notes.warn("chat_template_drops_text", "the chat template leaves out what the user said")
+    lost = next((each for each in CHAT if each["content"] not in rendered.text), None)
+    if lost is not None:
+        said = f"the chat template leaves out what the {lost['role']} said: {lost['content']!r}"
+        notes.warn("chat_template_drops_text", said)
+        return False
+    return _check_chat(loaded, tokenizer, rendered.text, notes, texts_come_back)
+
+
+def _check_chat(loaded: LoadedModel, tokenizer: Any, chat: str, notes: _Notes, texts_come_back: bool) -> bool:
+    """Whether the rendered chat is tokens of this model, and these are the chat, white space apart."""
+    ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
+    if loaded.vocabulary is not None and max(ids) >= loaded.vocabulary:
+        message = (
+            f"a chat in the model's own template has token {max(ids)} "
+            f"({tokenizer.convert_ids_to_tokens(max(ids))!r}), but the embedding has {loaded.vocabulary} rows"
+        )
+        notes.error("token_out_of_range", message)
+        return False
+    back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    if texts_come_back and "".join(back.split()) != "".join(chat.split()):
+        message = f"a chat in the model's own template, {chat[:120]!r}, comes back from the tokenizer as "
+        notes.warn("chat_differs", f"{message}{back[:120]!r}: marks of the template may be no tokens")
         return False
     return True
 

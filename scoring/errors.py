@@ -5,7 +5,7 @@ ScoringError
 ├── SetTooLarge       an evaluation set is larger than the limits allow
 ├── ModelUnusable     the folder does not hold a model that local code can load
 ├── NotCausal         the model has no language-model head, so likelihoods do not exist
-├── HarnessMissing    lm-evaluation-harness is not installed here
+├── HarnessMissing    lm-evaluation-harness is not installed here, or another release of it
 ├── HarnessFailed     lm-evaluation-harness ended without scores
 ├── CandidateUnfit    weights in memory are not those of the model that they are to be put into
 ├── ScoreNotFinite    the model answered with NaN or infinity
@@ -55,7 +55,9 @@ class NotCausal(ScoringError):
 
 
 class HarnessMissing(ScoringError):
-    """A set is for lm-evaluation-harness, and the worker does not have it (``pip install mergery[eval]``)."""
+    """A set is for lm-evaluation-harness, and the worker does not have it, or another release of it (``pip
+    install mergery[eval]``).
+    """
 
     code = "harness_missing"
 

@@ -10,24 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-LOWER_IS_BETTER = frozenset(
-    {
-        "bits_per_byte",
-        "perplexity",
-        "log_loss",
-        "byte_perplexity",
-        "word_perplexity",
-        "brier_score",
-        "ter",
-        "wer",
-    }
-)
+from scoring.harness.metrics import KNOWN, bare
+
+LOWER_IS_BETTER = frozenset({"bits_per_byte", "perplexity", "log_loss", "wer"}) | {
+    name for name, known in KNOWN.items() if not known.higher_is_better
+}
 """The metrics of which less is more; of all others more is more."""
 
 
 def higher_is_better(metric: str) -> bool:
     """Whether a larger value of a metric means a better model."""
-    return metric.rpartition(":")[2] not in LOWER_IS_BETTER
+    return bare(metric) not in LOWER_IS_BETTER
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,13 @@ class LmEvalSettings(Settings):
         if self.config is not None:
             HarnessConfig.model_validate(self.config)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What a configuration of one's own measures; nothing of a built-in task, which only the harness
+        knows.
+        """
+        return () if self.config is None else HarnessConfig.model_validate(self.config).metrics
+
 
 BY_KIND: dict[Kind, type[Settings]] = {
     "perplexity": PerplexitySettings,
@@ -151,16 +158,19 @@ METRICS: dict[Kind, tuple[str, ...]] = {
     "lm_eval": (),
 }
 """What is measured on each kind of set, the usual one first; ``recall_at_`` has its ``k`` behind it, and what
-a task of lm_eval measures only the task knows.
+a set of lm_eval measures its settings say.
 """
 
 
 def metrics_of(kind: Kind, settings: Settings) -> tuple[str, ...]:
-    """The metrics that a set of this kind gives with these settings, the usual one first.
+    """The metrics that a set of this kind gives with these settings, the usual one first; none where only the
+    run will tell, as of a built-in task of lm_eval.
 
     >>> metrics_of("retrieval", RetrievalSettings(k=5))
     ('ndcg_at_10', 'recall_at_5')
     """
+    if isinstance(settings, LmEvalSettings):
+        return settings.metrics
     k = getattr(settings, "k", "")
     return tuple(f"{name}{k}" if name.endswith("_") else name for name in METRICS[kind])
 

@@ -21,6 +21,7 @@ from scoring.errors import SetInvalid, SetTooLarge
 from scoring.harness.task import HarnessTask, read
 from scoring.lines import Limits as Limits
 from scoring.lines import Line, Lines, decoded
+from scoring.parquet import is_parquet, lines_of
 from scoring.settings import (
     BY_KIND,
     ChoiceSettings,
@@ -178,9 +179,10 @@ def parse_task(
 ) -> Task:
     """Reads an evaluation set.
 
-    ``file`` is the name shown in errors (and ``.txt`` decides the form of a perplexity set); ``limit`` reads
-    only the first so many items (queries, where there are passages). Without ``settings`` the kind's
-    defaults hold. Raises SetInvalid with the line and field, or SetTooLarge.
+    ``file`` is the name shown in errors, and its ending decides the form: ``.parquet``, whose rows are lines,
+    and of a perplexity set ``.txt``. ``limit`` reads only the first so many items (queries, where there are
+    passages). Without ``settings`` the kind's defaults hold. Raises SetInvalid with the line and field, or
+    SetTooLarge.
     """
     if kind not in READERS:
         raise SetInvalid(file, None, "kind", f"is {kind!r}; it must be one of {', '.join(READERS)}")
@@ -188,6 +190,8 @@ def parse_task(
         raise SetInvalid(file, None, "limit", f"is {limit}; it must be at least 1")
     if len(body) > limits.file_bytes:
         raise SetTooLarge(f"{file} has {len(body):,} bytes; at most {limits.file_bytes:,} are scored")
+    if is_parquet(file):
+        body = lines_of(body, file, limits.file_bytes)
     lines = Lines(file, decoded(body, file), limit, limits)
     return READERS[kind](name, lines, settings if settings is not None else BY_KIND[cast(Kind, kind)]())
 

@@ -27,7 +27,8 @@ LEAST_RADIUS, MOST_RADIUS = 0.2, 0.8
 
 def sample(width: int, count: int, seed: int) -> Array:
     """So many points of the unit box: origin, single axes, all ones, and a scrambled Sobol sequence."""
-    fixed = np.vstack([np.zeros(width), np.eye(width), np.ones(width)])[:count]
+    corner = [np.ones(width)] if width > 1 else []  # of one number, the axis is the corner
+    fixed = np.vstack([np.zeros(width), np.eye(width), *corner])[:count]
     more = count - len(fixed)
     if not more:
         return fixed

@@ -2,7 +2,8 @@
 
 What was scored is kept by a digest of the whole recipe. A run that was killed is driven again from the start:
 the method asks the same questions, the journal answers, and the first new question is where the last run
-ended.
+ended. Time is only looked at where something new is asked for: what a run had scored, or had begun to score,
+before its time was up is answered again.
 
 In the end the recipe as it was sent is scored too, if no candidate was the same, so that a search can say
 what it has gained and never hands back less. That is no part of what the method sees, nor of the budget of
@@ -113,6 +114,9 @@ class _Drive:
         task = Task(order.budget.evaluations, weights, order.seed, order.preference, order.reference)
         method = load(order.method)(self._space, order.chosen(), task)
         found, why = self._converse(method)
+        if not self._trials:
+            said = f"the budget of {why} was used up before the first candidate: give budget.{why} more"
+            raise SearchFailed(said)
         if not any(trial.told.values for trial in self._trials):
             raise SearchFailed(f"not one candidate could be scored; the first: {self._first_error()}")
         return Ended(tuple(self._trials), found, why, self._spent, self._as_sent())
@@ -121,7 +125,7 @@ class _Drive:
         try:
             asks = next(method)
             while True:
-                why = self._over()
+                why = self._over(asks)
                 if why:
                     return Found(), why
                 told = self._answer(asks)
@@ -134,13 +138,25 @@ class _Drive:
         finally:
             method.close()
 
-    def _over(self) -> str | None:
+    def _over(self, asks: Sequence[Ask]) -> str | None:
         budget = self._order.budget
-        if budget.seconds is not None and self._clock() - self._begun >= budget.seconds:
+        late = budget.seconds is not None and self._clock() - self._begun >= budget.seconds
+        if late and not self._was_begun(asks):
             return "seconds"
         if budget.gpu_seconds is not None and self._device_seconds >= budget.gpu_seconds:
             return "gpu_seconds"
         return "evaluations" if self._spent >= budget.evaluations else None
+
+    def _was_begun(self, asks: Sequence[Ask]) -> bool:
+        """Whether there is nothing new in a batch, or an earlier run had begun it."""
+        share = self._first_share(asks)
+        keys = {self._candidate(ask, share).key for ask in asks}
+        new = [key for key in keys if (key, share) not in self._answers]
+        return not new or any(self._journal.find(key, share) is not None for key in new)
+
+    def _first_share(self, asks: Sequence[Ask]) -> float:
+        halving = self._order.halving
+        return 1.0 if halving is None or len(asks) < 2 else halving.begin
 
     def _answer(self, asks: Sequence[Ask]) -> list[Told] | None:
         """What a batch scored; ``None`` where the budget does not reach for all of it."""

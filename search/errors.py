@@ -4,6 +4,7 @@ SearchError
 ├── SpaceInvalid     the space names what the recipe does not have, or nothing at all
 ├── SearchInvalid    method, objective and budget do not go together
 ├── SearchFailed     not one candidate could be scored
+├── MetricMissing    a set does not measure what an objective names
 """
 
 
@@ -33,6 +34,12 @@ class SearchFailed(SearchError):
     """Not one candidate could be merged and scored."""
 
     code = "search_failed"
+
+
+class MetricMissing(SearchError):
+    """A set that says what it measures only when it has run does not measure what an objective names."""
+
+    code = "metric_missing"
 
 
 class WrongAt(ValueError):

@@ -5,15 +5,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from search.choice import check_preference, names_of
 from search.errors import SearchInvalid, WrongAt
 from search.settings import (
     BY_METHOD,
+    CmaEsSettings,
     EvoMergingSettings,
+    ExpertSubsetSettings,
     GenomeSettings,
+    GreedySoupSettings,
     GridSettings,
     LineSettings,
     M2n2Settings,
     MapSettings,
+    NsgaSettings,
     SelfPositioningSettings,
     Settings,
 )
@@ -22,6 +27,8 @@ from search.space import Dimension, Name, Part, Space
 MOST_EVALUATIONS = 100_000
 SEVERAL = ("map", "nsga", "grid", "tpe")
 """Methods that look for a front where there are several objectives."""
+MOST_DIRECTIONS = 16
+"""Numbers of a space whose directions bayesian ``map`` can tell apart: each doubles them."""
 
 
 class Objective(Part):
@@ -33,7 +40,8 @@ class Objective(Part):
 
     set: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     metric: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
-        None, description="Default: the first metric of the set's kind"
+        None,
+        description="Default: the first metric of the set's kind. A built-in task of lm_eval has no default",
     )
     goal: Literal["max", "min"] | None = Field(None, description="Default: the metric's own")
     weight: float = Field(1.0, gt=0, le=1e6)
@@ -111,7 +119,11 @@ class SearchOrder(Part):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"]))
-            raise SearchInvalid(f"settings.{place}: {first['msg']}", f"/settings/{place}") from None
+            said = first["msg"]
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(BY_METHOD[self.method].model_fields)
+                said = f"{self.method} has no such setting; it has {known}"
+            raise SearchInvalid(f"settings.{place}: {said}", f"/settings/{place}") from None
 
 
 def check(order: SearchOrder) -> None:
@@ -127,10 +139,8 @@ def check(order: SearchOrder) -> None:
             f"{order.budget.evaluations}",
             "/budget/evaluations",
         )
-    if order.preference is not None and (
-        len(order.preference) != len(order.objectives) or not sum(order.preference)
-    ):
-        raise SearchInvalid("preference needs one number an objective, and one above 0", "/preference")
+    if order.preference is not None:
+        check_preference(order.preference, names_of(each.model_dump() for each in order.objectives))
     if order.reference is not None and len(order.reference) != len(order.objectives):
         raise SearchInvalid("reference needs one score an objective", "/reference")
 
@@ -156,11 +166,25 @@ def _fits(order: SearchOrder, settings: Settings, space: Space) -> None:
         _known(settings.denoise, space, "denoise", all_but=True)
     if isinstance(settings, SelfPositioningSettings) and settings.scale is not None:
         _known((settings.scale,), space, "scale", all_but=True)
+    if isinstance(settings, SelfPositioningSettings):
+        shares = [each for name, each in space.dimensions.items() if name != settings.scale]
+        if space.width > len(space.dimensions) or any((each.low or 0) > 0 for each in shares):
+            raise SearchInvalid(
+                "self_positioning shares out weights from 0 on: give single numbers (no points), each with "
+                "low: 0, and name the common scale in settings.scale",
+                "/space",
+            )
     paired = len(space.dimensions) == len(order.objectives) == space.width
     if isinstance(settings, MapSettings) and settings.mode == "nested" and not paired:
         raise SearchInvalid(
             "nested map pairs dimensions with objectives: give the weight of one source an objective, "
             "in the same order",
+            "/space",
+        )
+    if isinstance(settings, MapSettings) and settings.mode == "bayesian" and space.width > MOST_DIRECTIONS:
+        raise SearchInvalid(
+            f"bayesian map looks in every direction, of which {space.width} numbers have too many: give at "
+            f"most {MOST_DIRECTIONS} numbers, or take its plain mode",
             "/space",
         )
     if order.method == "m2n2" and order.halving is not None:
@@ -198,16 +222,23 @@ def least(settings: Settings, space: Space, objectives: int) -> int:
         case LineSettings():
             return settings.sweep
         case MapSettings(mode="nested"):
-            return (objectives - 1) * max(settings.samples or 0, unknowns(2))
+            return (objectives - 1) * max(settings.samples or 0, unknowns(2)) + 1
         case MapSettings():
             return unknowns(space.width)
-        case GenomeSettings():
+        case CmaEsSettings():
+            return settings.population or 4 + math.floor(3 * math.log(space.width))
+        case GenomeSettings() | NsgaSettings():
             return settings.population
         case EvoMergingSettings():
-            return 2 * settings.population
+            second = settings.population / (1 - settings.first_share)
+            return max(2 * settings.population, math.ceil(round(second, 6)))
         case M2n2Settings():
             return 2
         case SelfPositioningSettings():
             return space.width + 1
+        case GreedySoupSettings():
+            return len(space.dimensions)
+        case ExpertSubsetSettings():
+            return len(space.dimensions) + (settings.begin == "all")
         case _:
             return 1

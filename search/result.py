@@ -5,10 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from search.choice import suited
+from search.clouds import spread
 from search.drive import Ended, Trial
-from search.front import hypervolume, not_dominated, suited
+from search.front import hypervolume, not_dominated
 from search.order import SearchOrder
 from search.trial import Task
+
+MOST_MEASURED = 256
+"""Measured points of a front that are kept beside the job; ``search.json`` has all of them."""
 
 
 def result_of(order: SearchOrder, recipe: Mapping[str, Any], ended: Ended) -> dict[str, Any]:
@@ -45,6 +50,28 @@ def result_of(order: SearchOrder, recipe: Mapping[str, Any], ended: Ended) -> di
         "evaluations": ended.evaluations,
         "failed": sum(t.told.values is None for t in ended.trials),
         "reused": sum(t.told.reused for t in every),
+    }
+
+
+def kept_front(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The front of a result without its recipes, in a size that a row can have; ``recipe`` is what its points
+    are placed in. Of too many measured points those that lie far from each other stay, and the best.
+    Nothing for a result that has neither a front nor predictions.
+    """
+    front = found["front"] or ([found["best"]] if found["predicted"] else [])
+    if not front:
+        return None
+    kept = list(range(len(front)))
+    if len(front) > MOST_MEASURED:
+        far = spread(np.array([each["values"] for each in front]), MOST_MEASURED)
+        best = [each["number"] for each in front].index(found["best"]["number"])
+        kept = sorted(far if best in far else [*far[:-1], best])
+    return {
+        "recipe": dict(recipe),
+        "measured": [{key: front[at][key] for key in ("number", "point", "values")} for at in kept],
+        "measured_total": len(front),
+        "predicted": [{"point": each["point"], "values": each["values"]} for each in found["predicted"]],
+        "hypervolume": found["hypervolume"],
     }
 
 

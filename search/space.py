@@ -170,6 +170,16 @@ class Space(Part):
         )
         return low, high
 
+    @property
+    def samples(self) -> tuple[Point, ...]:
+        """Points in which every number is at both of its ends, and every choice is there."""
+        low, high = self.corners
+        choices = {name: each.choices for name, each in self.dimensions.items() if each.choices is not None}
+        most = max((len(each) for each in choices.values()), default=0)
+        between = range(1, most - 1)
+        others = [low | {name: c[min(at, len(c) - 1)] for name, c in choices.items()} for at in between]
+        return (low, high, *others)
+
     def point(self, vector: "list[float] | tuple[float, ...]") -> Point:
         """The point that a vector of numbers between 0 and 1 stands for."""
         return {

@@ -29,6 +29,10 @@ def features(points: Array) -> Array:
     return np.column_stack([*pairs, points, np.ones(len(points))])
 
 
+class Undetermined(ValueError):
+    """Too few points could be scored, or in places too much alike, for a quadratic to be fitted."""
+
+
 @dataclass(frozen=True)
 class Surrogate:
     """A fitted quadratic. ``error`` is the root mean square, weighted as the fit, of what it says of each
@@ -40,6 +44,11 @@ class Surrogate:
     link: Link
     error: float
 
+    @property
+    def told_error(self) -> float | None:
+        """The error as a result tells it, which holds finite numbers only."""
+        return self.error if np.isfinite(self.error) else None
+
     def __call__(self, points: Array) -> Array:
         """Predicted scores of points (rows, width)."""
         return unlinked(features(points) @ self.coefficients, self.link)
@@ -49,17 +58,18 @@ def fit(points: Array, scores: Array, link: Link = "identity", weights: Array | 
     """The quadratic through points (rows, width) with their scores (rows,); exact for noise-free quadratics.
     An error at a point counts by the square of its weight (rows,) > 0.
 
-    Raises ``ValueError`` where there are fewer points than unknowns, or they do not determine them.
+    Raises ``Undetermined`` where there are fewer points than unknowns, or they do not determine them.
     """
     x, y = features(points), linked(scores, link)
     if len(x) < x.shape[1]:
-        raise ValueError(
-            f"a quadratic in {points.shape[1]} numbers has {x.shape[1]} unknowns; {len(x)} points"
-        )
+        numbers = "1 number" if points.shape[1] == 1 else f"{points.shape[1]} numbers"
+        raise Undetermined(f"a quadratic in {numbers} has {x.shape[1]} unknowns; {len(x)} points")
     say = np.ones(len(x)) if weights is None else weights
     u, s, vt = np.linalg.svd(x * say[:, None], full_matrices=False)
     if s[-1] < 1e-9 * s[0]:
-        raise ValueError("the points do not determine a quadratic: they lie on one")
+        raise Undetermined(
+            f"{len(x)} points do not determine a quadratic with {x.shape[1]} unknowns: they lie on one"
+        )
     coefficients = vt.T @ ((s / (s * s + RIDGE * s[0] * RIDGE)) * (u.T @ (y * say)))
     leverage = (u * u).sum(axis=1)
     spare = 1 - leverage

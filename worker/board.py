@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -47,15 +48,21 @@ class Board:
         boards = scratch / "workers"
         boards.mkdir(parents=True, exist_ok=True)
         for old in boards.iterdir():
-            if old.is_dir() and time.time() - old.stat().st_mtime > STALE_BOARD_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another worker that starts may remove it first
+                if old.is_dir() and time.time() - old.stat().st_mtime > STALE_BOARD_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
         folder = boards / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         folder.mkdir()
         return cls(folder)
 
+    def keep(self) -> None:
+        """Shows that the worker is there, however long its children have had nothing to do."""
+        with suppress(FileNotFoundError):
+            os.utime(self.folder)
+
     def write(self, note: Note) -> None:
         """Puts up the note of a child, whole or not at all."""
-        draft = self.folder / f"{note.pid}.draft"
+        draft = self.folder / f"{note.pid}.{threading.get_ident()}.draft"
         draft.write_text(json.dumps(asdict(note)))
         draft.replace(self.folder / f"{note.pid}.json")
 

@@ -14,20 +14,28 @@ from merge.errors import DiskFull, MergeError, Stopped
 from merge.plan import Plan, make_plan
 from merge.recipe import Recipe
 from merge.recipe_stages import ADAPTER, leaves
-from scoring.errors import ScoringError, ScoringStopped
+from scoring.errors import HarnessMissing, ScoringError, ScoringStopped
 from scoring.score import Score
-from scoring.settings import METRICS
+from scoring.settings import metrics_of
 from scoring.tasks import Task
 from search.drive import Candidate
+from search.errors import MetricMissing
 from search.order import Objective
 from search.trial import Told, sound
 from worker.endings import is_out_of_memory
-from worker.makers import Maker, Member, Part, Sets
+from worker.given_back import Member
+from worker.makers import Maker, Part, Sets
 
 log = structlog.get_logger("worker.candidates")
 
 BROKEN = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 """What a merge or a scorer that does not bear a candidate may raise; a recipe that is not valid too."""
+NO_FAULT = (Stopped, ScoringStopped, DiskFull, HarnessMissing)
+"""Errors of merging and scoring that would befall every candidate, and so end the search."""
+NO_FILTER = ",none"
+"""What the harness writes behind a metric that no filter stands before."""
+SHOWN = 20
+"""Metrics that a sentence names at most."""
 
 Scores = dict[Member, list[Score]]
 Wanted = Mapping[Member, Part]
@@ -76,13 +84,14 @@ class Bench:
     def told(self, candidate: Candidate) -> Told:
         """What a candidate scores; one that cannot be merged or scored is told with the reason.
 
-        Raises ``Stopped`` and ``ScoringStopped``, and what memory or disk lack: no fault of the candidate.
+        Raises what is no fault of the candidate: ``Stopped`` and ``ScoringStopped``, what memory or disk
+        lack, ``HarnessMissing``, and ``MetricMissing`` for a metric that no candidate will have.
         """
         begun = self.clock()
         try:
             scores, reused = self._scores(candidate)
             values = tuple(self._value(each, scores) for each in self.objectives)
-        except (Stopped, ScoringStopped, DiskFull):
+        except NO_FAULT:
             raise
         except (MergeError, ScoringError, *BROKEN) as error:
             if is_out_of_memory(error):
@@ -157,10 +166,22 @@ def _in_order(sets: Sets, names: Sequence[str]) -> list[str]:
 
 
 def score_of(objective: Objective, scores: Sequence[Score], tasks: Sequence[Task]) -> Score:
-    """The score that an objective means."""
-    kind = next(task.kind for task in tasks if task.name == objective.set)
-    wanted = objective.metric or METRICS[kind][0]
-    return next(each for each in scores if each.task == objective.set and each.metric == wanted)
+    """The score that an objective means. Raises ``MetricMissing`` where its set has given others."""
+    task = next(task for task in tasks if task.name == objective.set)
+    wanted = objective.metric or metrics_of(task.kind, task.settings)[0]
+    own = {each.metric: each for each in scores if each.task == objective.set}
+    found = own.get(wanted) or own.get(wanted.removesuffix(NO_FILTER))
+    if found is None:
+        raise MetricMissing(
+            f"the set {objective.set!r} does not measure {wanted!r}, but {_listed(list(own))}: name one of "
+            "these in the objective"
+        )
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def value_of(objective: Objective, scores: Sequence[Score], tasks: Sequence[Task]) -> float:

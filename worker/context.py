@@ -72,6 +72,7 @@ class JobContext:
     timeout_seconds: float
     board: Board | None = None
     reason: Stop | None = field(default=None, init=False)
+    _over: bool = field(default=False, init=False)
     _done: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _stop_at: float | None = field(default=None, init=False)
@@ -98,6 +99,12 @@ class JobContext:
             self._thread.join()
         if self.board is not None:
             self.board.clear(os.getpid())
+
+    def over(self) -> None:
+        """The job's end is recorded: what is left to do, such as removing its files, needs no lease and is
+        not told to stop, but shows that this process is alive.
+        """
+        self._over = True
 
     def should_stop(self) -> bool:
         """Whether the work should end now; cheap enough to ask between blocks."""
@@ -177,13 +184,20 @@ class JobContext:
         next_beat = time.monotonic() + self.rhythm.beat
         while not self._done.wait(self.rhythm.tick):
             now = time.monotonic()
-            if self.seconds > self.timeout_seconds:
-                self._stop(Stop.TIMEOUT)
-            if self.board is not None and self.board.is_stopping():
-                self._stop(Stop.SHUTDOWN)
+            if not self._over:
+                self._look()
             if now >= next_beat:
                 next_beat = now + self.rhythm.beat
-                self._beat()
+                if self._over:
+                    self._post()
+                else:
+                    self._beat()
+
+    def _look(self) -> None:
+        if self.seconds > self.timeout_seconds:
+            self._stop(Stop.TIMEOUT)
+        if self.board is not None and self.board.is_stopping():
+            self._stop(Stop.SHUTDOWN)
 
     def _beat(self) -> None:
         try:
@@ -204,7 +218,7 @@ class JobContext:
         self._post()
 
     def _stop(self, reason: Stop) -> None:
-        if self.reason is None:
+        if self.reason is None and not self._over:
             self.reason = reason
             self._stop_at = time.monotonic()
             log.info("job_told_to_stop", reason=reason.value)
@@ -219,7 +233,7 @@ class JobContext:
                 fence.attempt,
                 fence.owner,
                 alive_at=time.monotonic(),
-                stop_at=self._stop_at,
+                stop_at=None if self._over else self._stop_at,
                 reason=self.reason.value if self.reason else None,
             )
             self.board.write(note)

@@ -165,7 +165,7 @@ def _retry_after(headers: Mapping[bytes, bytes], now: Callable[[], float]) -> fl
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - now())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -28,7 +28,7 @@ from worker.courier import Courier
 from worker.deliver import Sender
 from worker.log import configure_logging
 from worker.metrics import Numbers
-from worker.sweep import Doorbell, expire, prune, recover
+from worker.sweep import Doorbell, Keeping, expire, prune, recover
 
 log = structlog.get_logger("worker.dispatcher")
 
@@ -48,6 +48,7 @@ class Dispatcher:
     doorbell: Doorbell
     courier: Courier
     listen: Listen
+    keeping: Keeping
     poll_seconds: float
     sweep_seconds: float = SWEEP_SECONDS
     prune_seconds: float = PRUNE_SECONDS
@@ -85,7 +86,7 @@ class Dispatcher:
         while not self.stopping.is_set():
             if time.monotonic() - pruned_at >= self.prune_seconds:
                 pruned_at = time.monotonic()
-                self._attempt("prune", lambda: prune(self.transaction))
+                self._attempt("prune", lambda: prune(self.transaction, self.keeping))
             if time.monotonic() - swept_at >= self.sweep_seconds:
                 swept_at = time.monotonic()
                 self._attempt("sweep", lambda: (recover(self.transaction), expire(self.transaction)))
@@ -160,6 +161,7 @@ def open_dispatcher(settings: Settings, hear: Hear = lambda _fact: None) -> Disp
         ),
         courier,
         partial(listen, database_of(settings)),
+        Keeping(settings.keep_scores_seconds, settings.keep_deliveries_seconds),
         settings.dispatch_poll_seconds,
         min(SWEEP_SECONDS, settings.lease_seconds / 4),
     )

@@ -1,9 +1,7 @@
 """Is the result sound, and how good is it beside its parents? Checked, scored, recorded, and one verdict."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from db import scores as known_scores
@@ -19,10 +17,11 @@ from scoring.digest import score_key
 from scoring.paired import difference
 from scoring.score import Score
 from worker.context import JobContext
-from worker.scorer import Scorer, Scores, Subject, twin_of
+from worker.given_back import Member
+from worker.measures import Model
+from worker.scorer import Looked, Scorer, Scores, twin_of
+from worker.subjects import RESULT, Outcome
 from worker.workshop import Workshop
-
-RESULT, BASE = "result", "base"
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Verdict:
     sound: bool | None
     problem: str | None = None
     card_scores: tuple[dict[str, Any], ...] = ()
-    scores: tuple[Score, ...] = ()
-    """Those of the result."""
+    scores: Mapping[Member, Sequence[Score]] = field(default_factory=dict)
+    """Those of the result, or of each member of it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Evaluator:
     context: JobContext
     scorer: Scorer
     order: ModelOrder
+    _taken: dict[tuple[str, bool], Vitals | None] = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -56,34 +56,48 @@ class Evaluator:
         sets: Sequence[EvalSet],
         hub: Hub,
     ) -> "Evaluator":
-        """Reads every evaluation set; raises what ``Scorer.prepare`` raises."""
+        """Reads every evaluation set; raises what ``Scorer.prepare`` and ``require_harness`` raise."""
         scorer = Scorer.prepare(workshop, job.tenant_id, context, sets, hub)
+        scorer.require_harness()
         return cls(workshop, job.tenant_id, context, scorer, order)
 
-    def judge(self, result: Subject, parents: Mapping[str, Subject]) -> Verdict:
-        """Checks the result, scores it (and its parents where asked for), and records all of it."""
-        if not self._loads(result.folder):
-            return unchecked()
-        size = sum(path.stat().st_size for path in result.folder.glob("*.safetensors"))
-        if (short := self.shortage(size)) is not None:
-            self.context.write(lifecycle.record_warning, "not_checked", short)
-            return Verdict(None, short)
-        check = self._check(result, parents)
-        self.context.write(
-            lifecycle.record_evaluation,
-            {"name": "check", "kind": "check", "passed": check.ok, "detail": check.as_dict()},
-        )
-        if not check.ok:
-            return Verdict(False, check.sentence)
+    def judge(self, outcomes: Sequence[Outcome], reference: Model | None = None) -> Verdict:
+        """Checks the result, or every member of it, scores it (and its parents where asked for), and records
+        all of it. ``reference`` makes the zero-shot heads of all, where a set asks for that.
+        """
+        if (short := self.shortage(max(each.model.size for each in outcomes))) is not None:
+            return replace(self.unchecked(short), problem=short)
+        problems = [problem for each in outcomes if (problem := self._problem(each)) is not None]
+        if problems:
+            return Verdict(False, problems[0])
         if not self.scorer.tasks:
             return Verdict(True)
-        beside = parents if self.order.evaluate.parents else {}
-        scores = self.scorer.score({RESULT: result, **beside}, parents.get(BASE))
-        self.scorer.record(scores, {RESULT: [name for name in scores if name != RESULT]})
-        margin = self.order.evaluate.margin
-        return Verdict(True, _too_bad(scores, margin), tuple(card_rows(scores)), tuple(scores[RESULT]))
+        subjects: dict[str, Model] = {each.name: each.model for each in outcomes}
+        if self.order.evaluate.parents:
+            subjects |= {role: parent for each in outcomes for role, parent in each.parents.items()}
+        scores = self.scorer.score(subjects, reference, [each.name for each in outcomes])
+        against = {each.name: [role for role in each.parents if role in scores] for each in outcomes}
+        self.scorer.record(scores, against)
+        rows = tuple(row for each in outcomes for row in card_rows(scores, each))
+        own = {each.member: scores[each.name] for each in outcomes}
+        return Verdict(True, _too_bad(rows, self.order.evaluate.margin), rows, own)
 
-    def _check(self, result: Subject, parents: Mapping[str, Subject]) -> CheckReport:
+    def unchecked(self, why: str) -> Verdict:
+        """The verdict about a result that was not checked; why is told."""
+        self.context.write(lifecycle.record_warning, "not_checked", why)
+        return Verdict(None)
+
+    def _problem(self, outcome: Outcome) -> str | None:
+        """Checks a result, or a member, and records that; says what is wrong with it."""
+        check = self._check(outcome.model, outcome.parents)
+        name = outcome.name.replace(RESULT, "check", 1)
+        facts = {"name": name, "kind": "check", "passed": check.ok, "detail": check.as_dict()}
+        self.context.write(lifecycle.record_evaluation, facts)
+        if check.ok:
+            return None
+        return check.sentence if outcome.member is None else f"member {outcome.member}: {check.sentence}"
+
+    def _check(self, result: Looked, parents: Mapping[str, Looked]) -> CheckReport:
         """Does it load, read, answer and write, and does it know about as much as its parents?"""
         texts, device = signs.sample(default_set()[0]), self.workshop.device
         check = check_model(result.folder, device=device, texts=texts, should_stop=self.context.should_stop)
@@ -91,16 +105,17 @@ class Evaluator:
             return check
         beside = {}
         for name, parent in parents.items():
-            size = sum(path.stat().st_size for path in parent.folder.glob("*.safetensors"))
-            if size > self.workshop.free_memory(device):
+            if parent.size > self.workshop.free_memory(device):
                 continue
-            found = self._vitals(parent, texts, writes=signs.repeats(check.vitals))
-            if found is not None:
+            key = (name, signs.repeats(check.vitals))
+            if key not in self._taken:
+                self._taken[key] = self._vitals(parent, texts, writes=key[1])
+            if (found := self._taken[key]) is not None:
                 beside[name] = found
             self.context.checkpoint()
         return check.beside(beside, signs.compare(check.vitals, beside, self.order.evaluate.loss_margin))
 
-    def _vitals(self, parent: Subject, texts: tuple[str, ...], *, writes: bool) -> Vitals | None:
+    def _vitals(self, parent: Looked, texts: tuple[str, ...], *, writes: bool) -> Vitals | None:
         """A parent's vitals; None where it has none. They are kept for other merges of it where its digest
         takes no reading of weights.
         """
@@ -109,7 +124,7 @@ class Evaluator:
         task = signs.digest(texts, writes=writes)
         key = score_key(parent.digest, task, self.workshop.device)
         with self.workshop.transaction() as session:
-            known = known_scores.of_keys(session, self.tenant_id, [key]).get(key)
+            known = known_scores.recall(session, self.tenant_id, [key]).get(key)
         if known is not None:
             return Vitals.from_dict(known[0]) if known else None
         found = self._take(parent, texts, writes=writes)
@@ -118,7 +133,7 @@ class Evaluator:
             known_scores.put(session, self.tenant_id, key, told, model=parent.digest, task=task)
         return found
 
-    def _take(self, parent: Subject, texts: tuple[str, ...], *, writes: bool) -> Vitals | None:
+    def _take(self, parent: Looked, texts: tuple[str, ...], *, writes: bool) -> Vitals | None:
         report = check_model(
             parent.folder,
             device=self.workshop.device,
@@ -128,15 +143,6 @@ class Evaluator:
             writes=writes,
         )
         return report.vitals
-
-    def _loads(self, result: Path) -> bool:
-        """Only a whole model with a config can be checked: no adapter, and no bare state dict."""
-        config = result / "config.json"
-        if config.is_file() and "_class_name" not in json.loads(config.read_bytes()):
-            return True
-        detail = "the result is not a Transformers model by itself, so it was not loaded and not scored"
-        self.context.write(lifecycle.record_warning, "not_checked", detail)
-        return False
 
     def shortage(self, size: int) -> str | None:
         """What to say when the memory cannot hold a result of ``size`` bytes for its check.
@@ -150,50 +156,48 @@ class Evaluator:
         return f"its check needs {needed} bytes of memory and this worker has {free} free"
 
 
-def unchecked() -> Verdict:
-    """The verdict about a result that could not be checked."""
-    return Verdict(None)
-
-
-def card_rows(scores: Scores) -> list[dict[str, Any]]:
-    """One row a set and metric: the result's score beside its parents', with what surely differs."""
+def card_rows(scores: Scores, outcome: Outcome) -> list[dict[str, Any]]:
+    """One row a set and metric: the score of the result, or of a member, beside its parents', with what
+    surely differs.
+    """
     rows = []
-    for score in scores[RESULT]:
-        twins = {name: twin_of(score, found) for name, found in scores.items() if name != RESULT}
-        parents = {name: twin for name, twin in twins.items() if twin is not None}
+    for score in scores[outcome.name]:
+        found = {label: scores.get(role, ()) for role, label in outcome.labels.items()}
+        twins = {label: twin_of(score, each) for label, each in found.items()}
+        parents = {label: twin for label, twin in twins.items() if twin is not None}
+        compared = {label: difference(score, twin) for label, twin in parents.items()}
+        differences = {label: each.as_dict() for label, each in compared.items() if each is not None}
         rows.append(
             {
                 "set": score.task,
                 "metric": score.metric,
+                **({} if outcome.member is None else {"member": outcome.member}),
                 "result": score.value,
                 "stderr": score.stderr,
                 "n": score.n,
                 "parents": {name: twin.value for name, twin in parents.items()},
-                "clear": [name for name, twin in parents.items() if _differs(score, twin)],
+                "clear": [name for name, found in differences.items() if found["clear"]],
+                "differences": differences,
                 "higher_is_better": score.higher_is_better,
             }
         )
     return rows
 
 
-def _differs(score: Score, twin: Score) -> bool:
-    found = difference(score, twin)
-    return found is not None and found.is_clear
-
-
-def _too_bad(scores: Scores, margin: float | None) -> str | None:
+def _too_bad(rows: Iterable[Mapping[str, Any]], margin: float | None) -> str | None:
     """Names the first score that is worse than the best parent's by more than ``margin`` of it."""
     if margin is None:
         return None
-    for row in card_rows(scores):
+    for row in rows:
         if not row["parents"]:
             continue
         better = max if row["higher_is_better"] else min
         best = better(row["parents"].values())
         loss = (best - row["result"]) if row["higher_is_better"] else (row["result"] - best)
         if loss > margin * abs(best):
+            of = f" of member {row['member']}" if "member" in row else ""
             return (
-                f"{row['metric']} on {row['set']} is {row['result']:.4g}, more than {margin:.0%} worse than "
-                f"the best parent's {best:.4g}"
+                f"{row['metric']} on {row['set']}{of} is {row['result']:.4g}, more than {margin:.0%} worse "
+                f"than the best parent's {best:.4g}"
             )
     return None

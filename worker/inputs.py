@@ -12,6 +12,7 @@ from hub.delivery import FILES_AT_ONCE, Delivery
 from hub.download import download
 from hub.growing import Parcel
 from hub.snapshot import Hub, Snapshot
+from jobs.fetching import fetched_files, parts_of
 from jobs.pinned import PinnedInput
 from jobs.places import files_inside, prefix_of
 from merge.plan import Plan
@@ -104,12 +105,22 @@ def wanted_names(file_names: Iterable[str], weights: Iterable[str]) -> tuple[str
     return tuple(sorted({*small, *weights}))
 
 
-def weights_of(plan: Plan, role: str) -> tuple[str, ...]:
-    """The weight files of this role that the plan reads: a model's, or an adapter's."""
-    if role.endswith("+adapter"):
-        adapter = plan.models[role.removesuffix("+adapter")].adapter
-        return adapter.weights if adapter is not None else ()
-    return plan.weight_files(role)
+def wanted_files(
+    role: str, snapshot: Snapshot, plan: Plan, inside: str = "", *, whole: bool = False
+) -> Wanted:
+    """What to download of the Hub model of one role, which may lie ``inside`` its repository."""
+    weights = fetched_files(plan, role, whole=whole)
+    prefix = prefix_of(inside)
+    files = files_inside({file.path: file.size for file in snapshot.files}, inside)
+    names = wanted_names(files, (*weights, *small_of(plan, role)))
+    return Wanted(
+        role,
+        snapshot,
+        tuple(prefix + name for name in names),
+        prefix,
+        frozenset(prefix + name for name in weights),
+        {} if whole else {prefix + file: spans for file, spans in parts_of(plan, role).items()},
+    )
 
 
 def small_of(plan: Plan, role: str) -> tuple[str, ...]:

@@ -22,8 +22,9 @@ from scoring.score import Score
 from scoring.tasks import ZeroShotTask
 from worker.candidates import Scores, Wanted, without_examples
 from worker.context import Transaction, storable
+from worker.given_back import Member
 from worker.inputs import wanted_names
-from worker.makers import Member, Part
+from worker.makers import Part
 from worker.measures import Heads
 from worker.scorer import Subject
 from worker.workshop import Workshop
@@ -72,7 +73,7 @@ class KnownCandidates:
             for name, key in self._keys(_made(content, member, way), part).items()
         }
         with self.transaction() as session:
-            known = rows.of_keys(session, self.tenant_id, set(keys.values()))
+            known = rows.recall(session, self.tenant_id, set(keys.values()))
         found: Scores = {member: [] for member in wanted}
         for (member, name, _), key in keys.items():
             if key in known and name not in {each.task for each in found[member]}:

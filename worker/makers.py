@@ -11,26 +11,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from merge.bundle.recipe import member_of_folder
 from merge.in_memory import InMemory
-from merge.local import index_models, model_folders
-from merge.plan import Plan, make_plan
-from merge.recipe import Recipe, recipe_from
+from merge.plan import Plan
 from merge.run import run
 from scoring.candidates import Candidates
 from scoring.digest import task_digest
+from scoring.harness.task import HarnessTask
 from scoring.score import Score
 from scoring.tasks import Task
+from worker.given_back import Means, Member, give_back, is_whole
 from worker.measures import Heads, measure
 
-ITEMS = ("texts", "questions", "prompts", "items", "pairs", "queries")
+ITEMS = ("texts", "questions", "prompts", "items", "pairs", "queries", "rows")
 LEAST_ITEMS = 3
 WHOLE = 1.0
-MADE, GIVEN_BACK = "made", "given-back"
-"""What a merge writes, and the checkpoint of an adapter over its base or of a bundle's member."""
-
-Member = str | None
-"""A member of a bundle; ``None`` for what is a model by itself, or an adapter."""
+MADE = "made"
+"""What a merge writes."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,12 @@ class Sets:
 
 
 def part_of(task: Task, share: float) -> Task:
-    """The task with the first ``share`` of its items."""
+    """The task with the first ``share`` of its items; of a built-in task of lm_eval whose number nobody knows
+    here, that share as its limit.
+    """
+    if isinstance(task, HarnessTask) and task.settings.config is None:
+        limit = share if task.limit is None else max(LEAST_ITEMS, math.ceil(share * task.limit))
+        return replace(task, limit=limit)
     name = next(each for each in ITEMS if hasattr(task, each))
     items = getattr(task, name)
     kept = max(LEAST_ITEMS, math.ceil(share * len(items)))
@@ -101,6 +102,11 @@ class Ground:
     threads: int
     should_stop: Callable[[], bool] = lambda: False
     hub_endpoint: str = ""
+
+    @property
+    def means(self) -> Means:
+        """What a merge is made with."""
+        return Means(self.budget_bytes, self.threads, self.device, self.should_stop)
 
     @contextmanager
     def maker(self, plan: Plan, tasks: Sequence[Task], *, written: bool) -> Iterator[Maker]:
@@ -155,7 +161,7 @@ class Written:
         self.clear()
         at.scratch.mkdir(parents=True)
         try:
-            made = self._run(plan, at.folders, MADE, at.statistics)
+            made = self._made(plan)
             return {member: self._scored(plan, made, member, part) for member, part in wanted.items()}
         finally:
             self.clear()
@@ -165,8 +171,11 @@ class Written:
         shutil.rmtree(self.ground.scratch, ignore_errors=True)
 
     def _scored(self, plan: Plan, made: Path, member: Member, part: Part) -> list[Score]:
-        at, recipe = self.ground, self._over_base(plan, made, member)
-        folder = made if recipe is None else self._given_back(recipe)
+        at = self.ground
+        if is_whole(plan):
+            folder = made
+        else:
+            folder = give_back(plan, made, member, at.folders, at.means, at.scratch).out
         found = measure(
             folder,
             part.tasks,
@@ -180,36 +189,17 @@ class Written:
             shutil.rmtree(folder)
         return found
 
-    def _over_base(self, plan: Plan, made: Path, member: Member) -> Recipe | None:
-        """The merge that gives the checkpoint to be scored; ``None`` where it is there already."""
-        base = self.ground.folders.get("base")
-        if plan.adapter is not None:
-            source = {"id": "result", "model": str(base), "adapter": str(made)}
-            over = {"base": str(base), "sources": [source], "steps": ["passthrough"]}
-            return recipe_from({**over, "reference": "result"})
-        if plan.bundle is None:
-            return None
-        assert member is not None  # of a bundle a member is wanted
-        inside = bool(plan.members) or plan.bundle.keeps_base
-        return member_of_folder(made, member, None if inside else base, None)
-
-    def _given_back(self, recipe: Recipe) -> Path:
-        plan = make_plan(recipe, index_models(recipe, Path()), budget=self.ground.budget_bytes)
-        return self._run(plan, model_folders(recipe, Path()), GIVEN_BACK, {})
-
-    def _run(
-        self, plan: Plan, folders: Mapping[str, Path], name: str, statistics: Mapping[str, Path]
-    ) -> Path:
+    def _made(self, plan: Plan) -> Path:
         at = self.ground
         made = run(
             plan,
-            folders,
-            at.scratch / name,
+            at.folders,
+            at.scratch / MADE,
             budget_bytes=at.budget_bytes,
             threads=at.threads,
             device=at.device,
             should_stop=at.should_stop,
             survey="none",
-            statistics=statistics,
+            statistics=at.statistics,
         )
         return made.out

@@ -15,14 +15,14 @@ import structlog
 from db.models.job import Job
 from hub.delivery import Delivery
 from hub.errors import Tainted
-from hub.snapshot import Hub, Snapshot
+from hub.snapshot import Hub
 from hub.upload import MANIFEST, CommitResult, Push
 from jobs import lifecycle
 from jobs.append import STATE
-from jobs.fetching import parts_of, streams
+from jobs.evaluating import disk_bytes, left_out, over_base_bytes, reads_whole, result_bytes, told
+from jobs.fetching import streams
 from jobs.kinds import Asking, naming, pin_sets, require_fit, sets_of
 from jobs.pinned import PinnedInput
-from jobs.places import files_inside, prefix_of
 from jobs.planning import Planned, Planner
 from jobs.request import EvalSet, ModelOrder
 from jobs.submit import check_publishing
@@ -37,14 +37,15 @@ from worker.artifacts import artifact_folder, keep
 from worker.cards import CARD, bundle_of, survey_of, write_card
 from worker.context import JobContext
 from worker.errors import CheckImpossible, DiskFull, OutputUnsafe
-from worker.evaluation import Evaluator, Verdict, unchecked
-from worker.inputs import Arrivals, Wanted, bring, small_of, wanted_names, weights_of
+from worker.evaluation import Evaluator, Verdict
+from worker.given_back import BASE, Desk, Means, is_whole
+from worker.inputs import Arrivals, bring, wanted_files
 from worker.known import KnownCandidates, are_listed, base_of
 from worker.makers import WHOLE, Part
 from worker.measures import Heads
 from worker.measuring import Measurer
-from worker.scorer import Subject
-from worker.scratch import WorkFolder, ensure_room
+from worker.scratch import WorkFolder, bytes_in, ensure_room
+from worker.subjects import obstacle, outcomes_of, parents_of
 from worker.uploads import Uploads
 from worker.workshop import Workshop
 
@@ -108,11 +109,12 @@ class MergeJob:
     def _plan(self) -> Planned:
         """Pins and looks at the models again: headers only, and by now the recipe names commits."""
         self.context.checkpoint()
-        whole = self.request.evaluate.scores_parents
+        whole = reads_whole(self.request.evaluate, self.recipe)
         planned = self.planner.plan(self.recipe, self.token, self.job.tenant_id, whole=whole)
         check_publishing(self.request, planned.inputs)
         self.sets = sets_of(self.request, self.job.plan)
         require_fit(self.sets, planned)
+        planned = told(planned, self.request.evaluate)
         if self.job.plan is None:
             self.sets = pin_sets(self.sets, Asking(self.planner, self.token, self.job.tenant_id))
             planned = naming(planned, self.sets)
@@ -144,10 +146,10 @@ class MergeJob:
 
     def _check_possible(self, evaluator: Evaluator, plan: Plan) -> None:
         """Refuses, before anything is moved, a result that could never be published as it was ordered."""
-        checkable = plan.shards and plan.bundle is None
+        checkable = bool(self.request.evaluate.sets) or (plan.shards and is_whole(plan))
         if self.push is None or self.request.output.publish != "checked" or not checkable:
             return
-        short = evaluator.shortage(plan.estimate.output_bytes)
+        short = evaluator.shortage(result_bytes(plan))
         if short is not None:
             raise CheckImpossible(
                 f"the result could not be published: {short}; order it with output.publish = always, or "
@@ -158,7 +160,7 @@ class MergeJob:
         """Refuses a job that the disk cannot hold, or lets its shards go one by one where that is enough."""
         plan = planned.plan
         download = planned.summary["estimate"]["download_bytes"] + plan.statistics.disk_bytes
-        download += plan.staged.disk_bytes
+        download += plan.staged.disk_bytes + disk_bytes(planned, self.request.evaluate)
         try:
             ensure_room(self.work, download + plan.estimate.output_bytes, free=self.workshop.free_bytes)
         except DiskFull:
@@ -271,10 +273,14 @@ class MergeJob:
         self, evaluator: Evaluator, planned: Planned, folders: Mapping[str, Path], report: Report
     ) -> Verdict:
         if self.is_lean:
-            return unchecked()
+            return Verdict(None)
         self.context.enter("evaluating")
-        result = Subject(report.out, {file.file: file.sha256 for file in report.files})
-        verdict = evaluator.judge(result, parents_of(planned, folders))
+        desk = Desk(self.work.candidate, Means.of(self.workshop, self.context.should_stop))
+        desk.clear()
+        try:
+            verdict = self._judged(evaluator, planned, folders, report, desk)
+        finally:
+            desk.clear()
         unchecked_kept = verdict.sound is None and self.push is None
         if verdict.problem is not None and self.request.output.publish == "checked" and not unchecked_kept:
             kind = CheckImpossible if verdict.sound is None else OutputUnsafe
@@ -283,6 +289,34 @@ class MergeJob:
                 "the job can be ordered again with output.publish = always"
             )
         return verdict
+
+    def _judged(
+        self,
+        evaluator: Evaluator,
+        planned: Planned,
+        folders: Mapping[str, Path],
+        report: Report,
+        desk: Desk,
+    ) -> Verdict:
+        asked = self.request.evaluate
+        why = obstacle(planned) or (None if asked.sets else self._short(evaluator, planned.plan))
+        if why is not None:
+            return evaluator.unchecked(why)
+        for role, lack in (left_out(planned) if asked.scores_parents else {}).items():
+            evaluator.scorer.leave_out(role, lack)
+        beside = parents_of(planned, folders, desk, adapters=asked.scores_parents)
+        return evaluator.judge(outcomes_of(planned, report, folders, desk, beside), beside.get(BASE))
+
+    def _short(self, evaluator: Evaluator, plan: Plan) -> str | None:
+        """Why an adapter or a bundle whose scores nobody ordered is not checked: memory, or the disk."""
+        if is_whole(plan):
+            return None
+        needed = bytes_in(self.work.path) + over_base_bytes(plan)
+        try:
+            ensure_room(self.work, needed, free=self.workshop.free_bytes)
+        except DiskFull as error:
+            return str(error)
+        return evaluator.shortage(result_bytes(plan))
 
     def _remember(
         self,
@@ -298,7 +332,8 @@ class MergeJob:
         heads = Heads(base_of(planned, folders), self.workshop.device)
         known = KnownCandidates.of(self.workshop, self.job.tenant_id, planned, folders, statistics, heads)
         tasks = [each for each in evaluator.scorer.tasks if not isinstance(each, HarnessTask)]
-        known.keep(planned.plan, {None: Part(WHOLE, tuple(tasks))}, False, {None: list(verdict.scores)})
+        wanted = {member: Part(WHOLE, tuple(tasks)) for member in verdict.scores}
+        known.keep(planned.plan, wanted, False, {each: list(own) for each, own in verdict.scores.items()})
 
     def _publish(self, push: Push, report: Report, uploads: Uploads, verdict: Verdict) -> dict[str, Any]:
         self.context.enter("uploading")
@@ -356,37 +391,3 @@ def relabelled(plan: Plan, inputs: tuple[PinnedInput, ...]) -> Plan:
             adapter = replace(adapter, label=names.get(f"{key}+adapter", adapter.label))
         models[key] = replace(index, label=names.get(key, index.label), adapter=adapter)
     return replace(plan, models=models)
-
-
-def wanted_files(
-    role: str, snapshot: Snapshot, plan: Plan, inside: str = "", *, whole: bool = False
-) -> Wanted:
-    """What to download of the Hub model of one role, which may lie ``inside`` its repository."""
-    weights = weights_of(plan, role)
-    prefix = prefix_of(inside)
-    files = files_inside({file.path: file.size for file in snapshot.files}, inside)
-    names = wanted_names(files, (*weights, *small_of(plan, role)))
-    return Wanted(
-        role,
-        snapshot,
-        tuple(prefix + name for name in names),
-        prefix,
-        frozenset(prefix + name for name in weights),
-        {} if whole else {prefix + file: spans for file, spans in parts_of(plan, role).items()},
-    )
-
-
-def parents_of(planned: Planned, folders: Mapping[str, Path]) -> dict[str, Subject]:
-    """The models that the result is compared with: every input that is a whole model by itself and is here
-    with all of its files.
-    """
-    found = {}
-    for each in planned.inputs:
-        index = planned.plan.models.get(each.role)
-        if index is None or planned.plan.weight_files(each.role) != index.shards:
-            continue
-        if index.adapter is None and each.role in folders and each.role != "donor":
-            files = each.snapshot.files if each.snapshot is not None else ()
-            known = {file.path: file.sha256 for file in files if file.sha256 is not None}
-            found[each.role] = Subject(folders[each.role], known)
-    return found

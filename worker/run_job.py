@@ -86,7 +86,7 @@ def _attempt(workshop: Workshop, job: Job, context: JobContext, work: WorkFolder
         devices.confirm(workshop.device)
         token = _open_token(workshop, job)
         with _store(workshop, job) as store, closing(_planner(workshop, store)) as planner:
-            hub = workshop.hub(token, job.tenant_id)
+            hub = workshop.hub(token)
             result = STORIES[job.kind](Attempt(workshop, job, context, work, store, planner, hub, token))
         return _end(context, lambda session: lifecycle.succeed(session, context.fence, result).state)
     except Exception as error:
@@ -108,7 +108,7 @@ def _planner(workshop: Workshop, store: Store) -> Planner:
     """What a plan counts on as measured is held from then on."""
     settings = workshop.settings
     return Planner(
-        lambda tenant, token: workshop.hub(token, tenant),
+        lambda _tenant, token: workshop.hub(token),
         settings.model_roots,
         settings.memory_budget_bytes,
         shelf=Shelf(workshop.transaction, lambda _, digest: store.hold(digest)),
@@ -233,6 +233,7 @@ def _end(context: JobContext, record: Callable[[Any], str | None]) -> str | None
         try:
             with context.transaction() as session:
                 state = record(session)
+            context.over()
             log.info("job_ended", state=state, seconds=round(context.seconds, 2))
             return state
         except (LeaseLost, IllegalState) as error:

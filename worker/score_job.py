@@ -17,6 +17,7 @@ from jobs.request import ScoreRequest
 from worker.context import JobContext
 from worker.errors import MemoryShort
 from worker.inputs import fetch
+from worker.known import listed_sums
 from worker.planned import plan_again
 from worker.scorer import Scorer, Scores, Subject
 from worker.scratch import WorkFolder, ensure_room
@@ -72,19 +73,15 @@ class ScoreJob:
         self.context.enter("downloading")
         subjects = {}
         for each in planned.inputs:
-            folder, sums = each.folder, dict[str, str]()
+            folder = each.folder
             if each.snapshot is not None:
-                prefix = prefix_of(each.inside)
-                folder = self.work.inputs / each.role / prefix
+                folder = self.work.inputs / each.role / prefix_of(each.inside)
                 self._fetch(each, None)
-                sums = {
-                    file.path.removeprefix(prefix): file.sha256
-                    for file in each.snapshot.files
-                    if file.sha256 is not None and file.path.startswith(prefix)
-                }
             assert folder is not None  # an input is in a repository or in a folder
-            subjects[each.role] = Subject(folder, sums, planned.models[each.role].shards)
+            subjects[each.role] = Subject(folder, listed_sums(each), planned.models[each.role].shards)
         lacking = scorer.lacking(subjects, self.request.against or planned.inputs[0].role)
+        if lacking:
+            scorer.require_harness()
         hub = [each for each in planned.inputs if each.role in lacking and each.snapshot is not None]
         ensure_room(self.work, sum(each.size_bytes for each in hub), free=self.workshop.free_bytes)
         for each in hub:

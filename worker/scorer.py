@@ -2,11 +2,11 @@
 kept, and all of it is recorded beside what it is compared with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from db import scores as known_scores
 from hub.snapshot import Hub
@@ -14,16 +14,27 @@ from jobs import lifecycle
 from jobs.request import EvalSet
 from scoring.digest import model_digest, score_key, task_digest
 from scoring.errors import ScoringError, ScoringStopped
+from scoring.harness.run import require_tasks
 from scoring.paired import difference
 from scoring.runner import ScoreProgress
 from scoring.score import Score
 from scoring.tasks import Limits, Task, ZeroShotTask, parse_task
 from worker.context import JobContext
 from worker.datasets import read_file
-from worker.measures import Heads, measure
+from worker.measures import Heads, Model, measure
 from worker.workshop import Workshop
 
 Scores = Mapping[str, Sequence[Score]]
+
+
+class Looked(Model, Protocol):
+    """A model that can be loaded, of ``size`` bytes."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def is_known(self) -> bool:
+        """Whether its digest takes no reading of weights."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,11 @@ class Subject:
     sha256s: Mapping[str, str]
     weights: Sequence[str] = ()
     """Files that count although they may not be there yet; their sha256 is known then."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weight files."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
 
     @property
     def is_known(self) -> bool:
@@ -86,10 +102,22 @@ class Scorer:
             )
         return cls(workshop, tenant_id, context, tuple(sets), tuple(tasks))
 
-    def score(self, subjects: Mapping[str, Subject], reference: Subject | None = None) -> Scores:
+    def require_harness(self) -> None:
+        """Raises ``HarnessMissing`` or ``HarnessFailed`` where a set is for a harness, or a task of it, that
+        is not there: told before models are fetched.
+        """
+        try:
+            require_tasks(self.tasks, should_stop=self.context.should_stop)
+        except ScoringStopped:
+            self.context.checkpoint()
+            raise
+
+    def score(
+        self, subjects: Mapping[str, Model], reference: Model | None = None, needed: Collection[str] = ()
+    ) -> Scores:
         """The scores of every subject on every set. A subject that cannot be scored is told and left out; if
-        it is the first, or the last one left, its error is raised. ``reference`` makes the zero-shot heads
-        of all, where a set asks for that.
+        it is the first, ``needed``, or the last one left, its error is raised. ``reference`` makes the
+        zero-shot heads of all, where a set asks for that.
         """
         found: dict[str, Sequence[Score]] = {}
         heads = Heads(reference, self.workshop.device)
@@ -100,12 +128,16 @@ class Scorer:
                 self.context.checkpoint()
                 raise
             except ScoringError as error:
-                if place == 0 or (place == len(subjects) - 1 and not found):
+                if place == 0 or name in needed or (place == len(subjects) - 1 and not found):
                     raise
-                self.fails[name] = str(error)
-                self.context.write(lifecycle.record_warning, "not_scored", f"{name}: {error}")
+                self.leave_out(name, str(error))
             self.context.checkpoint()
         return found
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Tells that a subject is not scored."""
+        self.fails[name] = why
+        self.context.write(lifecycle.record_warning, "not_scored", f"{name}: {why}")
 
     def lacking(self, subjects: Mapping[str, Subject], reference: str) -> set[str]:
         """The subjects that have to be loaded, for a score of theirs or for the heads that they make."""
@@ -129,6 +161,7 @@ class Scorer:
                 "data": wanted.data.model_dump(mode="json", exclude_none=True) if wanted.data else None,
                 "limit": wanted.limit,
                 "settings": task.settings.model_dump(mode="json"),
+                **({"not_scored": dict(self.fails)} if self.fails else {}),
             }
             facts = {"name": task.name, "kind": task.kind, "task_sha256": self._digests[task.name]}
             self.context.write(lifecycle.record_evaluation, {**facts, "detail": detail, "scores": rows})
@@ -151,7 +184,7 @@ class Scorer:
             "differences": differences or None,
         }
 
-    def _one(self, name: str, subject: Subject, heads: Heads, place: int, count: int) -> list[Score]:
+    def _one(self, name: str, subject: Model, heads: Heads, place: int, count: int) -> list[Score]:
         """The scores of one subject; what was measured before is taken from there, the rest is kept."""
         known, wanted = self._unknown(name, subject, heads)
         keys = {task.name: self._keys[name, task.name] for task in self.tasks}
@@ -176,9 +209,7 @@ class Scorer:
                 self._remember(keys[task.name], own, subject.digest, self._digests[task.name])
         return [replace(score, task=task) for task, key in keys.items() for score in known[key]]
 
-    def _unknown(
-        self, name: str, subject: Subject, heads: Heads
-    ) -> tuple[dict[str, list[Score]], list[Task]]:
+    def _unknown(self, name: str, subject: Model, heads: Heads) -> tuple[dict[str, list[Score]], list[Task]]:
         """The known scores of a subject by key, and the tasks that it is still to be measured on."""
         keys = {}
         for task in self.tasks:
@@ -195,7 +226,7 @@ class Scorer:
 
     def _recall(self, keys: Sequence[str]) -> dict[str, list[Score]]:
         with self.workshop.transaction() as session:
-            found = known_scores.of_keys(session, self.tenant_id, keys)
+            found = known_scores.recall(session, self.tenant_id, keys)
         return {key: [Score.from_dict(score) for score in scores] for key, scores in found.items()}
 
     def _remember(self, key: str, scores: Sequence[Score], model: str, task: str) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -60,7 +61,7 @@ class WorkFolder:
 
     @property
     def candidate(self) -> Path:
-        """Where a search writes one candidate at a time, until it is scored."""
+        """Where one model at a time is written that is there only until it is checked and scored."""
         return self.path / CANDIDATE
 
     def borrow(self, path: Path) -> Path:
@@ -167,8 +168,11 @@ def remove_idle(folder: Path) -> bool:
 
 
 def _idle_folders(scratch: Path) -> Iterator[Path]:
-    marks = jobs_folder(scratch).glob(f"*/{FINISHED_FILE}")
-    yield from (mark.parent for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime))
+    marked = []
+    for mark in jobs_folder(scratch).glob(f"*/{FINISHED_FILE}"):
+        with suppress(FileNotFoundError):  # another worker may remove it meanwhile
+            marked.append((mark.stat().st_mtime, mark.parent))
+    yield from (folder for _, folder in sorted(marked))
 
 
 def _try_lock(folder: Path) -> int:

@@ -24,19 +24,19 @@ from jobs.request import SearchRequest
 from jobs.searching import as_sent, enlist, is_searching
 from scoring.errors import ScoringStopped
 from search.drive import Candidate, drive
-from search.result import result_of
+from search.result import kept_front, result_of
 from search.trial import Told
 from worker import device as devices
 from worker.artifacts import artifact_folder
 from worker.candidates import Bench
 from worker.context import JobContext
 from worker.errors import MemoryShort
-from worker.inputs import bring
+from worker.inputs import bring, wanted_files
 from worker.known import KnownCandidates, base_of
 from worker.makers import Ground, Sets
 from worker.measures import Heads
 from worker.measuring import Measurer
-from worker.merge_job import relabelled, wanted_files
+from worker.merge_job import relabelled
 from worker.planned import plan_again
 from worker.scorer import Scorer
 from worker.scratch import WorkFolder, ensure_room
@@ -76,6 +76,7 @@ class SearchJob:
         with self._bench(planned, way) as bench:
             found = self._search(planned, bench)
         self.context.enter("finalising")
+        self._keep_front(found, planned)
         return self._keep({**found, "candidates": {"made": way.made, "why": way.why}})
 
     def help(self) -> dict[str, Any]:
@@ -111,6 +112,7 @@ class SearchJob:
         """The models on this machine, and what makes candidates of them and scores these."""
         sets = sets_of(self.request, self.job.plan or planned.summary)
         scorer = Scorer.prepare(self.workshop, self.job.tenant_id, self.context, sets, self.hub)
+        scorer.require_harness()
         self.measurer.prepare(planned, self.hub)
         written = way.disk_bytes if way.why is not None else 0
         needed = planned.summary["estimate"]["download_bytes"] + written
@@ -154,7 +156,7 @@ class SearchJob:
         could not even be loaded to be scored.
         """
         free = self.workshop.free_memory(self.workshop.device)
-        way = way_of(planned.plan).within(free)
+        way = way_of(planned.plan, self.request.evaluation_sets).within(free)
         if way.model_bytes > free:
             raise MemoryShort(
                 f"scoring a candidate takes {way.model_bytes} bytes of memory, and this worker has {free} "
@@ -230,6 +232,11 @@ class SearchJob:
         wanted = min(self.request.workers, count) - 1
         if wanted > self._enlisted:
             self._enlisted = self.context.write(enlist, wanted)
+
+    def _keep_front(self, found: dict[str, Any], planned: Planned) -> None:
+        """The front beside the job: the file below is on this machine, which nobody else may reach."""
+        if (front := kept_front(found, self._document(planned))) is not None:
+            self.context.write(lifecycle.record_front, front)
 
     def _keep(self, found: dict[str, Any]) -> dict[str, Any]:
         """The whole result as a file, its gist as the job's result."""

@@ -121,12 +121,14 @@ class Supervisor:
             try:
                 self.look()
                 self._clean()
-            except OSError as error:
-                log.warning("look_failed", error=str(error))
+            except Exception as error:
+                # Without this thread nobody kills what is stuck: the next round looks again.
+                log.warning("look_failed", error=str(error), kind=type(error).__name__)
 
     def _clean(self) -> None:
         if time.monotonic() - self._cleaned_at > CLEAN_SECONDS:
             self._cleaned_at = time.monotonic()
+            self.board.keep()
             self._forget_candidates()
             for root_id in scratch.clean(self.scratch, self.keep_seconds):
                 log.info("work_folder_removed", root_id=root_id)

@@ -1,10 +1,15 @@
-"""Jobs nobody announced, jobs whose worker vanished, jobs that waited too long: found by the dispatcher."""
+"""Jobs nobody announced, jobs whose worker vanished, jobs that waited too long, rows of no more use: found by
+the dispatcher.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import structlog
 
+from db import scores, webhooks
 from jobs import idempotency, lifecycle
 from worker.context import Transaction
 
@@ -58,10 +63,29 @@ def expire(transaction: Transaction) -> list[str]:
     return found
 
 
-def prune(transaction: Transaction) -> int:
-    """Forgets the answers of requests with an idempotency key that are older than three days; how many."""
-    with transaction() as session:
-        found = idempotency.prune(session)
-    if found:
-        log.info("answers_forgotten", count=found)
+@dataclass(frozen=True)
+class Keeping:
+    """For how many seconds what nobody needs any more is kept: known scores from their last use, webhook
+    messages that were delivered or given up from when they were made.
+    """
+
+    scores: float
+    deliveries: float
+
+
+def prune(transaction: Transaction, keeping: Keeping) -> dict[str, int]:
+    """Forgets answers of requests with an idempotency key after three days, scores and webhook messages as
+    ``keeping`` says; how many of each. Each is a transaction of its own.
+    """
+    duties: dict[str, Callable[[Any], int]] = {
+        "answers": idempotency.prune,
+        "scores": partial(scores.prune, keep_seconds=keeping.scores),
+        "deliveries": partial(webhooks.prune, keep_seconds=keeping.deliveries),
+    }
+    found = {}
+    for what, forget in duties.items():
+        with transaction() as session:
+            found[what] = forget(session)
+    if any(found.values()):
+        log.info("rows_forgotten", **found)
     return found

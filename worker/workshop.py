@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from db.session import make_engine, make_sessions
-from hub.snapshot import Hub, tenant_cache
+from hub.snapshot import Hub
 from jobs import tally
 from jobs.keyring import Keyring
 from jobs.metrics import watch_hub
@@ -49,11 +49,9 @@ class Workshop:
         """How often the jobs of this worker show that they are alive."""
         return Rhythm(self.settings.lease_seconds, self.settings.heartbeat_seconds)
 
-    def hub(self, token: str | None, tenant_id: str) -> Hub:
-        """The Hub as one tenant sees it; tenants never share a cache."""
-        endpoint = self.settings.hub_endpoint
-        cache: Path = tenant_cache(self.settings.scratch / "hub", tenant_id, endpoint)
-        return Hub(endpoint, token, cache)
+    def hub(self, token: str | None) -> Hub:
+        """The Hub as this token sees it."""
+        return Hub(self.settings.hub_endpoint, token)
 
     def warm_up(self) -> None:
         """Loads torch, the engine and every method, so that the first job does not wait for them."""

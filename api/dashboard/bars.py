@@ -6,7 +6,7 @@ from typing import Any
 from api.dashboard.render import number_said
 from db.models.evaluation import Evaluation, EvaluationScore
 
-WIDTH, LABEL, NUMBER = 640.0, 150.0, 90.0
+WIDTH, LABEL, NUMBER = 440.0, 150.0, 80.0
 LINE, BAR = 26.0, 14.0
 Scored = Sequence[tuple[Evaluation, Sequence[EvaluationScore]]]
 
@@ -57,7 +57,7 @@ def _chart(name: str, metric: str, scores: Sequence[EvaluationScore]) -> dict[st
             {
                 "name": score.subject,
                 "said": number_said(score.value),
-                "own": score.subject == "result",
+                "own": score.is_of_result,
                 "top": top,
                 "middle": top + BAR / 2,
                 "x": begin,

@@ -9,6 +9,7 @@ import yaml
 
 from api.dashboard.forms import Field, Mistyped, fields_of, read_curve, shown, values_of
 from merge.catalog import MethodEntry, catalogue
+from merge.document import load_documents
 from merge.presets import PRESETS, listing
 
 FIRST_METHODS = ("linear", "slerp", "task_arithmetic")
@@ -154,6 +155,11 @@ class Draft:
                 names |= {f"steps-{at}-method", *(each.name for each in self.step_fields(at))}
         return names | {start + column for start, columns in rows for column in columns}
 
+    def input_of(self, pointer: str) -> str:
+        """Name of the input that a JSON pointer means; nothing for what the page does not show."""
+        name = input_of(pointer)
+        return name if name in self.inputs() else ""
+
     def base_needed_by(self) -> list[str]:
         """Titles of the chosen methods that need a base."""
         entries = [self.entry(position) for position in range(len(self.steps))]
@@ -184,16 +190,17 @@ class Draft:
             document["calibration"] = {"data": _data_at(self.calibration)}
         return document
 
+    def body(self) -> dict[str, Any]:
+        """The whole order, as plain data; raises ``MergeError`` where the recipe is no YAML."""
+        recipe = load_documents(self.document, "yaml") if self.tab == "yaml" else self.recipe()
+        return {"recipe": recipe, **self.wishes()}
+
     def wishes(self) -> dict[str, Any]:
         """Everything of the request besides the recipe, in the form of the API's body."""
         output = {"private": self.private, "publish": self.publish, "overwrite": self.overwrite}
         body: dict[str, Any] = {"output": ({"repo": self.repo} if self.repo else {}) | output}
-        self.evaluate.sort(key=lambda row: not row.get("where", "").strip())
-        sets = [
-            self._set(position, row)
-            for position, row in enumerate(self.evaluate)
-            if row.get("where", "").strip()
-        ]
+        self.evaluate.sort(key=lambda row: not _is_set(row))
+        sets = [self._set(position, row) for position, row in enumerate(self.evaluate) if _is_set(row)]
         if sets:
             body["evaluate"] = {"sets": sets, "parents": self.parents}
         if self.webhook_url:
@@ -232,7 +239,7 @@ class Draft:
         return {"method": entry.name, **values}
 
     def _set(self, position: int, row: Mapping[str, str]) -> dict[str, Any]:
-        data = _data_at(row["where"].strip())
+        data = _data_at(row.get("where", "").strip())
         made: dict[str, Any] = {
             "name": row.get("name", "").strip() or f"set{position + 1}",
             "kind": row.get("kind") or "perplexity",
@@ -263,6 +270,12 @@ class Draft:
         return int(text)
 
 
+def _is_set(row: Mapping[str, str]) -> bool:
+    """Whether a row is more than an empty one: it says where its data are, or which built-in task it is."""
+    told = row.get("settings", "") if row.get("kind") == "lm_eval" else ""
+    return bool((row.get("where", "") + told).strip())
+
+
 def _data_at(where: str) -> dict[str, str]:
     """A file as it is typed: an upload, ``org/dataset@revision:file``, or a path."""
     if where.startswith("ds_"):
@@ -274,7 +287,7 @@ def _data_at(where: str) -> dict[str, str]:
 
 def _set_row(wanted: Mapping[str, Any]) -> dict[str, str]:
     """An evaluation set as it is typed."""
-    data = wanted.get("data") or {"path": "built in"}
+    data = wanted.get("data") or {}
     where = f"{data['hub']}:{data['file']}" if data.get("hub") else data.get("dataset") or data.get("path")
     row = {"name": wanted["name"], "kind": wanted["kind"], "where": where or ""}
     if wanted.get("settings"):

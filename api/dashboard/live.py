@@ -14,6 +14,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from api.dashboard import views
 from api.dashboard.bars import bars_of, differences_of
 from api.dashboard.bundles import bundle_view
+from api.dashboard.fronts import front_view
+from api.dashboard.proven import checks_of
 from api.dashboard.render import page, text
 from api.dashboard.searches import search_view
 from api.dashboard.teach import router_view
@@ -25,8 +27,10 @@ from db import events as rows
 from db.models.job import Job, JobEvent
 from jobs import events
 from jobs.errors import JobError
+from jobs.fronts import front_if_any
 from jobs.searching import workers_of
 from jobs.states import is_terminal
+from search.choice import Among
 
 BATCH = 1000
 LOG_MOST = 100
@@ -46,6 +50,9 @@ class Watch:
 
     visit: Visit
     job_id: str
+    say: tuple[str, ...] = ()
+    """How much each objective counts, as a form says it, for a point of a front to be chosen."""
+    among: Among = "measured"
     seq: int = 0
     """Number of the last event read."""
     log: list[JobEvent] = field(default_factory=list)
@@ -63,12 +70,21 @@ class Watch:
             subjects, scores = views.scores_of(scored)
             tried = trials.of_search(session, job.root_id) if job.kind == "search" else []
             workers = workers_of(session, job) if job.kind == "search" else []
+            found_front = front_if_any(session, job)
+            front = front_view(found_front, self.say, self.among)
             log = self.log[-LOG_MOST:]
             return job, {
                 "job": views.job_view(job),
                 "bundle": bundle_view(job),
                 "router": router_view(job),
-                "search": search_view(job, tried, workers),
+                "search": search_view(
+                    job,
+                    tried,
+                    workers,
+                    found_front.points if found_front else (),
+                    front["chosen"]["number"] if front and front["chosen"] else None,
+                ),
+                "front": front,
                 "csrf": self.visit.csrf,
                 "phases": views.phases_of(job, self.marks),
                 "measured": views.measured_of(self.marks),
@@ -79,7 +95,7 @@ class Watch:
                 "scores": scores,
                 "bars": bars_of(scored),
                 "differences": differences_of(scored),
-                "checks": views.checks_of(scored),
+                "checks": checks_of(scored),
                 "events": views.log_of(log),
                 "earlier": log[0].seq if len(self.log) > LOG_MOST else None,
                 "points": views.points_of(self.points),

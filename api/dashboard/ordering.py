@@ -1,40 +1,87 @@
-"""What the forms of all kinds of jobs have in common: the order is placed, or told why it cannot be."""
+"""What the forms of all kinds of jobs have in common: an order is planned beside its form, then placed."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+import anyio.to_thread
+import yaml
 from fastapi import Response
+from fastapi.concurrency import run_in_threadpool
 
 from api import intake
-from api.dashboard.views import found
+from api.dashboard.render import page
+from api.dashboard.searches import candidates_said, trying_of
+from api.dashboard.views import estimate_of, found, measuring_of, stage_said
 from api.dashboard.visit import Visit, see
-from api.errors import Problem, to_problem
+from api.errors import Problem, kind_of, to_problem
 from hub.errors import HubError
 from jobs import credentials
-from jobs.errors import JobError
+from jobs.errors import JobError, PlanTimeout
+from jobs.kinds import Ready
 from merge.errors import MergeError
 
 KNOWN = (Problem, JobError, HubError, MergeError)
 """What is wrong with an order, and not with the service."""
+LATER = "The job can be started all the same; its worker then plans it first."
+EMPTY: dict[str, Any] = {
+    "refused": "",
+    "pending": "",
+    "findings": [],
+    "estimate": [],
+    "made": "",
+    "inputs": [],
+    "stages": [],
+    "notes": [],
+    "details": "",
+}
+
+Show = Callable[[dict[str, Any] | None, int], Response]
+"""The form again, with a plan beside it and a status."""
 
 
-def placed(visit: Visit, body: Mapping[str, Any], refused: Callable[[Problem], Response]) -> Response:
-    """The way to the page of the job that was accepted, or what ``refused`` shows of the problem."""
-    try:
-        accepted = intake.accept(visit.desk, visit.caller, intake.order_of(dict(body)))
-    except KNOWN as error:
-        return refused(to_problem(error))
-    return see(f"/jobs/{accepted.job_id}")
+class Wanted(Protocol):
+    """What stands in a form."""
+
+    @property
+    def wrong(self) -> dict[str, str]:
+        """A sentence for each input that cannot be read, or cannot work."""
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing is there yet that could be planned."""
+
+    def body(self) -> dict[str, Any]:
+        """The order, as plain data; what cannot be read is noted in ``wrong``."""
+
+    def input_of(self, pointer: str) -> str:
+        """Name of the input that a JSON pointer into the order means; nothing for what has none."""
+
+    def act(self, action: str) -> object:
+        """What a button of the form does to it."""
 
 
-def wrong_in(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What is wrong with an order, as findings of a page."""
-    return found({"severity": "error", **each, "message": each["detail"]} for each in errors)
+async def carry_out(visit: Visit, wanted: Wanted, action: str, show: Show) -> Response:
+    """What the button that was pressed asks for: starts the job, plans it, or changes the form."""
+    if action == "submit":
+        return await _planning(visit, lambda: _start(visit, wanted, show))
+    if action == "plan":
+        return await _planning(visit, lambda: show(_plan(visit, wanted), 200))
+    wanted.act(action)
+    return await run_in_threadpool(show, None, 200)
 
 
-def said_of(problem: Problem) -> str:
-    """A sentence on a problem that names no part of the order; else nothing."""
-    return "" if problem.errors else str(problem.detail)
+async def plan_alone(visit: Visit, wanted: Wanted) -> Response:
+    """The plan, for the page to show beside the form."""
+    return await _planning(visit, lambda: page("_plan.html", plan=_plan(visit, wanted)))
+
+
+def form_page(
+    visit: Visit, template: str, here: str, plan: dict[str, Any] | None, status: int, **values: Any
+) -> Response:
+    """A form with its plan; to htmx, which has the rest of the page, the form alone."""
+    layout = "part.html" if visit.partly else "base.html"
+    common = {"layout": layout, "csrf": visit.csrf, "credentials": tokens_of(visit)}
+    return page(template, status, here=here, plan=plan, **common, **values)
 
 
 def tokens_of(visit: Visit) -> list[tuple[str, str]]:
@@ -43,3 +90,68 @@ def tokens_of(visit: Visit) -> list[tuple[str, str]]:
         return [
             (each.id, each.name) for each in credentials.list_credentials(session, visit.caller.tenant_id)
         ]
+
+
+async def _planning(visit: Visit, answer: Callable[[], Response]) -> Response:
+    """Runs ``answer`` in one of the few threads that may wait for a Hub."""
+    return await anyio.to_thread.run_sync(answer, limiter=visit.desk.planning_threads)
+
+
+def _start(visit: Visit, wanted: Wanted, show: Show) -> Response:
+    """Starts the job and goes to its page; what cannot work is shown again with every reason."""
+    try:
+        accepted = intake.accept(visit.desk, visit.caller, _order(wanted))
+    except KNOWN as error:
+        return show(_refusal(wanted, error), to_problem(error).status_code)
+    return see(f"/jobs/{accepted.job_id}")
+
+
+def _plan(visit: Visit, wanted: Wanted) -> dict[str, Any] | None:
+    """What the page says of the plan; nothing while there is none to make."""
+    if wanted.is_blank:
+        return None
+    try:
+        return _seen(intake.plan(visit.desk, visit.caller, _order(wanted)))
+    except KNOWN as error:
+        later = isinstance(error, PlanTimeout) or (isinstance(error, HubError) and error.retryable)
+        return EMPTY | {"pending": f"{error} {LATER}"} if later else _refusal(wanted, error)
+
+
+def _order(wanted: Wanted) -> intake.Order:
+    """The order that a form makes; raises a problem for what cannot be read."""
+    body = wanted.body()
+    if wanted.wrong:
+        raise Problem("validation_failed", "Some fields cannot be read.")
+    return intake.order_of(body)
+
+
+def _seen(planned: Ready) -> dict[str, Any]:
+    summary = planned.summary
+    classes: Mapping[str, Any] = summary.get("classes") or {}
+    return EMPTY | {
+        "findings": found(summary["findings"]),
+        "estimate": [*trying_of(summary), *estimate_of(summary), *measuring_of(summary)],
+        "made": candidates_said(summary),
+        "inputs": summary["inputs"],
+        "notes": summary.get("translation", ()),
+        "stages": [stage_said(name, stage) for name, stage in summary.get("stages", {}).items()],
+        "details": yaml.safe_dump(classes, sort_keys=False, allow_unicode=True, width=60) if classes else "",
+    }
+
+
+def _refusal(wanted: Wanted, error: Exception) -> dict[str, Any]:
+    """Why an order cannot work, beside its form and at the fields that are meant."""
+    problem = to_problem(error)
+    findings = []
+    for each in problem.errors:
+        pointer, said = str(each.get("pointer") or ""), str(each["detail"]).removeprefix("Value error, ")
+        name = wanted.input_of(pointer)
+        findings.append(
+            {"severity": "error", **each, "message": said, "pointer": pointer or None, "input": name or None}
+        )
+        if name:
+            wanted.wrong.setdefault(name, said)
+    if not findings:
+        findings = [{"code": "field", "message": said, "input": name} for name, said in wanted.wrong.items()]
+    said = str(problem.detail) if not findings else kind_of(problem.code).title
+    return EMPTY | {"refused": said.rstrip(".") + ".", "findings": found(findings)}

@@ -6,13 +6,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import ValidationError
+from pydantic import StringConstraints, ValidationError
 
 from api.auth import session_of
 from api.cursors import Position
-from api.dashboard import access, bundles, hooks, live, measured, new, score, search, searches, teach
+from api.dashboard import access, bundles, fronts, hooks, live, measured, new, score, search, searches, teach
 from api.dashboard.draft import methods_by_kind, to_yaml
 from api.dashboard.forms import fields_of
+from api.dashboard.proven import evidence_of
 from api.dashboard.render import STATIC, page
 from api.dashboard.views import calls_of, job_row, order_of, recipe_of
 from api.dashboard.visit import HOME, Author, Form, PageRoute, Visit, Visitor, safe_path, same_site, see
@@ -25,9 +26,9 @@ from jobs.append import AppendRequest
 from jobs.errors import Unauthenticated
 from jobs.states import State
 from merge import presets
-from merge.evidence import evidence_line
 from merge.guide import advice_on
 from merge.survey.page import render_page
+from search.choice import Among
 
 ROWS = 25
 STATES = tuple(state.value for state in State)
@@ -35,6 +36,7 @@ STATES = tuple(state.value for state in State)
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 StateAsked = Annotated[str, Query(max_length=20)]
 CursorAsked = Annotated[str, Query(max_length=512)]
+SayAsked = Annotated[list[Annotated[str, StringConstraints(max_length=64)]] | None, Query(max_length=8)]
 
 
 def mount(app: FastAPI) -> None:
@@ -43,6 +45,7 @@ def mount(app: FastAPI) -> None:
         new.router,
         access.router,
         bundles.router,
+        fronts.router,
         hooks.router,
         live.router,
         measured.router,
@@ -106,9 +109,11 @@ def job_rows(visit: Visitor, state: StateAsked = "", cursor: CursorAsked = "") -
 
 
 @router.get("/jobs/{job_id}")
-def job(visit: Visitor, job_id: Id) -> Response:
-    """One job: where it stands, what happened, what came of it, and the same call for scripts."""
-    watch = live.Watch(visit, job_id)
+def job(visit: Visitor, job_id: Id, say: SayAsked = None, among: Among = "measured") -> Response:
+    """One job: where it stands, what happened, what came of it, and the same call for scripts. Of a search
+    with a front, ``say`` chooses a point.
+    """
+    watch = live.Watch(visit, job_id, tuple(say or ()), among)
     row, shown = watch.look()
     calls = calls_of(order_of(row), visit.desk.settings.url)
     recipe = to_yaml(recipe_of(row))
@@ -170,7 +175,6 @@ def method(visit: Visitor, name: Id) -> Response:
     """One method: what it does, what it needs, its settings."""
     entry = found(presets.listing().get(name), "method", name)
     fields = fields_of(entry.schema, "", {})
-    measured = evidence_line(entry.name)
     return page(
         "method.html",
         here="/methods",
@@ -178,7 +182,7 @@ def method(visit: Visitor, name: Id) -> Response:
         entry=entry,
         advice=advice_on(entry),
         fields=fields,
-        evidence=measured,
+        evidence=evidence_of(entry.name),
     )
 
 

@@ -1,6 +1,7 @@
 """Templates, and the few ways in which values become words."""
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -9,9 +10,14 @@ from typing import Any
 
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
+SHORT = 13
+"""Of ``@`` and a commit, what is shown."""
+_COMMIT = re.compile(r"@[0-9a-f]{40}(?![0-9a-f])")
+CODE = Markup("<code>{}</code>")
 
 
 def bytes_said(count: float | None) -> str:
@@ -66,6 +72,17 @@ def first_sentence(text: str) -> str:
     return head + ("." if stop else "")
 
 
+def short_name(name: str) -> str:
+    """A model's name with the commit it is pinned to cut as Git does."""
+    return _COMMIT.sub(lambda found: found[0][:SHORT], name)
+
+
+def coded(text: str) -> Markup:
+    """Words with what stands between backticks as code."""
+    parts = enumerate(text.split("`"))
+    return Markup("").join(CODE.format(part) if number % 2 else part for number, part in parts)
+
+
 def span_said(ends: Sequence[int | None]) -> str:
     """How many sources a method takes."""
     least, most = ends
@@ -94,6 +111,8 @@ TEMPLATES.filters |= {
     "moment": moment_said,
     "clock": clock_said,
     "first_sentence": first_sentence,
+    "short": short_name,
+    "coded": coded,
     "span": span_said,
 }
 TEMPLATES.globals |= {"version": _version(), "csrf": "", "here": ""}

@@ -1,38 +1,31 @@
 """The page on which models are scored as they are: which, on what, and sending it off."""
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import anyio.to_thread
 from fastapi import APIRouter, Response
 
-from api.dashboard.draft import MOST_ROWS, SET_KINDS, Draft
-from api.dashboard.ordering import placed, said_of, tokens_of, wrong_in
-from api.dashboard.render import page
+from api.dashboard.draft import SET_KINDS
+from api.dashboard.ordering import carry_out, form_page, plan_alone
+from api.dashboard.typed import Typed
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
-from api.errors import Problem
 
 _NAMED = re.compile(r"(?P<id>[a-z0-9][a-z0-9_-]{0,63})\s*=\s*(?P<model>\S+)")
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-@router.get("/jobs/score")
-def blank(visit: Visitor) -> Response:
-    """An empty form."""
-    visit.caller.require("merges:write")
-    return _form(visit, "", Draft(evaluate=[{}]))
+class Wanted(Typed):
+    """Every text of the form as typed."""
 
+    TEXTS: ClassVar[tuple[str, ...]] = ("models",)
+    INPUTS: ClassVar[Mapping[str, str]] = {"/models": "models"}
 
-@router.post("/jobs/score")
-async def send(visit: Author, form: Form) -> Response:
-    """Starts the job, or adds a row for another set; what cannot work is shown with every reason."""
-    visit.caller.require("merges:write")
-    models, draft = str(form.get("models") or ""), Draft.from_form(form)
-    if form.get("action") == "add":
-        draft.evaluate = [*draft.evaluate, {}][:MOST_ROWS]
-        return await anyio.to_thread.run_sync(_form, visit, models, draft)
-    return await anyio.to_thread.run_sync(_start, visit, models, draft, limiter=visit.desk.planning_threads)
+    def body(self) -> dict[str, Any]:
+        """The order, as plain data; what cannot be read is noted in ``wrong``."""
+        order = {"kind": "score", "models": models_of(self.texts["models"]), "evaluate": {"sets": []}}
+        return order | self.wishes("evaluate")
 
 
 def models_of(text: str) -> list[Any]:
@@ -41,37 +34,28 @@ def models_of(text: str) -> list[Any]:
     return [named.groupdict() if (named := _NAMED.fullmatch(line)) else line for line in lines]
 
 
-def _start(visit: Visit, models: str, draft: Draft) -> Response:
-    wishes = draft.wishes()
-    body = {"kind": "score", "models": models_of(models), "evaluate": {"sets": []}}
-    body |= {name: wishes[name] for name in ("evaluate", "webhook", "hub_credential") if name in wishes}
-
-    def refused(problem: Problem) -> Response:
-        return _form(visit, models, draft, wrong_in(problem.errors), said_of(problem), problem.status_code)
-
-    if draft.wrong:
-        return refused(Problem("validation_failed", next(iter(draft.wrong.values()))))
-    return placed(visit, body, refused)
+@router.get("/jobs/score")
+def blank(visit: Visitor) -> Response:
+    """An empty form."""
+    visit.caller.require("merges:write")
+    return _form(visit, Wanted())
 
 
-def _form(
-    visit: Visit,
-    models: str,
-    draft: Draft,
-    findings: list[dict[str, Any]] | None = None,
-    refused: str = "",
-    status: int = 200,
-) -> Response:
-    return page(
-        "score.html",
-        status,
-        here="/jobs/score",
-        csrf=visit.csrf,
-        models=models,
-        draft=draft,
-        rows=draft.evaluate or [{}],
-        findings=findings or [],
-        refused=refused,
-        set_kinds=SET_KINDS,
-        credentials=tokens_of(visit),
-    )
+@router.post("/jobs/score")
+async def change(visit: Author, form: Form) -> Response:
+    """Carries out the button that was pressed: starts the job, plans it, adds or removes a set."""
+    visit.caller.require("merges:write")
+    wanted = Wanted.from_form(form)
+    action = str(form.get("action") or "plan")
+    return await carry_out(visit, wanted, action, lambda plan, status: _form(visit, wanted, plan, status))
+
+
+@router.post("/jobs/score/plan")
+async def plan(visit: Author, form: Form) -> Response:
+    """The plan alone, for the page to show beside the form."""
+    visit.caller.require("merges:write")
+    return await plan_alone(visit, Wanted.from_form(form))
+
+
+def _form(visit: Visit, wanted: Wanted, plan: dict[str, Any] | None = None, status: int = 200) -> Response:
+    return form_page(visit, "score.html", "/jobs/score", plan, status, draft=wanted, set_kinds=SET_KINDS)

@@ -1,81 +1,62 @@
 """The page on which a search is ordered: a recipe, what of it may vary, how it is tried, and on what."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import anyio.to_thread
 from fastapi import APIRouter, Response
 
-from api.dashboard.draft import MOST_ROWS, SET_KINDS, Draft
-from api.dashboard.ordering import placed, said_of, tokens_of, wrong_in
-from api.dashboard.render import page
+from api.dashboard.draft import SET_KINDS
+from api.dashboard.ordering import carry_out, form_page, plan_alone
+from api.dashboard.typed import Typed
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
-from api.errors import Problem
 from merge.document import load_document
 from merge.errors import MergeError
+from merge.recipe import Recipe
 from search.settings import BY_METHOD
 
 SCALARS = ("evaluations", "seconds", "workers", "seed")
 LISTS = ("preference", "reference")
-TEXTS = ("recipe", "space", "method", "settings", "objectives", *SCALARS, *LISTS)
-MOST_DIGITS = 18
-FIELDS = {
-    "/search/space": "space",
-    "/search/method": "method",
-    "/search/settings": "settings",
-    "/search/objectives": "objectives",
-    "/search/budget/evaluations": "evaluations",
-    "/search/budget/seconds": "seconds",
-    "/search/halving": "halving",
-    "/search/preference": "preference",
-    "/search/reference": "reference",
-    "/search/seed": "seed",
-    "/workers": "workers",
-    "/hub_credential": "credential",
-    "/webhook": "webhook_url",
-}
-"""Which input is meant by what begins with a pointer."""
-IN_RECIPE = ("/recipe", "/base", "/sources", "/steps", "/overrides", "/dtype")
-_OBJECTIVE = re.compile(r"(?P<set>[^\s@]\S*)(\s+(?P<metric>[^\s@]\S*))?(\s+@(?P<member>\S+))?")
-_SET = re.compile(r"/evaluate/sets/(\d+)/(name|kind|data|limit|settings)")
+FIRST = {"method": "line", "evaluations": "50"}
+_OBJECTIVE = re.compile(
+    r"(?P<set>[^\s@]\S*)(\s+(?P<metric>(?!(?:max|min)(?:\s|$))[^\s@]\S*))?"
+    r"(\s+(?P<goal>max|min))?(\s+@(?P<member>\S+))?"
+)
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-@dataclass
-class Wanted:
-    """Every text of the form as typed; ``sets`` has the rows that every form with sets has."""
+class Wanted(Typed):
+    """Every text of the form as typed."""
 
-    texts: dict[str, str] = field(default_factory=lambda: {"method": "line", "evaluations": "50"})
-    halving: bool = False
-    sets: Draft = field(default_factory=lambda: Draft(evaluate=[{}]))
-
-    @classmethod
-    def from_form(cls, form: Mapping[str, Any]) -> "Wanted":
-        """What a posted form holds."""
-        texts = {name: str(form.get(name) or "").strip() for name in TEXTS}
-        return cls(texts, "halving" in form, Draft.from_form(form))
-
-    @property
-    def wrong(self) -> dict[str, str]:
-        """A sentence for each input that cannot be read, or cannot work."""
-        return self.sets.wrong
+    TEXTS: ClassVar[tuple[str, ...]] = (
+        *("recipe", "space", "method", "settings", "objectives", "halving"),
+        *SCALARS,
+        *LISTS,
+    )
+    INPUTS: ClassVar[Mapping[str, str]] = {
+        "/search/budget/evaluations": "evaluations",
+        "/search/budget/seconds": "seconds",
+        **{f"/search/{name}": name for name in ("space", "method", "settings", "objectives", "halving")},
+        **{f"/search/{name}": name for name in (*LISTS, "seed")},
+        "/workers": "workers",
+        "/recipe": "recipe",
+        **{f"/{name}": "recipe" for name in Recipe.model_fields},
+    }
 
     def body(self) -> dict[str, Any]:
         """The order, as plain data; what cannot be read is noted in ``wrong``."""
-        wishes = self.sets.wishes()
-        sets = wishes.get("evaluate", {}).get("sets", [])
-        budget = {"evaluations": self._number("evaluations"), "seconds": self._number("seconds")}
-        rest = {"seed": self._number("seed"), **{name: self._numbers(name) for name in LISTS}}
+        wishes = self.wishes("evaluate")
+        sets = wishes.pop("evaluate", {}).get("sets", [])
+        budget = {"evaluations": self.number("evaluations"), "seconds": self.number("seconds")}
+        rest = {"seed": self.number("seed"), **{name: self._numbers(name) for name in LISTS}}
         search: dict[str, Any] = {
             "method": self.texts["method"],
             "settings": self._mapping("settings", "Write name: value, name: value.", inline=True),
             "space": self._mapping("space", "Write one dimension a line: name: {at: …, low: …, high: …}."),
             "objectives": self._objectives() or [{"set": each["name"]} for each in sets[:1]],
             "budget": {name: value for name, value in budget.items() if value is not None},
-            **({"halving": {}} if self.halving else {}),
+            **({"halving": {}} if self.texts["halving"] else {}),
             **{name: value for name, value in rest.items() if value is not None},
         }
         order: dict[str, Any] = {
@@ -84,17 +65,8 @@ class Wanted:
             "search": search,
             "evaluate": {"sets": sets},
         }
-        workers = self._number("workers")
-        if workers is not None:
-            order["workers"] = workers
-        return order | {name: wishes[name] for name in ("webhook", "hub_credential") if name in wishes}
-
-    def refuse(self, errors: Iterable[Mapping[str, Any]]) -> None:
-        """Notes at its input what is wrong with each."""
-        for each in errors:
-            name = input_of(str(each.get("pointer") or ""))
-            if name:
-                self.wrong.setdefault(name, str(each["detail"]).removeprefix("Value error, "))
+        workers = self.number("workers")
+        return order | wishes | ({} if workers is None else {"workers": workers})
 
     def _recipe(self) -> dict[str, Any]:
         try:
@@ -113,26 +85,17 @@ class Wanted:
             return {}
 
     def _objectives(self) -> list[dict[str, str]]:
-        """One a line: the name of a set, a metric if it is not the first of its kind, and ``@`` with the
-        member of a bundle.
+        """One a line: the name of a set, a metric if it is not the first of its kind, ``max`` or ``min`` if
+        that is not known of the metric, and ``@`` with the member of a bundle.
         """
         found = []
         for line in filter(None, map(str.strip, self.texts["objectives"].splitlines())):
             read = _OBJECTIVE.fullmatch(line)
             if read is None:
-                self.wrong["objectives"] = f"{line[:60]!r} is no objective. Write: set metric @member."
+                self.wrong["objectives"] = f"{line[:60]!r} is no objective. Write: set metric max @member."
             else:
                 found.append({name: said for name, said in read.groupdict().items() if said})
         return found
-
-    def _number(self, name: str) -> int | None:
-        text = self.texts[name]
-        if not text:
-            return None
-        if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
-            self.wrong[name] = f"{text[:40]!r} is not a whole number."
-            return None
-        return int(text)
 
     def _numbers(self, name: str) -> list[float] | None:
         """One an objective, with commas or spaces in between."""
@@ -146,69 +109,39 @@ class Wanted:
         return found or None
 
 
-def input_of(pointer: str) -> str:
-    """Name of the input that a JSON pointer into the order means; nothing for what has none."""
-    if named := _SET.match(pointer):
-        return f"evaluate-{named[1]}-{'where' if named[2] == 'data' else named[2]}"
-    if pointer.startswith("/evaluate/sets"):
-        return "evaluate-0-where"
-    if pointer.startswith(IN_RECIPE):
-        return "recipe"
-    return next((name for start, name in FIELDS.items() if pointer.startswith(start)), "")
-
-
 @router.get("/jobs/search")
 def blank(visit: Visitor) -> Response:
     """An empty form."""
     visit.caller.require("merges:write")
-    return _form(visit, Wanted())
+    return _form(visit, Wanted(dict(FIRST)))
 
 
 @router.post("/jobs/search")
-async def send(visit: Author, form: Form) -> Response:
-    """Starts the search, or adds a row for another set; what cannot work is shown at its field."""
+async def change(visit: Author, form: Form) -> Response:
+    """Carries out the button that was pressed: starts the search, plans it, adds or removes a set."""
     visit.caller.require("merges:write")
     wanted = Wanted.from_form(form)
-    if form.get("action") == "add":
-        wanted.sets.evaluate = [*wanted.sets.evaluate, {}][:MOST_ROWS]
-        return await anyio.to_thread.run_sync(_form, visit, wanted)
-    return await anyio.to_thread.run_sync(_start, visit, wanted, limiter=visit.desk.planning_threads)
+    action = str(form.get("action") or "plan")
+    return await carry_out(visit, wanted, action, lambda plan, status: _form(visit, wanted, plan, status))
 
 
-def _start(visit: Visit, wanted: Wanted) -> Response:
-    body = wanted.body()
-    if wanted.wrong:
-        return _form(visit, wanted, status=422)
-
-    def refused(problem: Problem) -> Response:
-        wanted.refuse(problem.errors)
-        rest = [each for each in problem.errors if not input_of(str(each.get("pointer") or ""))]
-        return _form(visit, wanted, wrong_in(rest), said_of(problem), problem.status_code)
-
-    return placed(visit, body, refused)
+@router.post("/jobs/search/plan")
+async def plan(visit: Author, form: Form) -> Response:
+    """The plan alone, for the page to show beside the form."""
+    visit.caller.require("merges:write")
+    return await plan_alone(visit, Wanted.from_form(form))
 
 
-def _form(
-    visit: Visit,
-    wanted: Wanted,
-    findings: list[dict[str, Any]] | None = None,
-    refused: str = "",
-    status: int = 200,
-) -> Response:
-    return page(
+def _form(visit: Visit, wanted: Wanted, plan: dict[str, Any] | None = None, status: int = 200) -> Response:
+    return form_page(
+        visit,
         "search.html",
+        "/jobs/search",
+        plan,
         status,
-        here="/jobs/search",
-        csrf=visit.csrf,
-        wanted=wanted,
-        texts=wanted.texts,
-        draft=wanted.sets,
-        rows=wanted.sets.evaluate or [{}],
-        methods={name: _first_sentence(each.__doc__ or "") for name, each in BY_METHOD.items()},
-        findings=findings or [],
-        refused=refused,
-        set_kinds={name: said for name, said in SET_KINDS.items() if name != "lm_eval"},
-        credentials=tokens_of(visit),
+        draft=wanted,
+        methods={name: f"{name}: {_first_sentence(each.__doc__ or '')}" for name, each in BY_METHOD.items()},
+        set_kinds=SET_KINDS,
     )
 
 

@@ -4,74 +4,126 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
+from pydantic import ValidationError
+from starlette.datastructures import FormData
 
-from api.dashboard.render import number_said
+from api.dashboard.render import bytes_said, number_said
 from api.dashboard.visit import Author, Form, PageRoute, see
 from api.deps import Id
+from api.errors import from_validation
 from api.intake import accept, order_of_point
 from db.models.job import Job
 from db.models.trial import Trial
 from jobs.request import OutputRequest
 from jobs.searching import PointRequest
+from search.choice import FrontPoint, names_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-WIDTH, HEIGHT, LEFT, BELOW, ABOVE = 640.0, 240.0, 70.0, 34.0, 10.0
+WIDTH, HEIGHT, LEFT, BELOW, ABOVE = 480.0, 220.0, 70.0, 34.0, 10.0
 ROWS = 20
+REASONS = 5
 
 
 @router.post("/jobs/{job_id}/trials/{number}/merge")
 def merge_trial(visit: Author, form: Form, job_id: Id, number: int) -> Response:
     """Orders the merge of one candidate as a new job."""
     visit.caller.require("merges:write")
-    repo = str(form.get("repo") or "").strip()
-    request = PointRequest(output=OutputRequest(repo=repo or None))
-    order = order_of_point(visit.desk, visit.caller, job_id, number, request)
+    order = order_of_point(visit.desk, visit.caller, job_id, number, point_request(form))
     return see(f"/jobs/{accept(visit.desk, visit.caller, order).job_id}")
 
 
+def point_request(form: FormData) -> PointRequest:
+    """How a point is to be merged, by the form beside it."""
+    repo = str(form.get("repo") or "").strip()
+    try:
+        return PointRequest(output=OutputRequest(repo=repo or None))
+    except ValidationError as error:
+        raise from_validation(error.errors(include_url=False, include_input=False), "body") from None
+
+
 def search_view(
-    job: Job, asked: Sequence[Trial], workers: Sequence[Mapping[str, Any]]
+    job: Job,
+    asked: Sequence[Trial],
+    workers: Sequence[Mapping[str, Any]],
+    front_points: Sequence[FrontPoint] = (),
+    chosen: int | None = None,
 ) -> dict[str, Any] | None:
-    """What the page says of a search: its best candidates, a picture of all of them, and who scores them."""
+    """What the page says of a search: its best candidates, a picture of all of them, and who scores them.
+    ``front_points`` are those of its front, ``chosen`` the number of the trial that suits a preference.
+    """
     if job.kind != "search":
         return None
     rows = [row for row in asked if row.told is not None]
     objectives = job.spec["search"]["objectives"]
-    names = [" ".join(filter(None, map(each.get, ("set", "metric", "member")))) for each in objectives]
+    names = names_of(objectives)
     scored = [row for row in rows if values_of(row)]
     whole = max((row.share for row in scored), default=1.0)
     full = [row for row in scored if row.share == whole]
-    front = {each["number"] for each in (job.result or {}).get("front", ())}
+    front = {each.number for each in front_points if each.number is not None} if len(names) > 1 else set()
+    predicted = [each for each in front_points if each.number is None]
     volume = (job.result or {}).get("hypervolume")
     best = ((job.result or {}).get("best") or {}).get("number")
     sent = (job.result or {}).get("as_sent") or {}
     dimensions = list(job.spec["search"]["space"])
-    ranked = sorted(full, key=lambda row: (row.number != best, row.number not in front, -values_of(row)[0]))
+    ranked = sorted(
+        full,
+        key=lambda row: (
+            row.number != chosen,
+            row.number != best,
+            row.number not in front,
+            -values_of(row)[0],
+        ),
+    )
     return {
         "method": job.spec["search"]["method"],
         "names": names,
         "tried": len(rows),
         "waiting": len(asked) - len(rows),
         "failed": len(rows) - len(scored),
+        "failures": failures_of(rows),
         "reused": sum(bool((row.told or {}).get("reused")) for row in rows),
-        "made": made_said(job),
+        "made": candidates_said(job.plan, job.result),
         "early": len(scored) - len(full),
         "ended": (job.result or {}).get("ended"),
+        "remark": ((job.result or {}).get("notes") or {}).get("surrogate", ""),
         "hypervolume": number_said(volume["value"]) if volume else None,
         "sent": sent_said(sent, (job.result or {}).get("best") or {}),
         "dimensions": dimensions,
-        "rows": [_row(row, dimensions, best, front, sent.get("number")) for row in ranked[:ROWS]],
+        "rows": [_row(row, dimensions, (best, chosen, sent.get("number")), front) for row in ranked[:ROWS]],
         "left": max(0, len(ranked) - ROWS),
         "workers": workers if len(workers) > 1 else [],
-        "picture": picture(full, names, job.spec["search"]["space"], best, front),
+        "picture": picture(full, names, job.spec["search"]["space"], best, front, predicted),
     }
 
 
-def made_said(job: Job) -> str | None:
-    """How candidates are made, where that is not in memory, and why."""
-    told = (job.result or {}).get("candidates") or (job.plan or {}).get("search", {}).get("candidates") or {}
-    return f"candidates are written, one at a time: {told['why']}" if told.get("why") else None
+def candidates_said(plan: Mapping[str, Any] | None, result: Mapping[str, Any] | None = None) -> str:
+    """How the candidates of a search are made, and why, where it is not in memory; nothing of other jobs."""
+    told = (result or {}).get("candidates") or ((plan or {}).get("search") or {}).get("candidates")
+    if not told:
+        return ""
+    if not told.get("why"):
+        return "Candidates are made and scored in memory; none is written."
+    return f"Candidates are written, one at a time: {told['why']}."
+
+
+def trying_of(plan: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a plan says of the candidates of a search; nothing of other jobs."""
+    told = (plan or {}).get("search")
+    if not told:
+        return []
+    facts = [("Candidates", f"{told['evaluations']:,} at most"), ("Numbers that vary", str(told["numbers"]))]
+    made = told["candidates"]
+    return facts + ([("Written for each", bytes_said(made["bytes"]))] if made["why"] else [])
+
+
+def failures_of(rows: Sequence[Trial]) -> list[str]:
+    """Why candidates failed, each reason once, with the first that it befell."""
+    first: dict[str, int] = {}
+    for row in rows:
+        if not values_of(row):
+            first.setdefault(str((row.told or {}).get("error") or "no reason was kept"), row.number)
+    return [f"Trial {number} failed: {why}" for why, number in list(first.items())[:REASONS]]
 
 
 def sent_said(sent: Mapping[str, Any], best: Mapping[str, Any]) -> str | None:
@@ -92,15 +144,27 @@ def values_of(row: Trial) -> list[float]:
 
 
 def _row(
-    row: Trial, dimensions: Sequence[str], best: int | None, front: set[int], sent: int | None
+    row: Trial, dimensions: Sequence[str], named: tuple[int | None, int | None, int | None], front: set[int]
 ) -> dict[str, Any]:
+    """``named``: the numbers of the best candidate, of the chosen one, and of the recipe as it was sent."""
+    best, chosen, sent = named
     found = "best" if row.number == best else "on the front" if row.number in front else ""
+    marks = [
+        found,
+        "suits the preference" if row.number == chosen else "",
+        "as sent" if row.number == sent else "",
+    ]
     return {
         "number": row.number,
-        "mark": ", ".join(filter(None, [found, "as sent" if row.number == sent else ""])),
-        "point": [_said(row.point[name]) if row.point else "–" for name in dimensions],
+        "mark": ", ".join(filter(None, marks)),
+        "point": point_said(row.point, dimensions),
         "values": [number_said(value) for value in values_of(row)],
     }
+
+
+def point_said(point: Mapping[str, Any], dimensions: Sequence[str]) -> list[str]:
+    """The values of a point in words; of the recipe as it was sent there may be none."""
+    return [_said(point[name]) if point else "–" for name in dimensions]
 
 
 def _said(value: Any) -> str:
@@ -117,33 +181,40 @@ def picture(
     space: Mapping[str, Any],
     best: int | None,
     front: set[int],
+    predicted: Sequence[FrontPoint] = (),
 ) -> dict[str, Any] | None:
-    """Candidates as dots: two objectives against each other; one against the only number that varies; else
-    the score against the order in which they were tried.
+    """Candidates, and the points of a predicted front, as dots: two objectives against each other; one
+    against the only number that varies; else the score against the order in which they were tried.
     """
     numeric = [name for name, each in space.items() if each.get("low") is not None and not each.get("points")]
     if len(space) == len(numeric) == len(names) == 1:
         rows = [row for row in rows if row.point]  # the recipe as it was sent may lie outside the range
     if len(rows) < 2:
         return None
+    points = [*(row.point for row in rows), *(each.point for each in predicted)]
     across, along = "trial", [float(row.number) for row in rows]
     up, heights = names[0], [values_of(row)[0] for row in rows]
     if len(names) > 1:
-        across, along = names[0], heights
-        up, heights = names[1], [values_of(row)[1] for row in rows]
+        across, along = names[0], heights + [each.values[0] for each in predicted]
+        up, heights = names[1], [values_of(row)[1] for row in rows] + [each.values[1] for each in predicted]
     elif len(space) == 1 and numeric:
-        across, along = numeric[0], [float(row.point[numeric[0]]) for row in rows]
+        across, along = numeric[0], [float(point[numeric[0]]) for point in points]
+        heights += [each.values[0] for each in predicted]
     place = _scale(along, LEFT, WIDTH - 12), _scale(heights, HEIGHT - BELOW, ABOVE)
+    kinds = ["own" if row.number == best or row.number in front else "" for row in rows]
+    kinds += ["predicted"] * (len(along) - len(rows))
     dots = [
         {
             "x": place[0](x),
             "y": place[1](y),
-            "own": row.number == best or row.number in front,
-            "said": f"{across} {number_said(x)}, {up} {number_said(y)}",
+            "kind": kind,
+            "said": f"{kind + ': ' if kind == 'predicted' else ''}{across} {number_said(x)}, "
+            f"{up} {number_said(y)}",
         }
-        for row, x, y in zip(rows, along, heights, strict=True)
+        for kind, x, y in zip(kinds, along, heights, strict=True)
     ]
-    curve = sorted((dot["x"], dot["y"]) for dot in dots) if across in numeric else []
+    tried = dots[: len(rows)]
+    curve = sorted((dot["x"], dot["y"]) for dot in tried) if across in numeric else []
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -153,6 +224,7 @@ def picture(
         "up": up,
         "ends": [number_said(each) for each in (min(along), max(along), min(heights), max(heights))],
         "dots": dots,
+        "predicted": len(along) - len(rows),
         "curve": " ".join(f"{x},{y}" for x, y in curve),
     }
 

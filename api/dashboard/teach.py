@@ -1,66 +1,34 @@
 """The page on which a bundle's router is ordered: taught by labelled texts, or made from weights alone."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import anyio.to_thread
 from fastapi import APIRouter, Response
 
-from api.dashboard.ordering import placed, said_of, tokens_of, wrong_in
-from api.dashboard.render import page
+from api.dashboard.ordering import carry_out, form_page, plan_alone
+from api.dashboard.typed import Typed
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
-from api.errors import Problem
 from db.models.job import Job
-
-TEXTS = ("bundle", "base", "examples", "layer", "directions", "credential", "webhook_url")
-INPUTS = {
-    "/bundle": "bundle",
-    "/base": "base",
-    "/examples": "examples",
-    "/layer": "layer",
-    "/directions": "directions",
-    "/hub_credential": "credential",
-    "/webhook": "webhook_url",
-}
-"""Which input is meant by what begins with a pointer."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-@dataclass
-class Wanted:
-    """Every text of the form as typed, and a sentence for each input that cannot be read, or cannot work."""
+class Wanted(Typed):
+    """Every text of the form as typed."""
 
-    texts: dict[str, str] = field(default_factory=dict)
-    wrong: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_form(cls, form: Mapping[str, Any]) -> "Wanted":
-        """What a posted form holds."""
-        return cls({name: str(form.get(name) or "").strip() for name in TEXTS})
+    TEXTS: ClassVar[tuple[str, ...]] = ("bundle", "base", "examples", "layer", "directions")
+    INPUTS: ClassVar[Mapping[str, str]] = {f"/{name}": name for name in TEXTS}
 
     def body(self) -> dict[str, Any]:
         """The order, as plain data; what cannot be read is noted in ``wrong``."""
         told: dict[str, Any] = {name: self.texts[name] for name in ("bundle", "base")}
         told["examples"] = self._examples()
-        told |= {name: self._number(name) for name in ("layer", "directions")}
-        told["hub_credential"] = self.texts["credential"]
-        told["webhook"] = {"url": self.texts["webhook_url"]} if self.texts["webhook_url"] else None
+        told |= {name: self.number(name) for name in ("layer", "directions")}
         if not told["bundle"]:
             self.wrong["bundle"] = "Name a bundle."
-        return {"kind": "router"} | {name: value for name, value in told.items() if value not in ("", None)}
-
-    def refuse(self, errors: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Notes at its input what is wrong with each; gives those that have none."""
-        rest = []
-        for each in errors:
-            if name := input_of(str(each.get("pointer") or "")):
-                self.wrong.setdefault(name, str(each["detail"]).removeprefix("Value error, "))
-            else:
-                rest.append(each)
-        return rest
+        asked = {name: value for name, value in told.items() if value not in ("", None)}
+        return {"kind": "router"} | asked | self.wishes()
 
     def _examples(self) -> list[dict[str, str]] | None:
         """One a line: ``member: text``, or an object as the API has it."""
@@ -75,13 +43,6 @@ class Wanted:
             made.append(example)
         return made or None
 
-    def _number(self, name: str) -> int | None:
-        text = self.texts[name]
-        if text and not (text.isascii() and text.isdigit()):
-            self.wrong[name] = f"{text!r} is not a whole number."
-            return None
-        return int(text) if text else None
-
 
 def example_of(line: str) -> dict[str, str] | None:
     """The text of a line and the member it is for; nothing where it is not written so."""
@@ -94,11 +55,6 @@ def example_of(line: str) -> dict[str, str] | None:
         return told if named and all(isinstance(each, str) for each in told.values()) else None
     member, colon, text = line.partition(":")
     return {"text": text.strip(), "member": member.strip()} if colon and text.strip() else None
-
-
-def input_of(pointer: str) -> str:
-    """Name of the input that a JSON pointer into the order means; nothing for what has none."""
-    return next((name for start, name in INPUTS.items() if pointer.startswith(start)), "")
 
 
 def router_view(job: Job) -> dict[str, Any] | None:
@@ -118,40 +74,20 @@ def blank(visit: Visitor, bundle: str = "") -> Response:
 
 
 @router.post("/jobs/router")
-async def send(visit: Author, form: Form) -> Response:
-    """Starts the job; what cannot work is shown at its field."""
+async def change(visit: Author, form: Form) -> Response:
+    """Carries out the button that was pressed: starts the job, or plans it."""
     visit.caller.require("merges:write")
     wanted = Wanted.from_form(form)
-    return await anyio.to_thread.run_sync(_start, visit, wanted, limiter=visit.desk.planning_threads)
+    action = str(form.get("action") or "plan")
+    return await carry_out(visit, wanted, action, lambda plan, status: _form(visit, wanted, plan, status))
 
 
-def _start(visit: Visit, wanted: Wanted) -> Response:
-    body = wanted.body()
-    if wanted.wrong:
-        return _form(visit, wanted, status=422)
-
-    def refused(problem: Problem) -> Response:
-        rest = wanted.refuse(problem.errors)
-        return _form(visit, wanted, wrong_in(rest), said_of(problem), problem.status_code)
-
-    return placed(visit, body, refused)
+@router.post("/jobs/router/plan")
+async def plan(visit: Author, form: Form) -> Response:
+    """The plan alone, for the page to show beside the form."""
+    visit.caller.require("merges:write")
+    return await plan_alone(visit, Wanted.from_form(form))
 
 
-def _form(
-    visit: Visit,
-    wanted: Wanted,
-    findings: list[dict[str, Any]] | None = None,
-    refused: str = "",
-    status: int = 200,
-) -> Response:
-    return page(
-        "router.html",
-        status,
-        here="/jobs/router",
-        csrf=visit.csrf,
-        draft=wanted,
-        texts=wanted.texts,
-        findings=findings or [],
-        refused=refused,
-        credentials=tokens_of(visit),
-    )
+def _form(visit: Visit, wanted: Wanted, plan: dict[str, Any] | None = None, status: int = 200) -> Response:
+    return form_page(visit, "router.html", "/jobs/router", plan, status, draft=wanted)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from api.dashboard.render import bytes_said, number_said, seconds_said
+from api.dashboard.render import bytes_said, number_said, seconds_said, short_name
 from db.models.evaluation import Evaluation, EvaluationScore
 from db.models.job import Job, JobEvent
 from jobs.append import can_append
@@ -31,11 +31,14 @@ def job_row(job: Job) -> dict[str, Any]:
     """What lists and the head of the page say of a job."""
     output = job.spec.get("output") or {}
     progress = job.progress or {}
-    steps = job.recipe.get("steps", ()) if job.kind == "merge" else ()
+    steps = job.recipe.get("steps", ()) if job.kind in ("merge", "search") else ()
     methods = " + ".join(step.get("method", "") for step in steps) or job.method or job.kind
+    if job.kind == "search":
+        methods = f"search by {job.spec['search']['method']}: {methods}"
     repo = output.get("repo")
     named = job.recipe.get("sources") or job.recipe.get("models") or ()
-    sources = [str(each.get("model", "")) for each in named] or list(filter(None, [job.recipe.get("bundle")]))
+    models = [str(each.get("model", "")) for each in named] or list(filter(None, [job.recipe.get("bundle")]))
+    sources = list(map(short_name, models))
     said = sources if len(sources) <= 3 else [*sources[:2], f"{len(sources) - 2} more"]
     fraction = progress.get("fraction")
     doing = [job.phase or job.state, f"{100 * fraction:.0f} %" if fraction else ""]
@@ -72,13 +75,13 @@ def job_view(job: Job) -> dict[str, Any]:
         "can_append": can_append(job),
         "error": error,
         "facts": _facts(job),
-        "outcome": _outcome(job.result) if job.result else None,
+        "outcome": _outcome(job.result or {}),
     }
 
 
 def found(findings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Findings with every field the page asks for."""
-    names = ("severity", "code", "message", "pointer", "model", "tensor")
+    names = ("severity", "code", "message", "pointer", "model", "tensor", "input")
     return [{name: each.get(name) for name in names} for each in findings]
 
 
@@ -88,10 +91,15 @@ def took(start: datetime | None, end: datetime | None) -> str:
 
 
 def estimate_of(plan: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The plan's estimates as words."""
-    estimate = (plan or {}).get("estimate") or {}
+    """The plan's estimates as words; of a search, which has many merges and no result, the time of one."""
+    estimate = dict((plan or {}).get("estimate") or {})
+    if not estimate.get("output_bytes"):
+        estimate.pop("output_bytes", None)
+    one = "One merge" if (plan or {}).get("search") else "Time"
     return [
-        (name, say(estimate[key])) for key, (name, say) in ESTIMATES.items() if estimate.get(key) is not None
+        (one if key == "seconds" else name, say(estimate[key]))
+        for key, (name, say) in ESTIMATES.items()
+        if estimate.get(key) is not None
     ]
 
 
@@ -149,7 +157,7 @@ def phases_of(job: Job, events: Sequence[JobEvent]) -> list[dict[str, str]]:
             mark, said = (
                 "",
                 "skipped"
-                if job.state == State.SUCCEEDED
+                if job.state == State.SUCCEEDED or (last in PHASES and name in PHASES[: PHASES.index(last)])
                 else "to come"
                 if not is_terminal(job.state)
                 else "–",
@@ -167,11 +175,15 @@ def phases_of(job: Job, events: Sequence[JobEvent]) -> list[dict[str, str]]:
 def log_of(events: Iterable[JobEvent]) -> list[dict[str, Any]]:
     """The event log, newest first, without the progress that the chart shows."""
     rows = [
-        {"seq": each.seq, "at": each.at, "type": each.type, "said": event_said(each.data)}
+        {"seq": each.seq, "at": each.at, "type": each.type, "said": event_said(_told(each))}
         for each in events
         if not each.type.endswith(".progress")
     ]
     return rows[::-1]
+
+
+def _told(event: JobEvent) -> dict[str, Any]:
+    return {"search": event.type.startswith("search."), **event.data}
 
 
 def event_said(data: Mapping[str, Any]) -> str:
@@ -212,8 +224,8 @@ def scores_of(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Subjects (the result first, then its parents) and one row for each set and metric."""
     scored = [(each, scores) for each, scores in evaluations if each.kind != CHECK]
-    names = dict.fromkeys(score.subject for _, scores in scored for score in scores)
-    subjects = sorted(names, key=lambda name: (name != "result", name != "base", name))
+    parent = {score.subject: not score.is_of_result for _, scores in scored for score in scores}
+    subjects = sorted(parent, key=lambda name: (parent[name], name != "base", name))
     rows = []
     for evaluation, scores in scored:
         for metric in dict.fromkeys(score.metric for score in scores):
@@ -229,19 +241,6 @@ def scores_of(
                 }
             )
     return subjects, rows
-
-
-def checks_of(evaluations: Sequence[tuple[Evaluation, Sequence[EvaluationScore]]]) -> list[dict[str, Any]]:
-    """The checks that every result goes through."""
-    return [
-        {
-            "name": each.name,
-            "passed": each.passed,
-            "said": [f"{key}: {value}" for key, value in _flat(each.detail)],
-        }
-        for each, _ in evaluations
-        if each.kind == CHECK
-    ]
 
 
 def order_of(job: Job) -> dict[str, Any]:
@@ -333,12 +332,14 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     return facts
 
 
-def _outcome(result: Mapping[str, Any]) -> dict[str, str]:
-    """Where the result went; only an http link becomes one."""
+def _outcome(result: Mapping[str, Any]) -> dict[str, str] | None:
+    """Where the result went, if there is one; only an http link becomes one."""
     url = str(result.get("url") or "")
     passed = result.get("checked")
     checked = "" if passed is None else "It passed its checks." if passed else "It did not pass its checks."
     name = str(result.get("repo") or result.get("folder") or url)
+    if not name:
+        return None
     return {
         "said": "Pushed." if result.get("repo") else "Kept here.",
         "name": name,
@@ -361,19 +362,3 @@ def _cell(score: EvaluationScore | None, best: float | None) -> dict[str, Any] |
         "stderr": stderr,
         "best": best is not None and score.value == best,
     }
-
-
-def _flat(detail: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shown = {True: "yes", False: "no"}
-    return [
-        (
-            key.replace("_", " "),
-            shown[value]
-            if isinstance(value, bool)
-            else json.dumps(value)
-            if isinstance(value, dict | list)
-            else str(value),
-        )
-        for key, value in detail.items()
-        if key != "ok" and value not in (None, "", [], {})
-    ]

@@ -30,6 +30,7 @@ from api.intake import (
     accept,
     again,
     job_now,
+    key_of,
     order_of_point,
     order_to_append,
     read_json,
@@ -241,9 +242,7 @@ def retry_job(
     idempotency_key: IdempotencyHeader = None,
 ) -> Response:
     """A new job with the order and the pinned inputs of one that failed, was cancelled or expired."""
-    key = None
-    if idempotency_key is not None:
-        key = Key(idempotency_key, idempotency.request_hash(request.method, request.url.path, b""))
+    key = key_of(request, idempotency_key, b"")
     made = again(desk, caller, job_id, key)
     return Answer(made.body, made.status, made.headers())
 
@@ -266,11 +265,7 @@ def append_job(
     """A merge job in which one more model joins the result of an earlier one; of that one's models none is
     read again. Only for results of methods that go on from their own (`opcm`).
     """
-    key = None
-    if idempotency_key is not None:
-        asked = body.model_dump(mode="json", exclude={"webhook": {"secret"}})
-        hashed = idempotency.request_hash(request.method, request.url.path, asked)
-        key = Key(idempotency_key, hashed)
+    key = key_of(request, idempotency_key, body.model_dump(mode="json", exclude={"webhook": {"secret"}}))
     accepted = accept(desk, caller, order_to_append(desk, caller, job_id, body), key)
     return Answer(accepted.body, accepted.status, accepted.headers())
 
@@ -292,17 +287,16 @@ def merge_trial(
     idempotency_key: IdempotencyHeader = None,
 ) -> Response:
     """A merge job for one candidate of a search, every model pinned as the search had it."""
-    key = None
-    if idempotency_key is not None:
-        asked = body.model_dump(mode="json")
-        key = Key(idempotency_key, idempotency.request_hash(request.method, request.url.path, asked))
+    key = key_of(request, idempotency_key, body.model_dump(mode="json"))
     accepted = accept(desk, caller, order_of_point(desk, caller, job_id, number, body), key)
     return Answer(accepted.body, accepted.status, accepted.headers())
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
 def delete_job(desk: InDesk, caller: Writer, job_id: Id) -> None:
-    """Removes an ended job with everything recorded about it; what it pushed stays where it is."""
+    """Removes an ended job with everything recorded about it; what it pushed stays where it is. A job that
+    was retried goes after its retries, which share its trials and its webhook.
+    """
     with desk.begin() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
         lifecycle.delete(session, job)

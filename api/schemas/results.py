@@ -36,7 +36,9 @@ class DifferenceOut(Out):
 
 
 class ScoreOut(Out):
-    """One number; ``subject`` is ``result``, ``base``, a source's or a model's id."""
+    """One number; ``subject`` is ``result`` (``result:math`` for a bundle's member ``math``), ``base``, a
+    source's or a model's id.
+    """
 
     subject: str
     metric: str
@@ -50,7 +52,9 @@ class ScoreOut(Out):
 
 
 class EvaluationOut(Out):
-    """One set (or the check every result goes through), the result's scores before its parents'."""
+    """One set (or the check every result goes through; ``check:math`` for a member of a bundle), the result's
+    scores before its parents'.
+    """
 
     id: str
     name: str

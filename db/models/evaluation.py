@@ -25,7 +25,8 @@ class Evaluation(Base):
 
 
 class EvaluationScore(Base):
-    """One number. ``subject`` is ``result``, ``base``, a source's or a model's id.
+    """One number. ``subject`` is ``result`` (``result:`` and its name for a member of a bundle), ``base``, a
+    source's or a model's id.
 
     ``known_key`` finds the scores of single items (``KnownScore``); ``differences`` are this score minus
     that of other subjects, with confidence intervals, by subject.
@@ -44,3 +45,8 @@ class EvaluationScore(Base):
     higher_is_better: Mapped[bool | None]
     known_key: Mapped[str | None]
     differences: Mapped[Json | None]
+
+    @property
+    def is_of_result(self) -> bool:
+        """Whether it is a score of what the job has made."""
+        return self.subject.partition(":")[0] == "result"

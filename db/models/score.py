@@ -10,7 +10,7 @@ from db.models.base import Base, CreatedAt
 
 class KnownScore(Base):
     """What one model got on one set, item by item. ``key`` covers model bytes, items, settings and scorer
-    (``scoring.digest``).
+    (``scoring.digest``). ``last_used_at`` may be up to a day behind.
     """
 
     __tablename__ = "known_score"
@@ -21,3 +21,4 @@ class KnownScore(Base):
     model_sha256: Mapped[str | None]
     task_sha256: Mapped[str | None]
     created_at: Mapped[CreatedAt]
+    last_used_at: Mapped[CreatedAt]

@@ -143,11 +143,6 @@ class BundleIndex:
         return info
 
 
-def is_bundle(files: Mapping[str, int]) -> bool:
-    """Whether a folder with these files is a bundle."""
-    return MANIFEST in files
-
-
 def bundle_files(files: Mapping[str, int] | list[str]) -> list[str]:
     """The weight files that lie beside the manifest, sorted."""
     return sorted(name for name in files if _FILE.fullmatch(name))

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.checkpoint.header import TensorInfo
 from merge.file_errors import DtypeUnsupported
 
 _TORCH: Mapping[str, torch.dtype] = {
@@ -33,11 +32,6 @@ def torch_dtype(name: str, tensor: str = "a tensor") -> torch.dtype:
 def safetensors_name(dtype: torch.dtype) -> str:
     """The safetensors name of a torch dtype."""
     return _NAMES[dtype]
-
-
-def raw_buffer(info: TensorInfo, elements: int) -> Tensor:
-    """An uninitialised CPU buffer of ``elements`` entries in the tensor's own dtype."""
-    return torch.empty(elements, dtype=torch_dtype(info.dtype, info.name))
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -27,7 +27,9 @@ class _OpenFile:
 
 
 class OpenFiles:
-    """The open files of a folder: at most ``MAX_OPEN_FILES``, the least recently used closed first."""
+    """The open files of a folder: at most ``MAX_OPEN_FILES`` besides those that are being read, the least
+    recently used closed first.
+    """
 
     def __init__(self, folder: Path, label: str, wait: Wait | None = None) -> None:
         self._folder = folder
@@ -94,13 +96,6 @@ class OpenFiles:
         if self._wait is not None:
             self._wait(name, begin, end)
 
-    def fetch_soon(self, name: str, offset: int, size: int) -> None:
-        """Asks the operating system for these bytes; returns at once."""
-        if self._wait is not None:
-            return  # it may not be there yet
-        with self._use(name) as file:
-            _advise(file.fd, offset, size, "POSIX_FADV_WILLNEED")
-
     def close(self) -> None:
         """Closes what nobody reads; reading afterwards opens it again."""
         with self._lock:
@@ -133,9 +128,9 @@ class OpenFiles:
             file = self._open.get(name)
             if file is None:
                 file = self._open[name] = _OpenFile(self._open_fd(name))
-                self._shrink()
             self._open.move_to_end(name)
             file.users += 1
+            self._shrink()
             return file
 
     def _open_fd(self, name: str) -> int:

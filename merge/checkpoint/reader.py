@@ -146,18 +146,6 @@ class TensorReader:
         found = self._factors_of(name, self.index.adapter.pairs[name], dtype)
         return found.left, found.right
 
-    def will_need(self, name: str, first: int = 0, count: int | None = None) -> None:
-        """Asks the operating system to fetch these entries soon; returns at once where it can."""
-        info = self.index.tensors[name]
-        if info.coded is not None:
-            for part in info.stored:
-                self._files.fetch_soon(part.file, part.begin, part.nbytes)
-            return
-        bits = DTYPE_BITS[info.dtype]
-        begin = info.begin + first * bits // 8
-        end = info.end if count is None else min(info.end, begin + count * bits // 8)
-        self._files.fetch_soon(info.file, begin, end - begin)
-
     def close(self) -> None:
         """Closes all files; reading afterwards opens them again."""
         self._files.close()

@@ -174,8 +174,8 @@ class Part(ABC):
 
     @abstractmethod
     def add(self, first_piece: int, block: list[Tensor]) -> None:
-        """Takes in what ``measure`` gave for a block that starts at this piece; called under a lock, in any
-        order.
+        """Takes in what ``measure`` gave for a block that starts at this piece, which is kept as it is, as
+        others may have been given it too; called under a lock, in any order.
         """
 
     @abstractmethod
@@ -192,7 +192,7 @@ class Counts(Part):
     def add(self, first_piece: int, block: list[Tensor]) -> None:  # noqa: ARG002
         if self.totals:
             pairs = zip(self.totals, block, strict=True)
-            self.totals = [total.to(torch.int64).add_(counts) for total, counts in pairs]
+            self.totals = [total.to(torch.int64) + counts for total, counts in pairs]
         else:
             self.totals = list(block)
 

@@ -128,7 +128,7 @@ class Measuring:
                 return None
             found |= {sink: counted(sink, room) for sink, room in zip(loop.sinks, into, strict=True)}
         nothing = torch.zeros(0, dtype=torch.int64)
-        return [[nothing if sink is None else found[sink].clone() for sink in each] for each in self.sinks]
+        return [[nothing if sink is None else found[sink] for sink in each] for each in self.sinks]
 
     def agrees(self) -> bool:
         """Whether a sample comes out as the eager code measures it."""

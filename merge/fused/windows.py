@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from merge.fused.ranked import AnyLoop
 
 Bits = NDArray[np.int32]
-LEAST_ENTRIES = 1 << 20
+LEAST_ENTRIES = 1 << 17
 """Of a tensor that is worth a sample."""
 SPAN = 1 << 20
 CHUNK = 1 << 12

@@ -46,12 +46,6 @@ def shared(vectors: Tensor, components: int) -> Shared:
     return Shared(mean, basis, basis.transpose(1, 2) @ centred)
 
 
-def storage_share(length: int, count: int, components: int) -> float:
-    """Numbers kept, as a share of those in all the things: (p (r + N) + r) / (r N)."""
-    kept = min(components, length, max(0, count - 1))
-    return (kept * (length + count) + length) / max(1, length * count)
-
-
 def balanced(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factors of the same product that every pair (left R, R^-1 right) shares: U sqrt(S) and sqrt(S) V' of
     its SVD, the largest entry of each row of the latter positive, filled with zeros up to ``rank``.

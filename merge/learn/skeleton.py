@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from merge.checkpoint.header import FLOAT_DTYPES
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
 from merge.errors import ModelNotRun
@@ -368,8 +367,3 @@ def _compute_buffers(model: Any) -> None:
 
     with torch.no_grad():
         visit(model, model)
-
-
-def is_float(index: ModelIndex, name: str) -> bool:
-    """Whether a tensor of the checkpoint holds floats, and not counts or positions."""
-    return index.tensors[name].dtype in FLOAT_DTYPES

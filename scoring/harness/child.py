@@ -1,16 +1,19 @@
 """The process in which lm-evaluation-harness runs: an order comes as a JSON file, results go to another.
 
-``python -m scoring.harness.child ORDER RESULT``. Nothing of a task runs as code: ``scoring.harness.config``.
+``python -m scoring.harness.child ORDER RESULT``. An order is a model and tasks to score it on, or ``names``
+of built-in tasks of which some may not be there. Nothing of a task runs as code: ``scoring.harness.config``.
 """
 
 import json
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-MISSING = 3
-"""Exit status where the harness is not installed."""
+MISSING, OTHER = 3, 4
+"""Exit status where the harness is not installed, or another release of it than is ordered."""
 
 
 def main(order: Path, result: Path) -> int:
@@ -20,8 +23,19 @@ def main(order: Path, result: Path) -> int:
     except ImportError:
         return MISSING
     told = json.loads(order.read_bytes())
-    result.write_text(json.dumps(score(told)), encoding="utf-8")
+    if version("lm_eval") != told["harness"]:
+        return OTHER
+    answer = unknown(told["names"]) if "names" in told else score(told)
+    result.write_text(json.dumps(answer), encoding="utf-8")
     return 0
+
+
+def unknown(names: Sequence[str]) -> list[str]:
+    """Those of the names that no built-in task, group or tag has."""
+    from lm_eval.tasks import TaskManager
+
+    known = set(TaskManager().all_tasks)
+    return [name for name in names if name not in known]
 
 
 def score(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +66,7 @@ def score(order: Mapping[str, Any]) -> dict[str, Any]:
             log_samples=True,
             confirm_run_unsafe_code=False,
         )
-        found[task["name"]] = _values(answer)
+        found[task["name"]] = values_of(answer)
     return found
 
 
@@ -74,19 +88,29 @@ def _local(task: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _values(answer: Any) -> dict[str, Any]:
-    """For each subtask: what it got by each metric, and what each item got."""
+def values_of(answer: Any) -> dict[str, Any]:
+    """For each subtask: what it got by each metric, and what each item got. A metric that is taken behind
+    several filters comes with the filter's name.
+    """
     found: dict[str, Any] = {}
     for name, results in answer["results"].items():
         samples = answer["samples"].get(name, [])
+        parted = {
+            key: (*key.split(",", 1), value) for key, value in results.items() if _is_metric(key, value)
+        }
+        filters = Counter(metric for metric, _, _ in parted.values())
         metrics = {}
-        for key, value in results.items():
-            metric, _, kind = key.partition(",")
-            if kind and not metric.endswith("_stderr") and isinstance(value, int | float):
-                each = [sample[metric] for sample in samples if metric in sample and kind == sample["filter"]]
-                metrics[metric] = {"value": float(value), "each": [_plain(one) for one in each]}
+        for key, (metric, kind, value) in parted.items():
+            each = [sample[metric] for sample in samples if metric in sample and kind == sample["filter"]]
+            shown = metric if filters[metric] == 1 else key
+            metrics[shown] = {"value": float(value), "each": [_plain(one) for one in each]}
         found[name] = {"metrics": metrics, "items": len({sample["doc_id"] for sample in samples})}
     return found
+
+
+def _is_metric(key: str, value: Any) -> bool:
+    metric, _, kind = key.partition(",")
+    return bool(kind) and not metric.endswith("_stderr") and isinstance(value, int | float)
 
 
 def _plain(value: Any) -> Any:

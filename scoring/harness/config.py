@@ -12,14 +12,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from scoring.harness.metrics import BY_OUTPUT, DEFAULTS, KNOWN
+
 PLACE = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]{0,63})\s*\}\}")
 FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-METRICS: Mapping[str, frozenset[str]] = {
-    "multiple_choice": frozenset({"acc", "acc_norm", "acc_bytes", "brier_score", "f1", "mcc", "likelihood"}),
-    "generate_until": frozenset({"exact_match", "bleu", "chrf", "ter"}),
-    "loglikelihood_rolling": frozenset({"word_perplexity", "byte_perplexity", "bits_per_byte"}),
-}
-"""The metrics of the harness's registry, by the kind of request that they are made for."""
 MOST_TEXT = 20_000
 MOST_YAML = 200_000
 Text = Annotated[str, StringConstraints(max_length=MOST_TEXT)]
@@ -30,11 +26,24 @@ class _Part(BaseModel):
 
 
 class Metric(_Part):
-    """One metric, and how ``exact_match`` compares."""
+    """One metric, and how ``exact_match`` compares. What a task's file says of direction and aggregation must
+    be the metric's own.
+    """
 
     metric: str
+    aggregation: str | None = None
+    higher_is_better: bool | None = None
     ignore_case: bool | None = None
     ignore_punctuation: bool | None = None
+
+    def check(self) -> None:
+        """Raises ``ValueError`` where it is said to be another metric than it is."""
+        own = KNOWN[self.metric]
+        if self.aggregation not in (None, own.aggregation):
+            raise ValueError(f"the aggregation of {self.metric} is {own.aggregation}: leave it out")
+        if self.higher_is_better not in (None, own.higher_is_better):
+            better = "more" if own.higher_is_better else "less"
+            raise ValueError(f"of {self.metric} {better} is better: leave higher_is_better out")
 
 
 class Generation(_Part):
@@ -55,7 +64,7 @@ class HarnessConfig(_Part):
     target_delimiter: Annotated[str, StringConstraints(max_length=100)] = " "
     description: Text = ""
     generation_kwargs: Generation | None = None
-    metric_list: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=8)]
+    metric_list: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=8)] | None = None
 
     @field_validator("doc_to_text", "doc_to_target", "description", mode="after")
     @classmethod
@@ -66,12 +75,13 @@ class HarnessConfig(_Part):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        known = METRICS[self.output_type]
-        for each in self.metric_list:
+        known = BY_OUTPUT[self.output_type]
+        for each in self.metric_list or ():
             if each.metric not in known:
                 raise ValueError(
                     f"{each.metric!r} is no metric of {self.output_type}: {', '.join(sorted(known))}"
                 )
+            each.check()
         if (self.doc_to_choice is not None) != (self.output_type == "multiple_choice"):
             raise ValueError("doc_to_choice belongs to multiple_choice, and to it alone")
         if isinstance(self.doc_to_choice, str) and self.choice_field is None:
@@ -79,6 +89,13 @@ class HarnessConfig(_Part):
         if self.generation_kwargs is not None and self.output_type != "generate_until":
             raise ValueError("generation_kwargs belongs to generate_until alone")
         return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured: what is named, or what the harness measures where nothing is."""
+        if self.metric_list is None:
+            return DEFAULTS[self.output_type]
+        return tuple(each.metric for each in self.metric_list)
 
     @property
     def choice_field(self) -> str | None:
@@ -100,7 +117,7 @@ class HarnessConfig(_Part):
         told: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         if self.choice_field is not None:
             told["doc_to_choice"] = self.choice_field
-        return told
+        return {"metric_list": [{"metric": name} for name in self.metrics], **told}
 
 
 class _PlainLoader(yaml.SafeLoader):

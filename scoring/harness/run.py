@@ -7,13 +7,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoring.errors import HarnessFailed, HarnessMissing, ScoreNotFinite, ScoringStopped
-from scoring.harness.child import MISSING
-from scoring.harness.task import HarnessTask
+from scoring.errors import HarnessFailed, ScoreNotFinite, ScoringStopped
+from scoring.harness.child import MISSING, OTHER
+from scoring.harness.installed import missing, require_installed
+from scoring.harness.metrics import WEIGHTED, bare
+from scoring.harness.task import HARNESS, HarnessTask
 from scoring.score import Score, aggregate, mean_stderr, ratio_stderr
 
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE", "LANG")
@@ -40,20 +42,52 @@ def run_harness(
     Only a built-in task may use the network, to fetch its data. Raises ``HarnessMissing``, ``HarnessFailed``
     or ``ScoringStopped``, and leaves no process behind.
     """
+    order = {
+        "folder": str(folder.resolve()),
+        "device": device,
+        "batch_size": BATCH,
+        "tasks": list(map(_told, tasks)),
+    }
+    online = any(task.config is None for task in tasks)
+    found = _answer(order, python, should_stop, online=online, endpoint=hub_endpoint)
+    return [score for task in tasks for score in _scores(task, found[task.name])]
+
+
+def require_tasks(
+    tasks: Iterable[object],
+    *,
+    python: str = sys.executable,
+    should_stop: Callable[[], bool] = lambda: False,
+    require: Callable[[Iterable[object]], None] = require_installed,
+) -> None:
+    """Raises ``HarnessMissing`` where one of the tasks is for a harness that is not installed here, and
+    ``HarnessFailed`` where it has no built-in task of that name, which its process is asked (some seconds).
+    """
+    others = [each for each in tasks if isinstance(each, HarnessTask)]
+    require(others)
+    names = list(dict.fromkeys(each.settings.task for each in others if each.settings.task is not None))
+    unknown = _answer({"names": names}, python, should_stop) if names else []
+    if unknown:
+        raise HarnessFailed(
+            f"lm-evaluation-harness {HARNESS} has no task {unknown[0]!r}; `lm-eval ls tasks` lists all it has"
+        )
+
+
+def _answer(
+    order: Mapping[str, Any],
+    python: str,
+    should_stop: Callable[[], bool],
+    *,
+    online: bool = False,
+    endpoint: str | None = None,
+) -> Any:
+    """What the harness's process answers an order."""
     with tempfile.TemporaryDirectory(prefix="harness-") as made:
         here = Path(made)
-        order = {
-            "folder": str(folder.resolve()),
-            "device": device,
-            "batch_size": BATCH,
-            "tasks": list(map(_told, tasks)),
-        }
-        (here / "order.json").write_text(json.dumps(order), encoding="utf-8")
-        online = any(task.config is None for task in tasks)
-        environment = _environment(here, hub_endpoint if online else None, online)
-        _wait(here, python, environment, should_stop)
-        found = json.loads((here / "result.json").read_bytes())
-    return [score for task in tasks for score in _scores(task, found[task.name])]
+        text = json.dumps({"harness": HARNESS, **order})
+        (here / "order.json").write_text(text, encoding="utf-8")
+        _wait(here, python, _environment(here, endpoint if online else None, online), should_stop)
+        return json.loads((here / "result.json").read_bytes())
 
 
 def _told(task: HarnessTask) -> dict[str, Any]:
@@ -97,11 +131,8 @@ def _wait(here: Path, python: str, environment: Mapping[str, str], should_stop: 
             if child.poll() is None:
                 child.kill()
             child.wait()
-    if child.returncode == MISSING:
-        raise HarnessMissing(
-            "lm-evaluation-harness is not installed on this worker; install mergery[eval], or use the kinds "
-            "of sets that need no extra"
-        )
+    if child.returncode in (MISSING, OTHER):
+        raise missing(other=child.returncode == OTHER)
     if child.returncode != 0 or not (here / "result.json").exists():
         lines = (here / "said").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise HarnessFailed(f"lm-evaluation-harness failed: {(lines or ['it said nothing'])[-1][:300]}")
@@ -112,7 +143,7 @@ def _scores(task: HarnessTask, found: Mapping[str, Any]) -> list[Score]:
     for name, told in found.items():
         for metric, values in told["metrics"].items():
             shown = metric if len(found) == 1 else f"{name}:{metric}"
-            scores.append(_score(task.name, shown, metric, values, told["items"]))
+            scores.append(_score(task.name, shown, bare(metric), values, told["items"]))
     if not scores:
         raise HarnessFailed(f"lm-evaluation-harness gave no number for set {task.name!r}")
     return scores
@@ -127,7 +158,7 @@ def _score(task: str, shown: str, metric: str, values: Mapping[str, Any], items:
     if each and all(isinstance(one, float) for one in each):
         if math.isclose(aggregate(metric, each, None), value, rel_tol=1e-6, abs_tol=1e-9):
             return Score(task, shown, value, mean_stderr(each), len(each), tuple(each))
-    elif each and all(isinstance(one, list) for one in each):
+    elif metric in WEIGHTED and each and all(isinstance(one, list) for one in each):
         nats, sizes = [-one[0] for one in each], [one[1] for one in each]
         scale = math.log(2) if metric == "bits_per_byte" else 1.0
         error = ratio_stderr([one / scale for one in nats], sizes)

@@ -11,6 +11,8 @@ from scoring.settings import LmEvalSettings
 
 HARNESS = "0.4.13"
 """The release whose numbers these are; the extra ``eval`` installs it."""
+READING = 2
+"""Goes up whenever something else is read of the harness's answer."""
 PLAIN = (str, int, float, bool)
 
 
@@ -20,10 +22,11 @@ class HarnessTask:
 
     name: str
     rows: tuple[Mapping[str, Any], ...]
-    limit: int | None = None
+    limit: int | float | None = None
+    """Items at most, or a share of them below 1."""
     kind: Literal["lm_eval"] = "lm_eval"
     settings: LmEvalSettings = field(default_factory=LmEvalSettings)
-    version: str = HARNESS
+    version: str = f"{HARNESS}/{READING}"
 
     @property
     def config(self) -> HarnessConfig | None:

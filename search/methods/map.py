@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from search.choice import suited
 from search.clouds import Model, largest_gains, predicted_front, sample, spread, where_unsure
-from search.front import behind, not_dominated, suited
+from search.front import behind, not_dominated
 from search.order import unknowns
 from search.settings import MapSettings
 from search.space import Space
-from search.surrogate import Array, Surrogate, fit
+from search.surrogate import Array, Surrogate, Undetermined, fit
 from search.trial import Ask, Found, Predicted, Search, Task, Told
 
 PAIR_SAMPLES = 20
@@ -32,17 +33,21 @@ Place = Callable[[Sequence[float]], Ask]
 
 
 def search(space: Space, p: MapSettings, task: Task) -> Search:
-    """Samples, fits, predicts the front, and measures points of it, fitting again in between."""
-    if p.mode == "nested":
-        return (yield from _nested(space, p, task))
+    """Samples, fits, predicts the front, and measures points of it, fitting again in between. Where too few
+    candidates could be scored for that, it ends with what was measured and says so.
+    """
+    try:
+        return (yield from (_nested if p.mode == "nested" else _amortised)(space, p, task))
+    except Undetermined as error:
+        return Found(notes={"surrogate": f"too few candidates could be scored to predict a front: {error}"})
 
+
+def _amortised(space: Space, p: MapSettings, task: Task) -> Search:
     def place(vector: Sequence[float]) -> Ask:
         return Ask(space.point(list(vector)))
 
     known = _Known.nothing(space.width, len(task.weights))
     yield from _sampled(known, p, task, place)
-    if not known.enough:
-        return Found(notes={"surrogate": "too few candidates could be scored to fit quadratics"})
     models = known.models(p, near=True)
     cloud, values = predicted_front(models, space.width, task.seed)
     left = min(p.verify, task.evaluations - known.asked)
@@ -56,7 +61,7 @@ def search(space: Space, p: MapSettings, task: Task) -> Search:
         cloud, values = predicted_front(models, space.width, task.seed)
     shown = spread(values, SHOWN)
     front = tuple(Predicted(space.point(cloud[at].tolist()), tuple(values[at].tolist())) for at in shown)
-    return Found(front=front, notes={"surrogate_error": [model.error for model in models]})
+    return Found(front=front, notes={"surrogate_error": [model.told_error for model in models]})
 
 
 @dataclass
@@ -72,11 +77,6 @@ class _Known:
     @classmethod
     def nothing(cls, width: int, objectives: int) -> "_Known":
         return cls(np.empty((0, width)), np.empty((0, objectives)))
-
-    @property
-    def enough(self) -> bool:
-        """Whether quadratics can be fitted."""
-        return len(self.points) >= unknowns(self.points.shape[1])
 
     def measured(self, wanted: Array, place: Place) -> Generator[list[Ask], list[Told], None]:
         """Has points scored, and keeps what came out."""
@@ -102,7 +102,7 @@ def worth(predicted: Array, measured: Array, task: Task, count: int) -> list[int
     reference = front.min(axis=0) - MARGIN * np.ptp(front, axis=0)
     if task.reference is not None and np.any(np.all(front > task.reference, axis=1)):
         reference = np.asarray(task.reference)
-    first = [] if task.preference is None else [suited(predicted, task.preference)]
+    first = [] if task.preference is None else [suited(predicted.tolist(), task.preference)]
     known = np.vstack([measured, predicted[first]])
     return [*first, *largest_gains(predicted, known, reference, count - len(first))][:count]
 
@@ -115,8 +115,6 @@ def _sampled(
     first, *later = batches(width, p, task.evaluations)
     yield from known.measured(sample(width, first, task.seed), place)
     for count in later:
-        if not known.enough:
-            return
         unsure = where_unsure(known.points, known.scores, known.models(p), count, rng)
         yield from known.measured(unsure, place)
 
@@ -153,11 +151,9 @@ def _nested(space: Space, p: MapSettings, task: Task) -> Search:
 
         known = _Known.nothing(2, count)
         yield from _sampled(known, p.model_copy(update={"samples": samples, "mode": "plain"}), pair, place)
-        if not known.enough:
-            return Found(notes={"surrogate": f"too few candidates of pair {first}, {second} could be scored"})
         models = known.models(p)
         cloud, values = predicted_front([_mean(models, first), _mean(models, second)], 2, task.seed)
-        best = cloud[suited(values, weights if sum(weights) else [1.0, 1.0])]
+        best = cloud[suited(values.tolist(), weights if sum(weights) else [1.0, 1.0])]
         pairs.append({"pair": [first, second], "weights": best.tolist()})
         groups = [g for at, g in enumerate(groups) if at not in (one, other)]
         groups.append((first + second, (best[0] * a + best[1] * b).clip(0, 1)))

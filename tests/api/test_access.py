@@ -63,6 +63,7 @@ def belongings(client: TestClient, anna: Who, sessions: sessionmaker[Session]) -
 
 BODIES: dict[str, dict[str, str]] = {
     "/v1/jobs/{job_id}/append": {"model": "o/another"},
+    "/v1/jobs/{job_id}/front/{place}/merge": {},
     "/v1/jobs/{job_id}/trials/{number}/merge": {},
 }
 """What must be sent for the id to be looked at."""
@@ -76,7 +77,7 @@ def test_every_route_with_an_id_says_404_to_another_tenant(
         if "{" not in path or "{name}" in path:
             continue
         body: dict[str, str] | None = BODIES.get(path, {} if method == "PATCH" else None)
-        address = fill(path, belongings | {"number": "1"})
+        address = fill(path, belongings | {"number": "1", "place": "0"})
         answer = client.request(method, address, headers=bert.headers, json=body)
         assert answer.status_code == 404, (method, path, answer.text)
         assert answer.json()["code"] == "not_found"

@@ -12,6 +12,13 @@ from jobs import lifecycle
 from tests.api.conftest import ORDER, Who
 
 SET: dict[str, Any] = {"name": "texts", "kind": "perplexity", "data": {"path": "base/config.json"}}
+HARNESS = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{q|upper}}",
+    "doc_to_choice": ["a", "b"],
+    "doc_to_target": 0,
+    "metric_list": [{"metric": "acc"}],
+}
 SCORE: dict[str, Any] = {
     "kind": "score",
     "models": ["base", {"id": "b", "model": "expert1"}],
@@ -51,19 +58,30 @@ def test_a_plan_of_a_score_job_records_nothing(api: TestClient) -> None:
     [
         ({"kind": "sing"}, "/kind", "there are merge"),
         ({"models": []}, "/models", "at least 1"),
-        ({"models": ["base", {"id": "m0", "model": "expert1"}]}, "", "same id"),
-        ({"against": "c"}, "", "none of the models"),
-        ({"evaluate": {"sets": []}}, "", "evaluate.sets"),
+        ({"models": ["base", {"id": "m0", "model": "expert1"}]}, "/models/1/id", "same id, 'm0'"),
+        ({"against": "c"}, "/against", "none of the models: m0, b"),
+        ({"evaluate": {"sets": []}}, "/evaluate/sets", "evaluate.sets is empty"),
+        ({"evaluate": {"sets": [SET], "margin": 0.1}}, "/evaluate/margin", "nothing is published"),
         ({"evaluate": {"sets": [SET | {"kind": "poetry"}]}}, "/evaluate/sets/0/kind", "perplexity"),
         (
             {"evaluate": {"sets": [SET | {"settings": {"windw": 3}}]}},
-            "/evaluate/sets/0/settings",
-            "settings.windw",
+            "/evaluate/sets/0/settings/windw",
+            "settings.windw of a perplexity set: there is no such setting; there are form, window",
         ),
         (
             {"evaluate": {"sets": [SET | {"kind": "zero_shot"}]}},
-            "/evaluate/sets/0/settings",
+            "/evaluate/sets/0/settings/classes",
             "settings.classes",
+        ),
+        (
+            {"evaluate": {"sets": [SET | {"kind": "lm_eval", "settings": {"config": HARNESS}}]}},
+            "/evaluate/sets/0/settings/config/doc_to_text",
+            "only text and {{field}}",
+        ),
+        (
+            {"evaluate": {"sets": [SET | {"kind": "lm_eval"}]}},
+            "/evaluate/sets/0/settings",
+            "settings.task or settings.config",
         ),
         ({"evaluate": {"sets": [SET | {"data": None}]}}, "/evaluate/sets/0/data", "needs data"),
         ({"evaluate": {"sets": [SET | {"kind": "classification"}]}}, "/evaluate/sets/0/kind", "head"),
@@ -76,6 +94,21 @@ def test_what_cannot_work_is_refused_at_its_place(
 ) -> None:
     at, detail = refusal(api, **changes)
     assert at == pointer and said in detail
+
+
+def test_a_model_that_is_wrong_is_told_once_and_in_our_own_words(api: TestClient) -> None:
+    answer = api.post("/v1/jobs", json={**SCORE, "models": [{"id": "Base", "model": "base"}]}).json()
+    assert [each["pointer"] for each in answer["errors"]] == ["/models/0/id"]
+    answer = api.post("/v1/jobs", json={**SCORE, "against": "c"}).json()
+    assert answer["errors"][0]["detail"].startswith("against names")
+
+
+def test_a_margin_needs_the_parents_that_it_is_held_against(api: TestClient) -> None:
+    evaluate = {"sets": [SET], "parents": False, "margin": 0.1}
+    answer = api.post("/v1/jobs", json={**ORDER, "evaluate": evaluate})
+    error = answer.json()["errors"][0]
+    assert (answer.status_code, error["pointer"]) == (422, "/evaluate/margin")
+    assert "parents: false" in error["detail"]
 
 
 def recorded(api: TestClient, sessions: sessionmaker[Session], tenant: str) -> str:

@@ -126,6 +126,16 @@ def test_values_out_of_a_setting_s_range_are_refused_at_submit(api: TestClient) 
     assert answer.status_code == 422 and "density must be" in answer.text, answer.text
 
 
+def test_a_choice_that_a_setting_cannot_take_is_refused_at_submit_wherever_it_stands(api: TestClient) -> None:
+    recipe = {**order()["recipe"], "steps": ["ties"]}
+    for place in range(5):
+        values = [0.1, 0.2, 0.3, 0.4, 0.5]
+        values[place] = 5
+        space = {"density": {"at": "steps.ties.density", "values": values}}
+        answer = api.post("/v1/plans", json=order({"space": space}, recipe=recipe))
+        assert answer.status_code == 422 and "density must be" in answer.text, (place, answer.text)
+
+
 def test_a_plan_says_that_candidates_will_be_written_and_what_that_takes(api: TestClient) -> None:
     recipe = {**order()["recipe"], "result": {"form": "adapter", "rank": 2}}
     held, answer = (api.post("/v1/plans", json=each) for each in (order(), order(recipe=recipe)))
@@ -137,11 +147,11 @@ def test_a_plan_says_that_candidates_will_be_written_and_what_that_takes(api: Te
 
 
 def test_a_candidate_that_nothing_can_load_is_refused_at_submit(api: TestClient) -> None:
-    stages = {"s": {"sources": ["expert1", "expert2"], "steps": ["linear"]}}
-    adapter = {"stages": stages, "base": "stage:s", "result": {"form": "adapter", "rank": 2}}
-    answer = api.post("/v1/jobs", json=order(recipe={**order()["recipe"], **adapter}))
-    assert answer.status_code == 422 and "the adapter is over a stage" in answer.text
-    assert answer.json()["errors"][0]["pointer"] == "/recipe/base"
+    recipe = {**order()["recipe"], "result": {"form": "moe", "architecture": "deepseek", "gate": "random"}}
+    space = {"a": {"at": "sources.a.weight", "low": 0, "high": 1}}
+    answer = api.post("/v1/jobs", json=order({"space": space}, recipe={**recipe}))
+    assert answer.status_code == 422 and "no class for a deepseek mixture" in answer.text, answer.text
+    assert answer.json()["errors"][0]["pointer"] == "/recipe/result"
 
 
 def test_a_member_that_the_bundle_will_not_have_is_refused_at_submit(api: TestClient) -> None:
@@ -152,7 +162,40 @@ def test_a_member_that_the_bundle_will_not_have_is_refused_at_submit(api: TestCl
     assert answer.json()["errors"][0]["pointer"] == "/search/objectives/0/member"
 
 
-def test_sets_of_another_library_are_refused(api: TestClient) -> None:
-    sets = [{"name": "texts", "kind": "lm_eval", "settings": {"task": "arc_easy"}}]
-    answer = api.post("/v1/jobs", json=order(evaluate={"sets": sets}))
-    assert answer.status_code == 422 and "take another kind of set" in answer.text
+HARNESS = {"name": "texts", "kind": "lm_eval", "settings": {"task": "arc_easy"}}
+
+
+def test_a_search_by_a_task_of_lm_eval_is_taken_and_its_plan_says_why_candidates_are_written(
+    api: TestClient,
+) -> None:
+    wanted = order({"objectives": [{"set": "texts", "metric": "acc_norm"}]}, evaluate={"sets": [HARNESS]})
+    answer = api.post("/v1/jobs", json=wanted)
+    assert answer.status_code == 202, answer.text
+    told = answer.json()["plan"]["search"]["candidates"]
+    assert told["made"] == "disk" and told["bytes"] > 0
+    assert told["why"] == "its set texts is scored by lm-evaluation-harness, which loads a folder"
+
+
+@pytest.mark.parametrize(
+    ("search", "at", "said"),
+    [
+        ({"objectives": [{"set": "texts"}]}, "metric", "name the metric here"),
+        ({"objectives": [{"set": "texts", "metric": "score"}]}, "goal", "add goal: max"),
+        (
+            {
+                "objectives": [{"set": "texts", "metric": "f1"}],
+                "method": "m2n2",
+                "settings": {},
+            },
+            "metric",
+            "m2n2 needs the score of every example",
+        ),
+    ],
+)
+def test_what_a_task_of_lm_eval_leaves_open_is_refused_at_its_field(
+    api: TestClient, search: dict[str, Any], at: str, said: str
+) -> None:
+    answer = api.post("/v1/jobs", json=order(search, evaluate={"sets": [HARNESS]}))
+    assert answer.status_code == 422 and said in answer.text, answer.text
+    assert answer.json()["errors"][0]["pointer"] == f"/search/objectives/0/{at}"
+    assert api.get("/v1/jobs").json()["data"] == []

@@ -6,11 +6,14 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Page, expect
 
+from db import trials
 from db.models.job import Job
 from jobs import lifecycle
 from jobs.lifecycle import Fence
+from jobs.request import read_order
+from jobs.submit import submit
 from tests.browser.conftest import AXE, Desktop
-from tests.factories import make_running
+from tests.factories import RECIPE, make_rules, make_running
 
 pytestmark = pytest.mark.browser
 
@@ -62,6 +65,48 @@ def end_job(desktop: Desktop, fence: Fence) -> None:
         lifecycle.succeed(session, fence, {"repo": "acme/merged", "url": "http://127.0.0.1:9/acme/merged"})
 
 
+def search_job(desktop: Desktop) -> str:
+    """A running search with numbers that fill more than a narrow window, and one candidate that failed."""
+    numbers = ("math", "code", "density", "scale")
+    order = {
+        "kind": "search",
+        "recipe": RECIPE | {"steps": [{"method": "ties"}]},
+        "search": {
+            "method": "tpe",
+            "space": {
+                name: {
+                    "at": f"{'sources' if name in ('math', 'code') else 'steps'}.{place}",
+                    "low": 0.1,
+                    "high": 1,
+                }
+                for name, place in zip(
+                    numbers, ("math.weight", "code.weight", "ties.density", "ties.scale"), strict=True
+                )
+            },
+            "objectives": [
+                {"set": "texts", "metric": "bits_per_byte"},
+                {"set": "texts", "metric": "perplexity"},
+            ],
+        },
+        "evaluate": {"sets": [{"name": "texts", "kind": "perplexity", "data": {"hub": "a/b", "file": "c"}}]},
+    }
+    with desktop.begin() as session:
+        job_id = submit(session, desktop.caller, read_order(order), None, make_rules()).id
+        claimed = lifecycle.claim(session, job_id, "nobody", 3600.0)
+        assert claimed is not None
+        lifecycle.enter_phase(session, lifecycle.fence_of(claimed), "searching")
+        for number in range(4):
+            told = {"error": "no memory"} if number == 0 else {"values": [-1.25 * number, -10.5 / number]}
+            facts = {
+                "key": str(number),
+                "share": 1.0,
+                "number": number,
+                "point": dict.fromkeys(numbers, 0.123456),
+            }
+            trials.put(session, claimed.root_id, {**facts, "told": {"share": 1.0, **told}, "elapsed": 1.0})
+    return job_id
+
+
 @pytest.fixture(scope="module")
 def places(desktop: Desktop) -> list[str]:
     """Every page, with jobs in every kind of state."""
@@ -95,7 +140,8 @@ def places(desktop: Desktop) -> list[str]:
         f"/jobs/new?from={done.id}",
     ]
     more = ["/methods", "/methods/ties", "/statistics", "/keys", "/webhooks", "/jobs/nowhere"]
-    return [*fixed, *more, *(f"/jobs/{job.id}" for job in (moving, done, broken, routing))]
+    jobs = [*(job.id for job in (moving, done, broken, routing)), search_job(desktop)]
+    return [*fixed, *more, *(f"/jobs/{each}" for each in jobs)]
 
 
 def faults_of(page: Page) -> list[str]:

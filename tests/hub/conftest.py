@@ -55,10 +55,10 @@ def waits() -> list[float]:
 
 
 @pytest.fixture
-def client(folder_hub: FolderHub, tmp_path: Path, waits: list[float]) -> Callable[..., Hub]:
+def client(folder_hub: FolderHub, waits: list[float]) -> Callable[..., Hub]:
     """Makes clients of the folder Hub that do not really pause."""
 
     def make(token: str | None = "hf_alice", patience: float = 60.0) -> Hub:
-        return Hub(folder_hub.url, token, tmp_path / "cache", patience=patience, sleep=waits.append)
+        return Hub(folder_hub.url, token, patience=patience, sleep=waits.append)
 
     return make

@@ -156,3 +156,9 @@ def test_scores_show_their_errors_and_which_parents_surely_differ() -> None:
     assert "0.5 ± 0.02 | 0.4\\* | 0.49 |" in card and "paired bootstrap" in card
     plain = render_card(manifest, [row | {"higher_is_better": True}], title="t", inputs=[])
     assert "0.4 | 0.49 |" in plain and "paired bootstrap" not in plain
+    assert "beside each parent" not in plain
+    clear, unclear = {"value": 0.1, "low": 0.06, "high": 0.14}, {"value": 0.01, "low": -0.02, "high": 0.04}
+    differences = {"a": clear, "<b>": unclear}
+    told = render_card(manifest, [row | {"differences": differences}], title="t", inputs=[])
+    assert "| s | accuracy | a | 0.1 | 0.06 to 0.14 |" in told
+    assert "| s | accuracy | &lt;b\\> | 0.01 | -0.02 to 0.04 |" in told

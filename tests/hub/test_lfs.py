@@ -17,7 +17,7 @@ from hub.upload import Push
 work = Path(sys.argv[1])
 served = FolderHub(work / "root", {"hf_alice": {"name": "team", "role": "write"}})
 with served.serve():
-    hub = Hub(served.url, "hf_alice", work / "cache")
+    hub = Hub(served.url, "hf_alice")
     push = Push(hub, "team/result", job_id="job_1")
     contents = {}
     for number in range(2):

@@ -23,7 +23,7 @@ from hub.errors import (
 )
 from hub.folder_faults import Fault
 from hub.folder_server import FolderHub
-from hub.snapshot import Hub, tenant_cache
+from hub.snapshot import Hub
 from tests.hub.conftest import HEADER, WEIGHTS, write_model
 
 Clients = Callable[..., Hub]
@@ -289,16 +289,10 @@ def test_a_text_with_other_content_than_the_commit_is_refused(client: Clients, f
         hub.read_file(snapshot, "config.json", 100)
 
 
-def test_a_hub_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
-    hub = Hub("http://127.0.0.1:9", None, tmp_path, sleep=lambda seconds: None)
+def test_a_hub_that_is_not_there_is_unavailable() -> None:
+    hub = Hub("http://127.0.0.1:9", None, sleep=lambda seconds: None)
     with pytest.raises(Unavailable, match="cannot be reached"):
         hub.pin("team/model")
-
-
-def test_tenants_never_share_a_cache(client: Clients, folder_hub: FolderHub, tmp_path: Path) -> None:
-    folders = {tenant_cache(tmp_path, tenant, folder_hub.url) for tenant in ("a", "b", "../a")}
-    assert len(folders) == 3 and all(folder.parent == tmp_path for folder in folders)
-    assert tenant_cache(tmp_path, "a", "http://other") not in folders
 
 
 def test_a_pinned_private_commit_asks_the_hub_each_time(client: Clients, folder_hub: FolderHub) -> None:

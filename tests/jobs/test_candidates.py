@@ -8,7 +8,7 @@ import pytest
 from jobs.candidates import Way, told, way_of
 from jobs.errors import RequestInvalid
 from jobs.planning import Planned
-from jobs.request import SearchRequest, read_order
+from jobs.request import EvalSet, SearchRequest, read_order
 from merge.errors import PlanRefused
 from merge.local import index_models
 from merge.plan import Plan, make_plan
@@ -53,16 +53,34 @@ def plan(root: Path, **changes: Any) -> Plan:
 def test_what_would_be_another_model_than_the_one_in_memory_is_written(
     root: Path, changes: dict[str, Any], why: str | None
 ) -> None:
-    way = way_of(plan(root, **changes))
+    way = way_of(plan(root, **changes), ())
     assert (way.why, way.made) == (why, "memory" if why is None else "disk")
+
+
+def test_what_another_library_scores_is_written(root: Path) -> None:
+    texts = EvalSet.model_validate({"name": "t", "kind": "perplexity", "data": {"path": "t.jsonl"}})
+    arc = EvalSet.model_validate({"name": "arc", "kind": "lm_eval", "settings": {"task": "arc_easy"}})
+    assert way_of(plan(root), [texts]).why is None
+    way = way_of(plan(root), [texts, arc])
+    assert way.why == "its set arc is scored by lm-evaluation-harness, which loads a folder"
+    assert way.made == "disk" and way.peak_bytes == max(way.model_bytes, way.merge_bytes)
 
 
 def test_an_adapter_takes_the_disk_of_its_base_too_and_the_memory_of_a_whole_model(root: Path) -> None:
     whole, adapter = plan(root), plan(root, result={"form": "adapter", "rank": 2})
     base = adapter.models["base"]
-    assert way_of(whole).disk_bytes == whole.estimate.output_bytes
-    assert way_of(adapter).disk_bytes >= base.bytes + adapter.estimate.output_bytes
-    assert way_of(whole).model_bytes == way_of(adapter).model_bytes == 4 * base.parameters
+    assert way_of(whole, ()).disk_bytes == whole.estimate.output_bytes
+    assert way_of(adapter, ()).disk_bytes >= base.bytes + adapter.estimate.output_bytes
+    assert way_of(whole, ()).model_bytes == way_of(adapter, ()).model_bytes == 4 * base.parameters
+
+
+def test_an_adapter_over_a_stage_takes_the_disk_of_what_the_stage_gives_as_well(root: Path) -> None:
+    result = {"form": "adapter", "rank": 2}
+    one, other = plan(root, result=result), plan(root, stages=STAGE, base="stage:s", result=result)
+    beside = other.models["base"].bytes + other.staged.disk_bytes
+    grown = other.estimate.output_bytes - one.estimate.output_bytes
+    assert way_of(other, ()).disk_bytes == way_of(one, ()).disk_bytes + grown + beside
+    assert way_of(other, ()).model_bytes == way_of(one, ()).model_bytes
 
 
 def test_what_does_not_fit_beside_the_merge_is_written(root: Path) -> None:
@@ -74,22 +92,10 @@ def test_what_does_not_fit_beside_the_merge_is_written(root: Path) -> None:
     assert short.within(0).why == short.why
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"result": {"form": "moe", "architecture": "deepseek", "gate": "random"}},
-            "no class for a deepseek mixture",
-        ),
-        (
-            {"stages": STAGE, "base": "stage:s", "result": {"form": "adapter", "rank": 2}},
-            "the adapter is over a stage",
-        ),
-    ],
-)
-def test_what_nothing_can_load_is_refused(root: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(RequestInvalid, match=said):
-        way_of(plan(root, **changes))
+def test_what_nothing_can_load_is_refused(root: Path) -> None:
+    deepseek = {"form": "moe", "architecture": "deepseek", "gate": "random"}
+    with pytest.raises(RequestInvalid, match="no class for a deepseek mixture"):
+        way_of(plan(root, result=deepseek), ())
 
 
 @pytest.mark.parametrize(

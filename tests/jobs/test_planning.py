@@ -5,10 +5,11 @@ weights.
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from safetensors.torch import save_file
 
 from hub.errors import HubError
 from hub.folder_server import FolderHub
-from hub.snapshot import Hub, tenant_cache
+from hub.snapshot import Hub, RepoFile, Snapshot
 from jobs import planning
 from jobs.errors import ConfirmationNeeded, PlanTimeout
+from jobs.kinds import Asking, plan_order
 from jobs.planning import Planned, Planner
+from jobs.request import JobRequest
 from jobs.submit import check_publishing
 from merge.errors import PlanRefused
 from merge.recipe import recipe_from
@@ -27,7 +30,7 @@ from tests import tiny
 from tests.factories import make_request
 from tests.merge.checkpoint.gguf.test_model import saved
 from tests.merge.checkpoint.gguf.write import F32, Q8_0, write
-from worker.merge_job import wanted_files
+from worker.inputs import wanted_files
 
 TOKENS = {
     "hf_owner": {"name": "owner", "role": "write", "orgs": ["org", "closed"]},
@@ -91,7 +94,7 @@ def desk(models: Path, tmp_path: Path) -> Iterator[Desk]:
         hub.mark("closed/gated", gated=True)
 
         def factory(tenant: str, token: str | None) -> Hub:
-            return Hub(hub.url, token, tenant_cache(tmp_path / "cache", tenant, hub.url), patience=0.5)
+            return Hub(hub.url, token, patience=0.5)
 
         planner = Planner(factory, [roots], 1 << 30)
         yield Desk(hub, planner, roots)
@@ -223,6 +226,24 @@ def test_planning_ends_at_its_deadline(desk: Desk) -> None:
     with pytest.raises(PlanTimeout, match=r"0\.1 s"):
         planner.plan(recipe_from(_RECIPE), None, "ten_a", 0.1)
     held.set()
+    planner.close()
+
+
+def test_all_looks_of_an_order_together_end_at_its_deadline() -> None:
+    class Slow:
+        def pin(self, repo: str, revision: str | None, repo_type: str = "model") -> Snapshot:
+            time.sleep(0.2)
+            return Snapshot(repo, revision, "0" * 40, False, False, None, (), (texts,), repo_type)
+
+    texts = RepoFile("texts.txt", 4, "0" * 40)
+    planner = Planner(lambda tenant, token: cast(Hub, Slow()), [], 1 << 30)
+    sets = [
+        {"name": name, "kind": "perplexity", "data": {"hub": f"org/{name}", "file": "texts.txt"}}
+        for name in ("a", "b", "c", "d")
+    ]
+    order = JobRequest.model_validate({"recipe": _RECIPE, "evaluate": {"sets": sets}})
+    with pytest.raises(PlanTimeout, match=r"within 0\.5 s"):
+        plan_order(order, Asking(planner, None, "ten_a", 0.5))
     planner.close()
 
 

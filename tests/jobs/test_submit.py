@@ -111,6 +111,22 @@ def test_a_retry_is_a_new_job_with_the_same_pinned_inputs(session: Session) -> N
     assert [each.id for each in jobs.retries(session, job.id)] == [job.id, again.id]
 
 
+def test_a_job_that_was_tried_again_is_deleted_after_its_retries(session: Session) -> None:
+    caller = make_caller(session)
+    job, fence = make_running(session, caller=caller)
+    lifecycle.fail(session, fence, "hub_unavailable", "no answer")
+    session.refresh(job)
+    again = retry(session, caller, job, make_rules())
+    lifecycle.request_cancel(session, again)
+    third = retry(session, caller, again, make_rules())
+    lifecycle.request_cancel(session, third)
+    with pytest.raises(IllegalState, match=f"{again.id}, {third.id}"):
+        lifecycle.delete(session, job)
+    for each in (again, third, job):
+        lifecycle.delete(session, each)
+    assert jobs.retries(session, job.id) == []
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -44,6 +44,14 @@ def test_a_model_is_converted_with_its_config_and_tokenizer(tmp_path: Path) -> N
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_what_an_earlier_conversion_left_unfinished_is_no_part_of_the_next(tmp_path: Path) -> None:
+    left = tmp_path / "out.partial"
+    left.mkdir()
+    (left / "model-00001-of-00002.safetensors").write_bytes(b"half of another model")
+    out = convert(pickled(tmp_path / "m", {"w": torch.ones(2)}), tmp_path / "out")
+    assert [item.name for item in out.iterdir()] == ["model.safetensors"]
+
+
 def test_shards_stay_shards_with_an_index(tmp_path: Path) -> None:
     names = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
     folder = tmp_path / "m"

@@ -1,5 +1,7 @@
 """Small tensors need no pass of their own, and get the same statistics as by counting."""
 
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -7,8 +9,10 @@ import torch
 from torch import Tensor
 
 from merge import passes
+from merge.blocks import Crew
 from merge.chain import Block, Chain
 from merge.contract.groups import Site
+from merge.contract.stats import Counts, Part, Stat, Term
 from tests.merge.every import METHODS, steps_of
 from tests.merge.whole import bound
 
@@ -73,3 +77,41 @@ def test_what_is_large_global_or_needs_sums_is_measured_as_ever(
     name: str, values: dict[str, Any], entries: int
 ) -> None:
     assert not passes.alone(chain_for(name, values, entries))
+
+
+class Closed(Stat):
+    """Adds nothing up, and says when its round is ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+
+    def terms(self, values: Sequence[Tensor], p: Any, so_far: Any) -> list[Term]:
+        return []
+
+    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:
+        self.ended.set()
+
+    def part(self) -> Part:
+        return Counts()
+
+
+def test_a_tensor_that_is_measured_is_ended_while_another_thread_goes_on() -> None:
+    entries = passes.AT_ONCE + 1
+    chains = [chain_for("trim", {"density": 0.3}, entries) for _ in range(2)]
+    chains[1].site = Site("later", "linear", (entries,), ("a", "b", "c"))
+    ends = []
+    for chain in chains:
+        ends.append(Closed())
+        for task in chain.tasks:
+            task.stat = ends[-1]
+    read = Read(entries)
+
+    def load(chain: Chain, first: int, count: int) -> Block:
+        if chain is chains[1]:
+            assert ends[0].ended.wait(10)
+        return read(chain, first, count)
+
+    with Crew(2) as crew:
+        passes.measure(chains, 1, load, crew, entries)
+    assert all(task.measured for chain in chains for task in chain.tasks)

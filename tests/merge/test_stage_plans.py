@@ -8,6 +8,8 @@ from merge.checkpoint.index import index_folder
 from merge.errors import FindingsError, PlanRefused, RecipeInvalid
 from merge.plan import check_recipe, make_plan
 from merge.recipe import recipe_digest, recipe_from
+from merge.recipe_stages import leaves
+from merge.stages import alone
 from tests import tiny
 from tests.merge.stages import BUDGET, indices, merged, planned
 
@@ -165,3 +167,12 @@ def test_the_summary_tells_what_becomes_of_each_stage(folders: Mapping[str, Path
     assert (stage["written"], stage["why"]) == (True, "it is read 5 times")
     assert [step["method"] for step in stage["steps"]] == ["linear"]
     assert summary["counts"]["models"] == 7
+
+
+def test_what_a_stage_gives_is_a_recipe_by_itself_with_the_stages_that_it_uses_alone() -> None:
+    outer = {**MEAN, "sources": ["expert3", "stage:inner"]}
+    stages = {"outer": outer, "inner": MEAN, "other": MEAN}
+    whole = recipe_from(staged(stages=stages, sources=["stage:outer", "stage:other"]))
+    made = recipe_from(alone(whole, "outer").model_dump(mode="json"))
+    assert set(made.stages) == {"outer", "inner"} and made.stages["outer"] == whole.stages["outer"]
+    assert {each.role for each in leaves(made)} == {"outer.m0", "inner.m0", "inner.m1"}

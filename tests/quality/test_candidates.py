@@ -15,7 +15,8 @@ def test_every_method_of_the_catalogue_is_run_or_refused_with_a_reason() -> None
         each.name if isinstance(each, Candidate) else each[0] for each in candidates(5) if not varied(each)
     ]
     assert found == list(catalogue())
-    assert [each.steps for each in filter(varied, candidates(5))] == [({"method": "wudi", "filter": "auto"},)]
+    minimum = {"method": "wudi", "filter": "none", "start": "sum"}
+    assert [each.steps for each in filter(varied, candidates(5))] == [(minimum,)]
     assert all(each[1] for each in candidates(5) if not isinstance(each, Candidate))
 
 

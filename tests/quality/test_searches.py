@@ -84,7 +84,9 @@ def test_what_the_scorer_says_of_questions_becomes_bits_with_accuracies_beside_t
 def test_bench_c_keeps_what_searches_and_methods_score_apart(tmp_path: Path) -> None:
     methods, searches = LlmBench(tmp_path), AnswerBench(tmp_path)
     assert methods.folder == searches.folder and LlmBench.family is AnswerBench.family
-    assert asdict(searches.items) == {**asdict(methods.items), "measure": "likelihood"}
+    asked, others = asdict(searches.items), asdict(methods.items)
+    assert asked != others and asked["measure"] == "likelihood" and asked["pages"] == others["pages"]
+    assert asked["validation"] > others["validation"] and asked["test"] > others["test"]
     assert (methods.measure, searches.measure) == ("accuracy", "likelihood")
 
 

@@ -146,6 +146,48 @@ def test_a_chat_template_that_leaves_the_user_out_is_a_warning(model: Path) -> N
     assert report.chat_template is False and "chat_template_drops_text" in codes(report, "warning")
 
 
+CHAT = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
+def test_a_chat_template_that_leaves_an_earlier_turn_out_names_it(model: Path) -> None:
+    template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    set_config(model, "tokenizer_config.json", chat_template=template)
+    (warning,) = [each for each in check_model(model).findings if each.code == "chat_template_drops_text"]
+    assert "the assistant said: 'Paris.'" in warning.message
+
+
+def add_token(model: Path, token: str) -> int:
+    """Puts a token at the end of the tokenizer's vocabulary; gives its id."""
+    path = model / "tokenizer.json"
+    told = json.loads(path.read_text())
+    every = [*told["model"]["vocab"].values(), *(each["id"] for each in told["added_tokens"])]
+    number = int(max(every)) + 1
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    told["added_tokens"].append({"id": number, "content": token, "special": True, **flags})
+    path.write_text(json.dumps(told))
+    return number
+
+
+def test_a_mark_of_the_chat_template_beyond_the_embedding_is_an_error(model: Path) -> None:
+    set_config(model, "tokenizer_config.json", chat_template=CHAT)
+    assert check_model(model).chat_template is True
+    number = add_token(model, "<|turn|>")
+    report = check_model(model)
+    assert codes(report) == ["token_out_of_range"] and report.chat_template is False
+    assert f"token {number} ('<|turn|>')" in report.sentence
+
+
+def test_a_chat_that_the_tokenizer_does_not_give_back_is_a_warning(model: Path) -> None:
+    set_config(model, "tokenizer_config.json", chat_template=CHAT)
+    path = model / "tokenizer.json"
+    told = json.loads(path.read_text())
+    told["normalizer"] = {"type": "Replace", "pattern": {"String": "<|turn|>"}, "content": "?"}
+    path.write_text(json.dumps(told))
+    report = check_model(model)
+    assert report.ok and report.round_trip is True and report.chat_template is False
+    assert codes(report, "warning") == ["chat_differs"]
+
+
 @pytest.mark.parametrize("steps", range(1, len(STEPS)))
 def test_stop_is_asked_before_every_step(model: Path, steps: int) -> None:
     seen: list[str] = []

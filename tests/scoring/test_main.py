@@ -78,6 +78,7 @@ def test_a_check_beside_parents_ends_with_one_for_a_broken_model(
         ("poems:{file}", "must be one of"),
         ('perplexity:{file}:{{"form": "odd"}}', "settings.form"),
         ("perplexity:nowhere.jsonl", "nowhere.jsonl"),
+        ("perplexity", "perplexity: names no file; write KIND:FILE"),
         ("lm_eval:{file}", "settings.task or settings.config"),
         ("classification:{file}", "label"),
     ],

@@ -2,13 +2,14 @@
 
 import itertools
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from search.drive import Candidate, drive
+from search.drive import Candidate, Ended, drive
 from search.errors import SearchFailed
 from search.order import SearchOrder
 from search.result import result_of
@@ -184,9 +185,39 @@ def test_time_ends_a_search_and_counts_over_runs() -> None:
         asked, recipe(2), lambda cs: [sphere(weights(c)) for c in cs], journal, clock=lambda: next(now)
     )
     assert ended.why == "seconds" and 0 < len(ended.trials) < 20
-    journal.spent_seconds = 11.0
-    with pytest.raises(SearchFailed):
-        drive(asked, recipe(2), lambda _: [], journal, clock=time.monotonic)
+    nothing = Memory()
+    nothing.spent_seconds = 11.0
+    with pytest.raises(SearchFailed, match=r"give budget\.seconds more"):
+        drive(asked, recipe(2), lambda _: [], nothing, clock=time.monotonic)
+
+
+@pytest.mark.parametrize("halving", [None, {"begin": 0.5, "factor": 2}])
+@pytest.mark.parametrize("scored", [0, 1, 3])
+def test_a_run_that_was_killed_when_its_time_was_up_ends_as_it_would_have(
+    halving: dict[str, float] | None, scored: int
+) -> None:
+    """Of its last batch ``scored`` candidates were scored before it was killed."""
+    budget = {"evaluations": 100, "seconds": 100}
+    asked = order("tpe", weights_space(2), budget=budget, halving=halving)
+
+    def whole(candidates: list[Candidate]) -> list[Told]:
+        return [sphere(weights(each)) for each in candidates]
+
+    def ran(late_from: int, journal: Memory) -> Ended:
+        looks = itertools.count()
+        return drive(
+            asked, recipe(2), whole, journal, clock=lambda: 999.0 if next(looks) >= late_from else 0.0
+        )
+
+    first = ran(15, kept := Memory())
+    assert first.why == "seconds" and len(first.trials) > 8
+    batch = {trial.key for trial in first.trials[-4:]}
+    known = [place for place in kept.known if place[0] in batch and place[1] == first.trials[-4].told.share]
+    journal, left = Memory(), known[scored:] if scored else []
+    journal.known = {place: told for place, told in kept.known.items() if place not in left}
+    journal.spent_seconds = 100.0
+    again = drive(asked, recipe(2), whole, journal, clock=time.monotonic)
+    assert again.why == "seconds" and again.trials == first.trials
 
 
 def test_device_seconds_end_a_search() -> None:
@@ -225,6 +256,50 @@ def test_a_front_is_what_nothing_beats_and_a_preference_picks_of_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "space", "more"),
+    [
+        ("cma_es", weights_space(2), {"evals": 6}),
+        ("cma_es", weights_space(9), {"evals": 10}),
+        ("nsga", weights_space(2), {"settings": {"population": 4}, "evals": 4}),
+        ("map", weights_space(1), {"objectives": 2, "evals": 3}),
+        ("map", weights_space(1), {"objectives": 2, "evals": 3, "settings": {"mode": "bayesian"}}),
+        ("map", weights_space(2), {"objectives": 2, "evals": 7, "settings": {"mode": "nested"}}),
+        ("map", weights_space(3), {"objectives": 3, "evals": 13, "settings": {"mode": "nested"}}),
+        ("greedy_soup", switch_space(3), {"evals": 3}),
+        ("expert_subset", switch_space(3), {"evals": 4, "settings": {"begin": "all"}}),
+    ],
+)
+def test_the_least_budget_is_enough_for_the_method(
+    method: str, space: dict[str, Any], more: dict[str, Any]
+) -> None:
+    asked = order(method, space, **more)
+
+    def problem(x: NDArray[np.float64]) -> Told:
+        each = sphere(x[:5]).values or ()
+        return Told(tuple(each[0] * (1 + at) + at * x[0] for at in range(len(asked.objectives))))
+
+    ended, _ = searched(asked, len(space), problem)
+    assert ended.why == "done" and ended.trials
+    if method == "map":
+        told = ended.found.notes
+        assert "surrogate" not in told and (ended.found.front or told["pairs"])
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.5, 0.9])
+@pytest.mark.parametrize("population", [4, 20])
+def test_both_stages_of_evo_merging_have_a_population_within_the_least_budget(
+    share: float, population: int
+) -> None:
+    settings = {"denoise": ["x0"], "first_share": share, "population": population}
+    with pytest.raises(ValidationError) as refused:
+        order("evo_merging", weights_space(2), settings=settings, evals=4)
+    least = int(str(refused.value).split("at least ")[1].split()[0])
+    ended, _ = searched(order("evo_merging", weights_space(2), settings=settings, evals=least), 2, sphere)
+    stages = [{trial.point[name] for trial in ended.trials if trial.point} for name in ("x0", "x1")]
+    assert all(len(values) > population // 2 for values in stages)
+
+
+@pytest.mark.parametrize(
     ("method", "space", "more", "said"),
     [
         ("annealing", weights_space(2), {}, "there is no search method 'annealing'; there are cma_es"),
@@ -243,6 +318,25 @@ def test_a_front_is_what_nothing_beats_and_a_preference_picks_of_it() -> None:
         ("map", weights_space(2), {"reference": [1], "objectives": 2}, "one score an objective"),
         ("map", weights_space(2), {"reference": ["nan", 0], "objectives": 2}, "finite number"),
         ("map", weights_space(3), {"settings": {"mode": "nested"}, "objectives": 2}, "pairs dimensions"),
+        ("map", weights_space(2), {"settings": {"mode": "nested"}, "objectives": 2, "evals": 6}, "least 7"),
+        ("cma_es", weights_space(2), {"evals": 5}, "at least 6 evaluations"),
+        ("cma_es", weights_space(2), {"evals": 8, "settings": {"population": 9}}, "at least 9"),
+        ("nsga", weights_space(2), {"evals": 19}, "at least 20"),
+        ("evo_merging", weights_space(2), {"settings": {"denoise": ["x0"]}, "evals": 39}, "at least 40"),
+        (
+            "evo_merging",
+            weights_space(2),
+            {"settings": {"denoise": ["x0"], "first_share": 0.9}, "evals": 199},
+            "at least 200",
+        ),
+        ("greedy_soup", switch_space(3), {"evals": 2}, "at least 3"),
+        ("expert_subset", switch_space(3), {"evals": 2}, "at least 3"),
+        ("expert_subset", switch_space(3), {"evals": 3, "settings": {"begin": "all"}}, "at least 4"),
+        ("self_positioning", weights_space(2, points=3), {}, "no points"),
+        ("self_positioning", weights_space(2) | {"x0": {"at": "sources.s0.weight", "low": 0.1, "high": 1}},
+         {}, "low: 0"),
+        ("tpe", weights_space(2), {"settings": {"startups": 3}}, "no such setting; it has startup, batch"),
+        ("map", weights_space(17), {"settings": {"mode": "bayesian"}, "evals": 500}, "at most 16 numbers"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched_is_refused_before_it_begins(method, space, more, said) -> None:  # type: ignore[no-untyped-def]

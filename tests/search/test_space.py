@@ -71,6 +71,20 @@ def test_corners_are_all_lowest_and_all_highest() -> None:
     assert low["weight"] == 0.1 and high["weight"] == 10 and low["dare"] is False and high["density"] == 0.5
 
 
+def test_samples_hold_every_choice_and_both_ends_of_every_number() -> None:
+    asked = {
+        "kind": {"at": "steps.ties.density", "values": [0.1, 0.2, 0.3, 0.4]},
+        "few": {"at": "steps.dare.density", "values": [0.5, 0.6]},
+        "weight": {"at": "sources.a.weight", "low": 0, "high": 2},
+        "b": {"at": "sources.b"},
+    }
+    space = Space.model_validate({"dimensions": asked})
+    assert all(space.holds(point) for point in space.samples)
+    for name, every in (("kind", {0.1, 0.2, 0.3, 0.4}), ("few", {0.5, 0.6}), ("weight", {0.0, 2.0})):
+        assert {point[name] for point in space.samples} == every
+    assert Space.model_validate({"dimensions": {"w": asked["weight"]}}).samples == ({"w": 0.0}, {"w": 2.0})
+
+
 @pytest.mark.parametrize(
     ("dimension", "said"),
     [

@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from worker.board import Board, Note, health_path, is_healthy
@@ -18,6 +19,19 @@ def test_a_note_is_read_as_it_was_written_and_taken_down(tmp_path: Path) -> None
     assert [each.pid for each in board.notes()] == [4712]
 
 
+def test_two_threads_of_a_child_may_write_its_note_at_once(tmp_path: Path) -> None:
+    board = Board.create(tmp_path)
+
+    def write() -> None:
+        for _ in range(300):
+            board.write(Note(4711, "job_1", 1, "host:4711:1", alive_at=1.0))
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write) for _ in range(4)]:
+            done.result()
+    assert [path.name for path in board.folder.iterdir()] == ["4711.json"]
+
+
 def test_children_see_that_the_worker_stops(tmp_path: Path) -> None:
     board = Board.create(tmp_path)
     assert not board.is_stopping()
@@ -31,6 +45,16 @@ def test_boards_of_dead_workers_go_after_a_day(tmp_path: Path) -> None:
     os.utime(old.folder, (long_ago, long_ago))
     Board.create(tmp_path)
     assert not old.folder.exists() and young.folder.exists()
+
+
+def test_the_board_of_a_worker_that_is_idle_for_days_stays(tmp_path: Path) -> None:
+    board = Board.create(tmp_path)
+    long_ago = time.time() - 100_000
+    os.utime(board.folder, (long_ago, long_ago))
+    board.keep()
+    Board.create(tmp_path)
+    board.write(Note(4711, "job_1", 1, "host:4711:1", alive_at=1.0))
+    assert len(board.notes()) == 1
 
 
 def test_a_worker_is_healthy_while_its_file_is_fresh(tmp_path: Path) -> None:

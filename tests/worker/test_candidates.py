@@ -1,6 +1,6 @@
 """What becomes of a candidate whose scores are wrong, or whose scorer breaks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,19 +11,25 @@ from merge.checkpoint.index import index_folder
 from merge.errors import DiskFull
 from merge.in_memory import InMemory
 from scoring.candidates import Candidates
-from scoring.errors import ScoringStopped
+from scoring.errors import HarnessMissing, ScoringStopped
+from scoring.harness.task import HarnessTask
 from scoring.score import Score
+from scoring.settings import LmEvalSettings
 from scoring.tasks import parse_task
 from search.drive import Candidate
+from search.errors import MetricMissing
 from search.order import Objective
 from search.trial import Ask, Told
 from tests import tiny
-from worker.candidates import Bench, Nothing
+from worker.candidates import Bench, Nothing, score_of, value_of
 from worker.makers import Ground, InHand, Sets
 from worker.measures import Heads
 
 BUDGET = 1 << 28
 RECIPE = {"base": "base", "sources": [{"id": "a", "model": "expert1"}], "steps": ["task_arithmetic"]}
+
+
+METRICS = [{"metric": "brier_score"}, {"metric": "acc"}]
 
 
 class Scorer:
@@ -52,13 +58,18 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[InMemory,
         yield opened, folders
 
 
-def told(memory: tuple[InMemory, dict[str, Path]], found: Any, **ask: Any) -> Told:
+def told(
+    memory: tuple[InMemory, dict[str, Path]],
+    found: Any,
+    objectives: Sequence[Objective] = (Objective(set="t"),),
+    **ask: Any,
+) -> Told:
     opened, folders = memory
     models = {key: index_folder(folder) for key, folder in folders.items()}
     scorer = Scorer(found)
     ground = Ground(folders, {}, Heads(None, "cpu"), Path("none"), "cpu", BUDGET, 1)
     maker = InHand(ground, opened, cast(Candidates, scorer))
-    bench = Bench(maker, Sets(scorer.tasks), models, {}, [Objective(set="t")], BUDGET, Nothing())
+    bench = Bench(maker, Sets(scorer.tasks), models, {}, objectives, BUDGET, Nothing())
     return bench.told(Candidate("key", RECIPE, Ask({"x": 1.0}, **ask)))
 
 
@@ -84,8 +95,43 @@ def test_a_scorer_that_breaks_on_a_candidate_is_recorded(memory: Any, error: Exc
 
 @pytest.mark.parametrize(
     "error",
-    [OSError("gone"), MemoryError(), torch.OutOfMemoryError("GPU"), ScoringStopped("stop"), DiskFull("full")],
-)
+    [
+        OSError("gone"), MemoryError(), torch.OutOfMemoryError("GPU"), ScoringStopped("stop"),
+        DiskFull("full"), HarnessMissing("install it"),
+    ],
+)  # fmt: skip
 def test_what_is_no_fault_of_the_candidate_is_not_recorded(memory: Any, error: Exception) -> None:
     with pytest.raises(type(error)):
         told(memory, error)
+
+
+def test_a_metric_that_no_candidate_will_have_ends_the_search(memory: Any) -> None:
+    objectives = [Objective(set="t", metric="acc", goal="max")]
+    with pytest.raises(MetricMissing, match="'t' does not measure 'acc', but bits_per_byte, perplexity"):
+        told(memory, 3.0, objectives=objectives)
+
+
+def test_a_metric_that_is_missing_is_told_with_some_of_those_that_are_there() -> None:
+    task = HarnessTask("mmlu", (), settings=LmEvalSettings(task="mmlu"))
+    scores = [Score("mmlu", f"law{at}:acc", 0.5, None, 4) for at in range(50)]
+    with pytest.raises(MetricMissing, match="law19:acc and 30 more: name one"):
+        score_of(Objective(set="mmlu", metric="acc"), scores, [task])
+
+
+def test_a_metric_may_be_named_as_the_harness_writes_it() -> None:
+    task = HarnessTask("arc", (), settings=LmEvalSettings(task="arc_easy"))
+    strict = Score("arc", "exact_match,strict", 0.25, None, 4)
+    scores = [Score("arc", "acc", 0.5, None, 4), strict]
+    assert score_of(Objective(set="arc", metric="acc,none"), scores, [task]) is scores[0]
+    assert score_of(Objective(set="arc", metric="exact_match,strict"), scores, [task]) is strict
+    with pytest.raises(MetricMissing):
+        score_of(Objective(set="arc", metric="exact_match,none"), scores, [task])
+
+
+def test_of_a_task_of_one_s_own_the_first_metric_counts_and_the_goal_may_turn_it() -> None:
+    config = {"output_type": "multiple_choice", "doc_to_choice": ["a", "b"], "metric_list": METRICS}
+    task = HarnessTask("own", (), settings=LmEvalSettings(config=config))
+    scores = [Score("own", "acc", 0.5, None, 4), Score("own", "brier_score", 0.25, None, 4)]
+    assert value_of(Objective(set="own"), scores, [task]) == -0.25
+    assert value_of(Objective(set="own", goal="max"), scores, [task]) == 0.25
+    assert value_of(Objective(set="own", metric="acc"), scores, [task]) == 0.5

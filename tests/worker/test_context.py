@@ -72,6 +72,19 @@ def test_a_cancel_request_sets_the_flag(sessions: sessionmaker[Session], running
             context.enter("merging")
 
 
+def test_a_job_that_has_ended_is_alive_while_its_files_are_removed_and_not_told_to_stop(
+    sessions: sessionmaker[Session], running: Fence, tmp_path: Path
+) -> None:
+    board = Board.create(tmp_path)
+    with context_of(sessions, running, board=board, timeout=0.5) as context:
+        with sessions.begin() as session:
+            lifecycle.succeed(session, running, {})
+        context.over()
+        before = time.monotonic()
+        until(lambda: board.notes()[0].alive_at > before + 0.6)
+        assert context.reason is None and board.notes()[0].stop_at is None
+
+
 def test_a_job_past_its_time_is_told_to_stop(sessions: sessionmaker[Session], running: Fence) -> None:
     with context_of(sessions, running, timeout=0.05) as context:
         until(context.should_stop)

@@ -125,7 +125,13 @@ def test_a_refused_connection_and_nonsense_are_failures_with_a_reason() -> None:
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("120", 120.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None), ("-3", None)],
+    [
+        ("120", 120.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("soon", None),
+        ("-3", None),
+        ("1 Jan 1 1:1:1 +99999999999999", None),
+    ],
 )
 def test_retry_after_is_read_in_both_forms(header: str, seconds: float | None) -> None:
     with receiver(answer("429 Too Many Requests", f"retry-after: {header}\r\n")) as (port, _):

@@ -21,7 +21,9 @@ from worker.address import parse_networks
 from worker.courier import Courier
 from worker.deliver import Sender
 from worker.dispatcher import Dispatcher
-from worker.sweep import Doorbell
+from worker.sweep import Doorbell, Keeping
+
+DAY = 86_400.0
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -42,7 +44,9 @@ def dispatcher(sessions: sessionmaker[Session], postgres_url: str, rung: list[st
     sender = Sender(allow_http=True, allowed=parse_networks(["127.0.0.0/8"]), total_seconds=2)
     courier = Courier(sessions.begin, Keyring(TEST_SECRET), sender, (0.0, 0.0), "test")
     doorbell = Doorbell(sessions.begin, lambda job_id, _queue: rung.append(job_id), 60)
-    made = Dispatcher(sessions.begin, doorbell, courier, partial(listen, postgres_url), poll_seconds=30)
+    made = Dispatcher(
+        sessions.begin, doorbell, courier, partial(listen, postgres_url), Keeping(DAY, DAY), poll_seconds=30
+    )
     courier.on_free = made.wake_mail
     return made
 
@@ -86,6 +90,7 @@ def test_two_dispatchers_announce_a_job_once(
         Doorbell(sessions.begin, lambda job_id, _: rung.append(job_id), 60),
         dispatcher.courier,
         partial(listen, postgres_url),
+        Keeping(DAY, DAY),
         poll_seconds=30,
     )
     with running(dispatcher), running(other):

@@ -1,5 +1,6 @@
 """Nothing is scored twice: scores are found again by what they depend on, within a tenant."""
 
+import shutil
 from typing import Any
 
 from sqlalchemy import text
@@ -63,3 +64,14 @@ def test_another_tenant_does_not_see_them(floor: Floor) -> None:
     plant(floor)
     found = values(floor, **scored(floor) | {"output": {"repo": f"{REPO}-again"}})
     assert PLANTED not in found.values()
+
+
+def test_a_model_in_a_folder_of_a_repository_is_not_taken_for_the_one_at_its_top(floor: Floor) -> None:
+    alone = values(floor, **scored(floor))
+    root = floor.hub.store.root / "team"
+    shutil.copytree(root / "expert1", root / "base" / "tuned")
+    inside = family_recipe(
+        sources=[{"id": "a", "model": "team/base:tuned"}, {"id": "b", "model": "team/expert2"}]
+    )
+    found = values(floor, recipe=inside, **scored(floor) | {"output": {"repo": f"{REPO}-inside"}})
+    assert found == alone

@@ -14,9 +14,10 @@ from merge.local import index_models, model_folders
 from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
 from scoring.errors import ScoringStopped
+from scoring.harness.task import HarnessTask
 from scoring.runner import score_model
 from scoring.score import Score
-from scoring.settings import ZeroShotSettings
+from scoring.settings import LmEvalSettings, ZeroShotSettings
 from scoring.tasks import Labelled, PerplexityTask, Task, ZeroShotTask
 from search.drive import Candidate
 from search.order import Objective
@@ -24,7 +25,7 @@ from search.trial import Ask
 from tests import tiny
 from worker import makers
 from worker.candidates import Bench, Nothing
-from worker.makers import Ground, Maker, Part, Sets
+from worker.makers import Ground, Maker, Part, Sets, part_of
 from worker.measures import Heads
 from worker.scorer import Subject
 
@@ -46,6 +47,16 @@ WRITTEN: Mapping[str, dict[str, Any]] = {
         "result": {"form": "moe", "architecture": "mixtral", "gate": "cheap_embed"},
     },
     "an adapter": {"result": {"form": "adapter", "rank": 2}},
+    "an adapter over a stage": {
+        "stages": {
+            "mean": {"sources": ["expert1", "stage:inner"], "steps": ["linear"]},
+            "inner": {"base": "base", "sources": ["expert2"], "steps": ["task_arithmetic"]},
+            "other": {"sources": ["expert1", "expert2"], "steps": ["linear"]},
+        },
+        "base": "stage:mean",
+        "sources": [{"id": "a", "model": "expert1"}, {"id": "b", "model": "stage:other"}],
+        "result": {"form": "adapter", "rank": 2},
+    },
     "a bundle": {"result": {"form": "bundle", "kind": "tall"}},
     "a bundle with its base": {"result": {"form": "bundle", "kind": "emr", "base": "inside"}},
     "a twin": {"result": {"form": "bundle", "kind": "twin", "keep": 0.5}},
@@ -87,8 +98,14 @@ def merged(root: Path, recipe: dict[str, Any], member: str | None, at: Path) -> 
         )
         assert main(["materialise", str(at / "made"), str(member), str(at / "member"), *more]) == 0
     if form == "adapter":
+        base = root / "base"
+        if "stages" in recipe:
+            base, stages = at / "base", {name: recipe["stages"][name] for name in ("mean", "inner")}
+            below = {"stages": stages, "sources": ["stage:mean"], "steps": ["passthrough"]}
+            (root / "below.yaml").write_text(yaml.safe_dump(below))
+            assert main(["run", str(root / "below.yaml"), str(base)]) == 0
         over = {
-            "base": str(root / "base"),
+            "base": str(base),
             "sources": [{"adapter": str(at / "made")}],
             "steps": ["task_arithmetic"],
         }
@@ -104,7 +121,7 @@ def test_what_cannot_be_held_is_written_and_scores_as_the_merge_does(
 ) -> None:
     recipe, part = WRITTEN[name], Sets(TASKS).part(1.0, ["texts"])
     plan, folders = planned(root, recipe)
-    assert way_of(plan).made == "disk"
+    assert way_of(plan, ()).made == "disk"
     members = (None,) if plan.bundle is None else plan.bundle.members
     with ground(folders, tmp_path / "scratch").maker(plan, TASKS, written=True) as maker:
         found = maker.scores(plan, dict.fromkeys(members, part))
@@ -133,6 +150,16 @@ def test_written_or_held_the_scores_are_the_same(root: Path, tmp_path: Path, sha
         with at.maker(plan, tasks, written=written) as maker:
             found.append(maker.scores(plan, wanted))
     assert found[0] == found[1] and {score.n for score in found[0][None]} == {8 * share}
+
+
+def test_a_part_of_a_set_of_lm_eval_is_its_first_rows_or_a_limit() -> None:
+    own = HarnessTask("own", tuple({"q": at} for at in range(8)), settings=LmEvalSettings(config={"x": 1}))
+    assert part_of(own, 0.5) == replace(own, rows=own.rows[:4])
+    built_in = HarnessTask("arc", (), settings=LmEvalSettings(task="arc_easy"))
+    assert part_of(built_in, 0.25) == replace(built_in, limit=0.25)
+    limited = replace(built_in, limit=100)
+    assert part_of(limited, 0.25) == replace(limited, limit=25)
+    assert part_of(limited, 0.001) == replace(limited, limit=3)
 
 
 @pytest.fixture

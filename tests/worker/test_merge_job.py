@@ -322,7 +322,20 @@ def test_scores_of_the_result_and_its_parents_reach_the_rows_and_the_card(floor:
     assert found["check"][0].passed is True
     subjects = {score.subject for score in found["texts"][1]}
     assert subjects == {"result", "base", "a", "b"}
-    assert "## Scores" in floor.read(REPO, "README.md").decode()
+    card = floor.read(REPO, "README.md").decode()
+    assert "## Scores" in card
+    for score in found["texts"][1]:
+        if score.subject == "result":
+            assert set(score.differences) == {"base", "a", "b"}
+            for name, told in score.differences.items():
+                assert f"| {name} | {told['value']:.4g} | {told['low']:.4g} to {told['high']:.4g} |" in card
+
+
+def test_a_worker_without_the_harness_says_so_before_anything_is_fetched(floor: Floor) -> None:
+    sets = [{"name": "arc", "kind": "lm_eval", "settings": {"task": "arc_easy"}}]
+    job = floor.run(floor.order(evaluate={"sets": sets}))
+    assert (job.state, job.error_code) == ("failed", "harness_missing"), job.error_detail
+    assert not [event for event in floor.events(job.id) if event.type == "merge.phase"]
 
 
 def test_a_result_worse_than_the_margin_is_not_published(floor: Floor) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -88,6 +89,27 @@ def test_folders_of_ended_jobs_make_room_oldest_first(tmp_path: Path) -> None:
     with WorkFolder(tmp_path, "job_1") as work:
         ensure_room(work, 1 << 20, free=lambda _: room if not (tmp_path / "jobs/job_old").exists() else 0)
         assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["job_1", "job_live", "job_new"]
+
+
+def test_a_folder_that_somebody_else_removes_meanwhile_is_no_matter(tmp_path: Path) -> None:
+    mark = tmp_path / "jobs" / "job_old" / "finished"
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+            mark.unlink()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        with WorkFolder(tmp_path, "job_1") as work:
+            for _ in range(3000):
+                ensure_room(work, 1, free=lambda _: RESERVE_BYTES + 1)
+    finally:
+        ended.set()
+        other.join()
 
 
 def test_only_folders_that_nobody_uses_grow_too_old(tmp_path: Path) -> None:

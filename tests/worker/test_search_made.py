@@ -92,6 +92,17 @@ def test_settings_of_a_stage_are_searched_and_the_stage_as_sent_is_told(floor: F
     assert job.result["best"]["values"] == [-scored(floor, asked(floor, best))]
 
 
+def test_an_adapter_over_a_stage_scores_as_it_does_when_it_is_merged(floor: Floor) -> None:
+    stage = {"sources": ["team/base", "team/expert1"], "steps": ["linear"]}
+    adapter = {"stages": {"mean": stage}, "base": "stage:mean", "result": {"form": "adapter", "rank": 2}}
+    job = ran(floor, asked(floor, search(floor, **adapter)))
+    assert job.result is not None and job.result["failed"] == 0 and len(set(values(floor, job))) == 2
+    assert made(floor, job.id)[0]["why"] == "its result is an adapter" and left(floor) == []
+    evaluate = {"sets": order(floor)["evaluate"]["sets"], "parents": False}
+    best = {"kind": "merge", "recipe": job.result["best"]["recipe"], "evaluate": evaluate}
+    assert job.result["best"]["values"] == [-scored(floor, asked(floor, best))]
+
+
 def test_a_bundle_s_member_scores_as_it_does_when_it_is_given_back(floor: Floor) -> None:
     objectives = [{"set": "texts", "member": "b"}, {"set": "texts"}]
     wanted = search(floor, {"objectives": objectives}, result=BUNDLE)

@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,40 @@ def test_kills_for_memory_are_read_from_the_control_group(tmp_path: Path) -> Non
     assert count_out_of_memory_kills(events) == 0
     events.write_text("low 0\nhigh 3\nmax 12\noom 2\noom_kill 2\n")
     assert count_out_of_memory_kills(events) == 2
+
+
+def test_a_board_that_cannot_be_read_for_once_does_not_end_the_watch(
+    sessions: sessionmaker[Session], tmp_path: Path, running: Fence, child: subprocess.Popen[bytes]
+) -> None:
+    supervisor = watch(sessions, tmp_path, grace_seconds=1.0)
+    (supervisor.board.folder / "1.counted").write_text('{"name": "merge_ph')  # the disk was full
+    supervisor.board.write(note(child.pid, running, alive_at=time.monotonic() - 60))
+    with watching(supervisor):
+        assert child.wait(10) == -signal.SIGKILL
+        deadline = time.monotonic() + 10
+        while supervisor.board.notes():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_the_board_of_an_idle_worker_is_kept(sessions: sessionmaker[Session], tmp_path: Path) -> None:
+    supervisor = watch(sessions, tmp_path)
+    long_ago = time.time() - 100_000
+    os.utime(supervisor.board.folder, (long_ago, long_ago))
+    with watching(supervisor):
+        deadline = time.monotonic() + 10
+        while supervisor.board.folder.stat().st_mtime < long_ago + 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@contextmanager
+def watching(supervisor: Supervisor) -> Iterator[None]:
+    """The supervisor's own rounds, as in a worker."""
+    thread = threading.Thread(target=supervisor._run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        supervisor._done.set()
+        thread.join(10)

@@ -5,8 +5,11 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs as rows
-from tests.factories import let_lease_run_out, make_job, make_running
-from worker.sweep import Doorbell, expire, recover
+from db import scores
+from jobs.keyring import Keyring
+from jobs.webhooks import create_endpoint, send_test
+from tests.factories import TEST_SECRET, let_lease_run_out, make_caller, make_job, make_running
+from worker.sweep import Doorbell, Keeping, expire, prune, recover
 
 
 def queued(sessions: sessionmaker[Session]) -> str:
@@ -76,3 +79,30 @@ def test_a_job_nobody_started_in_time_expires(sessions: sessionmaker[Session]) -
     with sessions() as session:
         states = [getattr(rows.get(session, each.id), "state", None) for each in (job, kept)]
     assert states == ["expired", "queued"]
+
+
+def test_old_scores_and_messages_are_forgotten_and_what_waits_is_not(
+    sessions: sessionmaker[Session],
+) -> None:
+    with sessions.begin() as session:
+        tenant = make_caller(session).tenant_id
+        endpoint, _ = create_endpoint(session, Keyring(TEST_SECRET), tenant, "https://example.com/hook")
+        states = ("delivered", "dead", "pending", "delivered")
+        ids = [send_test(session, endpoint).id for _ in states]
+        for message, state in zip(ids, states, strict=True):
+            session.execute(
+                text("UPDATE webhook_delivery SET state = :state WHERE id = :id"),
+                {"state": state, "id": message},
+            )
+        for message in ids[:3]:
+            session.execute(
+                text("UPDATE webhook_delivery SET created_at = now() - interval '31 s' WHERE id = :id"),
+                {"id": message},
+            )
+        scores.put(session, tenant, "k", [], model="m", task="t")
+        session.execute(text("UPDATE known_score SET last_used_at = now() - interval '61 s'"))
+    keeping = Keeping(scores=60, deliveries=30)
+    assert prune(sessions.begin, keeping) == {"answers": 0, "scores": 1, "deliveries": 2}
+    assert prune(sessions.begin, keeping) == {"answers": 0, "scores": 0, "deliveries": 0}
+    with sessions() as session:
+        assert set(session.scalars(text("SELECT id FROM webhook_delivery"))) == set(ids[2:])

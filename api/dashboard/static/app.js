@@ -1,4 +1,4 @@
-// Copy buttons, and a new plan whenever the form of a new job was redrawn.
+// Copy buttons; a new plan whenever the form of a job was redrawn; what a plan finds wrong, said at the fields too.
 (() => {
   "use strict";
 
@@ -21,9 +21,36 @@
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 
+  const describe = (input, keep) => {
+    const ids = (input.getAttribute("aria-describedby") ?? "").split(" ").filter((id) => id && id !== `${input.id}-wrong`);
+    if (keep) ids.push(`${input.id}-wrong`);
+    if (ids.length) input.setAttribute("aria-describedby", ids.join(" ")); else input.removeAttribute("aria-describedby");
+  };
+
+  // As the service marks fields when an order is refused; what is still empty is not held against anybody.
+  const mark = (plan) => {
+    for (const input of document.querySelectorAll("#draft [aria-invalid]")) {
+      document.getElementById(`${input.id}-wrong`)?.remove();
+      input.removeAttribute("aria-invalid");
+      describe(input, false);
+    }
+    for (const finding of plan.querySelectorAll("[data-input]")) {
+      const input = document.getElementById(finding.dataset.input);
+      if (!input?.value || input.hasAttribute("aria-invalid")) continue;
+      const said = document.createElement("span");
+      said.className = "wrong";
+      said.id = `${input.id}-wrong`;
+      said.textContent = finding.dataset.said;
+      input.parentElement.append(said);
+      input.setAttribute("aria-invalid", "true");
+      describe(input, true);
+    }
+  };
+
   document.addEventListener("htmx:after:swap", (event) => {
     const target = event.detail?.ctx?.target;
     if (target?.id === "draft") htmx.trigger("#plan", "replan");
+    if (target?.id === "plan") mark(target);
   });
 
   prepare(document);

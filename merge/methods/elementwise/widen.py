@@ -234,12 +234,11 @@ def _of_columns(sums: Tensor, p: Widen) -> list[Tensor]:
     """Shares of the columns of (products, matrices, columns), ranked within each matrix."""
     gaps = _gaps(sums)
     columns = sums.shape[2]
-    found = []
-    for kind in (0, 1):
-        ranks = [row_ranks(gap[kind], shared=p.equal == "mean").double() / columns for gap in gaps]
-        mean = (columns - 1) / (2 * columns)
-        found.append(_shares(ranks, [rank > p.above * mean for rank in ranks], p))
-    return [(lengths + turns) / 2 for lengths, turns in zip(*found, strict=True)]
+    ranks = row_ranks(gaps.view(-1, columns), shared=p.equal == "mean").double() / columns
+    mean = (columns - 1) / (2 * columns)
+    scores = ranks.view(gaps.shape).unbind(1)
+    shares = _shares(scores, [score > p.above * mean for score in scores], p)
+    return [(lengths + turns) / 2 for lengths, turns in shares]
 
 
 def _shares(scores: Sequence[Tensor], important: Sequence[Tensor], p: Widen) -> list[Tensor]:
@@ -253,22 +252,19 @@ def _shares(scores: Sequence[Tensor], important: Sequence[Tensor], p: Widen) -> 
     ]
 
 
-def _gaps(sums: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """dm and dd of every column, float64 (matrices, columns), of each source, from their products.
+def _gaps(sums: Tensor) -> Tensor:
+    """dm and dd of every column, float64 (2, sources, matrices, columns), from their products.
 
     Reckoned from products with the change, so that columns which did not move have gaps of exactly 0. A
     column of zeros has no direction: any column that is not zero is at right angles to it.
     """
-    own = sums[0]
-    found = []
-    for cross, moved in zip(sums[1::2], sums[2::2], strict=True):
-        ours, theirs = own.sqrt(), (own + 2 * cross + moved).clamp_(min=0).sqrt()
-        both = ours + theirs
-        gap = (2 * cross + moved) / torch.where(both > 0, both, 1)
-        product = 2 * ours * theirs
-        turn = (moved - gap * gap).clamp_(min=0) / torch.where(product > 0, product, 1)
-        found.append((gap.abs(), torch.where(product > 0, turn, (both > 0).double())))
-    return found
+    own, cross, moved = sums[0], sums[1::2], sums[2::2]
+    ours, theirs = own.sqrt(), (own + 2 * cross + moved).clamp_(min=0).sqrt()
+    both = ours + theirs
+    gap = (2 * cross + moved) / torch.where(both > 0, both, 1)
+    product = 2 * ours * theirs
+    turn = (moved - gap * gap).clamp_(min=0) / torch.where(product > 0, product, 1)
+    return torch.stack([gap.abs(), torch.where(product > 0, turn, (both > 0).double())])
 
 
 def _products(values: Sequence[Tensor]) -> Iterator[Tensor]:

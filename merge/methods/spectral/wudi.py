@@ -4,6 +4,10 @@ The rows of a task vector t_i (outputs, inputs) span the inputs its task has see
 a merged M with it is |(M - t_i) t_i'|^2 / |t_i|^2. M minimises the sum over the sources: with
 G_i = t_i' t_i / |t_i|^2 and C = sum G_i = Q E Q', M = M0 + [sum (t_i - M0) G_i] Q h(E)/E Q' from a start M0
 (see ``merge.kernels.rowspace``). x = base + scale * M.
+
+h = 1 is the minimum. Noise in small changes makes it longer than their sum, so unless told otherwise h is 1
+on as many directions as take part in the spectrum ((sum y)^2 / sum y^2, y the roots of E), the strongest, and
+0 on the others, in which the result is the mean.
 """
 
 from collections.abc import Sequence
@@ -28,11 +32,12 @@ class Wudi:
         "closed", "The exact minimum, or the published iteration, which stops on its way there."
     )
     start: Literal["sum", "mean", "zero"] = knob(
-        "sum",
-        "What the result is in directions that no task vector has a hold on, and where an iteration begins.",
+        "mean",
+        "What the result is in directions that are not taken or that no task vector has a hold on, and where "
+        "an iteration begins (the published one at the sum).",
     )
     filter: Literal["none", "flow", "share", "auto"] = knob(
-        "none",
+        "auto",
         "How much of the closed form is taken: all; as much as gradient flow does in `time`; the `keep` "
         "share of its directions; or as many as take part in the spectrum.",
     )
@@ -47,7 +52,7 @@ class Wudi:
     kind=Kind.COMBINE,
     scaled=True,
     granularity="tensor",
-    version=3,
+    version=4,
     paper="arXiv:2503.08099",
     needs=Needs(base=True),
     workspace=Workspace(4.0, 5.0),
@@ -57,21 +62,22 @@ def wudi(group: TensorGroup, p: Wudi) -> Tensor:
     """Finds the matrix that interferes least with every source on the inputs that source was tuned on, judged
     by the task vectors alone: no data needed. For a few fully tuned experts of one base that disagree. The
     published iteration moves every entry by its learning rate a step, whatever the size of the weights; the
-    closed form is where it would end, and the filters stop short of that where it is too much. Tasks with
-    separate inputs are added up; copies of one source give that source. Weights multiply the task vectors.
-    Vectors and kernels are averaged; embeddings and heads too, unless `classes` says otherwise. Costs the
-    solution of equations as many as inputs, or as all sources' outputs together where those are fewer; an
-    eigendecomposition where they have null directions, or a filter is used.
+    closed form (`filter: none`) is where it would end; noise makes that longer than the sum of small changes,
+    so directions that hardly take part keep the mean. Tasks with separate inputs are added up, as far as
+    their directions are taken; copies of one source give that source. Weights multiply the task vectors.
+    Vectors and kernels are averaged; embeddings and heads too, unless `classes` says otherwise. Costs an
+    eigendecomposition as large as the inputs, or as all sources' outputs together where those are fewer; the
+    solution of as many equations without a filter.
     """
     return by_matrix(group, lambda deltas: _merged(deltas, p)).mul_(p.scale).add_(group.base)
 
 
 def _merged(deltas: Sequence[Tensor], p: Wudi) -> Tensor:
-    start = wide_total(deltas)
-    if p.start != "sum":
-        start *= 0.0 if p.start == "zero" else 1 / len(deltas)
     lengths = [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
     pulls = [_pull(delta, length) for delta, length in zip(deltas, lengths, strict=True) if length > 0]
+    start = wide_total(deltas)
+    if p.start != "sum":
+        start *= 0.0 if p.start == "zero" else 1 / max(1, len(pulls))  # who changed nothing has no say
     if p.solver == "adam":
         return rowspace.descended(pulls, start, "adam", p.rate, p.steps)
     return rowspace.closed(pulls, start, _response(p))

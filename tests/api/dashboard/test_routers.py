@@ -19,7 +19,7 @@ def test_the_bundle_s_page_leads_to_a_form_that_becomes_a_job(site: Site, tmp_pa
     bundle = bundled(site.sign_in(), tmp_path / "kept")
     assert f'href="/jobs/router?bundle={bundle}"' in site.get(f"/jobs/{bundle}").text
     assert f'value="{bundle}"' in site.get(f"/jobs/router?bundle={bundle}").text
-    answer = site.post("/jobs/router", bundle=bundle, examples=TAUGHT)
+    answer = site.post("/jobs/router", action="submit", bundle=bundle, examples=TAUGHT)
     assert answer.status_code == 303, answer.text
     job_id = answer.headers["location"].removeprefix("/jobs/")
     with site.begin() as session:
@@ -32,7 +32,7 @@ def test_the_bundle_s_page_leads_to_a_form_that_becomes_a_job(site: Site, tmp_pa
 
 def test_without_examples_it_is_made_from_weights_alone(site: Site, tmp_path: Path) -> None:
     bundle = bundled(site.sign_in(), tmp_path / "kept")
-    answer = site.post("/jobs/router", bundle=bundle, layer="1", directions="4")
+    answer = site.post("/jobs/router", action="submit", bundle=bundle, layer="1", directions="4")
     assert answer.status_code == 303, answer.text
     with site.begin() as session:
         job = jobs.of_tenant(
@@ -59,7 +59,7 @@ def test_without_examples_it_is_made_from_weights_alone(site: Site, tmp_path: Pa
 def test_what_cannot_work_is_said_at_its_field(
     site: Site, tmp_path: Path, field: str, typed: str, said: str
 ) -> None:
-    form = {"bundle": bundled(site.sign_in(), tmp_path / "kept"), field: typed}
+    form = {"action": "submit", "bundle": bundled(site.sign_in(), tmp_path / "kept"), field: typed}
     answer = site.post("/jobs/router", None, **form)
     assert answer.status_code == 422, answer.text
     marked = answer.text.split(f'id="{field}-wrong">')[1].split("</span>")[0]

@@ -43,8 +43,8 @@ def test_what_cannot_work_is_shown_and_kept(site: Site) -> None:
     assert answer.status_code == 422 and "evaluate.sets" in answer.text
     answer = site.post("/jobs/score", action="submit", **filled(site, evaluate__0__settings="["))
     assert answer.status_code == 422
-    assert '<div class="note bad" role="alert"><strong>Write name: value, name: value.' in answer.text
-    answer = site.post("/jobs/score", action="add", **filled(site))
+    assert 'id="evaluate-0-settings-wrong">Write name: value, name: value.' in answer.text
+    answer = site.post("/jobs/score", action="add:evaluate", **filled(site))
     assert answer.status_code == 200 and 'name="evaluate-1-where"' in answer.text
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from api.dashboard.search import input_of
+from api.dashboard.search import Wanted
 from db import jobs
 from tests.api.dashboard.conftest import Site
 
@@ -57,7 +57,7 @@ def test_what_is_wanted_of_a_front_and_the_seed_go_with_the_order(site: Site) ->
         assert job is not None
         search = job.spec["search"]
         assert (search["preference"], search["reference"], search["seed"]) == ([2, 1], [-9.5, -3], 7)
-    again = site.post("/jobs/search", None, **form | {"action": "add"}).text
+    again = site.post("/jobs/search", None, **form | {"action": "add:evaluate"}).text
     for name, value in wanted.items():
         assert re.search(rf'id="{name}"[^>]*value="{re.escape(value)}"', again), name
         assert f'id="{name}-hint"' in again
@@ -75,6 +75,77 @@ def test_an_objective_may_name_a_member_of_a_bundle(site: Site) -> None:
         assert job is not None
         asked = [(each["set"], each["metric"], each["member"]) for each in job.spec["search"]["objectives"]]
         assert asked == [("texts", "perplexity", "a"), ("texts", None, "b")]
+
+
+def test_the_plan_of_a_search_is_shown_before_anything_is_started(site: Site) -> None:
+    plan = site.sign_in().post("/jobs/search/plan", None, **filled(site)).text
+    assert "This can work." in plan and "<html" not in plan and "Result" not in plan
+    for fact in ("12 at most", "Numbers that vary", "One merge", "Peak memory", "Download", "Disk"):
+        assert fact in plan, fact
+    assert "Candidates are made and scored in memory; none is written." in plan
+    assert "Written for each" not in plan
+    bundle = filled(site)["recipe"] + "result: {form: bundle, kind: tall}\n"
+    plan = site.post("/jobs/search/plan", None, **filled(site, recipe=bundle)).text
+    assert "Candidates are written, one at a time: its result is a bundle." in plan
+    assert "Written for each" in plan
+    with site.begin() as session:
+        assert jobs.quota(session, site.caller.tenant_id) == (None, 0)
+
+
+def test_nothing_is_planned_before_there_is_a_recipe(site: Site) -> None:
+    plan = site.sign_in().post("/jobs/search/plan", None, **filled(site, recipe=""))
+    assert plan.status_code == 200 and "Name the models" in plan.text
+
+
+def test_what_cannot_work_is_said_in_the_plan_with_the_way_to_its_field(site: Site) -> None:
+    form = filled(site.sign_in(), seed="one", preference="2, 1")
+    unread = site.post("/jobs/search/plan", None, **form).text
+    assert 'data-input="seed"' in unread and 'href="#seed"' in unread
+    assert "&#39;one&#39; is not a whole number" in unread
+    page = site.post("/jobs/search", None, **form | {"seed": "1", "action": "plan"}).text
+    assert 'data-input="preference"' in page and 'id="preference-wrong"' in page
+    assert "<h2>Plan</h2>" in page and 'value="startup: 4, batch: 2"' in page
+    stranger = form["recipe"].replace("expert2", "stranger")
+    plan = site.post("/jobs/search/plan", None, **form | {"recipe": stranger, "preference": "", "seed": ""})
+    assert "Error:" in plan.text and "<code>shape_mismatch</code> · <code>b</code>" in plan.text
+
+
+def test_a_built_in_task_of_lm_eval_needs_no_data_and_an_objective_may_say_its_goal(site: Site) -> None:
+    form = filled(site.sign_in(), objectives="arc acc_norm\narc strictly max\ntexts perplexity min")
+    more = {"name": "arc", "kind": "lm_eval", "where": "", "settings": "task: arc_easy, num_fewshot: 5"}
+    answer = site.post("/jobs/search", None, **form | {f"evaluate-1-{at}": said for at, said in more.items()})
+    assert answer.status_code == 303, answer.text
+    with site.begin() as session:
+        job = jobs.of_tenant(
+            session, site.caller.tenant_id, answer.headers["location"].removeprefix("/jobs/")
+        )
+        assert job is not None
+        asked = [(each["metric"], each["goal"]) for each in job.spec["search"]["objectives"]]
+        assert asked == [("acc_norm", None), ("strictly", "max"), ("perplexity", "min")]
+        own = job.spec["evaluate"]["sets"][1]
+        assert own["settings"] == {"task": "arc_easy", "num_fewshot": 5} and own["data"] is None
+    assert 'value="lm_eval"' in site.get("/jobs/search").text
+
+
+def test_what_a_task_of_lm_eval_leaves_open_is_said_at_the_objectives(site: Site) -> None:
+    form = filled(site.sign_in(), objectives="arc") | {"evaluate-1-name": "arc", "evaluate-1-kind": "lm_eval"}
+    answer = site.post("/jobs/search", None, **form | {"evaluate-1-settings": "task: arc_easy"})
+    assert answer.status_code == 422
+    found = re.search(r'id="objectives-wrong">([^<]*)<', answer.text)
+    assert found is not None and "name the metric here" in found[1]
+
+
+def test_a_task_of_lm_eval_is_an_objective_that_says_its_metric_and_its_goal(site: Site) -> None:
+    task = {"evaluate-0-kind": "lm_eval", "evaluate-0-where": "", "evaluate-0-settings": "task: arc_easy"}
+    order = Wanted.from_form(filled(site) | task | {"objectives": "texts acc max\ntexts min @a"}).body()
+    assert order["evaluate"]["sets"] == [
+        {"name": "texts", "kind": "lm_eval", "settings": {"task": "arc_easy"}},
+    ]
+    assert order["search"]["objectives"] == [
+        {"set": "texts", "metric": "acc", "goal": "max"},
+        {"set": "texts", "goal": "min", "member": "a"},
+    ]
+    assert '<option value="lm_eval">' in site.sign_in().get("/jobs/search").text
 
 
 @pytest.mark.parametrize(
@@ -121,11 +192,17 @@ def test_what_cannot_work_is_said_at_its_field(site: Site, field: str, typed: st
 
 
 def test_another_set_is_added_and_nothing_is_lost(site: Site) -> None:
-    answer = site.sign_in().post("/jobs/search", None, **filled(site, action="add"))
+    answer = site.sign_in().post("/jobs/search", None, **filled(site, action="add:evaluate"))
     assert answer.status_code == 200 and 'name="evaluate-1-where"' in answer.text
     assert "steps.ties.density" in answer.text and 'value="startup: 4, batch: 2"' in answer.text
+    form = filled(site, action="remove:evaluate:0") | {"evaluate-1-where": "ds_1", "evaluate-1-name": "more"}
+    text = site.post("/jobs/search", {"HX-Request": "true"}, **form).text
+    assert text.lstrip().startswith('<form id="draft"') and "<html" not in text
+    assert 'value="more"' in text and 'name="evaluate-1-where"' not in text
 
 
 def test_where_an_error_belongs() -> None:
+    input_of = Wanted().input_of
     assert input_of("/search/space/a/at") == "space" and input_of("/steps/0/density") == "recipe"
+    assert input_of("/result/form") == "recipe" and input_of("/search/seed") == "seed"
     assert input_of("/evaluate/sets/1/data/file") == "evaluate-1-where" and input_of("/metadata") == ""

@@ -15,7 +15,7 @@ from tests.factories import make_rules
 
 def searched(site: Site, **search: Any) -> str:
     (site.models / "texts.jsonl").write_text('{"text": "to be or not to be"}\n')
-    order = {
+    order: dict[str, Any] = {
         "kind": "search",
         "recipe": {
             "base": str(site.models / "base"),
@@ -40,7 +40,8 @@ def searched(site: Site, **search: Any) -> str:
         fence = lifecycle.fence_of(job)
         lifecycle.record_plan(session, fence, {"queue": "cpu", "findings": [], "inputs": []}, "cpu")
         for number, scale in enumerate((0.0, 0.5, 1.0)):
-            told = {"values": [-3.0 + scale], "share": 1.0, "seconds": 0.25}
+            values = [-3.0 + scale, 4.0 - 3.0 * scale][: len(order["search"]["objectives"])]
+            told = {"values": values, "share": 1.0, "seconds": 0.25}
             facts = {"key": str(number), "share": 1.0, "number": number, "point": {"scale": scale}}
             trials.put(session, job.root_id, {**facts, "told": told, "elapsed": float(number)})
         best = {"number": 2, "point": {"scale": 1.0}, "values": [-2.0]}
@@ -66,7 +67,7 @@ def test_two_objectives_are_drawn_against_each_other() -> None:
     rows = [Trial(number=n, point={"x": n}, share=1.0, told={"values": [n, 2.0 - n]}) for n in (0, 1, 2)]
     drawn = picture(rows, ["a", "b"], {"x": {"low": 0, "high": 2}}, 1, {0, 1})
     assert drawn is not None and (drawn["across"], drawn["up"]) == ("a", "b") and not drawn["curve"]
-    assert [dot["own"] for dot in drawn["dots"]] == [True, True, False]
+    assert [dot["kind"] for dot in drawn["dots"]] == ["own", "own", ""]
     xs, ys = [dot["x"] for dot in drawn["dots"]], [dot["y"] for dot in drawn["dots"]]
     assert xs == sorted(xs) and ys == sorted(ys)
     assert picture(rows[:1], ["a"], {}, None, set()) is None
@@ -84,7 +85,7 @@ def test_the_page_says_what_was_known_and_that_candidates_are_written(site: Site
         row.told = {**(row.told or {}), "reused": True}
     page = site.get(f"/jobs/{job_id}").text
     assert "1 scored by an earlier job" in page
-    assert "candidates are written, one at a time: its result is a bundle" in page
+    assert "Candidates are written, one at a time: its result is a bundle." in page
 
 
 def test_the_page_says_what_was_gained_over_the_recipe_as_it_was_sent() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from merge import file_errors
 from merge.checkpoint import files
 from merge.checkpoint import reader as reading
-from merge.checkpoint.dtype import raw_buffer
+from merge.checkpoint.dtype import torch_dtype
+from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import index_folder
 from merge.checkpoint.reader import TensorReader
 from tests import tiny
@@ -32,6 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def original(dtype: torch.dtype) -> torch.Tensor:
     return (torch.randn(37, 11, generator=torch.Generator().manual_seed(1)) * 3).to(dtype)
+
+
+def raw_buffer(info: TensorInfo, entries: int) -> torch.Tensor:
+    return torch.empty(entries, dtype=torch_dtype(info.dtype, info.name))
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, *OTHERS], ids=str)
@@ -170,9 +175,3 @@ def test_a_buffer_of_the_wrong_dtype_or_a_range_beyond_the_tensor_is_a_bug(folde
             reader.read_into(info, 0, 4, torch.empty(4))
         with pytest.raises(ValueError, match="407 entries"):
             reader.read_into(info, 400, 8, torch.empty(8, dtype=torch.bfloat16))
-
-
-def test_asking_ahead_is_harmless(folder: Path) -> None:
-    with TensorReader(folder, index_folder(folder)) as reader:
-        reader.will_need("float32")
-        reader.will_need("bfloat16", 10, 1000)

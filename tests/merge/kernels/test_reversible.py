@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from merge.kernels.reversible import balanced, shared, storage_share
+from merge.kernels.reversible import balanced, shared
 from tests.merge.methods.adapters.made import close, drawn, product
 
 
@@ -16,11 +16,6 @@ def test_worked_example_of_the_card() -> None:
     assert close(found.basis[0, :, 0], torch.tensor([1.0, 0.0]).double())
     assert close(found.coefficients[0, 0], torch.tensor([-2.0, 0.0, 2.0]).double())
     assert all(close(found.restored(place), x[place]) for place in range(3))
-
-
-def test_storage_of_the_card() -> None:
-    assert storage_share(16, 8, 3) == pytest.approx(0.6875)
-    assert storage_share(16, 8, 7) > 1
 
 
 @pytest.mark.parametrize(("count", "length"), [(3, 5), (8, 4), (2, 1), (1, 4)])

@@ -8,7 +8,7 @@ import math
 import sys
 from pathlib import Path
 
-from scoring.harness.config import METRICS
+from scoring.harness.metrics import DEFAULTS, KNOWN, Known
 from scoring.harness.run import run_harness
 from scoring.harness.task import HarnessTask
 from scoring.runner import score_model
@@ -16,6 +16,8 @@ from scoring.score import higher_is_better
 from scoring.settings import LmEvalSettings
 from scoring.tasks import Task, parse_task
 
+NOT_OURS = {"bypass", "acc_all", "likelihood"}
+"""Metrics that measure nothing, one task alone, or end the harness with an error."""
 MODEL = Path(__file__).resolve().parents[3] / "demo" / "family" / "python"
 ROWS = [
     {"q": f"The colour of number {place} is", "c": [" blue", " a fish", " green"], "a": place % 3}
@@ -53,6 +55,23 @@ def harness(name: str, config: dict[str, object]) -> HarnessTask:
     return task
 
 
+def wrong_in_table() -> list[str]:
+    """Where our table of metrics and the harness's registry differ."""
+    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api import registry
+
+    names = {function: name for name, function in registry.AGGREGATION_REGISTRY.items()}
+    theirs = {
+        name: Known(registry.is_higher_better(name), names[registry.get_metric_aggregation(name)])
+        for name in registry.metric_registry
+        if name not in NOT_OURS
+    }
+    wrong = [name for name in {*theirs, *KNOWN} if theirs.get(name) != KNOWN.get(name)]
+    wrong += [name for name in KNOWN if higher_is_better(name) is not KNOWN[name].higher_is_better]
+    defaults = {kind: tuple(registry.DEFAULT_METRIC_REGISTRY[kind]) for kind in DEFAULTS}
+    return wrong + [kind for kind in DEFAULTS if defaults[kind] != DEFAULTS[kind]]
+
+
 def main() -> int:
     """Says how far the two are apart; 1 if that is more than rounding."""
     tasks = [harness("choice", CHOICE), harness("rolling", ROLLING), harness("writing", WRITING)]
@@ -71,12 +90,8 @@ def main() -> int:
         abs(a - b) for x, y in pairs for a, b in zip(x.per_example or (), y.per_example or (), strict=True)
     ]
     sys.stdout.write(f"largest difference of {len(apart)} items: {max(apart):.2e}\n")
-    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
-    from lm_eval.api.registry import higher_is_better_registry
-
-    known = [name for names in METRICS.values() for name in names]
-    wrong = [name for name in known if higher_is_better_registry.get(name) is not higher_is_better(name)]
-    sys.stdout.write(f"{len(known)} metrics, the wrong way round: {wrong or 'none'}\n")
+    wrong = wrong_in_table()
+    sys.stdout.write(f"{len(KNOWN)} metrics, told wrong: {wrong or 'none'}\n")
     found = theirs["writing", "exact_match"].value
     return int(max(apart) > 1e-4 or bool(wrong) or not math.isfinite(found))
 

@@ -4,6 +4,9 @@ A script stands in for Python here. ``make eval`` runs the same tasks through th
 """
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ from typing import Any
 import pytest
 
 from scoring.errors import HarnessFailed, HarnessMissing, ScoreNotFinite, ScoringStopped, SetInvalid
-from scoring.harness.run import run_harness
+from scoring.harness.child import OTHER, values_of
+from scoring.harness.run import ROOT, run_harness
+from scoring.harness.task import HARNESS
 from scoring.runner import score_model
 from scoring.score import Score, aggregate
 from scoring.settings import LmEvalSettings
@@ -64,7 +69,7 @@ def test_numbers_come_back_with_errors_and_items(tmp_path: Path) -> None:
         "acc": {"value": 0.5, "each": [1.0, 0.0]},
         "bits_per_byte": {"value": 1.5 / 0.6931471805599453, "each": [[-10.0, 10.0], [-20.0, 10.0]]},
         "word_perplexity": {"value": 2.718281828459045**1.5, "each": [[-10.0, 10.0], [-20.0, 10.0]]},
-        "f1": {"value": 0.4, "each": [None, None]},
+        "f1": {"value": 0.4, "each": [[1.0, 1.0], [0.0, 1.0]]},
         "odd": {"value": 0.9, "each": [1.0, 0.0]},
     }
     by = {score.metric: score for score in scores(tmp_path, answered(tmp_path, found))}
@@ -87,9 +92,50 @@ def test_subtasks_are_told_apart(tmp_path: Path) -> None:
     assert {score.metric: score.value for score in found} == {"t:acc": 0.5, "other:acc": 1.0}
 
 
+def test_a_metric_behind_several_filters_comes_with_their_names(tmp_path: Path) -> None:
+    def sample(place: int, kind: str, value: float) -> dict[str, Any]:
+        return {"doc_id": place, "filter": kind, "exact_match": value, "length": 3}
+
+    filters = {"strict": (0.0, 1.0), "loose": (1.0, 1.0)}
+    samples = [sample(at, kind, value) for kind, both in filters.items() for at, value in enumerate(both)]
+    results = {
+        "alias": "t",
+        "exact_match,strict": 0.5,
+        "exact_match_stderr,strict": 0.5,
+        "exact_match,loose": 1.0,
+        "length,strict": 3.0,
+    }
+    found = values_of({"results": {"t": results}, "samples": {"t": samples}})
+    by = {score.metric: score for score in scores(tmp_path, answered(tmp_path, found["t"]["metrics"]))}
+    assert {name: score.value for name, score in by.items()} == {
+        "exact_match,strict": 0.5, "exact_match,loose": 1.0, "length": 3.0,
+    }  # fmt: skip
+    assert by["exact_match,strict"].per_example == (0.0, 1.0) and by["exact_match,loose"].n == 2
+
+
 def test_without_the_extra_the_sentence_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(HarnessMissing, match=r"mergery\[eval\]"):
         scores(tmp_path, script(tmp_path, "exit 3"))
+
+
+def test_another_release_than_that_whose_scores_are_kept_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        HarnessMissing, match=rf"{HARNESS} is not installed.*another release.*mergery\[eval\]"
+    ):
+        scores(tmp_path, script(tmp_path, "exit 4"))
+    assert json.loads((tmp_path / "order.json").read_text())["harness"] == HARNESS
+
+
+def test_the_process_looks_which_release_is_there_before_it_scores(tmp_path: Path) -> None:
+    told = tmp_path / "lm_eval-0.4.99.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: lm_eval\nVersion: 0.4.99\n")
+    (tmp_path / "lm_eval.py").write_text("")
+    (tmp_path / "order.json").write_text(json.dumps({"harness": HARNESS}))
+    command = [sys.executable, "-m", "scoring.harness.child", "order.json", "result.json"]
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    assert subprocess.run(command, cwd=tmp_path, env=os.environ | path, check=False).returncode == OTHER
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_what_the_harness_said_last_is_in_the_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every method on problems with known answers."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from search.clouds import angles, directions, largest_gains, predicted_front
-from search.front import behind, hypervolume, not_dominated, suited
+from search.front import behind, hypervolume, not_dominated
 from search.methods.genome import Individual, crossed, mutated
 from search.methods.line import vertex
 from search.methods.m2n2 import attraction, fitness, mixed
@@ -158,6 +159,41 @@ def test_map_keeps_its_front_where_candidates_fail_within_the_budget() -> None:
     assert ended.why == "done" and result["failed"] and result["predicted"]
 
 
+@pytest.mark.parametrize("mode", ["plain", "bayesian"])
+@pytest.mark.parametrize("evals", [3, 4, 12])
+def test_map_searches_one_number_with_as_few_samples_as_a_quadratic_has_unknowns(
+    mode: str, evals: int
+) -> None:
+    asked = order("map", weights_space(1), settings={"mode": mode}, evals=evals)
+    _, result = searched(asked, 1, sphere)
+    points = [t["point"]["x0"] for t in result["trials"][: min(3, evals)]]
+    assert len(set(points)) == 3 and len(result["predicted"]) == 1
+    assert result["predicted"][0]["point"]["x0"] == pytest.approx(OPTIMUM[0], abs=0.01)
+    json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "bayesian"}, {"mode": "nested"}])
+def test_map_keeps_what_was_measured_where_failures_leave_too_little_for_quadratics(
+    settings: dict[str, Any],
+) -> None:
+    def failing(x: NDArray[np.float64]) -> Told:
+        return two_hills(x) if x[0] == 0 else Told(None, error="no")  # what is left lies on a line
+
+    asked = order("map", weights_space(2), settings=settings, objectives=2, evals=12)
+    ended, result = searched(asked, 2, failing)
+    assert ended.why == "done" and result["failed"] and result["best"]["values"] and not result["predicted"]
+    assert "too few candidates could be scored to predict a front" in result["notes"]["surrogate"]
+
+
+def test_map_on_one_number_ends_cleanly_where_one_of_three_samples_fails() -> None:
+    def failing(x: NDArray[np.float64]) -> Told:
+        return sphere(x) if x[0] < 1 else Told(None, error="no")
+
+    ended, result = searched(order("map", weights_space(1), evals=3), 1, failing)
+    assert ended.why == "done" and result["failed"] == 1 and result["best"]["values"]
+    assert "1 number has 3 unknowns; 2 points" in result["notes"]["surrogate"]
+
+
 def test_nested_map_pairs_sources_and_comes_between_their_tops() -> None:
     asked = order("map", weights_space(2), settings={"mode": "nested"}, objectives=2, evals=40)
     _, result = searched(asked, 2, two_hills)
@@ -245,7 +281,6 @@ def test_points_are_taken_by_what_they_add_to_the_volume() -> None:
 
 def test_of_equal_rows_the_first_stays_and_beaten_ones_go() -> None:
     assert not_dominated(np.array([[1.0, 1], [1, 1], [0, 2], [0, 1], [2, 0]])) == [0, 2, 4]
-    assert suited(np.array([[1.0, 0], [0.6, 0.6], [0, 1]]), [1, 1]) == 1
 
 
 def test_a_line_s_parabola_is_exact_and_flat_ones_have_no_top() -> None:

@@ -1,0 +1,56 @@
+"""Reads Parquet files of items as the JSON lines that they would be: a row is a line. Loads without pyarrow
+until there is such a file.
+"""
+
+import io
+import json
+from typing import Any
+
+from scoring.errors import SetInvalid, SetTooLarge
+
+ENDING, MAGIC = ".parquet", b"PAR1"
+ROWS_AT_ONCE = 64
+
+
+def is_parquet(file: str) -> bool:
+    """Whether a file is read as Parquet, by its name."""
+    return file.lower().endswith(ENDING)
+
+
+def lines_of(body: bytes, file: str, most: int) -> bytes:
+    """The rows of a Parquet file as JSON lines of at most ``most`` bytes, however small the file is. What is
+    null is left out, and what JSON cannot say (dates, pictures) is null.
+
+    Raises ``SetInvalid`` and ``SetTooLarge``.
+    """
+    if not body.startswith(MAGIC):
+        raise SetInvalid(file, None, None, f"is called {ENDING} and does not begin as such a file does")
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        problem = "is read with pyarrow, which is not installed here; install it, or give JSON lines"
+        raise SetInvalid(file, None, None, problem) from None
+    lines, size = [], 0
+    try:
+        with parquet.ParquetFile(io.BytesIO(body)) as opened:
+            _check_size(opened.metadata, file, most)
+            for batch in opened.iter_batches(ROWS_AT_ONCE, use_threads=False):
+                for row in batch.to_pylist():
+                    said = {name: value for name, value in row.items() if value is not None}
+                    line = json.dumps(said, ensure_ascii=False, default=lambda _: None).encode()
+                    size += len(line) + 1
+                    if size > most:
+                        raise SetTooLarge(f"{file} unfolds to more than {most:,} bytes; give fewer items")
+                    lines.append(line)
+    except (arrow.ArrowException, OSError, UnicodeError) as error:
+        problem = f"cannot be read as Parquet ({str(error)[:200]})"
+        raise SetInvalid(file, None, None, problem) from error
+    return b"\n".join(lines)
+
+
+def _check_size(metadata: Any, file: str, most: int) -> None:
+    """Whether what the file says of itself is within bounds, before any of it is unfolded."""
+    said = sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
+    if said > most:
+        raise SetTooLarge(f"{file} unfolds to {said:,} bytes; at most {most:,} are scored")
