@@ -14,8 +14,6 @@ from search.order import SearchOrder
 HEADLINE = "headline"
 """The objective by which everything is compared: the bench's one number."""
 BUDGET: Mapping[str, int] = {"b": 32, "c": 27, "e": 48}
-MOST_SEEDS: Mapping[str, int] = {"e": 1}
-"""Benches on which fewer seeds are searched: of bench E one search is shown."""
 GRID = 4
 LEVELS = 3
 """Values of a number in a grid: of two numbers, and of the weights of three sources."""
