@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import isfinite
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -18,9 +17,11 @@ from torch import Tensor
 
 from merge.checkpoint.adapter import AdapterIndex
 from merge.checkpoint.dtype import torch_dtype
+from merge.checkpoint.files import Stretch
 from merge.checkpoint.reader import TensorReader
 from merge.errors import NotFinite, TensorsDiffer
 from merge.outputs import INTEGERS, Input, OutputTensor
+from merge.places import Lying
 from merge.tokenizer.rows import TableReader
 
 J = TypeVar("J")
@@ -173,18 +174,6 @@ class Rooms:
         self._free.append(room)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where entries lie one after another: in the open file ``fd`` from byte ``offset`` on, or, with ``fd``
-    below zero, in memory at ``address``, which ``held`` keeps.
-    """
-
-    fd: int
-    offset: int
-    address: int
-    held: Tensor | None = None
-
-
 class Inputs:
     """Blocks of the models' tensors in compute dtype, checked to be finite."""
 
@@ -204,12 +193,13 @@ class Inputs:
 
     def load(self, inputs: Sequence[Input], first: int, count: int) -> list[Tensor]:
         """The same entries of each input, flat; raises ``NotFinite`` naming tensor and model."""
-        found = [self._load(source, number, first, count) for number, source in enumerate(inputs)]
+        found = [self.held(source, number, first, count) for number, source in enumerate(inputs)]
         for source, entries in zip(inputs, found, strict=True):
             self._check(source, entries)
         return found
 
-    def _load(self, source: Input, number: int, first: int, count: int) -> Tensor:
+    def held(self, source: Input, number: int, first: int, count: int) -> Tensor:
+        """These entries of one input, flat, in this thread's memory for the ``number``-th, not checked."""
         buffer = self._buffers.get(("input", number), count, self.dtype)
         reader = self.readers[source.model]
         if source.rows is None:
@@ -232,32 +222,13 @@ class Inputs:
         found = (reader.index.adapter for reader in self.readers.values())
         return [adapter for adapter in found if adapter is not None]
 
-    def stored(self, source: Input) -> str | None:
-        """The dtype of an input whose entries can be taken from its file as they lie there, else ``None``."""
-        info = self.readers[source.model].plain(source.tensor)
-        return None if info is None or source.rows is not None else info.dtype
+    def lying(self, inputs: Sequence[Input]) -> Lying:
+        """How the entries of these are come by without being checked."""
+        return Lying(self, inputs)
 
-    @contextmanager
-    def places(self, inputs: Sequence[Input], first: int, count: int) -> Iterator[list[Place]]:
-        """Where these entries of each input lie as long as the context lasts: in its file, else in a buffer
-        of this thread, in compute dtype. They are not checked to be finite.
-        """
-        found: list[Place] = []
-        borrowed: list[tuple[TensorReader, str]] = []
-        try:
-            for number, source in enumerate(inputs):
-                if self.stored(source) is not None:
-                    reader = self.readers[source.model]
-                    fd, offset = reader.borrow(source.tensor, first, count)
-                    borrowed.append((reader, source.tensor))
-                    found.append(Place(fd, offset, 0))
-                else:
-                    entries = self._load(source, number, first, count)
-                    found.append(Place(-1, 0, entries.data_ptr(), entries))
-            yield found
-        finally:
-            for reader, name in borrowed:
-                reader.give_back(name)
+    def stretch(self, source: Input) -> Stretch | None:
+        """Where the entries of an input lie that can be taken from its file as they are, else ``None``."""
+        return None if source.rows is not None else self.readers[source.model].stretch(source.tensor)
 
     def equal(self, output: OutputTensor, first: int, count: int) -> Tensor:
         """These entries of the first model, after checking that every model has the same; raises

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -109,29 +110,29 @@ class Chain:
         if prod(self.site.shape):
             self._add_tasks()
 
-    @property
+    @cached_property
     def granularity(self) -> Granularity:
         """What must be together."""
         return coarsest([bound.method.granularity for bound in self.steps])
 
-    @property
+    @cached_property
     def on_factors(self) -> Bound | None:
         """The combine, where it works on the factors of adapters."""
         return next((bound for bound in self.steps if bound.method.needs.factors), None)
 
-    @property
+    @cached_property
     def piece(self) -> int:
         """Entries of one piece of a deterministic sum: fixed by shape and granularity, never by the block."""
         if self.granularity != "row":
             return PIECE_ELEMENTS
         return max(1, PIECE_ELEMENTS // self.columns) * self.columns
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """Entries of one row."""
         return max(1, prod(self.site.shape[1:]) if len(self.site.shape) > 1 else prod(self.site.shape))
 
-    @property
+    @cached_property
     def entries(self) -> int:
         """Entries of the whole tensor."""
         return prod(self.site.shape)
@@ -201,7 +202,7 @@ class Chain:
             flow.advance(stage)
         return flow.unscaled(len(self.steps) - 1)
 
-    @property
+    @cached_property
     def adjusts(self) -> bool:
         """Whether any step comes after the combining one."""
         return any(bound.method.kind is Kind.ADJUST for bound in self.steps)
@@ -247,7 +248,7 @@ class Chain:
                 stage += 1
             yield task, flow.quantities(task)
 
-    @property
+    @cached_property
     def prepares(self) -> bool:
         """Whether any step comes before the combining one."""
         return any(bound.method.kind is Kind.PREPARE for bound in self.steps)

@@ -25,6 +25,7 @@ from merge.contract.factors import Factors
 from merge.contract.method import get
 from merge.factored import Factored
 from merge.forms.moe import MADE
+from merge.fused.loop import NOWHERE, Target
 from merge.fused.loops import Loops
 from merge.fused.spans import Measuring, Writing
 from merge.fused.windows import Windows
@@ -311,22 +312,27 @@ class Work:
     def _write_item(self, writer: ShardWriter, item: Item) -> None:
         self.meter.check()
         name = item.output.name
-        room = None if item.loop is None else self._rooms.take(item.loop.room(item.count))
-        for first, made in self._made(item, room):
+        room, target = None, NOWHERE
+        if item.loop is not None:
+            room = self._rooms.take(item.loop.room(item.count))
+            target = Target(*writer.place_of(name, item.first))
+        for first, made in self._made(item, room, target):
             if item.chain is not None and name in self._surveyed:
                 self._surveyor.look(item.chain, item.output, first, made, self._block, self._loops)
             if room is not None and made.data_ptr() == room.data_ptr():
-                writer.write_at(name, first, made, partial(self._rooms.give, room))
+                writer.write_at(name, first, made, partial(self._rooms.give, room), there=True)
             else:
                 writer.write_at(name, first, made)
         self.meter.add(self._entry_bytes(item.output) * item.count, int(item.last))
 
-    def _made(self, item: Item, room: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    def _made(
+        self, item: Item, room: Tensor | None = None, target: Target = NOWHERE
+    ) -> Iterator[tuple[int, Tensor]]:
         """The item's entries as they are written, flat, each part with its first entry: by the compiled loop
-        in one go (into ``room``), else in blocks.
+        in one go (into ``room``, and to the ``target``), else in blocks.
         """
         output, chain = item.output, item.chain
-        found = None if item.loop is None else item.loop.made(item.first, item.count, room)
+        found = None if item.loop is None else item.loop.made(item.first, item.count, room, target)
         if found is not None:
             yield item.first, found
             return

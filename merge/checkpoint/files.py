@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from merge.checkpoint.header import DTYPE_BITS, TensorInfo
 from merge.checkpoint.places import safe_path
 from merge.file_errors import FileSizeMismatch, FileUnreadable
 
@@ -75,7 +76,8 @@ class OpenFiles:
 
     def borrow(self, name: str, offset: int, size: int) -> int:
         """The descriptor, until ``give_back``, of a file of which these bytes are about to be read."""
-        self._await(name, offset, offset + size)
+        if self._wait is not None:
+            self._wait(name, offset, offset + size)
         file = self._take(name)
         self._hint(file, offset, size)
         return file.fd
@@ -130,7 +132,8 @@ class OpenFiles:
                 file = self._open[name] = _OpenFile(self._open_fd(name))
             self._open.move_to_end(name)
             file.users += 1
-            self._shrink()
+            if len(self._open) > MAX_OPEN_FILES:
+                self._shrink()
             return file
 
     def _open_fd(self, name: str) -> int:
@@ -146,6 +149,37 @@ class OpenFiles:
             if len(self._open) <= MAX_OPEN_FILES:
                 return
             os.close(self._open.pop(name).fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Entries that lie one after another in a file, ``width`` bytes each, the first at byte ``begin``."""
+
+    files: OpenFiles
+    file: str
+    begin: int
+    width: int
+    entries: int
+    dtype: str
+
+    @classmethod
+    def of(cls, files: OpenFiles, info: TensorInfo) -> "Stretch":
+        """Those of a tensor that is stored as it is."""
+        width = DTYPE_BITS[info.dtype] // 8
+        return cls(files, info.file, info.begin, width, info.numel, info.dtype)
+
+    def borrow(self, first: int, count: int) -> tuple[int, int]:
+        """The open file, until ``give_back``, and the byte in it at which entry ``first`` begins; what comes
+        after these entries is asked for ahead of use.
+        """
+        if first < 0 or first + count > self.entries:
+            raise ValueError(f"there are {self.entries} entries, not {first + count}")
+        begin = self.begin + first * self.width
+        return self.files.borrow(self.file, begin, count * self.width), begin
+
+    def give_back(self) -> None:
+        """Ends a ``borrow``."""
+        self.files.give_back(self.file)
 
 
 def runs_of(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from merge.checkpoint.adapter import LoraPair, Masked
 from merge.checkpoint.codecs import decode
 from merge.checkpoint.dtype import as_bytes, torch_dtype
-from merge.checkpoint.files import OpenFiles, Wait, runs_of
-from merge.checkpoint.header import DTYPE_BITS, TensorInfo
+from merge.checkpoint.files import OpenFiles, Stretch, Wait, runs_of
+from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.stored import At, Changing, Multiplying, Pair, StoredParts, Strip, add_masked
 from merge.file_errors import FileMissing
@@ -123,20 +123,10 @@ class TensorReader:
         info = self.index.tensors[name]
         return None if info.coded is not None or self.changed(name) else info
 
-    def borrow(self, name: str, first: int, count: int) -> tuple[int, int]:
-        """An open file, until ``give_back``, and the byte in it at which these entries of a plain tensor
-        begin; what follows them is asked for ahead of use.
-        """
-        info = self.index.tensors[name]
-        width = DTYPE_BITS[info.dtype] // 8
-        if first < 0 or first + count > info.numel:
-            raise ValueError(f"{name} has {info.numel} entries, not {first + count}")
-        begin = info.begin + first * width
-        return self._files.borrow(info.file, begin, count * width), begin
-
-    def give_back(self, name: str) -> None:
-        """Ends a ``borrow`` of this tensor's file."""
-        self._files.give_back(self.index.tensors[name].file)
+    def stretch(self, name: str) -> Stretch | None:
+        """Where the values of a plain tensor lie; ``None`` of any other."""
+        info = self.plain(name)
+        return None if info is None else Stretch.of(self._files, info)
 
     def factors(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What the adapter adds to a tensor: (rows, r) with the scale in it, times (r, columns). Kept: copy
@@ -300,10 +290,9 @@ def _tile_rows(columns: int) -> int:
 @contextmanager
 def _part(files: OpenFiles, info: TensorInfo, first: int, count: int) -> Iterator[At]:
     """Where these entries of a stored tensor lie, as long as the context lasts."""
-    width = DTYPE_BITS[info.dtype] // 8
-    begin = info.begin + first * width
-    fd = files.borrow(info.file, begin, count * width)
+    stretch = Stretch.of(files, info)
+    fd, begin = stretch.borrow(first, count)
     try:
         yield At(fd, begin, info.dtype)
     finally:
-        files.give_back(info.file)
+        stretch.give_back()

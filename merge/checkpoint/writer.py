@@ -54,10 +54,25 @@ class ShardWriter:
         self._missing = {name: info.numel for name, info in layout.entries.items() if info.numel}
         self._fd = self._create()
         self._digest = (beside or Digests()).file(path, self._fd, layout.size) if digest else None
-        self._write(memoryview(layout.header_bytes), 0, None)
+        self._put(layout.header_bytes, 0)
+        self._take(memoryview(layout.header_bytes), 0, None)
 
-    def write_at(self, name: str, first: int, block: Tensor, done: Callable[[], None] | None = None) -> None:
-        """Writes entries ``first`` onwards (flat, row-major) of a tensor; each entry is written once.
+    def place_of(self, name: str, first: int) -> tuple[int, int]:
+        """The open file, and the byte in it where entry ``first`` of a tensor belongs."""
+        info = self._layout.entries[name]
+        return self._fd, info.begin + first * (info.nbytes // info.numel)
+
+    def write_at(
+        self,
+        name: str,
+        first: int,
+        block: Tensor,
+        done: Callable[[], None] | None = None,
+        *,
+        there: bool = False,
+    ) -> None:
+        """Writes entries ``first`` onwards (flat, row-major) of a tensor; each entry is written once. What is
+        already ``there``, at ``place_of``, is only taken in.
 
         ``block`` is contiguous, on the CPU and of the dtype of the layout; with ``done`` it stays as it is
         until that is called, by any thread. Raises ``DiskFull`` or ``FileUnreadable``.
@@ -70,7 +85,10 @@ class ShardWriter:
             raise ValueError(f"{name} has {info.numel} entries, not {first + count}")
         if count == 0:
             return
-        self._write(as_bytes(block), info.begin + first * block.element_size(), done)
+        offset, content = info.begin + first * block.element_size(), as_bytes(block)
+        if not there:
+            self._put(content, offset)
+        self._take(content, offset, done)
         with self._lock:
             left = self._missing.get(name, 0) - count
             if left < 0:
@@ -120,13 +138,16 @@ class ShardWriter:
             raise self._failure(error) from error
         return fd
 
-    def _write(self, data: memoryview, offset: int, done: Callable[[], None] | None) -> None:
+    def _put(self, data: bytes | memoryview, offset: int) -> None:
         written = 0
         try:
             while written < len(data):
                 written += os.pwrite(self._fd, data[written:], offset + written)
         except OSError as error:
             raise self._failure(error) from error
+
+    def _take(self, data: memoryview, offset: int, done: Callable[[], None] | None) -> None:
+        """Takes in that these bytes are in the file."""
         self._note(offset, len(data))
         if self._digest is not None:
             self._digest.note(offset, data, done)

@@ -1,16 +1,26 @@
 """A built function with the numbers of one tensor's pass, ready to run over spans of it."""
 
-import ctypes
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from merge.blocks import Place
 from merge.fused.compiler import Built
 from merge.fused.source import PAD, WIDTHS, Sink, block_of
+from merge.places import Place
+
+
+class Target(NamedTuple):
+    """Where entries are written: to the open file ``fd`` from byte ``offset`` on; nowhere if that is -1."""
+
+    fd: int
+    offset: int
+
+
+NOWHERE = Target(-1, 0)
 
 
 @dataclass(frozen=True)
@@ -35,27 +45,34 @@ class Loop:
         into: Sequence[int],
         scratch: Tensor,
         spread: tuple[int, int] | None = None,
+        target: Target = NOWHERE,
     ) -> bool:
         """Runs over ``count`` entries, into sinks at these addresses; whether all went well. They follow each
         other, unless ``spread`` says how many lie together, and how far each lot begins after the one before.
+        What the first sink stores is written to the ``target`` too, while it is in the cache.
         """
-        repeats = [(each, -entries or each.numel()) for each, entries in self.tables]
-        places = [*places, *(Place(-1, repeat, each.data_ptr(), each) for each, repeat in repeats)]
-        many = len(places)
+        fds, offsets, addresses, _ = zip(*places, *self._repeats, strict=True)
         step, stride = spread or (self.step, self.step)
+        told = array("q", (*fds, *offsets, *addresses, *into, *target))
+        at, size = told.buffer_info()[0], told.itemsize * len(fds)
         status = self.built.run(
-            (ctypes.c_int32 * many)(*(place.fd for place in places)),
-            (ctypes.c_int64 * many)(*(place.offset for place in places)),
-            (ctypes.c_void_p * many)(*(place.address for place in places)),
+            at,
+            at + size,
+            at + 2 * size,
             self.numbers,
             self.words,
             first,
             count,
             stride << 32 | step,
-            (ctypes.c_void_p * len(into))(*into),
+            at + 3 * size,
             scratch.data_ptr(),
         )
         return int(status) == 0
+
+    @cached_property
+    def _repeats(self) -> list[Place]:
+        """Where the tables lie, and how often each of their numbers counts."""
+        return [Place(-1, -entries or each.numel(), each.data_ptr(), each) for each, entries in self.tables]
 
     @property
     def key(self) -> Any:

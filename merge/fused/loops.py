@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merge.blocks import Buffers, Inputs, Place
+from merge.blocks import Buffers, Inputs
 from merge.chain import Block, Chain, Task
 from merge.checkpoint.digests import Engine, Plain
 from merge.checkpoint.dtype import safetensors_name
@@ -39,6 +39,7 @@ from merge.fused.windows import CHUNK, LOTS, Bits, Sought, Windows, sample_size,
 from merge.fused.windows import LEAST_ENTRIES as LEAST_SAMPLED
 from merge.kernels.radix import MAGNITUDE
 from merge.outputs import OutputTensor
+from merge.places import Lying, Place
 from merge.sizing import PIECE_ELEMENTS
 from merge.statistics import NOTHING, OutputStatistics
 
@@ -83,6 +84,7 @@ class Loops:
         self._summing_lock = threading.Lock()
         self._traces = Traces()
         self._prepared: dict[str, Preparing | None] = {}
+        self._lie: dict[str, Lying] = {}
         self.reasons: dict[str, int] = {}
         self.made = 0
 
@@ -115,7 +117,7 @@ class Loops:
         ``made`` of it, all as they are stored, and where that is asked for, of what steps before the
         combining one leave of the task vectors; ``None`` where the eager code must see to it.
         """
-        stored = tuple(self._inputs.stored(source) or "F32" for source in output.inputs)
+        stored = self._lying(output).dtypes
         preparing = self._prepared.get(output.name) if prepared else None
         if prepared and preparing is None:
             return None
@@ -132,9 +134,11 @@ class Loops:
     @contextmanager
     def places(self, output: OutputTensor, first: int, count: int) -> Iterator[list[Place]]:
         """Where the entries of each input lie: in its file where they are usable as such, else in memory."""
-        known = [part.flat(first, count).contiguous() for part in self.known(output).parts()]
-        with self._inputs.places(output.inputs, first, count) as found:
-            yield [*found, *in_memory(known)]
+        parts = self.known(output).parts()
+        with self._lying(output).at(first, count) as found:
+            if parts:
+                found += in_memory([part.flat(first, count).contiguous() for part in parts])
+            yield found
 
     def known(self, output: OutputTensor) -> OutputStatistics:
         """What was measured on data for this output."""
@@ -147,8 +151,13 @@ class Loops:
         return most if self._in_files(output) else min(most, 4 * otherwise)
 
     def _in_files(self, output: OutputTensor) -> bool:
-        plain = all(self._inputs.stored(source) is not None for source in output.inputs)
-        return plain and not self.known(output).parts()
+        return self._lying(output).in_files and not self.known(output).parts()
+
+    def _lying(self, output: OutputTensor) -> Lying:
+        found = self._lie.get(output.name)
+        if found is None:
+            found = self._lie[output.name] = self._inputs.lying(output.inputs)
+        return found
 
     def scratch(self, loop: AnyLoop) -> Tensor:
         """This thread's memory for blocks of inputs."""
@@ -333,7 +342,7 @@ class Loops:
             return None
 
     def _dtypes(self, output: OutputTensor) -> tuple[str, ...]:
-        found = tuple(self._inputs.stored(source) or "F32" for source in output.inputs)
+        found = self._lying(output).dtypes
         if not all(name in WIDTHS for name in found):
             raise Untraceable(" and ".join(found))
         return (*found, *("F32" for _ in self.known(output).parts()))

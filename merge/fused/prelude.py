@@ -228,6 +228,16 @@ static int fetch(int fd, int64_t at, unsigned char *to, int64_t size) {
   return FINE;
 }
 
+static int keep_in(int fd, int64_t at, const unsigned char *from, int64_t size) {
+  while (size > 0) {
+    const ssize_t put = pwrite(fd, from, size, at);
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return FAILED;
+    from += put; at += put; size -= put;
+  }
+  return FINE;
+}
+
 /* What so many numbers, over and over again, are from entry first on. */
 static void repeat(float *to, const float *from, int64_t many, int64_t first, int64_t n) {
   for (int64_t at = first % many; n > 0; at = 0) {
@@ -250,11 +260,15 @@ static void spread(float *to, const float *from, int64_t times, int64_t first, i
 /* Inputs come from files (fd >= 0, at byte offsets) or from memory (an offset there tells how many numbers
    are repeated, or how many times each is); scratch has room for a block of each. What no sink is made of is
    not read. The low half of steps tells the entries of a block, the other how many after its beginning the
-   next one begins. */
-int run(const int32_t *fds, const int64_t *offsets, void *const *memory, const double *numbers,
+   next one begins. After the sinks comes the file (unless below zero), and the byte in it, to which what the
+   first one stores is written, some blocks at a time. */
+enum { WRITTEN_TOGETHER = 1 << 18 };
+
+int run(const int64_t *fds, const int64_t *offsets, void *const *memory, const double *numbers,
         const uint32_t *words, uint32_t first, int64_t count, int64_t steps, void *const *sinks,
         unsigned char *scratch) {
-  const int64_t step = steps & 0xffffffff, stride = steps >> 32;
+  const int64_t step = steps & 0xffffffff, stride = steps >> 32, *const target = (void *)(sinks + SINKS);
+  int64_t written = 0;
   for (int64_t done = 0, at = 0; done < count; done += step, at += stride) {
     const int64_t n = count - done < step ? count - done : step;
     unsigned char *in[INPUTS], *free_ = scratch;
@@ -274,6 +288,11 @@ int run(const int32_t *fds, const int64_t *offsets, void *const *memory, const d
       memset(in[k] + size, 0, PAD * WIDTH[k]);
     }
     if (block(in, numbers, words, first + (uint32_t)at, n, step, sinks, done)) return BROKEN;
+    const int64_t made = done + n - written, size = made * STORED;
+    if (target[0] < 0 || (made < WRITTEN_TOGETHER && done + n < count)) continue;
+    const unsigned char *const from = (unsigned char *)sinks[0] + written * STORED;
+    if (keep_in(target[0], target[1] + written * STORED, from, size)) return FAILED;
+    written = done + n;
   }
   return FINE;
 }

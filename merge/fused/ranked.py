@@ -4,18 +4,18 @@ another loop reads them like one more input.
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from merge.blocks import Place
 from merge.fused.compiler import Built
-from merge.fused.loop import Loop
+from merge.fused.loop import NOWHERE, Loop, Target
 from merge.fused.ordering import Room, ranks_of
 from merge.fused.source import PAD, WIDTHS, Sink, used
 from merge.fused.trace import RANKS, Node, Program, Untraceable
+from merge.places import Place
 
 TOGETHER = 1 << 17
 """Entries that are taken through both loops at a time, unless a row has more."""
@@ -59,7 +59,13 @@ class RankedLoop:
         return max(self.before.scratch_bytes, self.after.scratch_bytes)
 
     def run(
-        self, places: Sequence[Place], first: int, count: int, into: Sequence[int], scratch: Tensor
+        self,
+        places: Sequence[Place],
+        first: int,
+        count: int,
+        into: Sequence[int],
+        scratch: Tensor,
+        target: Target = NOWHERE,
     ) -> bool:
         """As ``Loop.run``, over whole rows."""
         size = max(1, TOGETHER // self.piece) * self.piece
@@ -77,7 +83,10 @@ class RankedLoop:
             ]
             here += [Place(-1, 0, each.data_ptr(), each) for each in ranks]
             at = [self._moved(sink, address, done) for sink, address in zip(self.sinks, into, strict=True)]
-            if not self.after.run(here, first + done, many, at, scratch):
+            file = target
+            if target.fd >= 0:
+                file = Target(target.fd, target.offset + done * WIDTHS[self.sinks[0].dtype])
+            if not self.after.run(here, first + done, many, at, scratch, target=file):
                 return False
         return True
 
@@ -116,5 +125,5 @@ def halves(
 def _from(place: Place, offset: int) -> Place:
     """What lies so many bytes later."""
     if place.fd >= 0:
-        return replace(place, offset=place.offset + offset)
-    return replace(place, address=place.address + offset)
+        return place._replace(offset=place.offset + offset)
+    return place._replace(address=place.address + offset)

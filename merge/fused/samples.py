@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from merge.blocks import Place
 from merge.chain import Block, Chain
 from merge.checkpoint.dtype import torch_dtype
 from merge.fused.notes import Notes
 from merge.fused.trace import TINY
 from merge.outputs import OutputTensor
+from merge.places import Place
 from merge.statistics import OutputStatistics
 
 _SAMPLE = 1000

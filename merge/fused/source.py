@@ -77,6 +77,8 @@ def text(program: Program, sinks: Sequence[Sink], dtypes: Sequence[str]) -> str:
             f"#define PAD {PAD}",
             f"#define LEVELS {_LEVELS}",
             f"#define HEAD {HEAD}",
+            f"#define SINKS {len(sinks)}",
+            f"#define STORED {WIDTHS.get(sinks[0].dtype, 0)}",
             f"static const int WIDTH[INPUTS] = {{{', '.join(str(WIDTHS[name]) for name in dtypes)}}};",
             f"static const int READ[INPUTS] = {{{', '.join(read)}}};",
             f"#define EACH(x) {{{', '.join(['x'] * lanes)}}}",

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from merge.blocks import Place
 from merge.chain import Block, Chain, Task
 from merge.checkpoint.dtype import torch_dtype
 from merge.contract.stats import Term
+from merge.fused.loop import NOWHERE, Target
 from merge.fused.notes import Notes
 from merge.fused.ranked import AnyLoop
 from merge.fused.samples import bits, in_memory, sample
@@ -18,11 +18,12 @@ from merge.fused.source import LEAST_COLUMNS, PAD, ROWS, WIDTHS, Sink
 from merge.fused.trace import Untraceable
 from merge.kernels.radix import HIGH_BINS, LOW_BINS
 from merge.outputs import OutputTensor
+from merge.places import Place
 
 if TYPE_CHECKING:
     from merge.fused.loops import Loops
 
-WRITE_SPAN = 1 << 20
+WRITE_SPAN = 1 << 21
 MEASURE_SPAN = 1 << 21
 
 
@@ -43,19 +44,27 @@ class Writing:
         """Bytes of the memory that ``made`` can be given."""
         return (count + PAD) * WIDTHS[self.output.dtype]
 
-    def made(self, first: int, count: int, room: Tensor | None = None) -> Tensor | None:
-        """The entries, rounded to the output's dtype, flat, in ``room`` or memory of this thread; ``None``
-        where the eager code must see to it.
+    def made(
+        self, first: int, count: int, room: Tensor | None = None, target: Target = NOWHERE
+    ) -> Tensor | None:
+        """The entries, rounded to the output's dtype, flat, in ``room`` or memory of this thread, and written
+        to the ``target``; ``None`` where the eager code must see to it.
         """
         with self.loops.places(self.output, first, count) as places:
-            return self._made(places, first, count, room)
+            return self._made(places, first, count, room, target)
 
     def _made(
-        self, places: Sequence[Place], first: int, count: int, room: Tensor | None = None
+        self,
+        places: Sequence[Place],
+        first: int,
+        count: int,
+        room: Tensor | None = None,
+        target: Target = NOWHERE,
     ) -> Tensor | None:
         dtype = torch_dtype(self.output.dtype)
         out = self.loops.buffer("output", count + PAD, dtype) if room is None else room.view(dtype)
-        fine = self.loop.run(places, first, count, (out.data_ptr(),), self.loops.scratch(self.loop))
+        into, scratch = (out.data_ptr(),), self.loops.scratch(self.loop)
+        fine = self.loop.run(places, first, count, into, scratch, target=target)
         return out[:count] if fine else None
 
     def agrees(self) -> bool:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from merge.blocks import Place
 from merge.checkpoint.dtype import torch_dtype
 from merge.fused.loop import Loop
 from merge.fused.samples import in_memory
 from merge.fused.source import Sink
 from merge.fused.trace import Program, Tracer
 from merge.kernels.reduce import piece_sums
+from merge.places import Place
 from merge.sizing import PIECE_ELEMENTS
 
 if TYPE_CHECKING:

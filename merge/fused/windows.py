@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from merge.blocks import Place
 from merge.chain import Block, Chain, Task
 from merge.fused.samples import in_memory, sample
 from merge.fused.source import HEAD, Sink
 from merge.kernels.radix import MAGNITUDE, as_float
 from merge.outputs import OutputTensor
+from merge.places import Place
 
 if TYPE_CHECKING:
     from merge.fused.loops import Loops

@@ -6,6 +6,7 @@ pieces' order, so the numbers do not depend on threads or blocks.
 """
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from typing import Literal, Protocol
 
@@ -64,6 +65,7 @@ class Surveyor:
         self._lock = threading.Lock()
         self._found: dict[str, dict[int, list[float]]] = {}
         self._entries: dict[str, int] = {}
+        self._wanted: dict[str, list[tuple[int, int]]] = {}
 
     def wants(self, position: int) -> bool:
         """Whether the output tensor of this position is measured at all."""
@@ -93,6 +95,7 @@ class Surveyor:
 
     def measured(self, name: str) -> Measured | None:
         """The sums over the measured pieces of a tensor, which are forgotten here."""
+        self._wanted.pop(name, None)
         pieces = self._found.pop(name, None)
         if pieces is None:
             return None
@@ -102,6 +105,12 @@ class Surveyor:
 
     def pieces(self, chain: Chain, first: int, count: int) -> Sequence[tuple[int, int]]:
         """First entry and size of every piece that is measured and begins in this span."""
+        found = self._wanted.get(chain.site.name)
+        if found is None:
+            found = self._wanted[chain.site.name] = self._all_pieces(chain)
+        return found[bisect_left(found, (first, 0)) : bisect_left(found, (first + count, 0))]
+
+    def _all_pieces(self, chain: Chain) -> list[tuple[int, int]]:
         total = chain.entries
         size = total if chain.granularity == "tensor" else chain.piece
         pieces = max(1, -(-total // size))
@@ -114,8 +123,7 @@ class Surveyor:
             most = min(size, max(1, SAMPLE_ENTRIES // row) * row)
         else:
             most = size
-        spans = ((index * size, min(most, total - index * size)) for index in wanted)
-        return [(start, length) for start, length in spans if first <= start < first + count]
+        return [(index * size, min(most, total - index * size)) for index in wanted]
 
 
 def _beside(

@@ -1,6 +1,7 @@
 """A shard is written in place, in any order, and its digest is that of the file."""
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 
@@ -154,3 +155,19 @@ def test_writing_again_replaces_what_a_crash_left(tmp_path: Path, tensors: dict[
         for name, tensor in tensors.items():
             writer.write_at(name, 0, tensor)
         assert writer.finish().sha256 == sha256(tmp_path / "x")
+
+
+def test_what_is_already_there_is_taken_in_as_it_is(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    layout, given = layout_of(tensors), []
+    with ShardWriter(tmp_path / "x", layout) as writer:
+        for name, tensor in tensors.items():
+            for first in range(0, tensor.numel(), 100_003):
+                block = tensor.view(-1)[first : first + 100_003]
+                fd, offset = writer.place_of(name, first)
+                os.pwrite(fd, block.contiguous().view(torch.uint8).numpy().tobytes(), offset)
+                writer.write_at(name, first, block, lambda: given.append(1), there=True)
+        done = writer.finish()
+    found = load_file(tmp_path / "x")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert done.sha256 == sha256(tmp_path / "x")
+    assert len(given) == sum(-(-tensor.numel() // 100_003) for tensor in tensors.values())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.blocks import Buffers, Place
+from merge.blocks import Buffers
 from merge.chain import Block, Chain
 from merge.checkpoint.dtype import safetensors_name
 from merge.contract.groups import Site, TensorGroup
@@ -21,6 +21,7 @@ from merge.fused.loops import Loops
 from merge.fused.trace import Tracer, Untraceable
 from merge.fused.windows import Windows, counted, found_in
 from merge.outputs import Input, OutputTensor
+from merge.places import Place
 from merge.sizing import PIECE_ELEMENTS
 from merge.statistics import NOTHING, OutputStatistics
 from tests.merge.every import METHODS, count_of, moved, steps_of
@@ -44,11 +45,17 @@ class Memory:
     def __init__(self, stored: Sequence[Tensor]) -> None:
         self.held = list(stored)
 
-    def stored(self, source: Input) -> str:
-        return safetensors_name(self.held[int(source.model)].dtype)
+    def lying(self, inputs: Sequence[Input]) -> "Memory":
+        return self
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return tuple(safetensors_name(each.dtype) for each in self.held)
+
+    in_files = True
 
     @contextmanager
-    def places(self, inputs: Sequence[Input], first: int, count: int) -> Iterator[list[Place]]:
+    def at(self, first: int, count: int) -> Iterator[list[Place]]:
         yield places(self.held, first)
 
 
