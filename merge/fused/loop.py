@@ -23,6 +23,18 @@ class Target(NamedTuple):
 NOWHERE = Target(-1, 0)
 
 
+def packed(
+    places: Sequence[Place], into: Sequence[int], target: Target
+) -> tuple["array[int]", tuple[int, int, int, int]]:
+    """Memory that holds what a loop is told of places and sinks, and where in it the files, the bytes, the
+    addresses and the sinks with their target begin.
+    """
+    fds, offsets, addresses, _ = zip(*places, strict=True)
+    held = array("q", (*fds, *offsets, *addresses, *into, *target))
+    at, size = held.buffer_info()[0], held.itemsize * len(fds)
+    return held, (at, at + size, at + 2 * size, at + 3 * size)
+
+
 @dataclass(frozen=True)
 class Loop:
     """A built function with the numbers of one tensor's pass. ``tables`` have a number for each column, or
@@ -51,20 +63,18 @@ class Loop:
         other, unless ``spread`` says how many lie together, and how far each lot begins after the one before.
         What the first sink stores is written to the ``target`` too, while it is in the cache.
         """
-        fds, offsets, addresses, _ = zip(*places, *self._repeats, strict=True)
         step, stride = spread or (self.step, self.step)
-        told = array("q", (*fds, *offsets, *addresses, *into, *target))
-        at, size = told.buffer_info()[0], told.itemsize * len(fds)
+        _held, (fds, offsets, addresses, sinks) = packed((*places, *self._repeats), into, target)
         status = self.built.run(
-            at,
-            at + size,
-            at + 2 * size,
+            fds,
+            offsets,
+            addresses,
             self.numbers,
             self.words,
             first,
             count,
             stride << 32 | step,
-            at + 3 * size,
+            sinks,
             scratch.data_ptr(),
         )
         return int(status) == 0

@@ -1,139 +1,121 @@
-"""Ranks within rows as ``merge.kernels.row_ranks`` finds them, with less to sort and compiled loops for the
-rest.
-
-What is sorted are 32 bits an entry: the column below, and above it as much of the magnitude as there is
-room for, counted down from the largest of the row. In what comes out, entries that so little tells apart are
-put in order by all their bits, unless there are too many of them.
+"""The C text that takes rows through two loops with their ranks between them, block by block: one makes what
+is ranked, and the other reads the ranks like one more input. What is read from files is read once.
 """
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from merge.fused.compiler import Built
-from merge.kernels.row_ranks import row_ranks
+from merge.fused.prelude import FETCH
+from merge.fused.ranking import RANKING
 
 Room = Callable[[str, int, torch.dtype], Tensor]
 """A thread's own memory for some use."""
-MOST_COLUMNS = 1 << 17
-LANES = 16
-_KEYS, _SHARED, _APART = 0, 1, 2
+DESK_BYTES = 1 << 15
+"""More than what does not depend on the columns of a row."""
+COLUMN_BYTES = 40
+"""More than what ranking needs for each column."""
 
-ORDERING = """
-#include <stdint.h>
-#include <string.h>
+ORDERING = (
+    RANKING
+    + """
+#include <errno.h>
+#include <unistd.h>
+"""
+    + FETCH
+    + """
+typedef int loop(const int64_t *fds, const int64_t *offsets, void *const *memory, const double *numbers,
+                 const uint32_t *words, uint32_t first, int64_t count, int64_t steps, void *const *sinks,
+                 unsigned char *scratch);
 
-enum { BITS = 23 + 4, MOVES = 8, LANES = 16 };
-typedef int32_t vi __attribute__((vector_size(4 * LANES)));
-typedef int32_t vi_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float vf __attribute__((vector_size(4 * LANES)));
-typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-static const vi PLACES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+/* Both loops with what is theirs; how many inputs there are, and of which widths; how many of them are
+   ranked, of how many columns, and with shared ranks or not; and how many bytes a sink takes for each so many
+   entries. */
+enum { PAD = 64 };
+struct task {
+  loop *loops[2];
+  const double *numbers[2];
+  const uint32_t *words[2];
+  int64_t steps[2], inputs, ranked, columns, sinks;
+  const int64_t *widths, *shared, *bytes, *entries;
+};
 
-static inline vi most(vi a, vi b) { const vi m = a > b; return (a & m) | (b & ~m); }
-#define ALL(x) ((vi){0} + (x))
-#define EARLIER(x, n) __builtin_shuffle(x, ALL(-1), (vi)(PLACES - (n) + (PLACES < (n)) * -(LANES + (n))))
-#define LATER(x, n) __builtin_shuffle(x, ALL(-1), (vi)(PLACES + (n)))
+static unsigned char *aligned(void *at) { return (unsigned char *)(((uintptr_t)at + 63) & ~(uintptr_t)63); }
 
-/* For ascending numbers the mean place of all that are equal to each; one number may be read and some means
-   written beyond either end. Places are counted from 1, and from the end, so that 0 and -1 lose. */
-static void share(int32_t *numbers, float *means, int64_t count, int32_t *firsts) {
-  numbers[-1] = ~numbers[0];
-  numbers[count] = ~numbers[count - 1];
-  vi carried = ALL(0);
-  for (int64_t at = 0; at < count; at += LANES) {
-    vi found = (*(vi_any *)(numbers + at) != *(vi_any *)(numbers + at - 1)) & (PLACES + (int32_t)(at + 1));
-    found = most(found, EARLIER(found, 1));
-    found = most(found, EARLIER(found, 2));
-    found = most(found, EARLIER(found, 4));
-    found = most(most(found, EARLIER(found, 8)), carried);
-    carried = ALL(found[LANES - 1]);
-    *(vi_any *)(firsts + at) = found - 1;
+/* Takes whole rows, about so many entries at a time, from files or memory into sinks, and what the first one
+   stores to the file that comes after them. Room is for a block of each input and of all ranks, PAD entries
+   more of each, and for ranking. */
+int run(const int64_t *fds, const int64_t *offsets, void *const *memory, const struct task *task,
+        unsigned char *room, uint32_t first, int64_t count, int64_t size, void *const *sinks,
+        unsigned char *scratch) {
+  const int64_t every = task->inputs + task->ranked, inputs = task->inputs;
+  int64_t lie[every], start[every];
+  void *read[every], *from[every], *ranked[task->ranked + 2], *into[task->sinks + 2];
+  const int64_t *const target = (void *)(sinks + task->sinks);
+  unsigned char *free_ = aligned(room);
+  for (int64_t k = 0; k < every; k++) {
+    start[k] = 0;
+    lie[k] = k < inputs && fds[k] < 0 ? IN_MEMORY : AS_IT_IS;
+    from[k] = read[k] = free_;
+    free_ += (size + PAD) * (k < inputs ? task->widths[k] : 4);
   }
-  carried = ALL(0);
-  for (int64_t at = (count - 1) / LANES * LANES; at >= 0; at -= LANES) {
-    const vi left = (int32_t)(count - at) - PLACES, here = left > 0;
-    vi found = (*(vi_any *)(numbers + at) != *(vi_any *)(numbers + at + 1)) & here & left;
-    found = most(found, LATER(found, 1));
-    found = most(found, LATER(found, 2));
-    found = most(found, LATER(found, 4));
-    found = most(most(found, LATER(found, 8)), carried);
-    carried = ALL(found[0]);
-    const vi ends = *(vi_any *)(firsts + at) + (int32_t)count - found;
-    *(vf_any *)(means + at) = __builtin_convertvector(ends, vf) * 0.5f;
-  }
-}
-
-/* Step 0 makes keys of the magnitudes of rows, as far as they lie in the largest octaves; the column is in
-   their low bits. Steps 1 and 2 put ranks in the place of sorted keys: equal magnitudes share the mean of
-   their places, or not. Room is for four rows and what is between them, after a word for each row that tells
-   whether its keys tell all magnitudes apart. Gives the number of rows that are done. */
-int run(const uint32_t *values, uint32_t *keys, void *none, void *nothing, int32_t *room, uint32_t step,
-        int64_t rows, int64_t columns, void *no, void *more) {
-  uint32_t low = 1;
-  while (columns > (int64_t)1 << low) low++;
-  const uint32_t span = (1u << BITS) - 1, shift = low + BITS > 32 ? low + BITS - 32 : 0;
-  const uint32_t column = (1u << low) - 1, lost = (1u << shift) - 1;
-  const int64_t wide = columns + 2 * LANES;
-  int32_t *numbers = room + rows + LANES, *from = numbers + wide, *firsts = from + wide;
-  float *means = (float *)(firsts + wide);
-  for (int64_t row = 0; row < rows; row++, values += columns, keys += columns) {
-    if (step == 0) {
-      uint32_t largest = 0, bad = 0;
-      for (int64_t at = 0; at < columns; at++) {
-        const uint32_t bits = values[at] & 0x7fffffffu;
-        largest = bits > largest ? bits : largest;
-      }
-      const uint32_t least = largest > span ? largest - span : 0;
-      for (int64_t at = 0; at < columns; at++) {
-        const uint32_t bits = values[at] & 0x7fffffffu;
-        keys[at] = ((bits > least ? bits - least : 0) >> shift) << low | (uint32_t)at;
-        bad |= (bits & lost) | (bits != 0 && bits <= least + lost);
-      }
-      room[row] = !bad;
-      continue;
+  for (int64_t k = 0; k < task->ranked; k++) ranked[k] = from[inputs + k];
+  ranked[task->ranked] = into[task->sinks] = (void *)-1;
+  struct desk *const desk = (struct desk *)aligned(free_);
+  furnish(desk, task->columns);
+  for (int64_t done = 0; done < count; done += size) {
+    const int64_t n = count - done < size ? count - done : size;
+    for (int64_t k = 0; k < inputs; k++) {
+      const int64_t at = done * task->widths[k];
+      from[k] = fds[k] < 0 ? (unsigned char *)memory[k] + at : read[k];
+      const int status = fds[k] < 0 ? FINE : fetch(fds[k], offsets[k] + at, read[k], n * task->widths[k]);
+      if (status) return status;
+      if (fds[k] >= 0) memset((unsigned char *)read[k] + n * task->widths[k], 0, PAD * task->widths[k]);
     }
-    if (room[row]) {
-      for (int64_t at = 0; at < columns; at++) {
-        numbers[at] = keys[at] >> low;
-        from[at] = keys[at] & column;
+    for (int turn = 0; turn < 2; turn++) {
+      for (int64_t k = 0; turn && k < task->ranked; k++)
+        for (int64_t at = 0; at < n; at += task->columns)
+          rank((uint32_t *)ranked[k] + at, task->columns, task->shared[k], desk);
+      for (int64_t k = 0; turn && k < task->ranked; k++) memset((float *)ranked[k] + n, 0, PAD * 4);
+      for (int64_t k = 0; turn && k < task->sinks; k++)
+        into[k] = (unsigned char *)sinks[k] + done / task->entries[k] * task->bytes[k];
+      if (turn && target[0] >= 0) {
+        into[task->sinks] = (void *)target[0];
+        into[task->sinks + 1] = (void *)(target[1] + done * task->bytes[0]);
       }
-    } else {
-      int64_t moves = MOVES * columns;
-      for (int64_t at = 0, to; at < columns; at++) {
-        const int32_t place = keys[at] & column, bits = values[place] & 0x7fffffffu;
-        for (to = at; to > 0 && numbers[to - 1] > bits; to--) {
-          numbers[to] = numbers[to - 1];
-          from[to] = from[to - 1];
-        }
-        numbers[to] = bits;
-        from[to] = place;
-        moves -= at - to;
-        if (moves < 0) return row;
-      }
+      const int status = task->loops[turn](lie, start, from, task->numbers[turn], task->words[turn],
+                                           first + (uint32_t)done, n, task->steps[turn],
+                                           turn ? into : ranked, scratch);
+      if (status) return status;
     }
-    float *ranks = (float *)keys;
-    if (step == 1) share(numbers, means, columns, firsts);
-    else for (int64_t at = 0; at < columns; at++) means[at] = (float)at;
-    for (int64_t at = 0; at < columns; at++) memcpy(ranks + from[at], means + at, sizeof *ranks);
   }
-  return rows;
+  return FINE;
 }
 """
+)
 
 
-def ranks_of(values: Tensor, shared: bool, built: Built | None, number: int, room: Room) -> Tensor:
-    """``row_ranks`` of float32 rows, in memory that is kept for the ``number``-th ranks of a thread."""
-    rows, columns = values.shape
-    if built is None or columns > MOST_COLUMNS:
-        return row_ranks(values, shared=shared)
-    ranks = room(f"ranks {number}", values.numel(), torch.float32)
-    aside = room("ordering", rows + 4 * (columns + 2 * LANES) + 2 * LANES, torch.int32)
-    where = (values.data_ptr(), ranks.data_ptr(), None, None, aside.data_ptr())
-    built.run(*where, _KEYS, rows, columns, None, None)
-    ranks.view(rows, columns).numpy().view("uint32").sort(axis=1)
-    done = built.run(*where, _SHARED if shared else _APART, rows, columns, None, None)
-    if done < rows:
-        ranks.view(rows, columns)[done:] = row_ranks(values[done:], shared=shared)
-    return ranks
+class Task(ctypes.Structure):
+    """``struct task`` of the text."""
+
+    _fields_ = (
+        ("loops", ctypes.c_void_p * 2),
+        ("numbers", ctypes.c_void_p * 2),
+        ("words", ctypes.c_void_p * 2),
+        ("steps", ctypes.c_int64 * 2),
+        ("inputs", ctypes.c_int64),
+        ("ranked", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("sinks", ctypes.c_int64),
+        ("widths", ctypes.POINTER(ctypes.c_int64)),
+        ("shared", ctypes.POINTER(ctypes.c_int64)),
+        ("bytes", ctypes.POINTER(ctypes.c_int64)),
+        ("entries", ctypes.POINTER(ctypes.c_int64)),
+    )
+
+
+def whole(numbers: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
+    """These numbers for a task."""
+    return (ctypes.c_int64 * len(numbers))(*numbers)

@@ -1,29 +1,30 @@
-"""Programs that need ranks within rows: one loop makes what is ranked, the ranks are found as ever, and
-another loop reads them like one more input.
+"""Programs that need ranks within rows: one loop makes what is ranked, the ranks are found, and another loop
+reads them like one more input.
 """
 
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from merge.fused.compiler import Built
-from merge.fused.loop import NOWHERE, Loop, Target
-from merge.fused.ordering import Room, ranks_of
-from merge.fused.source import PAD, WIDTHS, Sink, used
+from merge.fused.loop import NOWHERE, Loop, Target, packed
+from merge.fused.ordering import COLUMN_BYTES, DESK_BYTES, Room, Task, whole
+from merge.fused.source import PAD, WIDTHS, Sink, piecewise, used
 from merge.fused.trace import RANKS, Node, Program, Untraceable
 from merge.places import Place
 
-TOGETHER = 1 << 17
-"""Entries that are taken through both loops at a time, unless a row has more."""
+TOGETHER = 1 << 14
+"""Entries that are taken through both loops at a time, unless a row or what is summed has more."""
 
 
 @dataclass(frozen=True)
 class RankedLoop:
-    """Looks like a ``Loop``. ``columns`` are the entries of a row, ``piece`` those that stay together."""
+    """Looks like a ``Loop``. ``columns`` are the entries of a row, ``piece`` those that are summed as one."""
 
     before: Loop
     after: Loop
@@ -32,6 +33,10 @@ class RankedLoop:
     piece: int
     room: Room
     ordering: Built | None
+
+    def __post_init__(self) -> None:
+        if self.ordering is None:
+            raise Untraceable("ranks could not be built")
 
     @property
     def key(self) -> Any:
@@ -68,33 +73,59 @@ class RankedLoop:
         target: Target = NOWHERE,
     ) -> bool:
         """As ``Loop.run``, over whole rows."""
-        size = max(1, TOGETHER // self.piece) * self.piece
-        for done in range(0, count, size):
-            many = min(size, count - done)
-            here = [_from(place, done * WIDTHS[d]) for place, d in zip(places, self.dtypes, strict=True)]
-            ranked = [
-                self.room(f"ranked {place}", size + PAD, torch.float32) for place in range(len(self.shared))
-            ]
-            if not self.before.run(here, first + done, many, [each.data_ptr() for each in ranked], scratch):
-                return False
-            ranks = [
-                ranks_of(each[:many].view(-1, self.columns), shared, self.ordering, number, self.room)
-                for number, (each, shared) in enumerate(zip(ranked, self.shared, strict=True))
-            ]
-            here += [Place(-1, 0, each.data_ptr(), each) for each in ranks]
-            at = [self._moved(sink, address, done) for sink, address in zip(self.sinks, into, strict=True)]
-            file = target
-            if target.fd >= 0:
-                file = Target(target.fd, target.offset + done * WIDTHS[self.sinks[0].dtype])
-            if not self.after.run(here, first + done, many, at, scratch, target=file):
-                return False
-        return True
+        assert self.ordering is not None
+        _held, (fds, offsets, addresses, sinks) = packed(places, into, target)
+        status = self.ordering.run(
+            fds,
+            offsets,
+            addresses,
+            ctypes.addressof(self._task),
+            self.room("ranked", self._room_bytes, torch.uint8).data_ptr(),
+            first,
+            count,
+            self._together,
+            sinks,
+            scratch.data_ptr(),
+        )
+        return int(status) == 0
 
-    def _moved(self, sink: Sink, address: int, done: int) -> int:
-        """Where a sink goes on after so many entries: counts stay where they are."""
-        if sink.kind == "store":
-            return address + done * WIDTHS[sink.dtype]
-        return address + done // self.step * ctypes.sizeof(ctypes.c_double) if sink.kind == "sum" else address
+    @property
+    def _together(self) -> int:
+        least = self.piece if piecewise(self.sinks) else self.columns
+        return max(1, TOGETHER // least) * least
+
+    @property
+    def _room_bytes(self) -> int:
+        each = sum(WIDTHS[name] for name in (*self.dtypes, *("F32" for _ in self.shared)))
+        return (self._together + PAD) * each + DESK_BYTES + COLUMN_BYTES * self.columns
+
+    @cached_property
+    def _task(self) -> Task:
+        halves = (self.before, self.after)
+        takes = [_bytes(sink, self.step) for sink in self.sinks]
+        return Task(
+            loops=(ctypes.c_void_p * 2)(
+                *(ctypes.cast(each.built.run, ctypes.c_void_p).value for each in halves)
+            ),
+            numbers=(ctypes.c_void_p * 2)(*(ctypes.addressof(each.numbers) for each in halves)),
+            words=(ctypes.c_void_p * 2)(*(ctypes.addressof(each.words) for each in halves)),
+            steps=whole([each.step << 32 | each.step for each in halves]),
+            inputs=len(self.dtypes),
+            ranked=len(self.shared),
+            columns=self.columns,
+            sinks=len(self.sinks),
+            widths=whole([WIDTHS[name] for name in self.dtypes]),
+            shared=whole(self.shared),
+            bytes=whole([size for size, _ in takes]),
+            entries=whole([entries for _, entries in takes]),
+        )
+
+
+def _bytes(sink: Sink, step: int) -> tuple[int, int]:
+    """How many bytes a sink takes for each so many entries: counts stay where they are."""
+    if sink.kind == "store":
+        return WIDTHS[sink.dtype], 1
+    return (ctypes.sizeof(ctypes.c_double) if sink.kind == "sum" else 0), step
 
 
 AnyLoop = Loop | RankedLoop
@@ -120,10 +151,3 @@ def halves(
     slots = [program.nodes[node].slot for node in nodes]
     shared = tuple(bool(program.words[slot + 1]) for slot in slots)
     return before, Program(made, program.numbers, program.words), shared, program.words[slots[0]]
-
-
-def _from(place: Place, offset: int) -> Place:
-    """What lies so many bytes later."""
-    if place.fd >= 0:
-        return place._replace(offset=place.offset + offset)
-    return place._replace(address=place.address + offset)
