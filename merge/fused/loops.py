@@ -35,7 +35,17 @@ from merge.fused.source import PAD, ROWS, WIDTHS, Sink, block_of, piecewise, tex
 from merge.fused.spans import Measuring, Preparing, Writing, asked_of, sink_of, written
 from merge.fused.summing import Summing, Terms, traced
 from merge.fused.trace import Program, Untraceable
-from merge.fused.windows import CHUNK, LOTS, Bits, Sought, Windows, sample_size, windows_of
+from merge.fused.windows import (
+    CHUNK,
+    LOTS,
+    Bits,
+    Sought,
+    Unfit,
+    Windows,
+    ranks_wanted,
+    sample_size,
+    sought_for,
+)
 from merge.fused.windows import LEAST_ENTRIES as LEAST_SAMPLED
 from merge.kernels.radix import MAGNITUDE
 from merge.outputs import OutputTensor
@@ -237,14 +247,14 @@ class Loops:
 
     def _windows(self, chain: Chain, output: OutputTensor, tasks: Sequence[Task]) -> Windows:
         if chain.entries < LEAST_SAMPLED or any(task.shared or task.rounds_done for task in tasks):
-            raise _Unfit
+            raise Unfit
         if any(type(task.stat).ranks_at is Stat.ranks_at for task in tasks):
-            raise _Unfit
+            raise Unfit
         entries, quantities = chain.entries, self._quantities(chain, output, tasks)
         for task, each in zip(tasks, quantities[1], strict=True):
-            _ranks(task, [entries] * len(each))
+            ranks_wanted(task, [entries] * len(each))
         samples = self._sampled(*quantities, chain, output, sample_size(entries), CHUNK)
-        sought = [_sought(task, bits, entries) for task, bits in zip(tasks, samples, strict=True)]
+        sought = [sought_for(task, bits, entries) for task, bits in zip(tasks, samples, strict=True)]
         return self._seeking(*quantities, chain, output, tasks, sought)
 
     def _quantities(
@@ -297,7 +307,7 @@ class Loops:
         distinct = tuple(dict.fromkeys(node for each in nodes for node in each))
         sinks = tuple(Sink("store", node, "F32") for node in distinct)
         if rank_nodes(program, sinks):
-            raise _Unfit  # ranks take whole rows
+            raise Unfit  # ranks take whole rows
         loop = self._plain(program, sinks, self._dtypes(output), chain.piece)
         at_once = self._in_files(output)
         lot = min(lot if at_once else max(lot, size // LOTS), chain.entries)
@@ -309,7 +319,7 @@ class Loops:
             first, count = (0, lots * lot) if at_once else (number * stride, lot)
             with self.places(output, first, chain.entries if at_once else lot) as places:
                 if not loop.run(places, first, count, into, self.scratch(loop), (lot, stride)):
-                    raise _Unfit
+                    raise Unfit
         found = {}
         for node, value in zip(distinct, values, strict=True):
             found[node] = value[: lots * lot].numpy().view(np.int32)
@@ -334,7 +344,7 @@ class Loops:
     def _counted(self, make: Callable[..., M], *of: Any) -> M | None:
         try:
             return make(*of)
-        except _Unfit:
+        except Unfit:
             return None
         except Exception as error:
             reason = str(error) or type(error).__name__
@@ -383,26 +393,3 @@ class Loops:
                 self._sound[loop.key] = agrees()
             if not self._sound[loop.key]:
                 raise Untraceable("the compiled loop gives other bits")
-
-
-class _Unfit(Exception):
-    """Another way is the usual one here."""
-
-
-def _ranks(task: Task, filled: Sequence[int]) -> list[tuple[int, ...]]:
-    wanted = task.stat.ranks_at(task.params, filled)
-    if wanted is None:
-        raise _Unfit
-    return wanted
-
-
-def _sought(task: Task, samples: Sequence[Bits], entries: int) -> Sought:
-    """For every quantity of a task, by the bits of a sample, a window for each rank that is wanted."""
-    filled, doubt = [entries] * len(samples), 1.0
-    if task.stat.ranks_nonzero:
-        doubt = 2.0
-        filled = [int(entries * np.count_nonzero(bits) / bits.size) for bits in samples]
-    found = windows_of(samples, _ranks(task, filled), entries, doubt)
-    if found is None:
-        raise _Unfit
-    return Sought(found, task.stat.ranks_nonzero)

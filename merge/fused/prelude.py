@@ -15,18 +15,21 @@ typedef double vd __attribute__((vector_size(8 * LANES)));
 typedef int64_t vl __attribute__((vector_size(8 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t vu_any __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 typedef uint16_t vh_any __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 /* Conversions: the compiler takes vectors apart where one instruction would do. */
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #if LANES == 16
+#define NAUGHT(sum, x) ((vf)_mm512_fmadd_ps((__m512)(x), _mm512_setzero_ps(), (__m512)(sum)))
 #define WIDE(x) ((vu)_mm512_cvtepu16_epi32((__m256i)(x)))
 #define SHORT(x) ((vh)_mm512_cvtepi32_epi16((__m512i)(x)))
 #define LARGER(x, y) ((vu)_mm512_max_epu32((__m512i)(x), (__m512i)(y)))
 #define AT_LEAST_F(x, low) ((vf)_mm512_max_ps((__m512)(low), (__m512)(x)))
 #define AT_MOST_F(x, high) ((vf)_mm512_min_ps((__m512)(high), (__m512)(x)))
 #else
+#define NAUGHT(sum, x) ((vf)_mm256_fmadd_ps((__m256)(x), _mm256_setzero_ps(), (__m256)(sum)))
 #define WIDE(x) ((vu)_mm256_cvtepu16_epi32((__m128i)(x)))
 #define SHORT(x) ((vh)_mm256_cvtepi32_epi16((__m256i)(x)))
 #define LARGER(x, y) ((vu)_mm256_max_epu32((__m256i)(x), (__m256i)(y)))
@@ -44,6 +47,10 @@ typedef uint16_t vh_any __attribute__((vector_size(2 * LANES), aligned(2), may_a
 #define SHORT(x) __builtin_convertvector((x), vh)
 #define LARGER(x, y) ({ const vu x_ = (x), y_ = (y), m_ = (vu)(x_ > y_); (x_ & m_) | (y_ & ~m_); })
 #endif
+/* Adds nothing, unless x is not finite: then the sum is not a number from there on. */
+#ifndef NAUGHT
+#define NAUGHT(sum, x) ((sum) + (x) * 0.0f)
+#endif
 #ifndef AT_LEAST_F
 #define AT_LEAST_F(x, low) where_f((vi)((x) < (low)), low, x)
 #define AT_MOST_F(x, high) where_f((vi)((x) > (high)), high, x)
@@ -60,12 +67,16 @@ typedef uint16_t vh_any __attribute__((vector_size(2 * LANES), aligned(2), may_a
 #endif
 
 static inline vf load_BF16(const uint16_t *from) { return (vf)(WIDE(*(const vh_any *)from) << 16); }
+/* Of entries two by two, each of a pair: no lane has to change its place. */
+static inline vf even_BF16(const uint16_t *from) { return (vf)(*(const vu_any *)from << 16); }
+static inline vf odd_BF16(const uint16_t *from) { return (vf)(*(const vu_any *)from & 0xffff0000u); }
 static inline vf load_F32(const float *from) { return *(const vf_any *)from; }
 #define load_F16(from) ({ vf r; for (int k = 0; k < LANES; k++) r[k] = (float)(from)[k]; r; })
 
-static inline void store_BF16(uint16_t *to, vf x) {
-  const vu bits = (vu)x;
-  *(vh_any *)to = SHORT((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+static inline vu rounded(vf x) { return (vu)x + 0x7fff + (((vu)x >> 16) & 1); }
+static inline void store_BF16(uint16_t *to, vf x) { *(vh_any *)to = SHORT(rounded(x) >> 16); }
+static inline void pairs_BF16(uint16_t *to, vf even, vf odd) {
+  *(vu_any *)to = rounded(even) >> 16 | (rounded(odd) & 0xffff0000u);
 }
 static inline void store_F32(float *to, vf x) { *(vf_any *)to = x; }
 #define store_F16(to, x) do { for (int k = 0; k < LANES; k++) (to)[k] = (_Float16)(x)[k]; } while (0)
@@ -79,6 +90,10 @@ static inline vf neg_f(vf x) { return -x; }
 static inline vd neg_d(vd x) { return -x; }
 static inline vf abs_f(vf x) { return (vf)((vi)x & 0x7fffffff); }
 static inline vd abs_d(vd x) { return (vd)((vl)x & 0x7fffffffffffffffLL); }
+static inline vf copysign_f(vf x, vf y) { return (vf)(((vi)x & 0x7fffffff) | ((vi)y & ~0x7fffffff)); }
+static inline vd copysign_d(vd x, vd y) {
+  return (vd)(((vl)x & 0x7fffffffffffffffLL) | ((vl)y & ~0x7fffffffffffffffLL));
+}
 static inline vf square_f(vf x) { return x * x; }
 static inline vd square_d(vd x) { return x * x; }
 static inline vf reciprocal_f(vf x) { return 1.0f / x; }
@@ -131,58 +146,125 @@ static inline int some(vi lanes) {
   for (int k = 0; k < LANES / 8; k++) any |= words[k];
   return any != 0;
 }
-/* Counts what is above a window, at its upper end, and within it with both ends; lists what lies between the
-   ends and tells how many that are. Hardly any vector has something in a narrow window. */
-#if defined(__AVX512F__) && LANES == 16
-#include <immintrin.h>
-static inline int count_window(uint32_t *hits, vu bits, int64_t left, vu low, vu high, vi *above, vi *top,
-                               vi *least) {
-  const __mmask16 valid = left < LANES ? (1u << left) - 1 : 0xffff;
-  const __m512i all = (__m512i)bits, minus = _mm512_set1_epi32(-1);
-  const __mmask16 over = _mm512_mask_cmpgt_epu32_mask(valid, all, (__m512i)high);
-  const __mmask16 near = _mm512_mask_cmpge_epu32_mask(valid & ~over, all, (__m512i)low);
-  *above = (vi)_mm512_mask_add_epi32((__m512i)*above, over, (__m512i)*above, minus);
-  if (!near) return 0;
-  const __mmask16 end = _mm512_mask_cmpeq_epu32_mask(near, all, (__m512i)high);
-  const __mmask16 between = _mm512_mask_cmpgt_epu32_mask(near & ~end, all, (__m512i)low);
-  *top = (vi)_mm512_mask_add_epi32((__m512i)*top, end, (__m512i)*top, minus);
-  *least = (vi)_mm512_mask_add_epi32((__m512i)*least, near, (__m512i)*least, minus);
-  _mm512_storeu_si512(hits, _mm512_maskz_compress_epi32(between, all));
-  return __builtin_popcount(between);
-}
-#else
-static inline int count_window(uint32_t *hits, vu bits, int64_t left, vu low, vu high, vi *above, vi *top,
-                               vi *least) {
-  const vi valid = left < LANES ? (vi)((vi)COUNTING < (int32_t)left) : (vi)EACH(-1);
-  const vi over = (vi)((vi)bits > (vi)high) & valid, near = (vi)((vi)bits >= (vi)low) & ~over & valid;
-  *above += over;
-  if (!some(near)) return 0;
-  const vi end = (vi)(bits == high) & near, between = (vi)((vi)bits > (vi)low) & ~end & near;
-  *top += end;
-  *least += near;
-  int many = 0;
-  for (int k = 0; k < LANES; k++) { hits[many] = bits[k]; many -= between[k]; }
-  return many;
-}
-#endif
-/* Adds what a block has counted, each as negative numbers; whether there is no room for what it lists. */
-static int tell(uint32_t *out, vi above, vi top, vi least, const uint32_t *hits, int64_t many) {
-  int64_t told[4];
-  memcpy(told, out, sizeof told);
-  for (int k = 0; k < LANES; k++) {
-    told[0] -= above[k];
-    told[1] -= above[k] + top[k];
-    told[2] -= above[k] + least[k];
-  }
-  if (told[3] + many > (int64_t)out[HEAD - 1]) return 1;
-  memcpy(out + HEAD + told[3], hits, many * sizeof *hits);
-  told[3] += many;
-  memcpy(out, told, sizeof told);
-  return 0;
-}
 static inline void count_low(uint32_t *counts, vu bits, int64_t left, uint32_t high) {
   const vi found = (bits >> 16) == high;
   if (some(found)) for (int k = 0; k < LANES && k < left; k++) if (found[k]) counts[bits[k] & 0xffff]++;
+}
+"""
+
+WINDOWS = """
+enum { PART = 1 << 10 }; /* Entries that are kept to be looked at, in the cache next to the processor. */
+/* A window of magnitudes. Above the largest there is nothing (OPEN), and none is below 0, which many may be
+   (ZEROS): then there is less to ask. Hardly any vector has something in a QUIET one; of a CROWDED one there
+   is no asking first, as nobody could guess the answer. */
+enum { OPEN, ZEROS, QUIET, CROWDED };
+struct window { vu low, high; int kind; };
+static inline struct window window_of(const uint32_t *words) {
+  const int kind = words[1] == 0x7fffffff ? OPEN : words[1] == 0 ? ZEROS : words[2] ? CROWDED : QUIET;
+  const struct window found = {EACH(words[0]), EACH(words[1]), kind};
+  return found;
+}
+#if defined(__AVX512F__) && LANES == 16
+#include <immintrin.h>
+typedef __mmask16 vm;
+#define FIRST(n) ((vm)((n) < LANES ? (1u << (n)) - 1 : 0xffff))
+#define ABOVE(m, x, y) _mm512_mask_cmpgt_epu32_mask(m, (__m512i)(x), (__m512i)(y))
+#define LEAST(m, x, y) _mm512_mask_cmpge_epu32_mask(m, (__m512i)(x), (__m512i)(y))
+#define LESS(x, m) ((vi)_mm512_mask_add_epi32((__m512i)(x), m, (__m512i)(x), _mm512_set1_epi32(-1)))
+#define SOME(m) (m)
+static inline int list(uint32_t *to, vu bits, vm m) {
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(m, (__m512i)bits));
+  return __builtin_popcount(_cvtmask16_u32(m));
+}
+#else
+typedef vi vm;
+#define FIRST(n) ((n) < LANES ? (vi)((vi)COUNTING < (int32_t)(n)) : (vi)EACH(-1))
+#define ABOVE(m, x, y) ((vi)((vi)(x) > (vi)(y)) & (m))
+#define LEAST(m, x, y) ((vi)((vi)(x) >= (vi)(y)) & (m))
+#define LESS(x, m) ((x) + (m))
+#define SOME(m) some(m)
+static inline int list(uint32_t *to, vu bits, vm m) {
+  int many = 0;
+  for (int k = 0; k < LANES; k++) { to[many] = bits[k]; many -= m[k]; }
+  return many;
+}
+#endif
+static inline int look(uint32_t *hits, vu bits, vm all, const struct window *window, int kind, vi *above) {
+  if (kind != OPEN) {
+    const vm over = ABOVE(all, bits, window->high);
+    *above = LESS(*above, over);
+    if (kind == ZEROS) return 0;
+    all &= ~over;
+  }
+  const vm within = LEAST(all, bits, window->low);
+  return kind == CROWDED || SOME(within) ? list(hits, bits, within) : 0;
+}
+/* The first of these vectors with something as large as low, or one of three before it; or of the last. */
+static inline const vu *high_enough(const vu *kept, const vu *end, vu low) {
+  for (; end - kept > 3; kept += 4) {
+    const vu most = LARGER(LARGER(kept[0], kept[1]), LARGER(kept[2], kept[3]));
+    if (SOME(LEAST(FIRST(LANES), most, low))) break;
+  }
+  return kept;
+}
+static inline int64_t look_all(uint32_t *hits, const vu *kept, int64_t n, const struct window *window,
+                               int kind, vi *above) {
+  const struct window own = *window;
+  const vu *const end = kept + n / LANES;
+  int64_t many = 0;
+  vi over = *above;
+#pragma GCC unroll 4
+  for (; kept < end; kept++) {
+    if (kind == OPEN && (kept = high_enough(kept, end, own.low)) == end) break;
+    many += look(hits + many, *kept, FIRST(LANES), &own, kind, &over);
+  }
+  if (n % LANES) many += look(hits + many, *kept, FIRST(n % LANES), &own, kind, &over);
+  *above = over;
+  return many;
+}
+/* Counts how many of n are above a window, as negative numbers; lists what is in it with its ends, and tells
+   how many that are. */
+static int64_t count_window(uint32_t *hits, const vu *kept, int64_t n, const struct window *window,
+                            vi *above) {
+  switch (window->kind) {
+    case OPEN: return look_all(hits, kept, n, window, OPEN, above);
+    case ZEROS: return look_all(hits, kept, n, window, ZEROS, above);
+    case QUIET: return look_all(hits, kept, n, window, QUIET, above);
+    default: return look_all(hits, kept, n, window, CROWDED, above);
+  }
+}
+static void count_filled(uint32_t *out, const vu *kept, int64_t n) {
+  vi filled = EACH(0);
+  for (; n > 0; n -= LANES) filled += among((vi)(*kept++ != 0), n);
+  for (int k = 0; k < LANES; k++) *out -= filled[k];
+}
+/* Where pairs were kept apart, puts what is left of the last ones together. */
+static void close_up(vu *kept, int64_t n) {
+  const int64_t rest = n % (2 * LANES), even = (rest + 1) / 2;
+  uint32_t *last = (uint32_t *)kept + n - rest;
+  memmove(last + even, last + LANES, rest / 2 * sizeof *last);
+}
+/* Adds what a block of n has counted; whether there is no room for what lies between the ends. */
+static int tell(uint32_t *out, int64_t n, const struct window *window, vi above, uint32_t *hits,
+                int64_t many) {
+  const uint32_t low = window->low[0], high = window->high[0];
+  int64_t told[4], over = 0, top = 0, between = 0;
+  memcpy(told, out, sizeof told);
+  for (int k = 0; k < LANES; k++) over -= above[k];
+  for (int64_t k = 0; k < many; k++) {
+    const uint32_t each = hits[k];
+    hits[between] = each;
+    top += each == high;
+    between += (each != high) & (each != low);
+  }
+  told[0] += over;
+  told[1] += window->kind == ZEROS ? n : over + top;
+  told[2] += window->kind == ZEROS ? n : over + many;
+  if (told[3] + between > (int64_t)out[HEAD - 1]) return 1;
+  memcpy(out + HEAD + told[3], hits, between * sizeof *hits);
+  told[3] += between;
+  memcpy(out, told, sizeof told);
+  return 0;
 }
 """
 

@@ -7,7 +7,8 @@ of products and sums: every operation rounds as torch's does.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from merge.fused.prelude import DRIVER, FOLDS, PRELUDE
+from merge.fused.orders import kept, visited
+from merge.fused.prelude import DRIVER, FOLDS, PRELUDE, WINDOWS
 from merge.fused.trace import Program
 from merge.kernels.keyed import ROUNDS
 from merge.sizing import PIECE_ELEMENTS
@@ -25,10 +26,6 @@ _LIMITS = {"BF16": 0x7F7F0000, "F16": 0x477FE000, "F32": 0x7F7FFFFF}
 """Bits of the largest float32 that each dtype can hold."""
 _LEVELS = 6
 """Levels of folding that are done in passing; the rest on what is left of a piece."""
-COPIES = ("", "b")
-"""Ends of the names in two copies of a body that take turns, where entries are stored."""
-_SHORT = 60
-"""Statements of a body that may be written out several times."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,10 @@ class Sink:
     them, which ``word`` tells too).
 
     ``word`` is the slot of the upper bits that ``low`` looks for, and of the lower end of a ``window``, which
-    its upper end follows. A window is told in ``HEAD`` counters: 64 bits each for what is above it, not below
-    its upper end, not below its lower end, and for how many lie between, whose bits follow; the last of them
-    says for how many of these there is room.
+    its upper end follows, and whether it is crowded. A window is told in ``HEAD`` counters: 64 bits each for
+    what is above it, not below its upper end, not below its lower end, and for how many lie between, whose
+    bits follow; the last of them says for how many of these there is room. What is not zero may be counted of
+    nodes that have a window.
     """
 
     kind: str
@@ -48,6 +46,25 @@ class Sink:
     dtype: str = ""
     word: int = -1
     size: int = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A copy of a loop's body: names of what is its own end in ``name``, and ``load`` reads its entries,
+    which begin at ``at``.
+    """
+
+    name: str = ""
+    load: str = "load"
+    at: str = "i"
+
+
+ALONE = (Turn(),)
+TURNS = (Turn(), Turn("b", at="ib"))
+PAIRS = (Turn(load="even"), Turn("b", "odd"))
+"""Two vectors side by side, or of entries that alternate: those of 16 bits come apart, and together again,
+by fewer steps.
+"""
 
 
 def piecewise(sinks: Sequence[Sink]) -> bool:
@@ -64,10 +81,10 @@ def text(program: Program, sinks: Sequence[Sink], dtypes: Sequence[str]) -> str:
     """The C source for inputs of these dtypes; exports ``run``."""
     nodes = used(program, sinks)
     lanes = 8 if any(program.nodes[node].kind == "d" for node in nodes) else 16
-    order = _ORDERS.get(sinks[0].kind, _plain)
-    copies = COPIES if all(sink.kind == "store" for sink in sinks) else COPIES[:1]
-    bodies = [list(_body(program, nodes, sinks, dtypes, copy)) for copy in copies]
     slots = {program.nodes[node].slot for node in nodes if program.nodes[node].op == "input"}
+    turns = _turns(sinks, [dtypes[slot] for slot in slots])
+    bodies = [list(_body(program, nodes, sinks, dtypes, turn)) for turn in turns]
+    naughts = [_naught(half, turn) for half in range(2) for turn in turns]
     read = (str(int(place in slots)) for place in range(len(dtypes)))
     return "\n".join(
         [
@@ -79,28 +96,37 @@ def text(program: Program, sinks: Sequence[Sink], dtypes: Sequence[str]) -> str:
             f"#define HEAD {HEAD}",
             f"#define SINKS {len(sinks)}",
             f"#define STORED {WIDTHS.get(sinks[0].dtype, 0)}",
+            f"#define LEAST_COLUMNS {LEAST_COLUMNS}",
             f"static const int WIDTH[INPUTS] = {{{', '.join(str(WIDTHS[name]) for name in dtypes)}}};",
             f"static const int READ[INPUTS] = {{{', '.join(read)}}};",
             f"#define EACH(x) {{{', '.join(['x'] * lanes)}}}",
             f"#define COUNTING {{{', '.join(map(str, range(lanes)))}}}",
             PRELUDE,
-            *([FOLDS] if sinks[0].kind == "sum" else []),
+            *_MORE.get(sinks[0].kind, ()),
             _mix(),
             "static int block(unsigned char *const *in, const double *numbers, const uint32_t *words,",
             "                 uint32_t first, int64_t n, int64_t step_, void *const *sinks, int64_t done) {",
             *(f"  const {_TYPE['h' + name]} *in{place} = (const void *)in[{place}];"
               for place, name in enumerate(dtypes)),
             *_hoisted(program, nodes, sinks),
-            "  vu top = EACH(0);",
-            *order(bodies, sinks),
+            *(f"  vf {name} = EACH(0);" for name in naughts),
+            *visited(bodies, sinks, apart=turns == PAIRS),
             "  int any = 0;",
             *_ends(sinks),
-            f"  for (int lane = 0; lane < LANES; lane++) any |= top[lane] > {_LIMITS['F32']}u;",
+            *(f"  for (int lane = 0; lane < LANES; lane++) any |= {name}[lane] != 0;" for name in naughts),
             "  return any;",
             "}",
             DRIVER,
         ]
     )  # fmt: skip
+
+
+def _turns(sinks: Sequence[Sink], dtypes: Sequence[str]) -> tuple[Turn, ...]:
+    """How the entries of these inputs are gone through."""
+    if sinks[0].kind not in ("store", "window"):
+        return ALONE
+    halved = all(dtype == "BF16" for dtype in (*dtypes, *(sink.dtype or "BF16" for sink in sinks)))
+    return PAIRS if halved else TURNS
 
 
 def used(program: Program, sinks: Sequence[Sink]) -> list[int]:
@@ -133,15 +159,15 @@ def _hoisted(program: Program, nodes: Sequence[int], sinks: Sequence[Sink]) -> I
             yield f"  double *out{place} = (double *)sinks[{place}] + done / step_ * columns{place};"
         else:
             yield f"  uint32_t *out{place} = (uint32_t *)sinks[{place}];"
-        if sink.kind == "nonzero":
+        if sink.kind == "nonzero" and not kept(sinks):
             yield f"  vi filled{place} = EACH(0);"
         if sink.kind == "low":
             yield f"  const uint32_t high{place} = words[{sink.word}];"
         if sink.kind == "window":
-            yield f"  const vu low{place} = EACH(words[{sink.word}]);"
-            yield f"  const vu high{place} = EACH(words[{sink.word + 1}]);"
-            yield f"  vi above{place} = EACH(0), top{place} = EACH(0), least{place} = EACH(0);"
+            yield f"  const struct window window{place} = window_of(words + {sink.word});"
+            yield f"  vi above{place} = EACH(0);"
             yield f"  uint32_t hits{place}[BLOCK + LANES]; int64_t many{place} = 0;"
+    yield from (f"  vu kept{node}[PART / LANES];" for node in kept(sinks))
 
 
 def _ends(sinks: Sequence[Sink]) -> Iterator[str]:
@@ -150,39 +176,60 @@ def _ends(sinks: Sequence[Sink]) -> Iterator[str]:
         if sink.kind == "store":
             limit = _LIMITS[sink.dtype]
             yield f"  for (int lane = 0; lane < LANES; lane++) any |= top{place}[lane] > {limit}u;"
-        if sink.kind == "nonzero":
+        if sink.kind == "nonzero" and not kept(sinks):
             yield f"  for (int lane = 0; lane < LANES; lane++) *out{place} -= filled{place}[lane];"
         if sink.kind == "window":
-            told = f"above{place}, top{place}, least{place}"
-            yield f"  if (tell(out{place}, {told}, hits{place}, many{place})) return 1;"
+            told = f"&window{place}, above{place}, hits{place}, many{place}"
+            yield f"  if (tell(out{place}, n, {told})) return 1;"
 
 
 def _body(
-    program: Program, nodes: Sequence[int], sinks: Sequence[Sink], dtypes: Sequence[str], copy: str
+    program: Program, nodes: Sequence[int], sinks: Sequence[Sink], dtypes: Sequence[str], turn: Turn
 ) -> Iterator[str]:
-    """The statements for the entries ``i`` to ``i + LANES``; names of what is theirs end in ``copy``."""
+    """The statements for the entries of one turn."""
     for node in nodes:
         each = program.nodes[node]
         if each.op == "input":
-            yield f"    const vf x{node}{copy} = load_{dtypes[each.slot]}(in{each.slot} + i{copy});"
-            yield f"    top = LARGER(top, (vu)x{node}{copy} & 0x7fffffffu);"
+            read = f"{turn.load}_{dtypes[each.slot]}(in{each.slot} + {turn.at})"
+            yield f"    const vf x{node}{turn.name} = {read};"
+            naught = _naught(each.slot, turn)
+            yield f"    {naught} = NAUGHT({naught}, x{node}{turn.name});"
         elif each.op != "number":
             kind = "i" if each.kind == "b" else each.kind
-            yield f"    const v{kind} x{node}{copy} = {_expression(program, node, copy)};"
+            yield f"    const v{kind} x{node}{turn.name} = {_expression(program, node, turn)};"
+    for node in kept(sinks):
+        second = " + 1" if turn.name else ""
+        yield f"    kept{node}[at{second}] = (vu){_name(program, node, turn)} & 0x7fffffffu;"
     for place, sink in enumerate(sinks):
-        yield from _into(sink, place, _name(program, sink.node, copy), program.nodes[sink.node].kind, copy)
+        value, other = (_name(program, sink.node, each) for each in (turn, PAIRS[0]))
+        if sink.kind == "store":
+            yield _stored(sink, place, value, other, turn)
+        elif not kept(sinks):
+            yield from _into(sink, place, value, program.nodes[sink.node].kind)
 
 
-def _name(program: Program, node: int, copy: str) -> str:
+def _naught(slot: int, turn: Turn) -> str:
+    """What stays zero while entries of this input are finite: half of the inputs share one, which would
+    otherwise wait for itself.
+    """
+    return f"naught{slot % 2}{turn.name}"
+
+
+def _name(program: Program, node: int, turn: Turn) -> str:
     """Plain numbers are the same for all entries."""
-    return f"x{node}" if program.nodes[node].op == "number" else f"x{node}{copy}"
+    return f"x{node}" if program.nodes[node].op == "number" else f"x{node}{turn.name}"
 
 
-def _into(sink: Sink, place: int, value: str, kind: str, copy: str) -> Iterator[str]:
-    if sink.kind == "store":
-        yield f"    top{place} = LARGER(top{place}, (vu){value} & 0x7fffffffu);"
-        yield f"    store_{sink.dtype}(out{place} + i{copy}, {value});"
-    elif sink.kind in ("sum", "columns"):
+def _stored(sink: Sink, place: int, value: str, other: str, turn: Turn) -> str:
+    """Entries that alternate are stored in the second turn, with the ``other`` ones."""
+    store = f"store_{sink.dtype}(out{place} + {turn.at}, {value});"
+    if turn in PAIRS:
+        store = f"pairs_{sink.dtype}(out{place} + {turn.at}, {other}, {value});" if turn.name else ""
+    return f"    top{place} = LARGER(top{place}, (vu){value} & 0x7fffffffu); {store}"
+
+
+def _into(sink: Sink, place: int, value: str, kind: str) -> Iterator[str]:
+    if sink.kind in ("sum", "columns"):
         yield f"    vd sum{place} = {value};"
     elif sink.kind == "nonzero":
         found = value if kind == "b" else _mask(f"({value} != 0)", kind)
@@ -192,126 +239,13 @@ def _into(sink: Sink, place: int, value: str, kind: str, copy: str) -> Iterator[
         yield f"    {_COUNT[sink.kind].format(place)};"
 
 
-def _plain(bodies: Sequence[Sequence[str]], _: Sequence[Sink]) -> Iterator[str]:
-    """Statement by statement for two vectors in turns: while one waits for a result, the other goes on."""
-    yield f"  for (int64_t i = 0; i < n; i += {len(bodies)} * LANES) {{"
-    yield "    const int64_t left = n - i; (void)left;"
-    if len(bodies) > 1:
-        yield f"    const int64_t i{COPIES[1]} = i + LANES;"
-    for together in zip(*bodies, strict=True):
-        yield from together
-    yield "  }"
+_MORE = {"sum": (FOLDS,), "window": (WINDOWS,)}
+"""Further text that some sinks need."""
 
 
-def _folding(bodies: Sequence[Sequence[str]], sinks: Sequence[Sink]) -> Iterator[str]:
-    """A piece of n entries is folded in halves: entry i meets i + half, and so on. The entries are visited in
-    an order in which every pair meets while it is at hand, the first levels in registers. Where an entry has
-    no partner it meets -0.0, which changes nothing.
-    """
-    (body,) = bodies
-    sums = [place for place, sink in enumerate(sinks) if sink.kind == "sum"]
-    near = _near(len(body), len(sums))
-    for place in sums:
-        yield f"  vd held{place}[LEVELS + 1][4];"
-        yield f"  double row{place}[BLOCK >> LEVELS] __attribute__((aligned(64)));"
-    yield "  int64_t offset[1 << LEVELS], most[1 << LEVELS];"
-    yield "  const int64_t width = halves(n, offset, most);"
-    yield "  for (int64_t column = 0; column < width; column += 4 * LANES) {"
-    yield f"    for (unsigned step = 0; step < 1 << LEVELS; step += {1 << near})"
-    yield "    for (int part = 0; part < 4 && column + part * LANES < width; part++) {"
-    yield "    const int64_t at = column + part * LANES;"
-    yield from (f"    vd near{level}_{place};" for level in range(near + 1) for place in sums)
-    for step in range(1 << near):
-        yield f"    {{ const int64_t i = offset[step + {step}] + at, left = n - i; (void)left;"
-        yield from body
-        yield "    if (at + LANES > width - 1 - LEVELS) {"
-        yield f"      const vl valid = at + (vl)COUNTING <= most[step + {step}];"
-        yield from (f"      sum{place} = keep(valid, sum{place});" for place in sums)
-        yield "    }"
-        level = 0
-        while step >> level & 1:
-            yield from (f"    sum{place} = near{level}_{place} + sum{place};" for place in sums)
-            level += 1
-        yield from (f"    near{level}_{place} = sum{place};" for place in sums)
-        yield "    }"
-    yield f"    int level = {near};"
-    yield f"    for (unsigned bits = step >> {near}; bits & 1; bits >>= 1, level++) {{"
-    yield from (
-        f"      near{near}_{place} = held{place}[level][part] + near{near}_{place};" for place in sums
-    )
-    yield "    }"
-    yield from (f"    held{place}[level][part] = near{near}_{place};" for place in sums)
-    yield "    }"
-    yield "    for (int part = 0; part < 4; part++) for (int lane = 0; lane < LANES; lane++) {"
-    yield "      const int64_t at = column + part * LANES + lane;"
-    yield "      if (at >= width) break;"
-    yield from (f"      row{place}[at] = held{place}[LEVELS][part][lane];" for place in sums)
-    yield "    }"
-    yield "  }"
-    yield from (f"  *out{place} = folded(row{place}, width);" for place in sums)
-
-
-def _near(statements: int, sums: int) -> int:
-    """Levels of folding that are written out: few where there is much to write, or to hold."""
-    if statements > _SHORT:
-        return 0
-    return 3 if sums <= 4 else 2 if sums <= 8 else 1
-
-
-def _down(bodies: Sequence[Sequence[str]], sinks: Sequence[Sink]) -> Iterator[str]:
-    """A piece of whole rows is folded in halves: row i meets row i + half, and so on; the first two levels in
-    registers, where four rows meet. A line of the cache is used up before the next. What lies beyond the last
-    column is that of the next row, and left out in the end.
-    """
-    (body,), places = bodies, range(len(sinks))
-    yield "  const int64_t columns = columns0, rows = n / columns;"
-    yield "  const int64_t half = (rows + 1) / 2, quarter = (half + 1) / 2;"
-    yield f"  vd met[BLOCK / {4 * LEAST_COLUMNS}][4][{len(sinks)}];"
-    yield "  for (int64_t column = 0; column < columns; column += 4 * LANES) {"
-    yield "    for (int64_t row = 0; row < quarter; row++)"
-    yield "    for (int part = 0; part < 4; part++) {"
-    yield "      const int64_t at = column + part * LANES;"
-    yield "      if (at >= columns) break;"
-    yield from (f"      vd near{place}, far{place};" for place in places)
-    yield from _met("row", body, [f"near{place} = sum{place};" for place in places])
-    yield "      if (row + half < rows)"
-    yield from _met("row + half", body, [f"near{place} += sum{place};" for place in places])
-    yield "      if (row + quarter < half) {"
-    yield from _met("row + quarter", body, [f"far{place} = sum{place};" for place in places])
-    yield "      if (row + quarter + half < rows)"
-    yield from _met("row + quarter + half", body, [f"far{place} += sum{place};" for place in places])
-    yield from (f"      near{place} += far{place};" for place in places)
-    yield "      }"
-    yield from (f"      met[row][part][{place}] = near{place};" for place in places)
-    yield "    }"
-    yield "    for (int part = 0; part < 4; part++) {"
-    yield "      for (int64_t width = quarter, less; width > 1; width = less) {"
-    yield "        less = (width + 1) / 2;"
-    yield "        for (int64_t row = 0; row < width - less; row++) {"
-    yield from (f"          met[row][part][{place}] += met[row + less][part][{place}];" for place in places)
-    yield "        }"
-    yield "      }"
-    yield "      const int64_t at = column + part * LANES, left = columns - at;"
-    yield from (f"      put(out{place} + at, met[0][part] + {place}, left);" for place in places)
-    yield "    }"
-    yield "  }"
-
-
-def _met(row: str, body: Sequence[str], into: Sequence[str]) -> Iterator[str]:
-    """What the entries of this row add, and where that goes."""
-    yield f"    {{ const int64_t i = ({row}) * columns + at, left = n - i; (void)left;"
-    yield from body
-    yield from into
-    yield "    }"
-
-
-_ORDERS = {"sum": _folding, "columns": _down}
-"""In which order entries are visited, unless it does not matter."""
-
-
-def _expression(program: Program, node: int, copy: str) -> str:
+def _expression(program: Program, node: int, turn: Turn) -> str:
     each = program.nodes[node]
-    names = [_name(program, arg, copy) for arg in each.args]
+    names = [_name(program, arg, turn) for arg in each.args]
     wide = "d" if any(program.nodes[arg].kind == "d" for arg in each.args) else "f"
     if each.op in _COMPARE:
         return _mask(f"({names[0]} {_COMPARE[each.op]} {names[1]})", wide)
@@ -320,7 +254,8 @@ def _expression(program: Program, node: int, copy: str) -> str:
     if each.op in _LOGIC:
         return _LOGIC[each.op].format(*names)
     if each.op in ("bernoulli", "uniform"):
-        return f"{each.op}(draw(first, i{copy}, words + {each.slot}), words[{each.slot + 2}])"
+        place = f"{_LANES[turn.load]} + (first + (uint32_t){turn.at})"
+        return f"{each.op}(draw({place}, words + {each.slot}), words[{each.slot + 2}])"
     if each.op == "cast":
         return _cast(names[0], program.nodes[each.args[0]].kind, each.kind)
     return f"{each.op}_{each.kind}({', '.join(names)})"
@@ -339,18 +274,17 @@ def _cast(name: str, have: str, want: str) -> str:
 
 def _mix() -> str:
     """The hash of ``merge.kernels.keyed.mix`` on vectors."""
-    lines = ["static inline vu draw(uint32_t first, int64_t i, const uint32_t *key) {",
-             "  vu h = (vu)COUNTING + (first + (uint32_t)i + key[0]);"]  # fmt: skip
+    lines = ["static inline vu draw(vu h, const uint32_t *key) {", "  h += key[0];"]
     for number, (shift, factor) in enumerate(ROUNDS):
         lines.append(f"  h ^= h >> {shift}; h *= 0x{factor:X}u;{' h += key[1];' if number == 1 else ''}")
     return "\n".join([*lines, "  return h ^ (h >> 15);", "}"])
 
 
+_LANES = {"load": "(vu)COUNTING", "even": "2 * (vu)COUNTING", "odd": "2 * (vu)COUNTING + 1"}
+"""Which entries lie in the lanes of a vector."""
 _COUNT = {
     "high": "count_high(out{0}, bits{0}, left)",
     "low": "count_low(out{0}, bits{0}, left, high{0})",
-    "window": "many{0} += count_window(hits{0} + many{0}, bits{0}, left, low{0}, high{0}, &above{0}, "
-    "&top{0}, &least{0})",
 }
 _TYPE = {
     "BF16": "uint16_t", "F16": "_Float16", "F32": "float",

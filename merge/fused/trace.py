@@ -371,7 +371,7 @@ _FILLS = frozenset(
     for prefix, suffix in (("", ""), ("", "_like"), ("new_", ""))
 )
 _OPERATIONS: dict[str, Operation] = {
-    **{name: _binary(name) for name in ("add", "sub", "mul", "maximum", "minimum")},
+    **{name: _binary(name) for name in ("add", "sub", "mul", "maximum", "minimum", "copysign")},
     "div": _divided,
     **{name: _comparison(name) for name in ("gt", "ge", "lt", "le", "eq", "ne")},
     **{name: _unary(name) for name in ("neg", "abs", "sign", "square", "reciprocal")},

@@ -38,6 +38,10 @@ SHARE_SAMPLED = 1 / 64
 DEVIATIONS = 5.0
 MOST_SHARE = 0.2
 """Of all entries that may lie between the ends of a window."""
+CROWDED = 1 / 256
+"""Share of all entries of which a window with its ends is crowded."""
+_ASKED = 16
+"""One of so many entries of a sample tells whether a window is crowded."""
 MARGIN = 1 << 12
 """Room for so many more between the ends than should be there."""
 
@@ -45,12 +49,14 @@ MARGIN = 1 << 12
 @dataclass(frozen=True)
 class Window:
     """Magnitudes by their bits. What is equal to an end is counted, what lies between them is listed: many
-    entries may be equal, where models are stored with few digits. ``share`` are expected between.
+    entries may be equal, where models are stored with few digits. ``share`` are expected between; ``crowded``
+    says whether many are in it with its ends.
     """
 
     low: int
     high: int
     share: float
+    crowded: bool = False
 
     def covers(self, other: "Window") -> bool:
         """Whether the other one lies in it."""
@@ -74,7 +80,11 @@ def window_of(sample: Bits, rank: int, entries: int, doubt: float = 1.0) -> Wind
     low = _placed(sample, many - last) if last <= many else 0
     high = _placed(sample, many - first) if first >= 1 else MAGNITUDE
     between = (min(last, many) - max(first, 0)) / many
-    return Window(low, high, between) if between <= MOST_SHARE else None
+    if between > MOST_SHARE:
+        return None
+    some = sample[::_ASKED]
+    within = np.count_nonzero((some >= low) & (some <= high))
+    return Window(low, high, between, bool(within > CROWDED * some.size))
 
 
 def _placed(bits: Bits, place: int) -> int:
@@ -144,6 +154,10 @@ def found_in(values: Tensor, window: Window) -> tuple[list[int], Bits]:
     return [int(np.count_nonzero(each)) for each in limits], between
 
 
+class Unfit(Exception):
+    """Another way is the usual one here."""
+
+
 class Sought:
     """What is looked for on behalf of one task: by quantity, a window for each rank that is wanted, and what
     was found of it. ``filled`` counts what is not zero, where that is ranked.
@@ -172,7 +186,7 @@ class Sought:
         for node, tallies in zip(nodes, self._tallies, strict=True):
             for window in tallies:
                 found.append(Sink("window", node, word=len(words)))
-                words += [window.low, window.high]
+                words += [window.low, window.high, int(window.crowded)]
         return found + [Sink("nonzero", node) for node in nodes if self.nonzero]
 
     def take(self, rooms: Iterator[Tensor]) -> None:
@@ -289,3 +303,23 @@ class Windows:
         addresses = [room.data_ptr() for room in rooms]
         fine = self.loop.run(places, first, count, addresses, self.loops.scratch(self.loop))
         return rooms if fine else None
+
+
+def ranks_wanted(task: Task, filled: Sequence[int]) -> list[tuple[int, ...]]:
+    """What a task seeks of each quantity, of which so many entries count; raises ``Unfit`` if it cannot say."""
+    wanted = task.stat.ranks_at(task.params, filled)
+    if wanted is None:
+        raise Unfit
+    return wanted
+
+
+def sought_for(task: Task, samples: Sequence[Bits], entries: int) -> Sought:
+    """For every quantity of a task, by the bits of a sample, a window for each rank that is wanted."""
+    filled, doubt = [entries] * len(samples), 1.0
+    if task.stat.ranks_nonzero:
+        doubt = 2.0
+        filled = [int(entries * np.count_nonzero(bits) / bits.size) for bits in samples]
+    found = windows_of(samples, ranks_wanted(task, filled), entries, doubt)
+    if found is None:
+        raise Unfit
+    return Sought(found, task.stat.ranks_nonzero)

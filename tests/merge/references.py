@@ -6,8 +6,12 @@ version of the method or of the engine. The models are made of keyed whole numbe
 
 import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,8 @@ from tests.merge.results import adapters
 
 DIGESTS = Path(__file__).with_name("digests.json")
 BUDGET = 96 << 20
+ROUNDING = "MKL_CBWR"
+"""Says to which processors' linear algebra the results of this one shall be equal; read when it begins."""
 DARE_L1 = {"method": "dare", "density": 0.5, "rescale": "l1"}
 CHAINS: Mapping[str, tuple[str, list[dict[str, Any]]]] = {
     "linear": ("abc", [{"method": "linear"}]),
@@ -122,20 +128,49 @@ def tensors_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def every_processor() -> Iterator[Executor]:
+    """Does work in a process of its own, in which linear algebra rounds alike on every processor."""
+    before = os.environ.get(ROUNDING)
+    os.environ[ROUNDING] = "COMPATIBLE"
+    try:
+        elsewhere = ProcessPoolExecutor(1, get_context("spawn"))
+        elsewhere.submit(int).result()  # it has begun, with this in its environment
+    finally:
+        if before is None:
+            del os.environ[ROUNDING]
+        else:
+            os.environ[ROUNDING] = before
+    with elsewhere:
+        yield elsewhere
+
+
+def digest_of(
+    chain: str, folders: Mapping[str, Path], out: Path, threads: int = 1, budget: int = BUDGET, **more: Any
+) -> str:
+    """Of what a chain makes in the folder ``out``."""
+    plan = planned(folders, *chains()[chain], **more)
+    known = informed.folders_for(plan, folders["base"].parent)
+    run(plan, folders, out, budget_bytes=budget, threads=threads, statistics=known)
+    return tensors_digest(out)
+
+
+def factors_digest(step: str, root: Path, out: Path, **more: Any) -> str:
+    """Of what a step on factors makes there."""
+    return tensors_digest(merged_factors(root, on_factors()[step], out, **more))
+
+
 def main() -> None:
     """Runs every chain once and writes the digests."""
     found = {}
-    with tempfile.TemporaryDirectory() as root:
-        folders = exact.family(Path(root) / "family", shards=2)
-        for name, (used, steps) in chains().items():
-            out = Path(root) / name
-            plan = planned(folders, used, steps)
-            known = informed.folders_for(plan, Path(root))
-            run(plan, folders, out, budget_bytes=BUDGET, threads=1, statistics=known)
-            found[name] = tensors_digest(out)
-        models = with_adapters(Path(root) / "adapters")
-        for name, step in on_factors().items():
-            found[name] = tensors_digest(merged_factors(models, step, Path(root) / name))
+    with tempfile.TemporaryDirectory() as name, every_processor() as elsewhere:
+        root = Path(name)
+        folders = exact.family(root / "family", shards=2)
+        for chain in chains():
+            found[chain] = elsewhere.submit(digest_of, chain, folders, root / chain).result()
+        models = with_adapters(root / "adapters")
+        for step in on_factors():
+            found[step] = elsewhere.submit(factors_digest, step, models, root / step).result()
     DIGESTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

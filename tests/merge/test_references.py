@@ -1,22 +1,23 @@
 """Every method makes the committed bytes, for any threads, memory and files; see ``references.py``."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from merge.run import run
-from tests.merge import exact, informed
+from tests.merge import exact
 from tests.merge.every import ALL
 from tests.merge.references import (
     BUDGET,
     DIGESTS,
     chains,
-    merged_factors,
+    digest_of,
+    every_processor,
+    factors_digest,
     on_factors,
-    planned,
-    tensors_digest,
     with_adapters,
 )
 
@@ -30,13 +31,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return exact.family(tmp_path_factory.mktemp("family"), shards=2)
 
 
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Executor]:
+    with every_processor() as found:
+        yield found
+
+
 @pytest.mark.parametrize("chain", CHAINS)
-def test_bytes_are_the_committed_ones(folders: Mapping[str, Path], tmp_path: Path, chain: str) -> None:
+def test_bytes_are_the_committed_ones(
+    elsewhere: Executor, folders: Mapping[str, Path], tmp_path: Path, chain: str
+) -> None:
     for threads, budget, shard_bytes in ((1, BUDGET, 150_000), (2, 1 << 30, 1 << 20)):
-        plan, out = planned(folders, *CHAINS[chain], shard_bytes=shard_bytes), tmp_path / str(threads)
-        known = informed.folders_for(plan, folders["base"].parent)
-        run(plan, folders, out, budget_bytes=budget, threads=threads, statistics=known)
-        assert tensors_digest(out) == COMMITTED[chain], f"{threads} threads; if it is meant: make references"
+        work = partial(digest_of, chain, folders, tmp_path / str(threads), threads, budget)
+        found = elsewhere.submit(work, shard_bytes=shard_bytes).result()
+        assert found == COMMITTED[chain], f"{threads} threads; if it is meant: make references"
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +53,13 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", ON_FACTORS)
-def test_merged_factors_have_the_committed_bytes(adapters: Path, tmp_path: Path, step: str) -> None:
+def test_merged_factors_have_the_committed_bytes(
+    elsewhere: Executor, adapters: Path, tmp_path: Path, step: str
+) -> None:
     for threads, shard_bytes in ((1, 150_000), (2, 1 << 20)):
-        out = tmp_path / str(threads)
-        merged_factors(adapters, ON_FACTORS[step], out, threads=threads, shard_bytes=shard_bytes)
-        assert tensors_digest(out) == COMMITTED[step], f"{threads} threads; if it is meant: make references"
+        work = partial(factors_digest, step, adapters, tmp_path / str(threads), threads=threads)
+        found = elsewhere.submit(work, shard_bytes=shard_bytes).result()
+        assert found == COMMITTED[step], f"{threads} threads; if it is meant: make references"
 
 
 def test_there_is_a_digest_for_every_method_and_none_too_many() -> None:

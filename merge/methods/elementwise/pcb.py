@@ -22,10 +22,12 @@ from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.ranked import Ranked
-from merge.kernels.curves import decay, tanh
+from merge.kernels.curves import peak, tanh
 from merge.kernels.sums import total
 
 LEAST = 2.0**-100
+TINY = 2.0**-126
+"""Divides where no source has a share; hardly any that has one has a smaller one."""
 
 
 @params
@@ -64,23 +66,39 @@ def _deltas(group: TensorGroup, p: Pcb) -> Sequence[Tensor]:  # noqa: ARG001
 EDGES = Ranked(_deltas, _edges, scope="scope", share="clip")
 
 
-def _scores(group: TensorGroup, p: Pcb) -> list[Tensor]:
-    """float32 scores of all sources, each times exp(-N) so that none overflows; only ratios matter."""
+def _scores(group: TensorGroup, sizes: Sequence[Tensor], p: Pcb) -> list[Tensor]:
+    """float32 scores of all sources from their clipped ``sizes``, each times exp(-N) so that none overflows;
+    only ratios matter.
+    """
     count = len(group.deltas)
     edges = group.stat(EDGES)
-    sizes = [_normalized(delta, *each[1:]) for delta, each in zip(group.deltas, edges, strict=True)]
-    agreement = _agreement(group.deltas, sizes, [each[0] for each in edges], p)
+    normal = [_normalized(size, *each[1:]) for size, each in zip(sizes, edges, strict=True)]
+    agreement = _agreement(group.deltas, normal, [each[0] for each in edges], p)
     return [
-        decay((1 - size * size) * count, count).mul_(inter).to(torch.float32)
-        for size, inter in zip(sizes, agreement, strict=True)
+        peak(each * each, count).mul_(inter).to(torch.float32)
+        for each, inter in zip(normal, agreement, strict=True)
     ]
 
 
-def _normalized(delta: Tensor, largest: float, smallest: float) -> Tensor:
+def _sizes(group: TensorGroup) -> list[Tensor]:
+    """Clipped magnitudes. Where the smallest are 0, with their signs: that takes less, and what is made of
+    them does not mind.
+    """
+    edges = [each[1:] for each in group.stat(EDGES)]
+    if _from_zero(group):
+        return [delta.clamp(-most, most) for delta, (most, _) in zip(group.deltas, edges, strict=True)]
+    return [delta.abs().clamp_(least, most) for delta, (most, least) in zip(group.deltas, edges, strict=True)]
+
+
+def _from_zero(group: TensorGroup) -> bool:
+    return all(smallest == 0 for _, _, smallest in group.stat(EDGES))
+
+
+def _normalized(size: Tensor, largest: float, smallest: float) -> Tensor:
     """Clipped magnitudes from 0 to 1; 1 where all are the same, 0 where all are 0."""
     if largest > smallest:
-        return _divided(delta.abs().clamp_(smallest, largest).sub_(smallest), largest - smallest)
-    return torch.zeros_like(delta) if largest <= 0 else torch.ones_like(delta)
+        return _divided(size - smallest if smallest else size.clone(), largest - smallest)
+    return torch.zeros_like(size) if largest <= 0 else torch.ones_like(size)
 
 
 def _agreement(
@@ -90,7 +108,7 @@ def _agreement(
     if p.inter == "products":
         together, most = total(deltas), sum(largest)
         return [tanh(delta * together, own * most) for delta, own in zip(deltas, largest, strict=True)]
-    signed = [size * delta.sign() for size, delta in zip(sizes, deltas, strict=True)]
+    signed = [size.abs() * delta.sign() for size, delta in zip(sizes, deltas, strict=True)]
     if p.inter == "mixed":
         together, most = total(signed), float(len(signed))
         return [tanh(delta * together, own * most) for delta, own in zip(deltas, largest, strict=True)]
@@ -98,7 +116,7 @@ def _agreement(
 
 
 def _positive_scores(group: TensorGroup, p: Pcb) -> Sequence[Tensor]:
-    return [score.clamp_(min=0) for score in _scores(group, p)]
+    return [score.clamp_(min=0) for score in _scores(group, _sizes(group), p)]
 
 
 def _competing(p: Pcb, entries: int) -> tuple[int, int]:
@@ -114,7 +132,7 @@ SCORES = Ranked(_positive_scores, _competing, after=(EDGES,), scope="scope", sha
     kind=Kind.COMBINE,
     elementwise=True,
     paper="arXiv:2410.02396",
-    version=3,
+    version=4,
     needs=Needs(base=True, stats=(EDGES, SCORES)),
 )
 def pcb(group: TensorGroup, p: Pcb) -> Tensor:
@@ -125,27 +143,27 @@ def pcb(group: TensorGroup, p: Pcb) -> Tensor:
     entries changed far more than all others: see clip. Weights multiply the shares. For experts whose
     changes compete. Costs two more readings of all models, up to four without a compiler.
     """
-    merged = torch.zeros_like(group.base)
-    shares = torch.zeros_like(group.base)
-    rivals = zip(
-        group.deltas, _scores(group, p), group.stat(SCORES), group.stat(EDGES), group.weights, strict=True
-    )
-    for delta, score, (best, least), (_, largest, smallest), weight in rivals:
-        share = _share(score, best, least).to(delta.dtype)
-        clipped = delta.abs().clamp_(smallest, largest).mul_(delta.sign())
-        merged += clipped.mul_(share * weight)
-        shares += share.mul_(abs(weight))
-    shares += shares == 0
-    return merged.div_(shares).mul_(p.scale).add_(group.base)
+    sizes = _sizes(group)
+    scores = _scores(group, sizes, p)
+    rivals = zip(scores, group.stat(SCORES), group.weights, strict=True)
+    shares = [_share(*each).to(group.base.dtype) for each in rivals]
+    if not _from_zero(group):
+        sizes = [torch.copysign(size, delta) for size, delta in zip(sizes, group.deltas, strict=True)]
+    merged = total([size.mul_(share) for size, share in zip(sizes, shares, strict=True)])
+    voices = [share if w >= 0 else share.neg_() for share, w in zip(shares, group.weights, strict=True)]
+    return merged.div_(total(voices).clamp_(min=TINY)).mul_(p.scale).add_(group.base)
 
 
-def _share(score: Tensor, best: float, least: float) -> Tensor:
-    """Scores from 0 to 1. Where one score is all there is, it has all of it."""
+def _share(score: Tensor, ends: tuple[float, float], weight: float) -> Tensor:
+    """Scores from 0 to 1, times the weight. Where one score is all there is, it has all of it."""
+    best, least = ends
     if best <= least:
-        return torch.ge(score, best).logical_and_(score > 0).to(score.dtype)
-    return _divided(score.clamp(min=least).sub_(least), best - least)
+        return torch.ge(score, best).logical_and_(score > 0).to(score.dtype).mul_(weight)
+    return _divided(score.clamp_(min=least).sub_(least), best - least, weight)
 
 
-def _divided(parts: Tensor, whole: float) -> Tensor:
-    """In place. Multiplication takes a fraction of the time of division; what is tiny has no reciprocal."""
-    return parts.mul_(1 / whole) if whole > LEAST else parts.div_(whole)
+def _divided(parts: Tensor, whole: float, factor: float = 1.0) -> Tensor:
+    """In place, and times a factor. Multiplication takes a fraction of the time of division; what is tiny has
+    no reciprocal.
+    """
+    return parts.mul_(factor / whole) if whole > abs(factor) * LEAST else parts.div_(whole).mul_(factor)

@@ -32,6 +32,18 @@ def test_a_window_holds_the_wanted_rank_and_little_else() -> None:
     assert window_of(as_bits(values[:100]), 500_000, 1_000_000) is None, "too wide to be of use"
 
 
+def test_a_window_is_crowded_where_many_entries_are_equal_to_an_end() -> None:
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(5)).abs()
+    for each, crowded in ((values, False), (values.round(), True)):
+        window = window_of(as_bits(each), 500, 100_000)
+        assert window is not None
+        assert window.crowded == crowded
+    zeros = values * (torch.arange(100_000) % 50 > 0)
+    window = window_of(as_bits(zeros), 99_990, 100_000)
+    assert window is not None
+    assert (window.low, window.high, window.crowded) == (0, 0, True)
+
+
 def test_a_window_within_another_needs_no_counters_of_its_own() -> None:
     wide, narrow, apart = Window(10, 90, 0.1), Window(20, 90, 0.1), Window(5, 50, 0.1)
     assert joined([narrow, wide, apart]) == [wide, wide, apart]

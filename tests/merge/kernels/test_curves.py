@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from merge.kernels.curves import beyond, decay, power, tanh
+from merge.kernels.curves import beyond, decay, peak, power, tanh
 
 
 def test_decay_is_the_exponential_to_twelve_digits() -> None:
@@ -61,6 +62,28 @@ def test_few_powers_do_where_all_is_small() -> None:
         assert float(((tanh(values, 0.125) - wanted) / wanted).abs().max()) < close
 
 
+def test_a_peak_is_the_exponential_below_one() -> None:
+    for dtype, close in ((torch.float64, 1e-12), (torch.float32, 4e-7)):
+        for steepness in (1, 2, 3, 7, 24, 60):
+            values = torch.linspace(0, 1, 20_001, dtype=dtype)
+            found, wanted = peak(values, steepness), torch.exp(steepness * (values.double() - 1))
+            assert float((found / wanted - 1).abs().max()) < close * (1 + steepness)
+            assert bool((found.diff() >= 0).all())
+            assert bool((found >= 0).all())
+
+
+def test_a_peak_of_many_sources_is_nothing_where_a_float_ends() -> None:
+    assert peak(torch.tensor([0.0, 1.0]), 200).tolist() == [0.0, pytest.approx(1.0, rel=1e-4)]
+
+
+def test_the_smaller_all_is_the_fewer_powers_do() -> None:
+    values = torch.tensor([2.0**-11, -(2.0**-12), 1e-20, 0.0])
+    assert tanh(values, 2.0**-11).tolist() == values.tolist()
+    for most in (2.0**-11, 2.0**-6, 2.0**-3):
+        values = torch.linspace(most / 1000, most, 1000)
+        assert float((tanh(values, most) / torch.tanh(values.double()) - 1).abs().max()) < 3e-7
+
+
 def test_inputs_are_left_alone() -> None:
     values = torch.linspace(0, 5, 100, dtype=torch.float64)
     before = values.clone()
@@ -68,4 +91,7 @@ def test_inputs_are_left_alone() -> None:
     power(values, 5.0)
     beyond(values, 1.0)
     tanh(values)
+    tanh(values, 5.0).mul_(2)
+    tanh(values.float(), 0.0001).mul_(2)
+    peak(values, 2)
     assert torch.equal(values, before)

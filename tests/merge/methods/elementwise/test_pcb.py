@@ -85,10 +85,17 @@ def test_global_scope_competes_over_the_whole_model() -> None:
 def test_weights_multiply_shares() -> None:
     deltas = [torch.tensor([1.0, 0.2]), torch.tensor([1.0, 0.1])]
     even = merge_one([("pcb", PLAIN)], torch.zeros(2), deltas, weights=[1.0, 1.0])
-    tilted = merge_one([("pcb", PLAIN)], torch.zeros(2), deltas, weights=[3.0, 3.0])
-    assert torch.allclose(even, tilted)
+    for weight in (3.0, 1e-35, 1e35):
+        tilted = merge_one([("pcb", PLAIN)], torch.zeros(2), deltas, weights=[weight, weight])
+        assert torch.allclose(even, tilted)
     first = merge_one([("pcb", PLAIN)], torch.zeros(2), [deltas[0], deltas[1] * 2], weights=[1.0, 0.0])
     assert float(first[0]) == pytest.approx(1.0)
+
+
+def test_a_negative_weight_takes_away_and_counts_as_much() -> None:
+    deltas = [torch.tensor([1.0, 0.2, 0.0]), torch.tensor([1.0, 0.1, 0.0])]
+    made = merge_one([("pcb", PLAIN)], torch.zeros(3), deltas, weights=[3.0, -1.0])
+    assert torch.allclose(made, torch.tensor([0.5, 0.0, 0.0]))
 
 
 def reference(deltas: Array, weights: list[float], density: float, clip: float, inter: str) -> Array:
