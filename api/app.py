@@ -78,7 +78,7 @@ def from_environment() -> FastAPI:
 def make_planner(settings: Settings) -> Planner:
     """A planner that asks the configured Hub."""
     return Planner(
-        lambda _tenant, token: Hub(settings.hub_endpoint, token),
+        lambda token: Hub(settings.hub_endpoint, token),
         settings.model_roots,
         settings.memory_budget_bytes,
         data_bytes=settings.max_calibration_bytes,

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from cli.errors import CliError
 from jobs.candidates import way_of
 from jobs.kinds import begun
-from jobs.request import EvalSet, SearchRequest
+from jobs.request import SearchRequest
+from jobs.sets import EvalSet
 from merge.checkpoint.index import ModelIndex
 from merge.document import load_document
 from merge.plan import make_plan

@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, or_
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session, defer
 
+from db import removals
 from db.clock import now, seconds
 from db.models.base import Json
 from db.models.job import Job, JobInput
@@ -318,6 +319,22 @@ def unfinished_children(session: Session, job_id: str) -> Sequence[Job]:
     return session.scalars(rows, execution_options={"populate_existing": True}).all()
 
 
+def readers(session: Session, job: Job) -> Sequence[str]:
+    """Jobs of the same tenant, not over yet, that read what this one has made."""
+    rows = (
+        select(Job.id)
+        .join(JobInput, JobInput.job_id == Job.id)
+        .where(
+            Job.tenant_id == job.tenant_id,
+            Job.state.in_(("queued", *ACTIVE)),
+            JobInput.kind == "folder",
+            JobInput.repo.contains(job.id, autoescape=True),
+        )
+        .distinct()
+    )
+    return session.scalars(rows.order_by(Job.id)).all()
+
+
 def moment(session: Session, job_id: str) -> tuple[str, str | None] | None:
     """State and phase of a job; nothing if it is gone."""
     found = session.execute(select(Job.state, Job.phase).where(Job.id == job_id)).one_or_none()
@@ -325,7 +342,10 @@ def moment(session: Session, job_id: str) -> tuple[str, str | None] | None:
 
 
 def remove(session: Session, job: Job) -> None:
-    """Deletes the job with its events, inputs, artifacts and scores."""
+    """Deletes the job with its events, inputs, artifacts and scores, and notes that for those who keep files
+    of it.
+    """
+    removals.note(session, job)
     session.execute(delete(Job).where(Job.id == job.id))
 
 

@@ -8,6 +8,7 @@ from db.models import (
     front,
     idempotency,
     job,
+    removal,
     report,
     score,
     statistic,
@@ -17,7 +18,20 @@ from db.models import (
 )
 from db.models.base import Base
 
-MODULES = (artifact, evaluation, front, idempotency, job, report, score, statistic, tenant, trial, webhook)
+MODULES = (
+    artifact,
+    evaluation,
+    front,
+    idempotency,
+    job,
+    removal,
+    report,
+    score,
+    statistic,
+    tenant,
+    trial,
+    webhook,
+)
 
 
 def metadata() -> MetaData:

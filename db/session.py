@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session, sessionmaker
 import db.schema  # noqa: F401  (registers every model, so that foreign keys resolve)
 
 CONNECT_SECONDS = 10
-NUL_WRITTEN = r"\u0000"
+PERHAPS_NOT = (r"\u0000", r"\ud")
+"""What written JSON has in it where PostgreSQL may be unable to hold it: NUL, half a surrogate pair."""
 IDLE_SECONDS = 30.0
 """A connection unused for so long is asked whether it still leads anywhere."""
 
@@ -86,16 +87,22 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
 
 
 def to_json(value: Any) -> str:
-    """JSON that PostgreSQL can hold: it has no NUL in texts, and a broken model may well generate one."""
+    """JSON that PostgreSQL can hold."""
     written = json.dumps(value)
-    return json.dumps(_without_nul(value)) if NUL_WRITTEN in written else written
+    return json.dumps(storable(value)) if any(each in written for each in PERHAPS_NOT) else written
 
 
-def _without_nul(value: Any) -> Any:
+def storable(value: Any) -> Any:
+    """``value`` with what PostgreSQL cannot store in texts, NUL and halves of surrogate pairs, replaced.
+
+    A broken model generates such texts, and a hostile one has them in its files. JSON columns see to it
+    themselves, texts and keys of their own do not.
+    """
     if isinstance(value, str):
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {_without_nul(key): _without_nul(item) for key, item in value.items()}
+        return {storable(key): storable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nul(item) for item in value]
+        kept = [storable(each) for each in value]
+        return kept if isinstance(value, list) else tuple(kept)
     return value

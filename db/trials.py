@@ -15,12 +15,6 @@ from db.models.trial import Trial
 IDENTITY = ("root_id", "key", "share")
 
 
-def put(session: Session, root_id: str, facts: Mapping[str, Any]) -> None:
-    """Keeps a trial that was scored; what is there already stays."""
-    row = insert(Trial).values(root_id=root_id, **facts)
-    session.execute(row.on_conflict_do_nothing(index_elements=IDENTITY))
-
-
 def ask(session: Session, root_id: str, wanted: Iterable[Mapping[str, Any]]) -> None:
     """Has trials wait for a worker. What was scored stays, unless its examples are wanted and were not
     kept; what waits already, or is being scored, goes on, timed from now.

@@ -6,15 +6,12 @@ from math import prod
 from typing import Any, Literal
 
 from jobs.errors import RequestInvalid
+from jobs.evaluating import FLOAT_BYTES, over_base_bytes
 from jobs.planning import Planned
-from jobs.request import EvalSet, SearchRequest
+from jobs.request import SearchRequest
+from jobs.sets import EvalSet
 from merge.errors import Finding, PlanRefused
 from merge.plan import Plan
-from merge.recipe_stages import STAGE
-
-FLOAT_BYTES = 4
-LEAST_BYTES = 2
-"""Bytes an entry takes at least where a member or an adapter is given back as a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +60,10 @@ def way_of(plan: Plan, sets: Iterable[EvalSet]) -> Way:
     base = plan.models[plan.reference]
     over_base = plan.adapter is not None or (plan.bundle is not None and not plan.members)
     entries = base.parameters if over_base else sum(prod(output.shape) for output in plan.outputs)
-    written = plan.estimate.disk_bytes - plan.estimate.download_bytes
-    if plan.adapter is not None or plan.bundle is not None:
-        written += max(base.bytes, LEAST_BYTES * entries) * (2 if _over_stage(plan) else 1)
+    written = plan.estimate.disk_bytes - plan.estimate.download_bytes + over_base_bytes(plan)
     return Way(
         _reason(plan) or _reason_of(sets), FLOAT_BYTES * entries, plan.estimate.peak_memory_bytes, written
     )
-
-
-def _over_stage(plan: Plan) -> bool:
-    """Whether the base of an adapter is what a stage gives, which is written beside it."""
-    return plan.adapter is not None and (plan.recipe.base or "").startswith(STAGE)
 
 
 def _reason(plan: Plan) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.errors import RequestInvalid
 from jobs.planning import Planned
-from jobs.request import EvaluateRequest
+from jobs.sets import EvaluateRequest
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding, PlanRefused
 from merge.plan import Plan

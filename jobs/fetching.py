@@ -32,10 +32,10 @@ def parts_of(plan: Plan, role: str) -> dict[str, Spans]:
     """The weight files, of the model or adapter of this role, of which only some bytes are to be fetched."""
     if not streams(plan):
         return {}
-    index = plan.models.get(role.removesuffix("+adapter"))
+    index = plan.models.get(role.removesuffix(ADAPTER))
     if index is None:
         return {}
-    sizes = index.adapter.files if role.endswith("+adapter") and index.adapter is not None else index.files
+    sizes = index.adapter.files if role.endswith(ADAPTER) and index.adapter is not None else index.files
     found = {}
     for file, spans in ranges_in(plan, role).items():
         wanted = joined(spans, GAP_BYTES)
@@ -47,8 +47,8 @@ def parts_of(plan: Plan, role: str) -> dict[str, Spans]:
 
 def spared_bytes(plan: Plan, role: str) -> int:
     """Bytes of the files that the plan reads which need not be fetched."""
-    index = plan.models.get(role.removesuffix("+adapter"))
+    index = plan.models.get(role.removesuffix(ADAPTER))
     if index is None:
         return 0
-    sizes = index.adapter.files if role.endswith("+adapter") and index.adapter is not None else index.files
+    sizes = index.adapter.files if role.endswith(ADAPTER) and index.adapter is not None else index.files
     return sum(sizes[file] - length(spans) for file, spans in parts_of(plan, role).items())

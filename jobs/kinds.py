@@ -14,12 +14,12 @@ from hub.errors import FileMissing as HubFileMissing
 from jobs import candidates, evaluating
 from jobs.calibration import hub_place
 from jobs.errors import PlanTimeout, RequestInvalid
+from jobs.evaluating import FLOAT_BYTES
 from jobs.pinned import PinnedInput
 from jobs.places import JOB_NAME
 from jobs.planning import Planned, Planner, download_bytes
 from jobs.remarks import remarks
 from jobs.request import (
-    EvalSet,
     JobOrder,
     JobRequest,
     MaterialiseRequest,
@@ -28,6 +28,7 @@ from jobs.request import (
     SearchRequest,
     full,
 )
+from jobs.sets import CHECK, EvalSet
 from jobs.wishes import Wish
 from merge.bundle.gate import gate_files, gate_weight
 from merge.bundle.recipe import base_of, materialise_recipe
@@ -41,7 +42,6 @@ from merge.recipe import Recipe
 from merge.recipe_stages import ADAPTER
 from scoring.settings import EMBEDDING, LIKELIHOOD
 
-FLOAT_BYTES = 4
 GATE_COPIES = 8 * FLOAT_BYTES
 """Bytes for one entry of a weight that is read of every member and decomposed: four numbers of float64."""
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -131,9 +131,14 @@ def sets_of(order: JobOrder, plan: Mapping[str, Any] | None) -> tuple[EvalSet, .
 
 
 def pin_sets(sets: Sequence[EvalSet], asking: Asking) -> tuple[EvalSet, ...]:
-    """The sets with every Hub dataset at its commit. Raises ``RequestInvalid`` where a file is not there."""
+    """The sets with every Hub dataset at its commit. Raises ``RequestInvalid`` where a file is not there, or
+    a set is called like the check of a result.
+    """
     found = []
     for place, each in enumerate(sets):
+        if each.name == CHECK:
+            told = f"{CHECK!r} is what the check of a result is called; name the set otherwise"
+            raise RequestInvalid(told, f"/evaluate/sets/{place}/name")
         data = each.data
         if data is None or data.hub is None or data.file is None:
             found.append(each)

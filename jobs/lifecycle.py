@@ -291,14 +291,19 @@ def announce_due(session: Session, after_seconds: float) -> list[tuple[str, str]
 
 
 def delete(session: Session, job: Job) -> None:
-    """Removes an ended job with all that hangs on it. Raises ``IllegalState`` for any other, and for the
-    first of a chain of retries while there are others: they share its trials and its webhook.
+    """Removes an ended job with all that hangs on it; workers remove what they keep of it afterwards. Raises
+    ``IllegalState`` for any other, for one whose result another job reads, and for the first of a chain of
+    retries while there are others: they share its trials and its webhook.
     """
     held = jobs.lock(session, job.id)
     if held is None:
         raise NotFound("job", job.id)
     if not is_terminal(held.state):
         raise IllegalState(f"The job {held.id} is {held.state}; cancel it before deleting it.")
+    if readers := jobs.readers(session, held):
+        raise IllegalState(
+            f"The job {held.id} has made what {', '.join(readers)} reads; delete it when that is over."
+        )
     retries = [each.id for each in jobs.retries(session, held.id) if each.id != held.id]
     if retries:
         raise IllegalState(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hub.snapshot import Snapshot
+from jobs.places import prefix_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,19 @@ class PinnedInput:
     def is_restricted(self) -> bool:
         """Whether not everybody may read it."""
         return self.snapshot is not None and (self.snapshot.private or self.snapshot.gated)
+
+    @property
+    def listed_sums(self) -> dict[str, str]:
+        """The sha256 (hex) of files of a Hub model as its commit lists them, by their names in the model's
+        folder; nothing of a folder's.
+        """
+        prefix = prefix_of(self.inside)
+        files = self.snapshot.files if self.snapshot is not None else ()
+        return {
+            file.path.removeprefix(prefix): file.sha256
+            for file in files
+            if file.sha256 is not None and file.path.startswith(prefix)
+        }
 
     def row(self) -> dict[str, Any]:
         """The columns of ``job_input``."""

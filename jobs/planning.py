@@ -44,7 +44,7 @@ PIN_SECONDS = 2.0
 PINNED_SECONDS = 60.0
 COMMIT_LENGTH = 40
 
-HubFactory = Callable[[str, str | None], Hub]
+HubFactory = Callable[[str | None], Hub]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Planned:
 
 @dataclass
 class Planner:
-    """One a process. ``hub_factory`` gives the Hub as (tenant id, token) sees it; ``budget`` is bytes of
-    memory.
+    """One a process. ``hub_factory`` gives the Hub as the owner of a token sees it; ``budget`` is bytes
+    of memory.
 
     What a commit contains is remembered per tenant; what a branch points to only for two seconds. A recipe
     that was planned before on the same commits, or on folders nobody touched, is not planned again.
@@ -132,7 +132,7 @@ class Planner:
         if before and (scratch_free is None or before.plan.estimate.disk_bytes <= scratch_free):
             return self._informed(before, tenant, scratch_free)
         _refuse(check_recipe(recipe))
-        hub = self.hub_factory(tenant, token)
+        hub = self.hub_factory(token)
         begun = self.clock()
         seen = self._look(wishes, hub, who, deadline_seconds)
         left = None if deadline_seconds is None else max(0.0, deadline_seconds - (self.clock() - begun))
@@ -152,7 +152,7 @@ class Planner:
     ) -> tuple[tuple[PinnedInput, ...], dict[str, ModelIndex]]:
         """Pins and looks at models as ``plan`` does, for a job that merges none; raises as it does."""
         who = (tenant, hashlib.sha256((token or "").encode()).digest())
-        seen = self._look(wishes, self.hub_factory(tenant, token), who, deadline_seconds)
+        seen = self._look(wishes, self.hub_factory(token), who, deadline_seconds)
         return tuple(_input(wish, seen[wish.role]) for wish in wishes), _attach(wishes, seen)
 
     def look_at_bundle(
@@ -161,7 +161,7 @@ class Planner:
         """A bundle's manifest and headers. Raises as ``plan`` does."""
         who = (tenant, hashlib.sha256((token or "").encode()).digest())
         wish = Wish(f"bundle{ADAPTER}", name, "/bundle")
-        seen = self._look([wish], self.hub_factory(tenant, token), who, deadline_seconds)[wish.role]
+        seen = self._look([wish], self.hub_factory(token), who, deadline_seconds)[wish.role]
         if not isinstance(seen.index, BundleIndex):
             _refuse((_finding(wish, "bundle_refused", f"{name} is an adapter, and no bundle."),))
         assert isinstance(seen.index, BundleIndex)
@@ -172,7 +172,7 @@ class Planner:
     ) -> Snapshot:
         """The commit that a dataset's revision names. Raises ``HubError`` and ``PlanTimeout``."""
         who = (tenant, hashlib.sha256((token or "").encode()).digest())
-        hub = self.hub_factory(tenant, token)
+        hub = self.hub_factory(token)
 
         def pinned() -> Snapshot:
             key = (who, "dataset", repo, revision)

@@ -14,9 +14,7 @@ from pydantic import (
 )
 
 from jobs.objectives import check_items, check_objectives
-from jobs.sets import EvalData as EvalData
-from jobs.sets import EvalSet as EvalSet
-from jobs.sets import EvaluateRequest as EvaluateRequest
+from jobs.sets import EvalSet, EvaluateRequest
 from merge.bundle.gate import DIRECTIONS
 from merge.recipe import Recipe
 from merge.recipe_parts import ModelName, SourceId

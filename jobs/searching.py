@@ -13,7 +13,8 @@ from db.models.trial import Trial
 from jobs import events
 from jobs.errors import IllegalState, LeaseLost
 from jobs.lifecycle import Fence
-from jobs.request import EvaluateRequest, JobRequest, OutputRequest, SearchRequest
+from jobs.request import JobRequest, OutputRequest, SearchRequest
+from jobs.sets import EvaluateRequest
 from jobs.states import ACTIVE
 from merge.recipe import Recipe
 

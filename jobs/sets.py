@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from scoring.harness.config import HarnessConfig
 from scoring.settings import BY_KIND, Kind, LmEvalSettings, Settings
@@ -10,6 +17,9 @@ from search.errors import WrongAt
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 FilePath = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+CHECK = "check"
+"""The kind and the name of a result's check among the evaluations of its job: no set's name."""
 
 
 class _Part(BaseModel):

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from db.session import storable
 from jobs import lifecycle
 from jobs.errors import LeaseLost
 from jobs.lifecycle import Fence
@@ -27,20 +28,6 @@ PROGRESS_SECONDS = 1.0
 
 Transaction = Callable[[], AbstractContextManager[Any]]
 """Opens a session which commits when left without an error."""
-
-
-def storable(value: Any) -> Any:
-    """``value`` with what PostgreSQL cannot store in texts, NUL and halves of surrogate pairs, replaced.
-
-    A broken model generates such texts, and a hostile one has them in its files.
-    """
-    if isinstance(value, str):
-        return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {storable(key): storable(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(storable(each) for each in value)
-    return value
 
 
 @dataclass(frozen=True, slots=True)

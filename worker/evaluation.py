@@ -8,7 +8,8 @@ from db import scores as known_scores
 from db.models.job import Job
 from hub.snapshot import Hub
 from jobs import lifecycle
-from jobs.request import EvalSet, ModelOrder
+from jobs.request import ModelOrder
+from jobs.sets import CHECK, EvalSet
 from merge.learn.samples import default_set
 from scoring import vitals as signs
 from scoring.check import check_model
@@ -90,8 +91,8 @@ class Evaluator:
     def _problem(self, outcome: Outcome) -> str | None:
         """Checks a result, or a member, and records that; says what is wrong with it."""
         check = self._check(outcome.model, outcome.parents)
-        name = outcome.name.replace(RESULT, "check", 1)
-        facts = {"name": name, "kind": "check", "passed": check.ok, "detail": check.as_dict()}
+        name = outcome.name.replace(RESULT, CHECK, 1)
+        facts = {"name": name, "kind": CHECK, "passed": check.ok, "detail": check.as_dict()}
         self.context.write(lifecycle.record_evaluation, facts)
         if check.ok:
             return None

@@ -17,6 +17,7 @@ from jobs.pinned import PinnedInput
 from jobs.places import files_inside, prefix_of
 from merge.plan import Plan
 from merge.ranges import Spans, joined, length, needed_ranges, order_of
+from merge.recipe_stages import ADAPTER
 from worker.context import JobContext
 from worker.scratch import WorkFolder
 
@@ -125,8 +126,8 @@ def wanted_files(
 
 def small_of(plan: Plan, role: str) -> tuple[str, ...]:
     """The small files of this role that lie in folders of their own: those of a bundle's member."""
-    index = plan.models.get(role.removesuffix("+adapter"))
-    return index.adapter.small if role.endswith("+adapter") and index and index.adapter else ()
+    index = plan.models.get(role.removesuffix(ADAPTER))
+    return index.adapter.small if role.endswith(ADAPTER) and index and index.adapter else ()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 from db import scores as rows
 from jobs.pinned import PinnedInput
-from jobs.places import WEIGHTS, prefix_of
+from jobs.places import WEIGHTS
 from jobs.planning import Planned
 from merge.checkpoint.index import ModelIndex
 from merge.plan import ENGINE_VERSION, Plan
@@ -21,7 +21,7 @@ from scoring.digest import score_key
 from scoring.score import Score
 from scoring.tasks import ZeroShotTask
 from worker.candidates import Scores, Wanted, without_examples
-from worker.context import Transaction, storable
+from worker.context import Transaction
 from worker.given_back import Member
 from worker.inputs import wanted_names
 from worker.makers import Part
@@ -93,7 +93,7 @@ class KnownCandidates:
                     own = [each for each in found[member] if each.task == name]
                     told = [each.as_dict() for each in (own if examples else without_examples(own))]
                     facts = {"model": made, "task": part.digests[name]}
-                    rows.put(session, self.tenant_id, key, storable(told), **facts)
+                    rows.put(session, self.tenant_id, key, told, **facts)
 
     def _keys(self, made: str, part: Part) -> dict[str, str]:
         """By what the scores on each set are found."""
@@ -129,7 +129,7 @@ def _made(content: Mapping[str, Any], member: Member, examples: bool) -> str:
 def are_listed(planned: Planned) -> bool:
     """Whether the Hub lists a digest of every weight file, so that none has to be read for its content."""
     return all(
-        name in listed_sums(each)
+        name in each.listed_sums
         for each in planned.inputs
         for name in _read(each, planned.models)
         if name.endswith(WEIGHTS)
@@ -141,7 +141,7 @@ def base_of(planned: Planned, folders: Mapping[str, Path]) -> Subject | None:
     found = next((each for each in planned.inputs if each.role == "base"), None)
     if found is None:
         return None
-    return Subject(folders["base"], listed_sums(found), planned.plan.models["base"].shards)
+    return Subject(folders["base"], found.listed_sums, planned.plan.models["base"].shards)
 
 
 def contents_of(
@@ -155,7 +155,7 @@ def contents_of(
 
 def _content(each: PinnedInput, models: Mapping[str, ModelIndex], place: Path) -> str:
     index, folder = models[each.role.removesuffix(ADAPTER)], place if place.is_dir() else place.parent
-    read, sums = _read(each, models), listed_sums(each)
+    read, sums = _read(each, models), each.listed_sums
     there = (path.name for path in folder.iterdir() if path.is_file())
     files = {name: sums.get(name) or _sha256(folder / name) for name in wanted_names(there, read)}
     facts = {"structure": index.digest, "read": sorted(read), "files": files}
@@ -169,19 +169,6 @@ def _read(each: PinnedInput, models: Mapping[str, ModelIndex]) -> list[str]:
         return list(index.shards)
     assert index.adapter is not None  # it was attached when it was looked at
     return [*index.adapter.files, *index.adapter.small]
-
-
-def listed_sums(each: PinnedInput) -> dict[str, str]:
-    """The sha256 (hex) of files of a Hub model as its commit lists them, by their names in the model's
-    folder; nothing of a folder's.
-    """
-    prefix = prefix_of(each.inside)
-    files = each.snapshot.files if each.snapshot is not None else ()
-    return {
-        file.path.removeprefix(prefix): file.sha256
-        for file in files
-        if file.sha256 is not None and file.path.startswith(prefix)
-    }
 
 
 def _sha256(path: Path) -> str:

@@ -24,11 +24,13 @@ from jobs.fetching import streams
 from jobs.kinds import Asking, naming, pin_sets, require_fit, sets_of
 from jobs.pinned import PinnedInput
 from jobs.planning import Planned, Planner
-from jobs.request import EvalSet, ModelOrder
+from jobs.request import ModelOrder
+from jobs.sets import EvalSet
 from jobs.submit import check_publishing
 from merge.append import STATE_FILE
 from merge.plan import Plan
 from merge.recipe import Recipe
+from merge.recipe_stages import ADAPTER
 from merge.report import Progress, Report, ShardDone
 from merge.run import run as run_merge
 from scoring.harness.task import HarnessTask
@@ -388,6 +390,6 @@ def relabelled(plan: Plan, inputs: tuple[PinnedInput, ...]) -> Plan:
     for key, index in plan.models.items():
         adapter = index.adapter
         if adapter is not None:
-            adapter = replace(adapter, label=names.get(f"{key}+adapter", adapter.label))
+            adapter = replace(adapter, label=names.get(key + ADAPTER, adapter.label))
         models[key] = replace(index, label=names.get(key, index.label), adapter=adapter)
     return replace(plan, models=models)

@@ -10,6 +10,7 @@ import structlog
 
 from db import jobs as rows
 from db.models.job import Job, JobInput
+from db.session import storable
 from hub.snapshot import Hub
 from jobs import credentials, lifecycle
 from jobs.errors import IllegalState, LeaseLost
@@ -29,7 +30,7 @@ from jobs.states import State
 from jobs.statistics import Shelf
 from merge.recipe import Recipe
 from worker import device as devices
-from worker.context import JobContext, storable
+from worker.context import JobContext
 from worker.endings import Failure, describe, settle_stop
 from worker.errors import Interrupted, Unexpected
 from worker.measuring import Measurer
@@ -108,7 +109,7 @@ def _planner(workshop: Workshop, store: Store) -> Planner:
     """What a plan counts on as measured is held from then on."""
     settings = workshop.settings
     return Planner(
-        lambda _tenant, token: workshop.hub(token),
+        workshop.hub,
         settings.model_roots,
         settings.memory_budget_bytes,
         shelf=Shelf(workshop.transaction, lambda _, digest: store.hold(digest)),
@@ -222,8 +223,8 @@ def _open_token(workshop: Workshop, job: Job) -> str | None:
 
 
 def _fail(session: Any, fence: Fence, failure: Failure) -> str:
-    detail, findings = storable(failure.detail), storable(failure.findings)
-    job = lifecycle.fail(session, fence, failure.code, detail, findings, retryable=failure.retryable)
+    detail, retryable = storable(failure.detail), failure.retryable
+    job = lifecycle.fail(session, fence, failure.code, detail, failure.findings, retryable=retryable)
     return job.state
 
 

@@ -17,13 +17,10 @@ from jobs.request import ScoreRequest
 from worker.context import JobContext
 from worker.errors import MemoryShort
 from worker.inputs import fetch
-from worker.known import listed_sums
 from worker.planned import plan_again
 from worker.scorer import Scorer, Scores, Subject
 from worker.scratch import WorkFolder, ensure_room
 from worker.workshop import Workshop
-
-FLOAT_BYTES = 4
 
 
 @dataclass
@@ -78,7 +75,7 @@ class ScoreJob:
                 folder = self.work.inputs / each.role / prefix_of(each.inside)
                 self._fetch(each, None)
             assert folder is not None  # an input is in a repository or in a folder
-            subjects[each.role] = Subject(folder, listed_sums(each), planned.models[each.role].shards)
+            subjects[each.role] = Subject(folder, each.listed_sums, planned.models[each.role].shards)
         lacking = scorer.lacking(subjects, self.request.against or planned.inputs[0].role)
         if lacking:
             scorer.require_harness()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from db import scores as known_scores
 from hub.snapshot import Hub
 from jobs import lifecycle
-from jobs.request import EvalSet
+from jobs.sets import EvalSet
 from scoring.digest import model_digest, score_key, task_digest
 from scoring.errors import ScoringError, ScoringStopped
 from scoring.harness.run import require_tasks

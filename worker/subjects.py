@@ -12,7 +12,6 @@ from merge.checkpoint.index import ModelIndex
 from merge.recipe_stages import ADAPTER, leaves, stage_of
 from merge.report import Report
 from worker.given_back import BASE, Desk, GivenBack, Member, give_back, is_whole, with_adapter
-from worker.known import listed_sums
 from worker.scorer import Looked, Subject
 
 RESULT, SOURCE = "result", "its source"
@@ -56,7 +55,7 @@ def parents_of(
             make = partial(with_adapter, *own, desk.means)
             found[role] = GivenBack(desk, make, whole_bytes(again[role]))
         elif role in wanted and _is_plain(wanted[role]) and _is_here(planned, role):
-            found[role] = Subject(folders[role], listed_sums(each))
+            found[role] = Subject(folders[role], each.listed_sums)
     return found
 
 

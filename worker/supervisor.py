@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import structlog
 from celery.signals import heartbeat_sent, worker_ready, worker_shutting_down
 
+from db import removals
 from db.session import make_engine, make_sessions
 from jobs import lifecycle, tally
 from jobs.errors import LeaseLost
 from jobs.lifecycle import Fence
 from jobs.tally import Hear
 from settings import Settings
-from worker import scratch
+from worker import artifacts, scratch
 from worker.app import database_of
 from worker.board import Board, Note, health_path
 from worker.context import Transaction
@@ -40,6 +41,7 @@ class Supervisor:
     board: Board
     transaction: Transaction
     scratch: Path
+    data_dir: Path
     lease_seconds: float
     keep_seconds: float
     grace_seconds: float = GRACE_SECONDS
@@ -60,6 +62,7 @@ class Supervisor:
             board,
             sessions.begin,
             settings.scratch,
+            settings.data_dir,
             settings.lease_seconds,
             settings.keep_unfinished_seconds,
             settings.stop_grace_seconds,
@@ -132,6 +135,12 @@ class Supervisor:
             self._forget_candidates()
             for root_id in scratch.clean(self.scratch, self.keep_seconds):
                 log.info("work_folder_removed", root_id=root_id)
+            for job_id in artifacts.forget(self.data_dir, self._removed):
+                log.info("artifact_removed", job_id=job_id)
+
+    def _removed(self, job_ids: Collection[str]) -> Collection[str]:
+        with self.transaction() as session:
+            return removals.among(session, job_ids)
 
     def _forget_candidates(self) -> None:
         for root_id in scratch.forget_candidates(self.scratch):

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from db import scores, webhooks
+from db import removals, scores, webhooks
 from jobs import idempotency, lifecycle
 from worker.context import Transaction
 
@@ -74,13 +74,14 @@ class Keeping:
 
 
 def prune(transaction: Transaction, keeping: Keeping) -> dict[str, int]:
-    """Forgets answers of requests with an idempotency key after three days, scores and webhook messages as
-    ``keeping`` says; how many of each. Each is a transaction of its own.
+    """Forgets answers of requests with an idempotency key after three days, which jobs were deleted after a
+    year, scores and webhook messages as ``keeping`` says; how many of each. Each is a transaction of its own.
     """
     duties: dict[str, Callable[[Any], int]] = {
         "answers": idempotency.prune,
         "scores": partial(scores.prune, keep_seconds=keeping.scores),
         "deliveries": partial(webhooks.prune, keep_seconds=keeping.deliveries),
+        "removals": removals.prune,
     }
     found = {}
     for what, forget in duties.items():

@@ -15,7 +15,7 @@ from db import trials
 from db.models.trial import Trial as Row
 from search.drive import Candidate, Trial
 from search.trial import Ask, Told
-from worker.context import JobContext, Transaction, storable
+from worker.context import JobContext, Transaction
 
 log = structlog.get_logger("worker.trials")
 
@@ -64,7 +64,7 @@ class Rows:
             return False
         told = scored(self._candidate(row))
         with self._transaction() as session:
-            kept = trials.finish(session, row, storable(told.as_dict()))
+            kept = trials.finish(session, row, told.as_dict())
         if not kept:
             log.warning("trial_is_another_s", number=row.number)
         return True

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from api.dashboard.render import number_said
-from api.dashboard.views import CHECK, found
+from api.dashboard.views import found
 from db.models.evaluation import Evaluation, EvaluationScore
+from jobs.sets import CHECK
 from merge.evidence import NOT_YET, evidence
 
 APART = ("ok", "findings", "vitals", "parents")

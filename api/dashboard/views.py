@@ -11,11 +11,11 @@ from db.models.evaluation import Evaluation, EvaluationScore
 from db.models.job import Job, JobEvent
 from jobs.append import can_append
 from jobs.request import read_order
+from jobs.sets import CHECK
 from jobs.states import ACTIVE, PHASES, RETRYABLE, State, is_terminal
 from merge.recipe import Recipe
 from scoring.score import higher_is_better
 
-CHECK = "check"
 POINTS_MOST = 600
 SOMETIMES = ("measuring", "merging", "searching", "evaluating", "uploading")
 ESTIMATES = {

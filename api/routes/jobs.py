@@ -294,8 +294,9 @@ def merge_trial(
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
 def delete_job(desk: InDesk, caller: Writer, job_id: Id) -> None:
-    """Removes an ended job with everything recorded about it; what it pushed stays where it is. A job that
-    was retried goes after its retries, which share its trials and its webhook.
+    """Removes an ended job with everything recorded about it, and the result that the service keeps; what it
+    pushed stays where it is. A job that was retried goes after its retries, which share its trials and its
+    webhook; one whose result another job reads, after that has ended.
     """
     with desk.begin() as session:
         job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)

@@ -306,7 +306,7 @@ class Windows:
 
 
 def ranks_wanted(task: Task, filled: Sequence[int]) -> list[tuple[int, ...]]:
-    """What a task seeks of each quantity, of which so many entries count; raises ``Unfit`` if it cannot say."""
+    """What a task seeks of each quantity, of which so many entries count. Raises ``Unfit``."""
     wanted = task.stat.ranks_at(task.params, filled)
     if wanted is None:
         raise Unfit

@@ -38,7 +38,7 @@ class FailingHub:
 
 
 def client_of(settings: Settings, hub: Any) -> TestClient:
-    planner = Planner(lambda _tenant, _token: hub, settings.model_roots, settings.memory_budget_bytes)
+    planner = Planner(lambda _token: hub, settings.model_roots, settings.memory_budget_bytes)
     return TestClient(create_app(settings, planner))
 
 
@@ -84,10 +84,10 @@ def test_a_missing_repository_is_refused_where_it_is_named(settings: Settings, a
 
 
 def test_the_hub_is_asked_with_the_callers_own_token(settings: Settings, anna: Who, bert: Who) -> None:
-    asked: list[tuple[str, str | None]] = []
+    asked: list[str | None] = []
 
-    def hub(tenant: str, token: str | None) -> Any:
-        asked.append((tenant, token))
+    def hub(token: str | None) -> Any:
+        asked.append(token)
         return FailingHub(RepoNotFound("no"))
 
     planner = Planner(hub, settings.model_roots, settings.memory_budget_bytes)
@@ -97,5 +97,5 @@ def test_the_hub_is_asked_with_the_callers_own_token(settings: Settings, anna: W
         order = HUB_ORDER | {"hub_credential": made["id"]}
         client.post("/v1/plans", json=order, headers=anna.headers)
         stolen = client.post("/v1/plans", json=order, headers=bert.headers)
-    assert asked == [(anna.caller.tenant_id, "hf_canary")]
+    assert asked == ["hf_canary"]
     assert stolen.status_code == 404

@@ -62,6 +62,7 @@ def test_a_plan_of_a_score_job_records_nothing(api: TestClient) -> None:
         ({"against": "c"}, "/against", "none of the models: m0, b"),
         ({"evaluate": {"sets": []}}, "/evaluate/sets", "evaluate.sets is empty"),
         ({"evaluate": {"sets": [SET], "margin": 0.1}}, "/evaluate/margin", "nothing is published"),
+        ({"evaluate": {"sets": [SET | {"name": "check"}]}}, "/evaluate/sets/0/name", "check of a result"),
         ({"evaluate": {"sets": [SET | {"kind": "poetry"}]}}, "/evaluate/sets/0/kind", "perplexity"),
         (
             {"evaluate": {"sets": [SET | {"settings": {"windw": 3}}]}},

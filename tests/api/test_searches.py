@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from db import trials
+from db.models.trial import Trial
 from jobs import lifecycle
 
 TEXTS = {"name": "texts", "kind": "perplexity", "data": {"path": "texts.jsonl"}}
@@ -43,7 +43,7 @@ def done(sessions: sessionmaker[Session], job_id: str) -> None:
             told = {"share": 1.0, "error": "NotFinite: x", "seconds": 0.1} if scale == 0.5 else told
             told |= {"reused": True} if scale == 1.0 else {}
             facts = {"key": str(number), "share": 1.0, "number": number, "point": {"scale": scale}}
-            trials.put(session, job.root_id, {**facts, "told": told, "elapsed": float(number)})
+            session.add(Trial(root_id=job.root_id, **facts, told=told, elapsed=float(number)))
         best = {"number": 2, "point": {"scale": 1.0}, "values": [-2.0], "recipe": {}}
         found = {"best": best, "front": [], "hypervolume": None, "ended": "done", "folder": "/kept"}
         lifecycle.succeed(session, lifecycle.fence_of(job), found)

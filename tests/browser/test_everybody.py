@@ -6,8 +6,8 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Page, expect
 
-from db import trials
 from db.models.job import Job
+from db.models.trial import Trial
 from jobs import lifecycle
 from jobs.lifecycle import Fence
 from jobs.request import read_order
@@ -103,7 +103,8 @@ def search_job(desktop: Desktop) -> str:
                 "number": number,
                 "point": dict.fromkeys(numbers, 0.123456),
             }
-            trials.put(session, claimed.root_id, {**facts, "told": {"share": 1.0, **told}, "elapsed": 1.0})
+            told = {"share": 1.0, **told}
+            session.add(Trial(root_id=claimed.root_id, **facts, told=told, elapsed=1.0))
     return job_id
 
 

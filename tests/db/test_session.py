@@ -1,5 +1,7 @@
 """What goes into JSON columns, and what becomes of dead connections."""
 
+from typing import Any
+
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -9,11 +11,16 @@ from sqlalchemy.orm import Session
 from db.session import is_away, make_engine, to_json
 
 
-def test_a_nul_in_a_text_does_not_stop_a_row(session: Session) -> None:
-    stored = session.scalar(
-        text("SELECT CAST(:value AS jsonb)"), {"value": to_json({"generated": "a\0b", "deep": ["\0"]})}
-    )
-    assert stored == {"generated": "a\ufffdb", "deep": ["\ufffd"]}
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ({"generated": "a\0b", "deep": ["\0"]}, {"generated": "a\ufffdb", "deep": ["\ufffd"]}),
+        ({"generated": ("a\ud800b",), "\udfff": 1}, {"generated": ["a?b"], "?": 1}),
+        ({"generated": "\U0001f600 \\u0000 \\ud800"}, {"generated": "\U0001f600 \\u0000 \\ud800"}),
+    ],
+)
+def test_what_a_text_cannot_hold_does_not_stop_a_row(session: Session, value: Any, kept: Any) -> None:
+    assert session.scalar(text("SELECT CAST(:value AS jsonb)"), {"value": to_json(value)}) == kept
 
 
 def test_connections_that_the_server_ended_are_replaced_without_a_word(postgres_url: str) -> None:

@@ -8,7 +8,8 @@ import pytest
 from jobs.candidates import Way, told, way_of
 from jobs.errors import RequestInvalid
 from jobs.planning import Planned
-from jobs.request import EvalSet, SearchRequest, read_order
+from jobs.request import SearchRequest, read_order
+from jobs.sets import EvalSet
 from merge.errors import PlanRefused
 from merge.local import index_models
 from merge.plan import Plan, make_plan

@@ -12,7 +12,8 @@ from jobs.errors import RequestInvalid
 from jobs.evaluating import told
 from jobs.kinds import Asking, plan_order
 from jobs.planning import Planned, Planner
-from jobs.request import EvaluateRequest, read_order
+from jobs.request import read_order
+from jobs.sets import EvaluateRequest
 from merge.errors import PlanRefused
 from tests import tiny
 
@@ -37,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def planner(root: Path) -> Iterator[Planner]:
-    def no_hub(tenant: str, token: str | None) -> Any:
+    def no_hub(token: str | None) -> Any:
         return object()  # everything is in folders
 
     with closing(Planner(no_hub, [root], 1 << 30)) as planner:

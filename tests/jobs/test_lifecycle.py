@@ -295,6 +295,19 @@ def test_only_an_ended_job_can_be_deleted(session: Session) -> None:
     assert session.scalar(text("SELECT count(*) FROM job_event")) == 0
 
 
+def test_a_job_whose_result_another_one_reads_is_deleted_after_that(session: Session) -> None:
+    made, fence = make_running(session)
+    lifecycle.succeed(session, fence, {})
+    reader, reading = make_running(session)
+    facts = {"role": "base", "kind": "folder", "repo": f"{made.id}:member"}
+    lifecycle.record_inputs(session, reading, [facts])
+    with pytest.raises(IllegalState, match=f"what {reader.id} reads"):
+        lifecycle.delete(session, made)
+    lifecycle.succeed(session, reading, {})
+    lifecycle.delete(session, made)
+    assert jobs.get(session, made.id) is None
+
+
 def test_a_repeated_artifact_or_evaluation_replaces_the_earlier_one(session: Session) -> None:
     job, fence = make_running(session)
     lifecycle.record_artifact(session, fence, "repo", "hub://org/out", commit_sha="a")

@@ -93,7 +93,7 @@ def desk(models: Path, tmp_path: Path) -> Iterator[Desk]:
         hub.mark("closed/secret", private=True)
         hub.mark("closed/gated", gated=True)
 
-        def factory(tenant: str, token: str | None) -> Hub:
+        def factory(token: str | None) -> Hub:
             return Hub(hub.url, token, patience=0.5)
 
         planner = Planner(factory, [roots], 1 << 30)
@@ -215,7 +215,7 @@ def test_a_hub_that_does_not_answer_is_no_refusal(desk: Desk) -> None:
 def test_planning_ends_at_its_deadline(desk: Desk) -> None:
     held = threading.Event()
 
-    def slow(tenant: str, token: str | None) -> Any:
+    def slow(token: str | None) -> Any:
         class Slow:
             def pin(self, repo: str, revision: str | None) -> None:
                 held.wait(5)
@@ -236,7 +236,7 @@ def test_all_looks_of_an_order_together_end_at_its_deadline() -> None:
             return Snapshot(repo, revision, "0" * 40, False, False, None, (), (texts,), repo_type)
 
     texts = RepoFile("texts.txt", 4, "0" * 40)
-    planner = Planner(lambda tenant, token: cast(Hub, Slow()), [], 1 << 30)
+    planner = Planner(lambda token: cast(Hub, Slow()), [], 1 << 30)
     sets = [
         {"name": name, "kind": "perplexity", "data": {"hub": f"org/{name}", "file": "texts.txt"}}
         for name in ("a", "b", "c", "d")

@@ -44,7 +44,7 @@ def order(floor: Floor, **fields: Any) -> str:
 def test_a_planned_order_runs_on_the_commits_it_was_planned_with(floor: Floor) -> None:
     bundled(floor, "emr", base="inside")
     workshop = floor.workshop
-    planner = Planner(lambda _tenant, token: workshop.hub(token), [], 1 << 30)
+    planner = Planner(workshop.hub, [], 1 << 30)
     request = read_order({"kind": "materialise", "bundle": BUNDLE, "member": "b"})
     with closing(planner):
         planned = plan_order(request, Asking(planner, TOKEN, "anyone"))

@@ -130,6 +130,13 @@ def test_a_model_larger_than_memory_is_refused_before_the_download(floor: Floor)
     assert "1000" in (job.error_detail or "") and floor.hub.stats.bytes["weight"] == 0
 
 
+def test_a_worker_without_the_harness_says_so_before_the_download_of_weights(floor: Floor) -> None:
+    sets = [{"name": "arc", "kind": "lm_eval", "settings": {"task": "arc_easy"}}]
+    job = floor.run(ordered(floor, evaluate={"sets": sets}))
+    assert (job.state, job.error_code) == ("failed", "harness_missing"), job.error_detail
+    assert floor.hub.stats.bytes["weight"] == 0
+
+
 def test_a_broken_line_of_a_set_is_named(floor: Floor) -> None:
     order = ordered(floor)
     write_texts(floor, [{"text": "fine"}, {"txt": "not"}])

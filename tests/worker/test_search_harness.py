@@ -76,3 +76,12 @@ def test_what_would_befall_every_candidate_ends_the_job_at_the_first(
     said = "does not measure 'acc_norm', but acc, f1" if status == 0 else "install mergery[eval]"
     assert said in str(job.error_detail)
     assert not any(row.told for row in rows(floor, job)) and left(floor) == []
+
+
+def test_a_worker_without_the_harness_says_so_before_anything_is_fetched_or_tried(floor: Floor) -> None:
+    sets = [{"name": "arc", "kind": "lm_eval", "settings": {"task": "arc_easy"}}]
+    search = {**TWO, "objectives": [{"set": "arc", "metric": "acc"}]}
+    job = floor.run(asked(floor, order(floor, search, evaluate={"sets": sets})))
+    assert (job.state, job.error_code) == ("failed", "harness_missing"), job.error_detail
+    assert rows(floor, job) == [] and floor.hub.stats.bytes["weight"] == 0
+    assert not [event for event in floor.events(job.id) if event.type == "search.phase"]

@@ -15,10 +15,12 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs as rows
+from db import removals
 from db.models.job import Job
 from jobs import lifecycle
 from jobs.lifecycle import Fence
 from tests.factories import make_rules, make_running
+from worker.artifacts import artifact_folder
 from worker.board import Board, Note
 from worker.scratch import WorkFolder
 from worker.supervisor import Supervisor, count_out_of_memory_kills, is_alive
@@ -40,7 +42,7 @@ def running(sessions: sessionmaker[Session]) -> Fence:
 
 def watch(sessions: sessionmaker[Session], folder: Path, **options: Any) -> Supervisor:
     return Supervisor(
-        Board.create(folder), sessions.begin, folder, lease_seconds=5.0, keep_seconds=60.0, **options
+        Board.create(folder), sessions.begin, folder, folder, lease_seconds=5.0, keep_seconds=60.0, **options
     )
 
 
@@ -181,6 +183,36 @@ def test_the_board_of_an_idle_worker_is_kept(sessions: sessionmaker[Session], tm
         while supervisor.board.folder.stat().st_mtime < long_ago + 1:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_what_is_kept_of_deleted_jobs_is_removed_and_nothing_else(
+    sessions: sessionmaker[Session], tmp_path: Path, running: Fence
+) -> None:
+    with sessions.begin() as session:
+        deleted, cut_off = [make_running(session)[1] for _ in range(2)]
+    kept, going = (artifact_folder(tmp_path, each.job_id) for each in (running, deleted))
+    parts = [kept.with_name(f".{cut_off.job_id}{end}") for end in (".partial", ".gone")]
+    others = [kept, kept.with_name("job_of_another_database"), kept.with_name(f".{running.job_id}.partial")]
+    for folder in (*others, going, *parts):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+    link = artifact_folder(tmp_path, cut_off.job_id)
+    link.symlink_to(tmp_path)
+    watch(sessions, tmp_path)._clean()
+    assert going.exists()
+    with sessions.begin() as session:
+        for fence in (deleted, cut_off):
+            lifecycle.delete(session, lifecycle.succeed(session, fence, {}))
+        still_there = rows.get(session, running.job_id)
+        assert still_there is not None
+        removals.note(session, still_there)
+    with watching(watch(sessions, tmp_path)):
+        deadline = time.monotonic() + 10
+        while any(each.exists() for each in (going, *parts)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert all((each / "model.safetensors").exists() for each in others) and link.is_symlink()
+    assert len(list(kept.parent.iterdir())) == len(others) + 1
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs as rows
-from db import scores
+from db import removals, scores
 from jobs.keyring import Keyring
+from jobs.lifecycle import delete, succeed
 from jobs.webhooks import create_endpoint, send_test
 from tests.factories import TEST_SECRET, let_lease_run_out, make_caller, make_job, make_running
 from worker.sweep import Doorbell, Keeping, expire, prune, recover
@@ -100,9 +101,17 @@ def test_old_scores_and_messages_are_forgotten_and_what_waits_is_not(
                 {"id": message},
             )
         scores.put(session, tenant, "k", [], model="m", task="t")
+        old, new = (make_running(session)[1] for _ in range(2))
+        for fence in (old, new):
+            delete(session, succeed(session, fence, {}))
+        session.execute(
+            text("UPDATE removed_job SET created_at = now() - interval '366 days' WHERE job_id = :id"),
+            {"id": old.job_id},
+        )
         session.execute(text("UPDATE known_score SET last_used_at = now() - interval '61 s'"))
     keeping = Keeping(scores=60, deliveries=30)
-    assert prune(sessions.begin, keeping) == {"answers": 0, "scores": 1, "deliveries": 2}
-    assert prune(sessions.begin, keeping) == {"answers": 0, "scores": 0, "deliveries": 0}
+    assert prune(sessions.begin, keeping) == {"answers": 0, "scores": 1, "deliveries": 2, "removals": 1}
+    assert prune(sessions.begin, keeping) == {"answers": 0, "scores": 0, "deliveries": 0, "removals": 0}
     with sessions() as session:
         assert set(session.scalars(text("SELECT id FROM webhook_delivery"))) == set(ids[2:])
+        assert removals.among(session, {old.job_id, new.job_id}) == {new.job_id}
