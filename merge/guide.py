@@ -88,7 +88,7 @@ GUIDE: dict[str, Advice] = {
     ),
     "della": Advice(
         "As `dare`, where large changes should be dropped less often than small ones.",
-        "A sort of every row.",
+        "Ranks within every row.",
         "A row of one entry is kept with probability density (published: 0 / 0). `rescale: l1` is "
         "mergekit's.",
     ),
