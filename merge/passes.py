@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -28,6 +28,15 @@ Quicker = Callable[[Chain, Sequence[Task], bool], Way]
 """The way for these tasks of a tensor; the last argument allows a guess."""
 
 Due = list[tuple[Chain, Sequence[Task]]]
+
+
+class Keeper(Protocol):
+    """Where what was measured over all tensors is kept: a journal, or nowhere."""
+
+    shared: list[Any] | None
+
+    def add_shared(self, values: list[Any]) -> None:
+        """Keeps them."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,15 +42,6 @@ from merge.survey.watch import Watch
 from merge.tokenizer.rows import TableReader
 
 BATCH_ENTRIES = 1 << 25
-
-
-class Shared(Protocol):
-    """Where what was measured over all tensors is kept: a journal, or nowhere."""
-
-    shared: list[Any] | None
-
-    def add_shared(self, values: list[Any]) -> None:
-        """Keeps them."""
 
 
 class Work:
@@ -111,7 +102,7 @@ class Work:
                 steps = zip(methods, output.settings, strict=True)
                 self._informed[output.name] = informed.of(output, steps)
 
-    def measure_global(self, journal: Shared) -> None:
+    def measure_global(self, journal: passes.Keeper) -> None:
         """The passes over all tensors that global statistics need; skipped where the journal has their
         values.
         """
