@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,15 +76,17 @@ def measured(folder: Path, size: int, rounds: int = 3) -> Durable:
         return _measured(Path(name), size, rounds)
 
 
-def stir(folder: Path, size: int) -> None:
-    """Takes so much memory for a file and lets it go. Where a hypervisor takes back what is free for a while,
-    the first touch of a page costs more than everything else that is done with it, and whoever writes first
-    would pay for all.
+@contextmanager
+def backed(folder: Path, size: int) -> Iterator[None]:
+    """Holds memory for a file of so many bytes, and a quarter more, to the end of the ``with`` block. Where
+    a hypervisor takes back what is free for a second or two, the first touch of a page costs more than
+    everything else that is done with it: what begins right after finds pages that are there.
     """
-    path, block = folder / "stirred", bytes(1 << 20)
+    path, block = folder / "backed", bytes(1 << 20)
     with path.open("wb", buffering=0) as file:
-        for _ in range(0, size, len(block)):
+        for _ in range(0, size + size // 4, len(block)):
             file.write(block)
+    yield
     path.unlink()
 
 
@@ -97,7 +100,8 @@ def _measured(folder: Path, size: int, rounds: int) -> Durable:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            stir(folder, size)
+            with backed(folder, size):
+                pass
             begin = time.perf_counter()
             try:
                 way()

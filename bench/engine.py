@@ -167,13 +167,14 @@ def measured(
     inputs = [folder / name for name in (*(("base",) if timed.based else ()), *EXPERTS[: timed.experts])]
     floors, merges, theirs = [], [], []
     for _ in range(1 if timed.slow else options.repeat):
-        durable.stir(folder, _bytes(inputs[0]))
-        if not options.cold:
-            _warm(inputs)
+        with durable.backed(folder, _bytes(inputs[0])):
+            if not options.cold:
+                _warm(inputs)
         floors.append(floor_seconds(inputs, folder / "copy"))
         merges.append(merge_seconds(folder, inputs, method, threads, options))
         if options.mergekit and timed.theirs:
-            _warm(inputs)
+            with durable.backed(folder, _bytes(inputs[0])):
+                _warm(inputs)
             theirs.append(mergekit_seconds(folder, timed, inputs, options.mergekit) - start)
     seconds = median(merge.seconds for merge in merges)
     ratio = median(merge.seconds / floor for merge, floor in zip(merges, floors, strict=True))
@@ -234,8 +235,8 @@ def merge_seconds(
         done = threading.Event()
         watch = threading.Thread(target=_watch, args=(child.pid, peaks, done))
         watch.start()
-        durable.stir(folder, _bytes(folder / EXPERTS[0]))
-        (_drop if options.cold else _warm)(inputs)
+        with durable.backed(folder, _bytes(inputs[0])):
+            (_drop if options.cold else _warm)(inputs)
         child.stdin.write("go\n")
         child.stdin.flush()
         line = child.stdout.readline()
