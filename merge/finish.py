@@ -16,7 +16,7 @@ from merge.file_errors import BundleBaseChanged
 from merge.journal import Journal, sample_of, sha256_of
 from merge.plan import ENGINE_VERSION, Plan
 from merge.recipe import canonical, recipe_digest
-from merge.recipe_stages import stage_of
+from merge.recipe_stages import ADAPTER, stage_of
 from merge.report import OutputFile
 from merge.result_config import in_vocabulary, main_dtype, output_config, takes_ends
 from merge.survey.page import render_page
@@ -62,7 +62,7 @@ def inputs_manifest(
         what, files = identified(key, plan.weight_files(key))
         told[key][what] = files
         if index.adapter is not None:
-            what, files = identified(f"{key}+adapter", index.adapter.weights)
+            what, files = identified(key + ADAPTER, index.adapter.weights)
             told[key] |= {"adapter": index.adapter.label, f"adapter_{what}": files}
     return told
 
@@ -214,7 +214,7 @@ def small_files(plan: Plan, folders: Mapping[str, Path], key: str, names: Sequen
     adapter = plan.models[key].adapter
     kept = {name.rpartition("/")[2]: name for name in (adapter.small if adapter is not None else ())}
     if kept.keys() & set(names):
-        folder, own = folders[f"{key}+adapter"], kept
+        folder, own = folders[key + ADAPTER], kept
     there = {name: own[name] for name in names if name in own and (folder / own[name]).is_file()}
     found = {name: safe_path(folder, place).read_bytes() for name, place in there.items()}
     facts = plan.models[key].tokenizer

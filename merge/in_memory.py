@@ -28,6 +28,7 @@ from merge.meter import Meter
 from merge.methods import load as load_methods
 from merge.outputs import OutputTensor
 from merge.plan import Plan
+from merge.recipe_stages import ADAPTER
 from merge.run import fitted_sizes
 from merge.sizing import Sizes
 from merge.statistics import NOTHING, Informed, open_statistics
@@ -207,7 +208,7 @@ class InMemory:
 
     def _reader(self, key: str, plan: Plan) -> _Keeping:
         if key not in self._readers:
-            adapter = self._folders.get(f"{key}+adapter")
+            adapter = self._folders.get(key + ADAPTER)
             made = _Keeping(self._folders[key], plan.models[key], adapter, (None, None))
             self._stack.enter_context(made)
             self._readers[key] = made

@@ -9,7 +9,7 @@ from merge.document import pointer_of
 from merge.errors import Finding, FindingsError, MergekitUnsupported
 from merge.mergekit_values import refuse
 from merge.recipe import Recipe, recipe_from
-from merge.recipe_stages import MOST_STAGES, STAGE, check_stages, named_models
+from merge.recipe_stages import ADAPTER, MOST_STAGES, STAGE, check_stages, named_models
 
 Translate = Callable[[Mapping[str, Any]], tuple[Recipe, tuple[str, ...]]]
 
@@ -107,7 +107,7 @@ def _translated(
             _refuse(document, f"{each.name} is a merge, and cannot be taken for a LoRA.")
         if stage is not None:
             names[each.role] = f"{STAGE}{stage}"
-            if f"{each.role}+adapter" in {other.role for other in named_models(recipe)}:
+            if each.role + ADAPTER in {other.role for other in named_models(recipe)}:
                 _refuse(document, f"a LoRA cannot be put on {each.name}: put it on one of its models.")
     return recipe.renamed(names), notes
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from merge.checkpoint.adapter import AdapterIndex
 from merge.checkpoint.header import TensorInfo
 from merge.plan import Plan
+from merge.recipe_stages import ADAPTER
 
-ADAPTER = "+adapter"
 Spans = tuple[tuple[int, int], ...]
 """Byte ranges (begin, end) of one file: sorted, none empty, with a gap between each two."""
 
@@ -15,7 +15,7 @@ def needed_ranges(plan: Plan) -> dict[str, dict[str, Spans]]:
     """For every folder that ``merge.run`` is given (a model's key, ``<key>+adapter``): the files it reads
     weights from and their bytes.
     """
-    adapters = [f"{key}+adapter" for key, index in plan.models.items() if index.adapter is not None]
+    adapters = [key + ADAPTER for key, index in plan.models.items() if index.adapter is not None]
     return {folder: ranges_in(plan, folder) for folder in (*plan.models, *adapters)}
 
 
@@ -65,7 +65,7 @@ def order_of(ranges: Mapping[str, Mapping[str, Spans]], plan: Plan) -> list[tupl
         for source in output.inputs:
             for part in plan.models[source.model].tensors[source.tensor].stored:
                 order.setdefault((source.model, part.file))
-            for file in ranges.get(f"{source.model}+adapter", ()):
-                order.setdefault((f"{source.model}+adapter", file))
+            for file in ranges.get(source.model + ADAPTER, ()):
+                order.setdefault((source.model + ADAPTER, file))
     every = {(folder, file): None for folder, files in ranges.items() for file in files}
     return [each for each in {**order, **every} if each in every]

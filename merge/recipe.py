@@ -14,7 +14,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from merge.catalog import catalogue
-from merge.document import Content, load_document, pointer_of
+from merge.document import pointer_of
 from merge.errors import Finding, RecipeInvalid
 from merge.presets import expand
 from merge.recipe_calibration import DATA_TAGS, Calibration, CalibrationData
@@ -43,7 +43,7 @@ from merge.recipe_results import (
     MoeResult,
     Result,
 )
-from merge.recipe_stages import MOST_STAGES, check_stages, of_stage, within
+from merge.recipe_stages import ADAPTER, MOST_STAGES, check_stages, of_stage, within
 from merge.recipe_tokenizer import CHAT_TEMPLATES, RULE_TAGS, TokenizerChoice, TokenOf, TokenRule
 
 RESERVED_IDS = ("base", "donor", "union", "zero")
@@ -146,7 +146,7 @@ class Recipe(Part):
             source.model_copy(
                 update={
                     "model": names.get(source.id, source.model),
-                    "adapter": names.get(f"{source.id}+adapter", source.adapter),
+                    "adapter": names.get(source.id + ADAPTER, source.adapter),
                 }
             )
             for source in self.sources
@@ -167,11 +167,6 @@ class Recipe(Part):
 def _over_base(source: dict[str, Any], base: Any) -> dict[str, Any]:
     """A source that names an adapter only is that adapter over the base."""
     return {"model": base, **source} if base and source.get("adapter") else source
-
-
-def parse_recipe(text: str | bytes, content: Content) -> Recipe:
-    """Reads a recipe in our own form; ``RecipeInvalid`` has a JSON pointer and the nearest valid name."""
-    return recipe_from(load_document(text, content))
 
 
 def recipe_from(document: dict[str, Any]) -> Recipe:

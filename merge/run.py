@@ -35,7 +35,7 @@ from merge.journal import FILE, Journal, open_journal, partial_folder, sha256_of
 from merge.meter import Meter, Silent
 from merge.methods import load as load_methods
 from merge.plan import Plan
-from merge.recipe_stages import key_in, of_stage
+from merge.recipe_stages import ADAPTER, key_in, of_stage
 from merge.report import OutputFile, Progress, Report, ShardDone, Together
 from merge.results.adapter import make_adapter
 from merge.results.moe import make_routers
@@ -259,7 +259,7 @@ class _Run:
 
     def _run_member(self, member: str, folders: Mapping[str, Path], at: Path) -> Report:
         """Makes the adapter of a twin's member in the folder ``at``."""
-        own = {key: self.pinned[key] for key in (member, f"{member}+adapter") if key in self.pinned}
+        own = {key: self.pinned[key] for key in (member, member + ADAPTER) if key in self.pinned}
         plan = self.plan.members[member]
         return self._again(plan, folders, at, member, wait_for=self.wait_for, pinned=own)
 
@@ -319,6 +319,6 @@ def _already_there(plan: Plan, inputs: Mapping[str, Any], out: Path) -> Report:
 
 
 def _reader(plan: Plan, key: str, folders: Mapping[str, Path], wait_for: WaitFor | None) -> TensorReader:
-    adapter = f"{key}+adapter"
+    adapter = key + ADAPTER
     waits = (None, None) if wait_for is None else (bound(wait_for, key), bound(wait_for, adapter))
     return TensorReader(folders[key], plan.models[key], folders.get(adapter), waits)

@@ -8,7 +8,7 @@ from merge.checkpoint.places import safe_path
 from merge.errors import InputChanged
 from merge.file_errors import FileMissing
 from merge.plan import Plan
-from merge.recipe_stages import of_stage, stage_of
+from merge.recipe_stages import ADAPTER, of_stage, stage_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _wanted(plan: Plan) -> Iterator[tuple[str, str, str, int]]:
             yield index.label, key, file, index.files[file]
         if index.adapter is not None:
             for file in index.adapter.weights:
-                yield index.label, f"{key}+adapter", file, index.adapter.files[file]
+                yield index.label, key + ADAPTER, file, index.adapter.files[file]
 
 
 def _facts(path: Path) -> tuple[int, int, int] | None:

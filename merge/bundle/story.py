@@ -13,6 +13,7 @@ from merge.checkpoint.layout import ShardLayout
 from merge.finish import sync_folder, write_small_files
 from merge.journal import Finished, Journal
 from merge.plan import Plan
+from merge.recipe_stages import ADAPTER
 from merge.report import OutputFile, Report
 from merge.work import Work
 
@@ -64,7 +65,7 @@ def _adapter(
     member: str, shared: Path, folders: Mapping[str, Path], journal: Journal, tools: Tools
 ) -> list[OutputFile]:
     """What a twin keeps of one member, in a folder of its own."""
-    own = {key: folders[key] for key in (member, f"{member}+adapter") if key in folders}
+    own = {key: folders[key] for key in (member, member + ADAPTER) if key in folders}
     at = f"{ADAPTERS}/{member}"
     (journal.folder / ADAPTERS).mkdir(exist_ok=True)
     report = tools.run_member(member, {"base": shared, **own}, journal.folder / at)

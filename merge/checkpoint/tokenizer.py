@@ -43,11 +43,6 @@ class TokenizerFacts:
     packed: bytes = field(repr=False, default=b"")
     made: bytes = field(repr=False, default=b"")
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the tokenizer says how a conversation is written."""
-        return self.chat_template is not None
-
     def vocabulary(self) -> Vocabulary | None:
         """The tokens and their ids; ``None`` where only a binary model tells them."""
         return Vocabulary.unpack(self.packed) if self.packed else None

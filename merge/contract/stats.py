@@ -359,11 +359,3 @@ class Gram(Sum):
         rows = range(isqrt(2 * len(part.totals())))
         upper = {(i, j): next(triangle) for i in rows for j in rows if j >= i}
         return tuple(tuple(upper[min(i, j), max(i, j)] for j in rows) for i in rows)
-
-
-class Dot(Gram):
-    """The inner product of the first two quantities, as a float."""
-
-    def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:
-        """One entry of the Gram matrix."""
-        return super().close(part, p, elements, so_far)[0][1]

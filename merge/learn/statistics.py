@@ -36,13 +36,12 @@ OTHER_KINDS: Mapping[str, str] = {
     "routing_counts": "(experts,): tokens that each expert was given, under the router's name",
     "activation_norm": "(): mean over tokens of the L2 norm of what leaves a block, under the block's path",
 }
-JOINT_KINDS: Mapping[str, str] = {
-    "gram_merged": "(in, in): mean over tokens of x x', the x coming through blocks that are merged already",
-    "votes": "shape of the tensor: mean over sequences of 1 (take the entry), -1 (keep it), 0 (no say)",
-    "mask": "shape of the tensor: 1 where the entry is in the source's trained region, else 0",
-}
-"""Kinds that take several models and a recipe's settings (``merge.joint`` measures them)."""
 KINDS: Mapping[str, str] = {**INPUT_KINDS, **GRADIENT_KINDS, **OTHER_KINDS}
+"""Those of one model. ``merge.joint`` measures more, which take several models and a recipe's settings:
+``gram_merged`` ((in, in): mean over tokens of x x', the x coming through blocks that are merged already), and
+in the shape of the tensor ``votes`` (mean over sequences of 1: take the entry, -1: keep it, 0: no say) and
+``mask`` (1 where the entry is in the source's trained region, else 0).
+"""
 _SHARED = frozenset({*INPUT_KINDS, "gram_merged"})
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.document import Content
+from merge.document import Content, load_document
 from merge.errors import Finding, RecipeInvalid
-from merge.recipe import canonical, parse_recipe, recipe_digest, recipe_from
+from merge.recipe import Recipe, canonical, recipe_digest, recipe_from
 
 SMALL: dict[str, Any] = {"sources": [{"model": "org/a"}, {"model": "org/b"}], "steps": [{"method": "linear"}]}
 
@@ -31,17 +31,21 @@ seed: 7
 """
 
 
+def parsed(text: str | bytes, content: Content) -> Recipe:
+    return recipe_from(load_document(text, content))
+
+
 def findings(document: dict[str, Any] | str, content: Content = "yaml") -> tuple[Finding, ...]:
     with pytest.raises(RecipeInvalid) as caught:
         if isinstance(document, str):
-            parse_recipe(document, content)
+            parsed(document, content)
         else:
             recipe_from(document)
     return caught.value.findings
 
 
 def test_the_example_is_read() -> None:
-    recipe = parse_recipe(EXAMPLE, "yaml")
+    recipe = parsed(EXAMPLE, "yaml")
     assert recipe.source_ids() == ("math", "code")
     assert recipe.sources[1].weight == (0.4, 0.1)
     assert recipe.sources[1].settings == {"ties.density": 0.5}
@@ -58,8 +62,8 @@ def test_sources_are_numbered_and_short_forms_spelt_out() -> None:
 
 
 def test_json_and_yaml_of_the_same_recipe_have_one_digest() -> None:
-    recipe = parse_recipe(EXAMPLE, "yaml")
-    assert recipe_digest(parse_recipe(canonical(recipe), "json")) == recipe_digest(recipe)
+    recipe = parsed(EXAMPLE, "yaml")
+    assert recipe_digest(parsed(canonical(recipe), "json")) == recipe_digest(recipe)
     assert recipe_digest(recipe_from(recipe.model_dump(mode="json"))) == recipe_digest(recipe)
 
 
@@ -92,7 +96,7 @@ def test_the_canonical_form_reads_back_as_itself(found: dict[str, Any]) -> None:
     found.pop("method", None)
     found.pop("settings", None)
     recipe = recipe_from({**SMALL, "steps": [{"method": "linear", **found}]})
-    assert canonical(parse_recipe(canonical(recipe), "json")) == canonical(recipe)
+    assert canonical(parsed(canonical(recipe), "json")) == canonical(recipe)
 
 
 @pytest.mark.parametrize(
@@ -209,21 +213,19 @@ def test_yaml_reads_numbers_as_people_write_them() -> None:
     text = (
         "sources: [a]\nsteps: [{method: m, a: 1e-3, b: .5, c: 2E5, d: 0x10, e: 010, f: 2024-01-01, g: 1:30}]"
     )
-    assert parse_recipe(text, "yaml").steps[0].settings == {
+    assert parsed(text, "yaml").steps[0].settings == {
         "a": 0.001, "b": 0.5, "c": 200000.0, "d": 16, "e": 10, "f": "2024-01-01", "g": "1:30",
     }  # fmt: skip
 
 
 def test_a_harmless_anchor_is_fine() -> None:
-    recipe = parse_recipe(
-        "sources: [{model: a, weight: &w 0.3}, {model: b, weight: *w}]\nsteps: [linear]", "yaml"
-    )
+    recipe = parsed("sources: [{model: a, weight: &w 0.3}, {model: b, weight: *w}]\nsteps: [linear]", "yaml")
     assert [source.weight for source in recipe.sources] == [0.3, 0.3]
 
 
 def test_bytes_that_are_not_text_are_refused() -> None:
     with pytest.raises(RecipeInvalid, match="UTF-8"):
-        parse_recipe(b"\xff\xfe\x00", "json")
+        parsed(b"\xff\xfe\x00", "json")
 
 
 def test_a_recipe_cannot_be_changed() -> None:

@@ -113,7 +113,7 @@ def test_an_added_token_changes_the_vocabulary(tmp_path: Path) -> None:
 def test_a_chat_template_is_noticed_and_a_binary_model_has_no_size() -> None:
     facts = tokenizer_facts({"tokenizer.model": b"\x0a", "chat_template.jinja": b"{{ x }}"})
     assert facts is not None
-    assert facts.has_chat_template
+    assert facts.chat_template
     assert facts.vocab_size is None
     assert tokenizer_facts({"config.json": b"{}"}) is None
 

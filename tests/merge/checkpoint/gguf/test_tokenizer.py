@@ -162,7 +162,7 @@ def test_the_model_has_a_vocabulary_and_its_result_the_files(tmp_path: Path) -> 
     truth = trained_bytes(None)
     path = file_of(tmp_path, "llama", described(truth, "gpt2", "gpt-2", True, add_bos_token=True))
     index = index_folder(path)
-    assert index.tokenizer is not None and index.tokenizer.has_chat_template
+    assert index.tokenizer is not None and index.tokenizer.chat_template
     vocabulary = index.tokenizer.vocabulary()
     assert vocabulary is not None and vocabulary.tokens == truth.get_vocab()
     out, _ = small.merged(tmp_path, {"sources": [{"id": "m", "model": "m.gguf"}], "steps": ["passthrough"]})
