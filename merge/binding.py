@@ -26,7 +26,8 @@ class Binder:
         turned = is_conv1d(output.name, self._plan.models[self._plan.reference].config)
         sources, layers = output.source_names(), self._towers.length(output.name)
         counts = tuple(self._stands_for.get(source.model, 1) for source in output.sources)
-        site = Site(output.name, output.role, output.shape, sources, turned, layers, counts)
+        longest = self._towers.longest
+        site = Site(output.name, output.role, output.shape, sources, turned, layers, counts, longest)
         if output.policy == "method":
             return Chain(site, self._bound(output), output.weights, self._plan.recipe.seed)
         method, count = get("linear"), len(output.sources)

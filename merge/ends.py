@@ -36,7 +36,9 @@ class Ends:
         bottom, top = self.counts(layers, int(given[self.bottom]), int(given[self.top]))
         steps = int(given[self.transition])
         blocks = f"{self.bottom} {bottom} and {self.top} {top}"
-        if bottom + top >= layers and (bottom or top):
+        if not bottom and not top:
+            return f"{blocks} take none of the {layers} layers"
+        if bottom + top >= layers:
             return f"{blocks} leave none of the {layers} layers between them"
         lower, upper = transitions(layers, bottom, top, steps)
         sides = ((self.bottom, bottom, lower), (self.top, top, upper))

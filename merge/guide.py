@@ -260,7 +260,7 @@ GUIDE: dict[str, Advice] = {
     ),
     "sce": Advice(
         "For several experts, where only entries on which they differ should move.",
-        "Three more readings of the models.",
+        "One more reading of the models; two where `density` is below 1.",
         "One source is taken whole (published: lost, as nothing differs); small changes have shares "
         "(mergekit has a floor).",
     ),

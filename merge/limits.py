@@ -23,8 +23,7 @@ class Limit:
 
     def rule(self) -> str:
         """The limit in words."""
-        lifted = " or ".join(f"`{name}` is {value}" for name, value in self.unless.items())
-        return f"`{_terms(self.of)}` is at most {self.at_most:g}" + (f", unless {lifted}" if lifted else "")
+        return f"`{_terms(self.of)}` is at most {self.at_most:g}" + _lifted(self.unless)
 
     def broken(self, values: Mapping[str, Any]) -> str | None:
         """What is wrong with one plain value of every setting, or ``None``."""
@@ -39,13 +38,15 @@ class Limit:
 @dataclass(frozen=True)
 class Caution:
     """Something to know before a method is used. With ``setting`` it is told only where that setting is at
-    least ``at_least``, or with ``shared_out`` at least ``at_least`` divided by the number of other sources.
+    least ``at_least``, or with ``shared_out`` at least ``at_least`` divided by the number of other sources;
+    and never where any setting has the value that ``unless`` names.
     """
 
     about: str
     setting: str | None = None
     at_least: float = 0.0
     shared_out: bool = False
+    unless: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, from which ``Caution(**...)`` makes it again."""
@@ -56,10 +57,13 @@ class Caution:
         if self.setting is None:
             return ""
         bound = f"{self.at_least:g}" + (" / (sources - 1)" if self.shared_out else "")
-        return f"where `{self.setting}` is at least {bound}"
+        return f"where `{self.setting}` is at least {bound}" + _lifted(self.unless)
 
     def heard(self, defaults: Mapping[str, Any], values: Mapping[str, Any], sources: int) -> str | None:
         """The sentence for these settings and so many sources, or ``None`` where all is well."""
+        mine = _of_source(defaults, {name: values.get(name) for name in self.unless}, 0)
+        if any(mine[name] == value for name, value in self.unless.items()):
+            return None
         if self.setting is None:
             return self.about
         given = values.get(self.setting)
@@ -92,6 +96,12 @@ def _of_source(defaults: Mapping[str, Any], values: Mapping[str, Any], place: in
         if value is not None:
             mine[name] = value
     return mine
+
+
+def _lifted(unless: Mapping[str, Any]) -> str:
+    """What lifts a rule, in words; empty where nothing does."""
+    told = " or ".join(f"`{name}` is {value}" for name, value in unless.items())
+    return f", unless {told}" if told else ""
 
 
 def _terms(of: Mapping[str, float]) -> str:

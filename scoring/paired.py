@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.score import Score
+from scoring.score import Score, is_perplexity
 
 RESAMPLES = 2000
 RANK_RESAMPLES = 500
@@ -86,10 +86,11 @@ def _resampled(score: Score) -> Iterator[Floats]:
 
 
 def _weighted(metric: str, values: Floats, weights: Floats, drawn: NDArray[np.int64]) -> Floats:
-    each = np.log(values) if metric.endswith("perplexity") else values
+    logarithms = is_perplexity(metric)
+    each = np.log(values) if logarithms else values
     with np.errstate(invalid="ignore", divide="ignore"):
         means = (each * weights)[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
-    found: Floats = np.exp(np.minimum(means, 700.0)) if metric.endswith("perplexity") else means
+    found: Floats = np.exp(np.minimum(means, 700.0)) if logarithms else means
     return found
 
 

@@ -23,6 +23,15 @@ def higher_is_better(metric: str) -> bool:
     return bare(metric) not in LOWER_IS_BETTER
 
 
+def is_perplexity(metric: str) -> bool:
+    """Whether a metric is exp of a mean loss, behind a filter of lm_eval too.
+
+    >>> is_perplexity("word_perplexity,strict"), is_perplexity("bits_per_byte")
+    (True, False)
+    """
+    return bare(metric).endswith("perplexity")
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """One number about a model.
@@ -226,6 +235,6 @@ def aggregate(metric: str, values: Sequence[float], weights: Sequence[float] | N
     total = math.fsum(weights)
     if total <= 0:
         return math.nan
-    if metric.endswith("perplexity"):
+    if is_perplexity(metric):
         return _exp(math.fsum(math.log(v) * w for v, w in zip(values, weights, strict=True)) / total)
     return math.fsum(v * w for v, w in zip(values, weights, strict=True)) / total

@@ -15,7 +15,7 @@ from merge.plan import Plan, make_plan
 from merge.recipe import Recipe
 from merge.recipe_stages import ADAPTER, leaves
 from scoring.errors import HarnessMissing, ScoringError, ScoringStopped
-from scoring.score import Score
+from scoring.score import Score, is_perplexity
 from scoring.settings import metrics_of
 from scoring.tasks import Task
 from search.drive import Candidate
@@ -187,19 +187,27 @@ def _listed(names: Sequence[str]) -> str:
 def value_of(objective: Objective, scores: Sequence[Score], tasks: Sequence[Task]) -> float:
     """The objective's number, turned so that higher is better."""
     score = score_of(objective, scores, tasks)
-    upwards = score.higher_is_better if objective.goal is None else objective.goal == "max"
-    return score.value if upwards else -score.value
+    return score.value if _upwards(objective, score) else -score.value
+
+
+def _upwards(objective: Objective, score: Score) -> bool:
+    """Whether the objective wants the number large."""
+    return score.higher_is_better if objective.goal is None else objective.goal == "max"
 
 
 def examples_of(
     objective: Objective, scores: Sequence[Score], tasks: Sequence[Task]
 ) -> tuple[float, ...] | None:
-    """What each example of the first objective scored, not negative: losses become exp(-loss)."""
+    """What each example of the first objective scored, not negative: of what is to be small, exp(-number);
+    of perplexities, which are exp(loss) already, one over the number.
+    """
     score = score_of(objective, scores, tasks)
     if score.per_example is None:
         return None
-    if score.higher_is_better:
+    if _upwards(objective, score):
         return tuple(max(0.0, each) for each in score.per_example)
+    if is_perplexity(score.metric):
+        return tuple(1 / each for each in score.per_example)
     return tuple(math.exp(-each) for each in score.per_example)
 
 

@@ -183,6 +183,11 @@ class Towers:
         found = tower_and_layer(name)
         return 0 if found is None else self.lengths.get(found[0], found[1] + 1)
 
+    @property
+    def longest(self) -> int:
+        """How many layers the longest tower has; 0 where there is none."""
+        return max(self.lengths.values(), default=0)
+
     def depth(self, name: str, role: Role, outer: Literal["position", "zero"] = "position") -> float:
         """Place on a depth curve, 0 to 1: layer/(layers-1) of the tensor's tower; 1 where it has one layer.
 

@@ -12,6 +12,7 @@ from merge.bundle.gate import DIRECTIONS
 from merge.bundle.recipe import base_folder
 from merge.checkpoint.bundle import ADAPTERS, BundleIndex
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
+from merge.errors import GateUnsupported
 from merge.file_errors import BundleRefused, TextInvalid
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add_routing(commands: Any) -> None:
     router.add_argument("--examples", type=Path, help=about)
     router.add_argument("--layer", type=int, help="where weights are looked at (default: the last)")
     about = f"kept of every member (default {DIRECTIONS})"
-    router.add_argument("--directions", type=int, default=DIRECTIONS, help=about)
+    router.add_argument("--directions", type=int, help=about)
     route = commands.add_parser("route", help="say which member of a bundle each text is for")
     route.add_argument("bundle", type=Path)
     route.add_argument("texts", type=Path, help='a text a line, or JSON lines {"text": …}')
@@ -39,9 +40,15 @@ def add_routing(commands: Any) -> None:
 def _router(options: argparse.Namespace) -> None:
     from merge.bundle.router import gate, save, train  # loads torch
 
+    for name in ("layer", "directions"):
+        if options.examples is not None and getattr(options, name) is not None:
+            raise GateUnsupported(
+                f"A router that is taught looks at no weights: leave --{name} or --examples out."
+            )
     with _place(options) as place:
         if options.examples is None:
-            made = gate(place, layer=options.layer, directions=options.directions)
+            wanted = DIRECTIONS if options.directions is None else options.directions
+            made = gate(place, layer=options.layer, directions=wanted)
         else:
             examples = [(each["text"], str(each.get("member", ""))) for each in lines_of(options.examples)]
             made = train(place, examples)

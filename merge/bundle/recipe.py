@@ -79,9 +79,11 @@ def weighted(text: str) -> str | dict[str, float]:
         return text
     found: dict[str, float] = {}
     for part in text.split(","):
-        name, _, weight = part.partition("=")
+        name, _, weight = (each.strip() for each in part.partition("="))
+        if name in found:
+            raise MemberUnknown(f"{name!r} has two weights; write every member once.")
         try:
-            found[name.strip()] = float(weight)
+            found[name] = float(weight)
         except ValueError:
             raise MemberUnknown(f"{part!r} is no member with a weight; write math=0.7,code=0.3.") from None
     return found

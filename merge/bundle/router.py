@@ -23,6 +23,7 @@ from torch import Tensor
 from merge.bundle.gate import DIRECTIONS, gate_weight, last_layer
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
+from merge.errors import GateUnsupported
 from merge.file_errors import BundleRefused, MemberUnknown
 from merge.forms.moe import FORWARD_BYTES
 from merge.results.hidden import layer_inputs, tokens_of
@@ -77,7 +78,9 @@ class Router:
 
 
 def gate(place: Place, *, layer: int | None = None, directions: int = DIRECTIONS) -> Router:
-    """The router that needs no examples; by default of the last layer."""
+    """The router that needs no examples; by default of the last layer. Raises ``GateUnsupported``."""
+    if directions < 1:
+        raise GateUnsupported(f"A router needs at least one direction of every member, not {directions}.")
     at, name = gate_weight(place.base, layer)
     info = place.base.tensors[name]
     with TensorReader(place.folder, place.base) as plain:

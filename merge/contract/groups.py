@@ -19,7 +19,8 @@ StatKey = Any
 class Site:
     """Which tensor of which models this is: ``shape`` is that of the whole tensor, ``models`` the sources'
     ids; ``turned`` where a weight is stored as (inputs, outputs); ``layers`` how many its tower has, 0 for a
-    tensor outside the layers; ``stands_for`` of how many models each source is a merge already.
+    tensor outside the layers; ``stands_for`` of how many models each source is a merge already; ``deepest``
+    how many layers the longest tower of the model has.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Site:
     turned: bool = False
     layers: int = 0
     stands_for: tuple[int, ...] = ()
+    deepest: int = 0
 
     @property
     def merged(self) -> int:

@@ -89,7 +89,7 @@ class _Known:
     def models(self, p: MapSettings, *, near: bool = False) -> list[Surrogate]:
         """A quadratic for each objective; ``near`` the front above all."""
         weights = None
-        if near:
+        if near and len(self.scores):  # of nothing there is no front; the fit says that it is too little
             weights = np.maximum(LEAST_WEIGHT, np.exp(-((behind(self.scores) / NEAR) ** 2)))
         return [fit(self.points, column, p.link, weights) for column in self.scores.T]
 

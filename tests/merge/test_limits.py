@@ -58,6 +58,14 @@ def test_a_bound_may_be_shared_out_among_the_other_sources() -> None:
     assert caution.rule() == "where `reach` is at least 1 / (sources - 1)"
 
 
+def test_a_caution_is_not_told_where_another_setting_lifts_it() -> None:
+    caution = Caution("mind the gap", "reach", 2.0, unless={"gap": 0})
+    assert caution.heard({"reach": 2.0, "gap": 1}, {}, 3) is not None
+    assert caution.heard({"reach": 2.0, "gap": 1}, {"gap": 0}, 3) is None
+    assert caution.heard({"reach": 2.0, "gap": 0}, {"gap": None}, 3) is None
+    assert caution.rule() == "where `reach` is at least 2, unless `gap` is 0"
+
+
 def test_a_caution_without_a_setting_is_always_told() -> None:
     caution = Caution("mind the gap")
     assert (caution.heard({}, {}, 1), caution.rule()) == ("mind the gap", "")

@@ -41,7 +41,8 @@ def merge_all(
     towers = Towers.of(tensors)
     for name, (_, sources) in tensors.items():
         ids = tuple(models or (f"m{place}" for place in range(len(sources))))
-        site = Site(name, role, tuple(sources[0].shape), ids, turned, towers.length(name))
+        layers, longest = towers.length(name), towers.longest
+        site = Site(name, role, tuple(sources[0].shape), ids, turned, layers, deepest=longest)
         chains[name] = Chain(site, bound(steps, len(sources)), tuple(weights or [1.0] * len(sources)), seed)
         known[name] = known_for(chains[name], tensors[name][0] is not None, steps, statistics)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scoring.paired import difference, resampled_stderr
-from scoring.score import Score, mean_score, spearman
+from scoring.score import Score, aggregate, mean_score, spearman
 
 RNG = random.Random(7)
 HARD = [RNG.random() for _ in range(400)]
@@ -60,6 +60,16 @@ def test_perplexity_is_a_mean_of_logarithms() -> None:
     score = Score("t", "perplexity", 4.0, None, 2, (2.0, 8.0), (1.0, 1.0))
     found = difference(score, replace(score, per_example=(2.0, 2.0), value=2.0))
     assert found is not None and (found.low, found.high) == pytest.approx((0.0, 6.0))
+
+
+def test_a_perplexity_behind_a_filter_of_the_harness_is_one_too() -> None:
+    values, weights = (2.0, 8.0, 4.0, 4.0), (1.0, 1.0, 3.0, 2.0)
+    plain, other = (
+        Score("t", "word_perplexity", 4.0, None, 4, each, weights) for each in (values, (3.0,) * 4)
+    )
+    found = difference(*(replace(each, metric="law:word_perplexity,strict") for each in (plain, other)))
+    assert found == difference(plain, other)
+    assert aggregate("word_perplexity,strict", values, weights) == aggregate("perplexity", values, weights)
 
 
 def test_the_error_of_a_rank_correlation_shrinks_with_the_items() -> None:

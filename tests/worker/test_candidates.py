@@ -21,7 +21,7 @@ from search.errors import MetricMissing
 from search.order import Objective
 from search.trial import Ask, Told
 from tests import tiny
-from worker.candidates import Bench, Nothing, score_of, value_of
+from worker.candidates import Bench, Nothing, examples_of, score_of, value_of
 from worker.makers import Ground, InHand, Sets
 from worker.measures import Heads
 
@@ -76,6 +76,29 @@ def told(
 def test_scores_are_turned_so_that_higher_is_better_and_examples_come_when_asked_for(memory: Any) -> None:
     assert told(memory, 3.0).values == (-3.0,) and told(memory, 3.0).examples is None
     assert told(memory, 3.0, examples=True).examples == pytest.approx([0.3678794] * 4)
+
+
+@pytest.mark.parametrize(
+    ("metric", "goal", "wanted"),
+    [("acc", None, 0.9), ("acc", "min", 0.1), ("brier_score", None, 0.1), ("brier_score", "max", 0.9)],
+)
+def test_examples_point_the_way_of_the_goal(metric: str, goal: Any, wanted: float) -> None:
+    """As the objective's own number does: an example counts most where the objective wants it."""
+    task = HarnessTask("own", (), settings=LmEvalSettings(task="arc_easy"))
+    scores = [Score("own", metric, 0.5, None, 3, (0.9, 0.5, 0.1))]
+    objective = Objective(set="own", metric=metric, goal=goal)
+    found = examples_of(objective, scores, [task])
+    assert found is not None and min(found) >= 0
+    assert scores[0].per_example is not None
+    assert scores[0].per_example[found.index(max(found))] == wanted
+
+
+def test_examples_of_perplexities_differ_however_large_these_are() -> None:
+    """exp(-perplexity) is 0 for most models, by which no method could tell one from another."""
+    task = HarnessTask("own", (), settings=LmEvalSettings(task="wikitext"))
+    scores = [Score("own", "word_perplexity", 2e3, None, 2, (1000.0, 4000.0), (5.0, 5.0))]
+    found = examples_of(Objective(set="own", metric="word_perplexity"), scores, [task])
+    assert found == pytest.approx((1e-3, 2.5e-4))
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])

@@ -38,6 +38,7 @@ UNANIMOUS = Caution(
     "threshold",
     1.0,
     shared_out=True,
+    unless={"agree": 0},
 )
 
 

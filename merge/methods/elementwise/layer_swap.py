@@ -58,6 +58,7 @@ FOUND = Found(_both, when=("borders", ("auto",)), scope="borders", everywhere="a
     title="Layer swapping",
     kind=Kind.COMBINE,
     elementwise=True,
+    version=2,
     paper="arXiv:2410.01335",
     needs=Needs(base="optional", sources=(2, 2), stats=(FOUND,), base_for={"borders": ("auto",)}, ends=ENDS),
     breaks={"order": "the first source is the host, the second the donor"},
@@ -82,7 +83,8 @@ def _share(group: TensorGroup, p: LayerSwap) -> float:
     measured = group.stat(FOUND) if p.borders == "auto" else ()
     borders: dict[str, Borders] = {tower: (bottom, top) for tower, bottom, top in measured}
     if found is None:
-        largest = max(borders.values(), key=sum, default=(p.bottom, p.top))
+        given = ENDS.counts(group.site.deepest, p.bottom, p.top)
+        largest = max(borders.values(), key=sum, default=given)
         place = place_of(group.name, group.role)  # type: ignore[arg-type]
         return float(largest[place == "after"] != 0)
     layers = group.site.layers

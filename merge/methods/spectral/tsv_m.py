@@ -1,7 +1,7 @@
 """TSV-Merge: the leading singular triplets of every task vector, made orthogonal to each other's.
 
-k = floor(min(m, n) / N), or a share of min(m, n) that is chosen; t_i = U_i S_i V_i' cut to k triplets;
-U = [U_1 .. U_N], V likewise; U and V replaced by their nearest matrices with orthonormal columns;
+k = floor(min(m, n) / N), or a share of min(m, n) that is chosen, at least 1; t_i = U_i S_i V_i' cut to k
+triplets; U = [U_1 .. U_N], V likewise; U and V replaced by their nearest matrices with orthonormal columns;
 x = base + scale * U S V'. A source's weight multiplies its S_i, which is what a task vector times the weight
 would have: neither U nor V depends on weights, except that sources with weight 0 have no columns there.
 
@@ -10,12 +10,13 @@ are weighed, ranks go by sparsity), whose equations we could not read; these are
 over the entries of |t_i|, the score of row j is the sum of its entries above mu + 3 sigma; row j of t_i is
 multiplied by its score over the mean of all sources' (by 1 where none has any). With z_i the share of entries
 below a thousandth of the largest, and m_i the mean of 1 - z_i over all matrices, source i keeps
-k_i = floor(min(m, n) / N * (1 - z_i) / m_i) triplets, at least 1 and at most twice the plain k; all together
-at most min(m, n).
+k_i = floor(k (1 - z_i) / m_i) triplets, at least 1 and at most 2 k; all together at most min(m, n), or N k
+where that is more.
 """
 
 import itertools
 from collections.abc import Sequence
+from decimal import Decimal
 from math import floor
 from typing import Literal
 
@@ -36,7 +37,8 @@ class TsvM:
     scale: float = knob(1.0, "Factor on the merged task vector.", by_depth=True)
     rank_share: float = knob(
         0.0,
-        "Share of a matrix's singular triplets kept of each of N sources; 0 stands for one N-th, 1 for all.",
+        "Share of a matrix's singular triplets kept of each of N sources, rounded down, at least one; 0 "
+        "stands for one N-th, 1 for all.",
         ge=0,
         le=1,
         by_depth=True,
@@ -83,7 +85,7 @@ DENSE = Dense(_not_small, when=("variant", (REWEIGHTED,)), scope="variant", ever
     kind=Kind.COMBINE,
     scaled=True,
     granularity="tensor",
-    version=4,
+    version=5,
     paper="arXiv:2412.00081",
     needs=Needs(base=True, stats=(DENSE,)),
     workspace=Workspace(14.5),
@@ -138,7 +140,9 @@ def _reweighted(group: TensorGroup, p: TsvM) -> Tensor:
 def _kept(deltas: Sequence[Tensor], p: TsvM) -> int:
     """How many triplets of each source."""
     side = min(deltas[0].shape)
-    return floor(side * p.rank_share) if p.rank_share else side // len(deltas)
+    if not p.rank_share:
+        return side // len(deltas)
+    return max(1, floor(Decimal(repr(p.rank_share)) * side))
 
 
 def reweighted(deltas: Sequence[Tensor]) -> list[Tensor]:

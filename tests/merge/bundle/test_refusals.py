@@ -107,6 +107,7 @@ def test_a_broken_bundle_is_refused(name: str, bundle: Path, capsys: pytest.Capt
 def test_an_unknown_member_is_told_the_known_ones(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no member 'maths'; the bundle holds a, b, c." in said(bundle, capsys, "maths")
     assert "write math=0.7,code=0.3" in said(bundle, capsys, "a=lots")
+    assert "'a' has two weights" in said(bundle, capsys, "a=0.5,b=1, a=0.25")
 
 
 def test_a_base_that_is_not_there_is_asked_for(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,10 @@ def test_what_cannot_be_learned_or_routed_is_said(shop: Shop, capsys: pytest.Cap
     for command, sentence in (
         (["route", bundle, str(texts)], "Line 2 of texts.jsonl holds no text"),
         (["router", bundle, "--layer", "9"], "no layers.9.self_attn.v_proj"),
+        (["router", bundle, "--directions", "0"], "at least one direction"),
+        (["router", bundle, "--directions", "-1"], "at least one direction"),
+        (["router", bundle, "--examples", str(texts), "--layer", "0"], "leave --layer or --examples out"),
+        (["router", bundle, "--examples", str(texts), "--directions", "2"], "leave --directions or"),
     ):
         assert main(command) == 2
         assert sentence in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from search.clouds import angles, directions, largest_gains, predicted_front
+from search.errors import SearchFailed
 from search.front import behind, hypervolume, not_dominated
 from search.methods.genome import Individual, crossed, mutated
 from search.methods.line import vertex
@@ -192,6 +193,13 @@ def test_map_on_one_number_ends_cleanly_where_one_of_three_samples_fails() -> No
     ended, result = searched(order("map", weights_space(1), evals=3), 1, failing)
     assert ended.why == "done" and result["failed"] == 1 and result["best"]["values"]
     assert "1 number has 3 unknowns; 2 points" in result["notes"]["surrogate"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "bayesian", "samples": 3}])
+def test_map_says_so_where_not_one_of_few_samples_could_be_scored(settings: dict[str, Any]) -> None:
+    asked = order("map", weights_space(1), settings=settings, evals=5)
+    with pytest.raises(SearchFailed, match="not one candidate could be scored; the first: no memory"):
+        searched(asked, 1, lambda _: Told(None, error="no memory"))
 
 
 def test_nested_map_pairs_sources_and_comes_between_their_tops() -> None:

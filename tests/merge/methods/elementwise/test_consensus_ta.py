@@ -111,3 +111,4 @@ def test_the_plan_warns_of_a_threshold_that_loses_what_is_unanimous(folders: Map
     assert cautions(folders, "ab", threshold=0.6) == []
     assert cautions(folders, "a", threshold=5.0) == [], "one source has nobody to agree with"
     assert len(cautions(folders, "abc", threshold=[0.1, 0.9])) == 1, "a curve is told once"
+    assert cautions(folders, "abc", threshold=0.5, agree=0) == [], "nothing is masked then"

@@ -49,6 +49,18 @@ def test_by_default_a_fifth_at_the_bottom_and_a_tenth_at_the_top() -> None:
     assert swapped() == swapped(bottom=2, top=1)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 5, 6, 10])
+def test_by_default_outer_tensors_go_with_the_blocks_that_there_are(layers: int) -> None:
+    """A tenth of a few layers is none: then head and final norm are the host's, as the layer below them."""
+    inner = [f"model.layers.{at}.mlp.up_proj.weight" for at in range(layers)]
+    names = ["model.embed_tokens.weight", *inner, "model.norm.weight", "head.weight"]
+    host, donor = torch.zeros(5), torch.ones(5)
+    made = merge_all([("layer_swap", {})], {name: (None, [host, donor]) for name in names})
+    share = [float(made[name][0]) for name in names]
+    assert share[0] == float(share[1] == 1)
+    assert share[-1] == share[-2] == float(share[-3] == 1)
+
+
 def test_transitions_go_in_equal_steps() -> None:
     assert shares(12, 2, 2, 3) == [1, 1, 0.75, 0.5, 0.25, 0, 0, 0.25, 0.5, 0.75, 1, 1]
 
@@ -172,9 +184,15 @@ def test_what_fits_is_not_told_of(tmp_path: Path, settings: dict[str, Any]) -> N
     assert without_room(tmp_path, settings) == []
 
 
-def without_room(folder: Path, settings: dict[str, Any]) -> list[Any]:
+def test_the_plan_tells_where_nothing_of_the_donor_is_taken(tmp_path: Path) -> None:
+    """A fifth and a tenth of two layers are none."""
+    (told,) = without_room(tmp_path, {}, layers=2)
+    assert told.message.startswith("layer_swap: bottom 0 and top 0 take none of the 2 layers")
+
+
+def without_room(folder: Path, settings: dict[str, Any], layers: int = 4) -> list[Any]:
     for name in "ab":
-        tiny.llama(folder / name, expert=ord(name), layers=4)
+        tiny.llama(folder / name, expert=ord(name), layers=layers)
     sources = [{"id": name, "model": name} for name in "ab"]
     document = {"sources": sources, "steps": [{"method": "layer_swap", **settings}]}
     models = {name: index_folder(folder / name, name) for name in "ab"}

@@ -88,6 +88,14 @@ def test_all_triplets_may_be_kept() -> None:
     assert close(merged("tsv_m", deltas, rank_share=0.5), reference(arrays(deltas), 3))
 
 
+def test_a_share_that_is_asked_for_is_rounded_down_but_never_to_nothing() -> None:
+    """Of no triplet at all, a small share would give the whole mean in place of a few directions."""
+    deltas = deltas_of(2, (12, 20))
+    assert close(merged("tsv_m", deltas, rank_share=0.05), reference(arrays(deltas), 1))
+    wide = deltas_of(2, (100, 101))
+    assert close(merged("tsv_m", wide, rank_share=0.29), reference(arrays(wide), 29))
+
+
 def test_a_side_shorter_than_the_sources_are_many_is_averaged() -> None:
     deltas = deltas_of(3, (2, 40))
     assert close(merged("tsv_m", deltas), sum(deltas) / 3, 1e-12)
