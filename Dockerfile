@@ -25,6 +25,7 @@ COPY jobs jobs
 COPY db db
 COPY hub hub
 COPY scoring scoring
+COPY search search
 COPY merge merge
 COPY migrations migrations
 RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps .

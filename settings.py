@@ -119,7 +119,8 @@ class Settings(BaseSettings):
     @property
     def url(self) -> str:
         """Base URL put into links."""
-        return self.public_url or f"http://{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return self.public_url or f"http://{host}:{self.port}"
 
     def secret(self) -> str:
         """The secret that is set, or one made once in ``data_dir`` for all processes of this machine."""

@@ -2,11 +2,12 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio.to_thread
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
@@ -32,6 +33,8 @@ RECIPE = "/recipe"
 OUTPUT_OPTIONS = ("repo", "private", "revision", "overwrite", "publish", "confirm_public")
 WEBHOOK_OPTIONS = {"webhook_url": "url", "webhook_events": "events"}
 OTHER_OPTIONS = ("priority", "timeout", "expires_in", "hub_credential")
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,13 @@ def accept(desk: Desk, caller: Caller, order: Order, key: Key | None = None) -> 
             body = keep_answer(session, held, job_out(job, notes=order.notes))
     desk.metrics.accepted.labels(job.method or "none").inc()
     return Accepted(body, 202, False)
+
+
+async def patiently(desk: Desk, work: Callable[[], Found]) -> Found:
+    """Runs ``work``, which accepts a job, in one of the threads that may wait for a Hub: a slow one never
+    holds up reading.
+    """
+    return await anyio.to_thread.run_sync(work, limiter=desk.planning_threads)
 
 
 def again(desk: Desk, caller: Caller, job_id: str, key: Key | None = None) -> Accepted:

@@ -1,18 +1,16 @@
 """`mergery api`: one server process a core, all of them on one port."""
 
-import ctypes
 import os
 import signal
 import socket
 import sys
 import tempfile
-from contextlib import suppress
 
 import uvicorn
 
 from api.app import create_app
 from api.metrics import FOLDER
-from cli.supervisor import Part, Supervisor, mergery
+from cli.supervisor import Part, Supervisor, end_with_parent, mergery
 from settings import Settings
 from worker.log import configure_logging
 
@@ -20,8 +18,6 @@ MOST_PROCESSES = 4
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 GRACE_SECONDS = 10
-PARENT_DIED = 1
-"""``PR_SET_PDEATHSIG`` of Linux' prctl."""
 
 
 def count_processes(settings: Settings) -> int:
@@ -47,7 +43,7 @@ def serve_alone(settings: Settings, *, shared: bool = False) -> int:
     """One process; with ``shared`` it is one of several on the port, and ends when their parent does."""
     if shared:
         configure_logging(settings.log_level)
-        _end_with_parent()
+        end_with_parent(signal.SIGKILL)
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,
@@ -75,12 +71,6 @@ def _bind(settings: Settings, *, shared: bool) -> socket.socket:
         door.close()
         raise
     return door
-
-
-def _end_with_parent() -> None:
-    """A process whose parent was killed would keep the port from the next one."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(PARENT_DIED, signal.SIGKILL)
 
 
 def _say(text: str) -> None:

@@ -1,11 +1,14 @@
 """Keeps the processes of `mergery up` alive: starts them, revives the dead, stops them in order."""
 
+import ctypes
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 
 RESTART_SECONDS = 1.0
@@ -13,6 +16,9 @@ RESTART_CEILING_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 POLL_SECONDS = 0.3
 STOP_SECONDS = 60.0
+PARENT_DIED = 1
+"""``PR_SET_PDEATHSIG`` of Linux' prctl."""
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass
@@ -33,6 +39,14 @@ def mergery(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "cli.main", *arguments]
 
 
+def end_with_parent(with_signal: signal.Signals) -> None:
+    """Has the kernel send this process a signal when its parent dies, also by kill -9: it would keep the port
+    and the database's data from whoever comes next. Does nothing where there is no Linux.
+    """
+    with suppress(OSError, AttributeError):
+        LIBC.prctl(PARENT_DIED, with_signal)
+
+
 @dataclass
 class Supervisor:
     """Runs ``parts`` until told to stop; ``guard`` is called each round and may revive what is not a part."""
@@ -44,9 +58,12 @@ class Supervisor:
     stopping: bool = field(default=False, init=False)
 
     def run(self) -> None:
-        """Returns after SIGINT or SIGTERM, when every part has ended."""
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, self._ask_to_stop)
+        """Returns after SIGINT, SIGTERM or the end of its terminal, when every part has ended."""
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Parts have sessions of their own and would outlive a closed terminal, keeping port and database;
+            # who starts this with nohup wants just that.
+            if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:
+                signal.signal(each, self._ask_to_stop)
         try:
             while not self.stopping:
                 self.guard()
@@ -78,7 +95,12 @@ class Supervisor:
 
     def _start(self, part: Part, now: float) -> None:
         # A group of its own: Ctrl-C reaches this process alone, which then stops the parts in order.
-        part.process = subprocess.Popen(part.command, env=dict(self.environment), start_new_session=True)
+        part.process = subprocess.Popen(
+            part.command,
+            env=dict(self.environment),
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, part.stop_signal),
+        )
         part.started_at = now
 
     def _stop(self) -> None:

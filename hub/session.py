@@ -129,6 +129,10 @@ class Session:
                 found = translate(error, what)
                 if found is None:
                     raise
+                if isinstance(found, TokenInvalid) and not self.token:
+                    raise TokenInvalid(
+                        f"the Hub wants a token for {what} and none was given; name one that may do this"
+                    ) from None
                 if (
                     last
                     or not found.retryable

@@ -22,7 +22,7 @@ from jobs.pinned import PinnedInput
 from jobs.places import find_inside
 from jobs.planning import Planned
 from jobs.request import JobOrder, JobRequest, ModelOrder
-from jobs.states import RETRYABLE
+from jobs.states import RETRYABLE, is_terminal
 from merge.catalog import catalogue
 from merge.recipe import Recipe, recipe_digest
 
@@ -79,8 +79,9 @@ def submit(session: Session, caller: Caller, request: JobOrder, planned: Ready |
 
 def retry(session: Session, caller: Caller, job: Job, rules: Rules) -> Job:
     """A new job with the same order and the same pinned inputs. Raises ``IllegalState`` unless the old one
-    ended badly.
+    ended badly and is not being tried again already, ``NotFound`` where it was deleted meanwhile.
     """
+    _hold_chain(session, job)
     if job.state not in RETRYABLE:
         raise IllegalState(
             f"The job {job.id} is {job.state}; only a failed, cancelled or expired job can be retried."
@@ -114,6 +115,20 @@ def retry(session: Session, caller: Caller, job: Job, rules: Rules) -> Job:
         session, again, f"{again.kind}.queued", {"planned": again.plan is not None, "retry_of": job.id}
     )
     return again
+
+
+def _hold_chain(session: Session, job: Job) -> None:
+    """Holds a job and the first of its chain. Jobs of a chain share their work folder and their trials, and
+    the second to run would only fail for that, so they go one at a time.
+    """
+    if jobs.lock(session, job.root_id) is None or jobs.lock(session, job.id) is None:
+        raise NotFound("job", job.id)
+    for each in jobs.retries(session, job.root_id):
+        if each.id != job.id and not is_terminal(each.state):
+            raise IllegalState(
+                f"The job {job.id} is tried again already, as {each.id}, which is {each.state}; wait until "
+                "that has ended, or cancel it."
+            )
 
 
 SUBMITS_AT_ONCE = 64

@@ -29,10 +29,11 @@ def keep(output: Path, target: Path) -> None:
             raise
         draft = target.with_name(f".{target.name}{PARTIAL}")
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(output, draft)
-        for path in draft.rglob("*"):
-            if path.is_file():
-                _flush(path)
+        try:
+            _copy(output, draft)
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)  # no later job would: a retry is a job of its own
+            raise
         draft.rename(target)
 
 
@@ -68,6 +69,18 @@ def _job_of(folder: Path) -> str:
 
 def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Not ``shutil.copytree``, whose one error for all files no longer says that the disk is full."""
+    target.mkdir()
+    for path in sorted(folder.rglob("*")):
+        copy = target / path.relative_to(folder)
+        if path.is_dir():
+            copy.mkdir()
+        else:
+            shutil.copyfile(path, copy)
+            _flush(copy)
 
 
 def _flush(path: Path) -> None:

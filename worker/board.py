@@ -81,8 +81,10 @@ class Board:
         return found
 
     def tell(self, fact: Fact) -> None:
-        """Leaves a fact of this process for the parent to count, if the board is still up."""
-        with suppress(FileNotFoundError), (self.folder / f"{os.getpid()}.facts").open("a") as file:
+        """Leaves a fact of this process for the parent to count, if the board is still up and the disk has
+        room.
+        """
+        with suppress(OSError), (self.folder / f"{os.getpid()}.facts").open("a") as file:
             file.write(json.dumps(asdict(fact)) + "\n")
 
     def told(self) -> list[Fact]:

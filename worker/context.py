@@ -223,4 +223,10 @@ class JobContext:
                 stop_at=None if self._over else self._stop_at,
                 reason=self.reason.value if self.reason else None,
             )
-            self.board.write(note)
+            try:
+                self.board.write(note)
+            except OSError as error:
+                # The disk may be full for a while: the lease is what counts. An old note would have this
+                # process killed as silent, so it comes down until there is room for a new one.
+                log.warning("note_not_written", error=str(error))
+                self.board.clear(os.getpid())

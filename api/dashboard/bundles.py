@@ -3,10 +3,11 @@
 from typing import Any
 
 from fastapi import APIRouter, Response
+from starlette.datastructures import FormData
 
-from api.dashboard.visit import Author, Form, PageRoute, see
+from api.dashboard.visit import Author, Form, PageRoute, Visit, ordered
 from api.deps import Id, found
-from api.intake import accept, order_of
+from api.intake import Order, order_of
 from db import jobs
 from db.models.job import Job
 from jobs.errors import IllegalState
@@ -16,9 +17,13 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.post("/jobs/{job_id}/materialise")
-def materialise(visit: Author, form: Form, job_id: Id) -> Response:
+async def materialise(visit: Author, form: Form, job_id: Id) -> Response:
     """Orders a member of the bundle that a job has made as an ordinary model, as a new job."""
     visit.caller.require("merges:write")
+    return await ordered(visit, lambda: _order(visit, job_id, form))
+
+
+def _order(visit: Visit, job_id: str, form: FormData) -> Order:
     with visit.desk.begin() as session:
         row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
         if bundle_view(row) is None:
@@ -28,8 +33,7 @@ def materialise(visit: Author, form: Form, job_id: Id) -> Response:
     wishes: dict[str, Any] = {"output": {"repo": repo}} if repo else {}
     wishes |= {"hub_credential": credential} if credential else {}
     member = str(form.get("member") or "")
-    order = order_of({"kind": "materialise", "bundle": job_id, "member": member, **wishes})
-    return see(f"/jobs/{accept(visit.desk, visit.caller, order).job_id}")
+    return order_of({"kind": "materialise", "bundle": job_id, "member": member, **wishes})
 
 
 def bundle_view(job: Job) -> dict[str, Any] | None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
-from api.dashboard.forms import Field, Mistyped, fields_of, read_curve, shown, values_of
+from api.dashboard.forms import MOST_DIGITS, Field, Mistyped, fields_of, read_curve, shown, values_of
 from merge.catalog import MethodEntry, catalogue
-from merge.document import load_documents
+from merge.document import load_document, load_documents
+from merge.errors import MergeError
 from merge.presets import PRESETS, listing
 
 FIRST_METHODS = ("linear", "slerp", "task_arithmetic")
@@ -116,10 +117,8 @@ class Draft:
             self._open(rest)
         elif rows is not None and verb == "add" and len(rows) < MOST_ROWS:
             rows.append({"method": self.steps[-1]["method"]} if name == "step" else {})
-        elif (
-            rows is not None and verb == "remove" and position.isdigit() and int(position) < len(rows) > least
-        ):
-            del rows[int(position)]
+        elif rows is not None and verb == "remove" and len(rows) > least:
+            rows[:] = [row for place, row in enumerate(rows) if str(place) != position]
         return self
 
     def step_fields(self, position: int) -> list[Field]:
@@ -255,17 +254,14 @@ class Draft:
 
     def _settings(self, name: str, text: str) -> dict[str, Any]:
         try:
-            read = yaml.safe_load("{" + text + "}")
-        except yaml.YAMLError:
-            read = None
-        if isinstance(read, dict):
-            return read
-        self.wrong[name] = "Write name: value, name: value."
-        return {}
+            return load_document("{" + text + "}", "yaml")
+        except MergeError:
+            self.wrong[name] = "Write name: value, name: value."
+            return {}
 
     def _whole(self, name: str, text: str) -> int:
-        if not text.isascii() or not text.isdigit():
-            self.wrong[name] = f"{text!r} is not a whole number."
+        if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
+            self.wrong[name] = f"{text[:40]!r} is not a whole number."
             return 0
         return int(text)
 

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MOST_DIGITS = 19
+"""Of a whole number that anything takes: 2**63 has so many. Python reads none with thousands of them."""
+
 
 class Mistyped(Exception):
     """What was typed cannot be read as the setting's type. ``str(error)`` is a sentence for the page."""
@@ -123,14 +126,14 @@ def _end(bound: float | None) -> str | None:
 
 def _number(text: str, whole: bool) -> float | int:
     try:
-        value: float | int = int(text)
+        value: float | int = int(text) if len(text) <= MOST_DIGITS else float(text)
     except ValueError:
         try:
             value = float(text)
         except ValueError:
             raise Mistyped(f"{text!r} is not a number.") from None
     if not math.isfinite(value):
-        raise Mistyped(f"{text!r} is not a finite number.")
+        raise Mistyped(f"{text[:40]!r} is not a finite number.")
     if whole and not isinstance(value, int):
         raise Mistyped(f"{text!r} is not a whole number.")
     return value

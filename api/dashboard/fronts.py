@@ -7,11 +7,10 @@ from fastapi import APIRouter, Response
 
 from api.dashboard.render import number_said
 from api.dashboard.searches import point_request, point_said
-from api.dashboard.visit import Author, Form, PageRoute, see
+from api.dashboard.visit import Author, Form, Number, PageRoute, ordered
 from api.deps import Id
 from api.errors import Problem
 from api.fronts import order_of_place, picked
-from api.intake import accept
 from jobs.fronts import Front
 from search.choice import Among, Chosen, FrontPoint
 
@@ -21,11 +20,11 @@ ROWS = 20
 
 
 @router.post("/jobs/{job_id}/front/{place}/merge")
-def merge_point(visit: Author, form: Form, job_id: Id, place: int) -> Response:
+async def merge_point(visit: Author, form: Form, job_id: Id, place: Number) -> Response:
     """Orders the merge of one point of a front as a new job."""
     visit.caller.require("merges:write")
-    order = order_of_place(visit.desk, visit.caller, job_id, place, point_request(form))
-    return see(f"/jobs/{accept(visit.desk, visit.caller, order).job_id}")
+    wanted = point_request(form)
+    return await ordered(visit, lambda: order_of_place(visit.desk, visit.caller, job_id, place, wanted))
 
 
 def front_view(

@@ -150,7 +150,8 @@ async def live(
     """The page as it changes: HTML in unnamed messages, chart points in ``progress``, at last ``ended``."""
     if not visit.desk.feed.has_room:
         raise Problem("too_many_streams", "reload the page instead, or come back later")
-    resumed = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+    known = last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19
+    resumed = int(last_event_id) if known and last_event_id else after
     watch = Watch(visit, job_id)
     await run_in_threadpool(watch.look)
     stream = _messages(request, watch, resumed)

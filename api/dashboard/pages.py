@@ -16,10 +16,21 @@ from api.dashboard.forms import fields_of
 from api.dashboard.proven import evidence_of
 from api.dashboard.render import STATIC, page
 from api.dashboard.views import calls_of, job_row, order_of, recipe_of
-from api.dashboard.visit import HOME, Author, Form, PageRoute, Visit, Visitor, safe_path, same_site, see
+from api.dashboard.visit import (
+    HOME,
+    Author,
+    Form,
+    PageRoute,
+    Visit,
+    Visitor,
+    ordered,
+    safe_path,
+    same_site,
+    see,
+)
 from api.deps import Id, InDesk, found
 from api.errors import Problem, from_validation
-from api.intake import accept, order_to_append
+from api.intake import order_to_append
 from db import jobs, reports
 from jobs import lifecycle, submit
 from jobs.append import AppendRequest
@@ -152,7 +163,7 @@ def retry(visit: Author, job_id: Id) -> Response:
 
 
 @router.post("/jobs/{job_id}/append")
-def append(visit: Author, form: Form, job_id: Id) -> Response:
+async def append(visit: Author, form: Form, job_id: Id) -> Response:
     """Lets one more model join what a job has made, as a new job."""
     visit.caller.require("merges:write")
     named = {"adapter" if form.get("adapter") else "model": str(form.get("model") or "").strip()}
@@ -160,8 +171,7 @@ def append(visit: Author, form: Form, job_id: Id) -> Response:
         request = AppendRequest.model_validate({**named, "weight": form.get("weight") or 1.0})
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False, include_input=False), "body") from None
-    order = order_to_append(visit.desk, visit.caller, job_id, request)
-    return see(f"/jobs/{accept(visit.desk, visit.caller, order).job_id}")
+    return await ordered(visit, lambda: order_to_append(visit.desk, visit.caller, job_id, request))
 
 
 @router.get("/methods")

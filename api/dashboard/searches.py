@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from api.dashboard.render import bytes_said, number_said
-from api.dashboard.visit import Author, Form, PageRoute, see
+from api.dashboard.visit import Author, Form, Number, PageRoute, ordered
 from api.deps import Id
 from api.errors import from_validation
-from api.intake import accept, order_of_point
+from api.intake import order_of_point
 from db.models.job import Job
 from db.models.trial import Trial
 from jobs.request import OutputRequest
@@ -26,11 +26,11 @@ REASONS = 5
 
 
 @router.post("/jobs/{job_id}/trials/{number}/merge")
-def merge_trial(visit: Author, form: Form, job_id: Id, number: int) -> Response:
+async def merge_trial(visit: Author, form: Form, job_id: Id, number: Number) -> Response:
     """Orders the merge of one candidate as a new job."""
     visit.caller.require("merges:write")
-    order = order_of_point(visit.desk, visit.caller, job_id, number, point_request(form))
-    return see(f"/jobs/{accept(visit.desk, visit.caller, order).job_id}")
+    wanted = point_request(form)
+    return await ordered(visit, lambda: order_of_point(visit.desk, visit.caller, job_id, number, wanted))
 
 
 def point_request(form: FormData) -> PointRequest:

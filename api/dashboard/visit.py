@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Path, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
@@ -14,6 +14,7 @@ from api.auth import CSRF_FIELD, check_csrf, session_of, unauthenticated
 from api.dashboard.render import page
 from api.deps import Desk, desk_of
 from api.errors import Problem, kind_of, to_problem
+from api.intake import Order, accept, patiently
 from jobs.keys import Caller
 
 HOME = "/jobs"
@@ -35,8 +36,11 @@ class Visit:
 
 
 async def form_of(request: Request) -> FormData:
-    """The posted form."""
-    return await request.form()
+    """The posted form; raises a 400 problem for texts that no database keeps, as for any other body."""
+    form = await request.form()
+    if any("\0" in text for field in form.multi_items() for text in field if isinstance(text, str)):
+        raise Problem("malformed", "the form holds a NUL")
+    return form
 
 
 def visitor(request: Request) -> Visit:
@@ -88,6 +92,12 @@ def see(path: str) -> RedirectResponse:
     return RedirectResponse(path, 303)
 
 
+async def ordered(visit: Visit, order: Callable[[], Order]) -> Response:
+    """Places an order that a page has made in one click, and goes on to its job."""
+    accepted = await patiently(visit.desk, lambda: accept(visit.desk, visit.caller, order()))
+    return see(f"/jobs/{accepted.job_id}")
+
+
 class PageRoute(APIRoute):
     """A route for people: a failure becomes a page, a missing session the sign-in page."""
 
@@ -134,3 +144,4 @@ def trouble(request: Request, problem: Problem) -> Response:
 Visitor = Annotated[Visit, Depends(visitor)]
 Author = Annotated[Visit, Depends(author)]
 Form = Annotated[FormData, Depends(form_of)]
+Number = Annotated[int, Path(ge=0, le=1 << 30)]

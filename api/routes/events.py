@@ -9,12 +9,14 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic_core import to_json
 
 from api.answers import Answer
-from api.deps import Desk, Id, InDesk, Reader, found
+from api.deps import Desk, Id, InDesk, Reader
+from api.deps import found as must_be
 from api.errors import NothingMore, Problem
 from api.schemas.common import problems
 from api.schemas.jobs import EventsOut, event_out
 from db import jobs
 from jobs import events
+from jobs.errors import Unauthenticated
 from jobs.keys import Caller
 from jobs.states import is_terminal
 
@@ -29,10 +31,21 @@ def look(
 ) -> tuple[list[dict[str, Any]], bool]:
     """Events above ``after``, and whether the job had ended before they were read and none is left."""
     with desk.read() as session:
-        state, last_seq = found(jobs.standing(session, caller.tenant_id, job_id), "job", job_id)
+        state, last_seq = must_be(jobs.standing(session, caller.tenant_id, job_id), "job", job_id)
         rows = events.after(session, job_id, after, limit)
         last = rows[-1].seq if rows else after
         return [event_out(row) for row in rows], is_terminal(state) and last >= last_seq
+
+
+def look_again(
+    desk: Desk, caller: Caller, job_id: str, after: int
+) -> tuple[list[dict[str, Any]], bool] | None:
+    """As ``look``, for one who has been let in long ago; nothing when the key was revoked or is over."""
+    try:
+        desk.caller_of_session(caller.key_id)
+    except Unauthenticated:
+        return None
+    return look(desk, caller, job_id, after, BATCH)
 
 
 @router.get("", response_model=EventsOut)
@@ -84,7 +97,10 @@ async def stream_events(
             yield ServerSentEvent(retry=RETRY_MILLISECONDS, comment="connected")
             over = False
             while not over and not desk.feed.closed.is_set():
-                fresh, over = await anyio.to_thread.run_sync(look, desk, caller, job_id, seq, BATCH)
+                found = await anyio.to_thread.run_sync(look_again, desk, caller, job_id, seq)
+                if found is None:
+                    return
+                fresh, over = found
                 for event in fresh:
                     seq = event["seq"]
                     yield ServerSentEvent(raw_data=to_json(event).decode(), event=event["type"], id=str(seq))

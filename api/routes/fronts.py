@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from api.answers import Answer
 from api.deps import JSON, Id, IdempotencyHeader, InDesk, Reader, Writer
 from api.fronts import front_for, order_of_place, picked
-from api.intake import accept, key_of
+from api.intake import accept, key_of, patiently
 from api.schemas.common import problems
 from api.schemas.fronts import ChosenOut, FrontOut, FrontPointOut, HypervolumeOut, ObjectiveOut
 from api.schemas.jobs import JobOut
@@ -51,7 +51,7 @@ def get_front(
     responses=problems(404, 409, 413, 415),
     dependencies=[JSON],
 )
-def merge_point(
+async def merge_point(
     request: Request,
     desk: InDesk,
     caller: Writer,
@@ -62,7 +62,9 @@ def merge_point(
 ) -> Response:
     """A merge job for one point of a front, measured or predicted, each model pinned as the search had it."""
     key = key_of(request, idempotency_key, body.model_dump(mode="json"))
-    accepted = accept(desk, caller, order_of_place(desk, caller, job_id, place, body), key)
+    accepted = await patiently(
+        desk, lambda: accept(desk, caller, order_of_place(desk, caller, job_id, place, body), key)
+    )
     return Answer(accepted.body, accepted.status, accepted.headers())
 
 

@@ -33,6 +33,7 @@ from api.intake import (
     key_of,
     order_of_point,
     order_to_append,
+    patiently,
     read_json,
     read_yaml,
 )
@@ -254,7 +255,7 @@ def retry_job(
     responses=problems(404, 409, 413, 415),
     dependencies=[JSON],
 )
-def append_job(
+async def append_job(
     request: Request,
     desk: InDesk,
     caller: Writer,
@@ -266,7 +267,9 @@ def append_job(
     read again. Only for results of methods that go on from their own (`opcm`).
     """
     key = key_of(request, idempotency_key, body.model_dump(mode="json", exclude={"webhook": {"secret"}}))
-    accepted = accept(desk, caller, order_to_append(desk, caller, job_id, body), key)
+    accepted = await patiently(
+        desk, lambda: accept(desk, caller, order_to_append(desk, caller, job_id, body), key)
+    )
     return Answer(accepted.body, accepted.status, accepted.headers())
 
 
@@ -277,7 +280,7 @@ def append_job(
     responses=problems(404, 409, 413, 415),
     dependencies=[JSON],
 )
-def merge_trial(
+async def merge_trial(
     request: Request,
     desk: InDesk,
     caller: Writer,
@@ -288,7 +291,9 @@ def merge_trial(
 ) -> Response:
     """A merge job for one candidate of a search, every model pinned as the search had it."""
     key = key_of(request, idempotency_key, body.model_dump(mode="json"))
-    accepted = accept(desk, caller, order_of_point(desk, caller, job_id, number, body), key)
+    accepted = await patiently(
+        desk, lambda: accept(desk, caller, order_of_point(desk, caller, job_id, number, body), key)
+    )
     return Answer(accepted.body, accepted.status, accepted.headers())
 
 

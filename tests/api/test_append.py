@@ -1,6 +1,9 @@
 """``POST /v1/jobs/{id}/append``: which results a model can join, and what is ordered then."""
 
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,13 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
+from api.app import create_app
+from api.deps import THREADS
+from hub.errors import Unavailable
 from jobs import lifecycle
+from jobs.planning import Planner
+from settings import Settings
+from tests.api.conftest import Who
 
 STATE = {"method": "opcm", "models": 1, "settings": {"lengths_so_far": 3.0, "factor_so_far": 1.0}}
 
@@ -127,3 +136,28 @@ def test_any_recipe_may_name_what_a_job_has_made(api: TestClient, made: str) -> 
     answer = api.post("/v1/plans", json={"recipe": recipe})
     assert answer.status_code == 200, answer.text
     assert [each["repo"] for each in answer.json()["plan"]["inputs"]] == [made, "expert2"]
+
+
+def test_a_slow_hub_holds_up_who_appends_and_nobody_who_reads(
+    settings: Settings, anna: Who, sessions: sessionmaker[Session], folder: Path
+) -> None:
+    go = threading.Event()
+
+    class SlowHub:
+        def pin(self, *_: Any) -> Any:
+            go.wait(20)
+            raise Unavailable("the Hub does not answer")
+
+    planner = Planner(lambda _token: SlowHub(), settings.model_roots, settings.memory_budget_bytes)  # type: ignore[arg-type,return-value]
+    with TestClient(create_app(settings, planner), headers=anna.headers) as api:
+        made = ordered(api)
+        end(sessions.begin, made, {"folder": str(folder), "state": STATE})
+        with ThreadPoolExecutor(THREADS) as callers:
+            path, body = f"/v1/jobs/{made}/append", {"model": "org/slow"}
+            waiting = [callers.submit(api.post, path, json=body) for _ in range(THREADS)]
+            time.sleep(1)
+            started = time.monotonic()
+            assert api.get("/v1/jobs").status_code == 200
+            assert time.monotonic() - started < 3, "planning waits 10 s for the Hub"
+            go.set()
+            assert {each.result().status_code for each in waiting} == {202}

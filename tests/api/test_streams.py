@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx2
 import pytest
@@ -115,6 +115,18 @@ def test_another_tenants_stream_is_not_found(served: str, anna: Who, bert: Who) 
     job_id = httpx2.post(f"{served}/v1/jobs", json=ORDER, headers=anna.headers).json()["id"]
     answer = httpx2.get(f"{served}/v1/jobs/{job_id}/events/stream", headers=bert.headers)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_a_stream_ends_when_its_key_is_revoked(
+    served: str, anna: Who, someone: Callable[..., Who], sessions: sessionmaker[Session]
+) -> None:
+    other = someone("acme", "merges:read")
+    job_id = httpx2.post(f"{served}/v1/jobs", json=ORDER, headers=anna.headers).json()["id"]
+    messages = stream(f"{served}/v1/jobs/{job_id}/events/stream", other)
+    assert next(messages)["event"] == "merge.queued"
+    httpx2.delete(f"{served}/v1/api-keys/{other.caller.key_id}", headers=anna.headers)
+    run_to_the_end(sessions, job_id)
+    assert list(messages) == []
 
 
 def test_streams_have_a_limit(client: TestClient, anna: Who, job_id: str) -> None:

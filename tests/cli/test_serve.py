@@ -97,3 +97,8 @@ def test_a_port_that_is_another_s_is_said_so(own_postgres_url: str, tmp_path: Pa
 def test_one_process_a_core_unless_told_otherwise(asked: int) -> None:
     count = count_processes(Settings(api_processes=asked))
     assert count == asked if asked else 1 <= count <= MOST_PROCESSES
+
+
+@pytest.mark.parametrize(("host", "url"), [("10.0.0.1", "http://10.0.0.1:80"), ("::1", "http://[::1]:80")])
+def test_links_name_the_address_that_is_listened_on(host: str, url: str) -> None:
+    assert Settings(host=host, port=80, public_url=None).url == url

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +13,8 @@ import pytest
 
 from cli import supervisor
 from cli.supervisor import Part, Supervisor
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def wait_for(found: Callable[[], object], seconds: float = 15.0) -> None:
@@ -101,3 +104,53 @@ def test_every_part_is_asked_to_stop(tmp_path: Path) -> None:
     drive(parts, lambda _: wait_for(lambda: len(lines(mark)) == 2), said)
     assert lines(mark).count("stopped") == 2
     assert said == []
+
+
+def test_a_terminal_that_is_closed_leaves_no_part_behind(tmp_path: Path) -> None:
+    mark, said = tmp_path / "mark", list[str]()
+
+    def story(watched: Supervisor) -> None:
+        wait_for(lambda: len(lines(mark)) == 1)
+        os.kill(os.getpid(), signal.SIGHUP)
+        wait_for(lambda: watched.stopping)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        drive([Part("sleeper", sleeper(mark))], story, said)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert lines(mark)[1:] == ["stopped"]
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path: Path) -> None:
+    mark, said = tmp_path / "mark", list[str]()
+
+    def story(watched: Supervisor) -> None:
+        wait_for(lambda: len(lines(mark)) == 1)
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.2)
+        assert not watched.stopping
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        drive([Part("sleeper", sleeper(mark))], story, said)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert lines(mark)[1:] == ["stopped"]
+
+
+def test_parts_are_asked_to_stop_when_whoever_started_them_is_killed(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    code = (
+        "import os, sys\n"
+        "from cli.supervisor import Part, Supervisor\n"
+        "parts = [Part('sleeper', sys.argv[1:])]\n"
+        "Supervisor(parts, dict(os.environ), guard=lambda: None, say=print).run()\n"
+    )
+    started = subprocess.Popen([sys.executable, "-c", code, *sleeper(mark)], cwd=ROOT)
+    try:
+        wait_for(lambda: len(lines(mark)) == 1)
+    finally:
+        started.kill()
+        started.wait()
+    wait_for(lambda: lines(mark)[1:] == ["stopped"])

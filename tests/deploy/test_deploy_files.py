@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,15 @@ def test_commands_of_the_dockerfile_exist() -> None:
     for command in commands:
         arguments = [part.strip().strip('"') for part in command.split(",")]
         assert build_parser().parse_args(arguments).command == arguments[0]
+
+
+def test_the_images_hold_every_package_of_the_distribution() -> None:
+    """setuptools packs what it finds: a package that was not copied is left out without a word."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {each.removesuffix("*") for each in project["packages"]["find"]["include"]}
+    text = (ROOT / "Dockerfile").read_text()
+    assert packages == set(re.findall(r"^COPY (\w+) \1$", text, flags=re.M)) - {"requirements"}
+    assert all(f" {module}.py " in text for module in project["py-modules"])
 
 
 def test_published_port_is_the_port_of_the_settings() -> None:

@@ -208,6 +208,11 @@ def test_a_token_that_may_not_write_is_named_as_the_reason(
         Push(client(token), REPO, job_id="job_1").prepare()
 
 
+def test_a_push_without_a_token_says_that_there_is_none(client: Clients) -> None:
+    with pytest.raises(TokenInvalid, match="wants a token for team/result and none was given"):
+        Push(client(None), REPO, job_id="job_1").prepare()
+
+
 def test_a_token_revoked_on_the_way_is_named(
     client: Clients, folder_hub: FolderHub, shards: list[Path]
 ) -> None:

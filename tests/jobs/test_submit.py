@@ -111,6 +111,58 @@ def test_a_retry_is_a_new_job_with_the_same_pinned_inputs(session: Session) -> N
     assert [each.id for each in jobs.retries(session, job.id)] == [job.id, again.id]
 
 
+def test_one_job_of_a_chain_of_retries_is_at_work_at_a_time(session: Session) -> None:
+    caller = make_caller(session)
+    job, fence = make_running(session, caller=caller)
+    lifecycle.fail(session, fence, "hub_unavailable", "no answer")
+    again = retry(session, caller, job, make_rules())
+    with pytest.raises(IllegalState, match=f"{again.id}, which is queued"):
+        retry(session, caller, job, make_rules())
+    lifecycle.request_cancel(session, again)
+    third = retry(session, caller, job, make_rules())
+    with pytest.raises(IllegalState, match=third.id):
+        retry(session, caller, again, make_rules())
+
+
+def test_two_who_retry_at_once_make_one_job(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        caller = make_caller(session)
+        job, fence = make_running(session, caller=caller)
+        lifecycle.fail(session, fence, "hub_unavailable", "no answer")
+    ready, refused = threading.Barrier(4), list[str]()
+
+    def work() -> None:
+        try:
+            with sessions.begin() as session:
+                seen = jobs.of_tenant(session, caller.tenant_id, job.id)
+                assert seen is not None
+                ready.wait(10)
+                retry(session, caller, seen, make_rules())
+        except IllegalState as error:
+            refused.append(error.code)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == ["illegal_state"] * 3
+
+
+def test_a_job_deleted_meanwhile_is_not_retried(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        caller = make_caller(session)
+        job, fence = make_running(session, caller=caller)
+        lifecycle.fail(session, fence, "hub_unavailable", "no answer")
+    with sessions.begin() as session:
+        seen = jobs.of_tenant(session, caller.tenant_id, job.id)
+        assert seen is not None
+        with sessions.begin() as other:
+            lifecycle.delete(other, seen)
+        with pytest.raises(NotFound, match=job.id):
+            retry(session, caller, seen, make_rules())
+
+
 def test_a_job_that_was_tried_again_is_deleted_after_its_retries(session: Session) -> None:
     caller = make_caller(session)
     job, fence = make_running(session, caller=caller)

@@ -112,6 +112,7 @@ def test_the_canonical_form_reads_back_as_itself(found: dict[str, Any]) -> None:
         ({"sources": [{"model": "a", "weight": True}]}, "/sources/0/weight", "finite number"),
         ({"sources": [{"model": "a", "weight": "1"}]}, "/sources/0/weight", "finite number"),
         ({"sources": [{"model": "a", "weight": float("nan")}]}, "/sources/0/weight", "finite number"),
+        ({"sources": [{"model": "a", "weight": 10**400}]}, "/sources/0/weight", "finite number"),
         (
             {"sources": [{"model": "a", "settings": {"Bad Name": 1}}]},
             "/sources/0/settings",

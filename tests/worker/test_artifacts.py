@@ -1,5 +1,8 @@
 """Results kept on this machine."""
 
+import errno
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from worker.artifacts import artifact_folder, keep
+from worker.endings import describe
 
 
 def test_a_result_moves_as_a_whole_and_a_second_attempt_finds_it_done(tmp_path: Path) -> None:
@@ -38,3 +42,20 @@ def test_a_result_moves_between_disks(tmp_path: Path, other_disk: Path) -> None:
     keep(output, target)
     assert [str(path.relative_to(target)) for path in sorted(target.rglob("*"))] == ["sub", "sub/file"]
     assert not leftover.exists()
+
+
+def test_a_full_disk_is_told_as_such_and_is_not_left_fuller(
+    tmp_path: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    output = other_disk / "output"
+    output.mkdir()
+    (output / "model.safetensors").write_bytes(b"weights")
+    target = artifact_folder(tmp_path, "job_1")
+    monkeypatch.setattr(shutil, "copyfile", no_room)
+    with pytest.raises(OSError, match="No space left") as caught:
+        keep(output, target)
+    assert describe(caught.value).code == "disk_full"
+    assert list(target.parent.iterdir()) == []

@@ -1,6 +1,8 @@
 """A running job's heartbeat, stop flag and fence."""
 
+import errno
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,8 +16,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import jobs as rows
 from jobs import lifecycle
 from jobs.lifecycle import Fence
+from jobs.tally import Fact
 from tests.factories import make_running
-from worker.board import Board
+from worker.board import Board, Note
 from worker.context import JobContext, Rhythm
 from worker.errors import Interrupted, Stop
 
@@ -102,6 +105,34 @@ def test_a_stopping_worker_tells_its_jobs(
         assert context.reason is Stop.SHUTDOWN
         until(lambda: board.notes()[0].reason == "shutdown")
     assert board.notes() == []
+
+
+class FullBoard(Board):
+    """A board on a disk that takes nothing more."""
+
+    def write(self, note: Note) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_does_not_end_the_heartbeat(
+    sessions: sessionmaker[Session], running: Fence, tmp_path: Path
+) -> None:
+    def beat() -> Any:
+        with sessions() as session:
+            job = rows.get(session, running.job_id)
+            assert job is not None
+            return job.heartbeat_at
+
+    with context_of(sessions, running, board=FullBoard(Board.create(tmp_path).folder)):
+        for _ in range(3):
+            before = beat()
+            until(lambda before=before: bool(beat() > before))
+
+
+def test_facts_that_the_disk_cannot_hold_are_left_out(tmp_path: Path) -> None:
+    board = Board.create(tmp_path)
+    (board.folder / f"{os.getpid()}.facts").symlink_to("/dev/full")
+    board.tell(Fact("merge_phase_seconds", ("merging",), 1.0))
 
 
 def test_nothing_is_written_once_another_worker_has_the_job(

@@ -45,6 +45,8 @@ log.debug("not_shown")
         ("key mk_live_abcd1234_xyz", "key [redacted]"),
         ("whsec_MfKQ9r8GKYqrTwjU/+==", "[redacted]"),
         ("postgresql://me:pw@host/db", "postgresql://[redacted]@host/db"),
+        ("redis://:pw@host:6379/0", "redis://[redacted]@host:6379/0"),
+        ("https://host:443/a@b", "https://host:443/a@b"),
         ("org/hf_model", "org/hf_model"),
     ],
 )

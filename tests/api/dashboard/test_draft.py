@@ -1,5 +1,6 @@
 """The form of a new job makes the request that the API would get."""
 
+import pytest
 import yaml
 
 from api.dashboard.draft import MOST_ROWS, Draft, input_of
@@ -29,6 +30,38 @@ FORM = {
     "evaluate-2-where": "/data/a.jsonl",
     "parents": "on",
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("seed", "9" * 5000, "not a whole number"),
+        ("evaluate-0-limit", "9" * 5000, "not a whole number"),
+        ("sources-0-weight", "9" * 400, "not a finite number"),
+        ("steps-0-density", "9" * 400, "not a finite number"),
+        ("evaluate-0-settings", "stop: &a [*a]", "name: value"),
+        ("evaluate-0-settings", "tokens: " + "9" * 5000, "name: value"),
+        ("evaluate-0-settings", "stop: " + "[" * 3000, "name: value"),
+    ],
+)
+def test_what_cannot_be_read_is_said_at_its_field(name: str, text: str, said: str) -> None:
+    draft = Draft.from_form({**FORM, name: text})
+    draft.body()
+    assert said in draft.wrong[name]
+
+
+def test_settings_of_a_set_are_read_as_recipes_are() -> None:
+    draft = Draft.from_form({**FORM, "evaluate-0-settings": "day: 2021-02-30, share: 1e-3, strict: yes"})
+    assert draft.wishes()["evaluate"]["sets"][0]["settings"] == {
+        "day": "2021-02-30",
+        "share": 0.001,
+        "strict": True,
+    }
+
+
+@pytest.mark.parametrize("action", ["remove:source:²", "remove:source:" + "9" * 5000])
+def test_a_button_of_no_row_removes_nothing(action: str) -> None:
+    assert len(Draft.from_form(FORM).act(action).sources) == 3
 
 
 def test_a_filled_in_form_makes_a_recipe_that_is_accepted() -> None:

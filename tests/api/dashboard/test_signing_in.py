@@ -111,3 +111,8 @@ def test_htmx_does_not_start_before_its_extensions_are_there(site: Site) -> None
     scripts = [line for line in site.get("/login").text.splitlines() if "<script" in line]
     assert "htmx" in scripts[0] and "defer" not in scripts[0]
     assert all("defer" in line for line in scripts[1:])
+
+
+def test_a_form_with_a_nul_is_malformed(site: Site) -> None:
+    answer = site.sign_in().post("/keys", name="a\0b", scopes="merges:read")
+    assert answer.status_code == 400 and "NUL" in answer.text
