@@ -324,13 +324,20 @@ class _Flow:
         """What a prepare makes of the task vectors; once for a block that is measured and merged."""
         known = self._block.prepared
         if stage not in known:
+            shape, params = self._shape_for(stage), bound.params
             made = [
-                bound.method.function(delta, self._own(stage, position), bound.params[position])
+                bound.method.function(delta.reshape(shape), self._own(stage, position), params[position])
                 for position, delta in enumerate(self.current_deltas())
             ]
             known.clear()
-            known[stage] = made
+            known[stage] = [delta.reshape(self._block.shape) for delta in made]
         return known[stage]
+
+    def _shape_for(self, stage: int) -> tuple[int, ...]:
+        """The block's shape as a step takes it: by rows, where another step takes the whole tensor."""
+        shape, chain = self._block.shape, self._chain
+        by_rows = chain.steps[stage].method.granularity == "row" and chain.granularity == "tensor"
+        return (prod(shape) // chain.columns, chain.columns) if by_rows else shape
 
     def unscaled(self, stage: int) -> Tensor:
         """What the combine of this stage adds to the base, before its factor."""
@@ -348,7 +355,7 @@ class _Flow:
             if self.combined is not None and task.stat.of is not None:
                 return task.stat.of(self.combined, group, task.params)
             return of(group, task.params)
-        delta = self.current_deltas()[task.position]
+        delta = self.current_deltas()[task.position].reshape(self._shape_for(task.stage))
         return (task.stat.of or own_delta)(delta, self._own(task.stage, task.position), task.params)
 
     def _base(self) -> Tensor:
@@ -362,14 +369,14 @@ class _Flow:
         return self._deltas
 
     def _own(self, stage: int, position: int) -> DeltaGroup:
-        chain = self._chain
+        chain, base = self._chain, self._base().reshape(self._shape_for(stage))
         key = chain.draw_key(stage, position)
-        draws = self._block.draws(key, self._block.first, self._block.shape, self._base().device)
+        draws = self._block.draws(key, self._block.first, tuple(base.shape), base.device)
         stats = chain.stats(stage, position, self._block)
         return DeltaGroup(
             chain.shown or chain.site,
             chain.site.models[position],
-            self._base(),
+            base,
             chain.weights[position],
             draws,
             stats,

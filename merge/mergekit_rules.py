@@ -94,7 +94,8 @@ class Ledger:
         if not all_numbers(read):
             message = f"{parameter.name} must be a number, a gradient, or a list of filter and value."
             refuse(*at, message)
-        return int(read) if isinstance(parameter.default, int) and read == int(read) else read
+        whole = isinstance(parameter.default, int) and not isinstance(read, list) and read == int(read)
+        return int(read) if whole else read
 
     def _write_by_source(self, parameter: Parameter) -> None:
         """A parameter each model may set, where no slice or module says anything of it."""

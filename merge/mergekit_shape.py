@@ -141,11 +141,11 @@ class Shaper:
         """All layers of some models; mergekit adds the base model where it is not among them."""
         if not isinstance(listed, list):
             refuse(*at, "models must be a list of at least one model.")
-        named = [
-            (self._reference(item, ("model", "parameters"), (*at, position)), None, scope, (*at, position))
-            for position, item in enumerate(listed)
-            for scope in [scope_of(item.get("parameters"), (*at, position, "parameters"))]
-        ]
+        named: list[Any] = []
+        for position, item in enumerate(listed):
+            where = (*at, position)
+            reference = self._reference(item, ("model", "parameters"), where)
+            named.append((reference, None, scope_of(item.get("parameters"), (*where, "parameters")), where))
         present = {reference for reference, *_ in named}
         if self._base is not None and self._base not in present and self._wants_base():
             named.append((self._base, None, Scope({}, at), at))
@@ -225,7 +225,7 @@ class Shaper:
     def _reference(self, item: Any, known: tuple[str, ...], at: Path) -> Reference:
         """The model that an entry of a list names."""
         if not isinstance(item, Mapping) or "model" not in item:
-            refuse(*at, "Each entry here needs a model.")
+            refuse(*at, "Each entry here must be a mapping with a model: `- model: org/name`.")
         _check_keys(item, known, at)
         return parse_reference(item["model"], *at, "model", notes=self._notes)
 

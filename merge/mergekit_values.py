@@ -63,6 +63,9 @@ def first_matches(value: Any, where: tuple[str | int, ...]) -> list[tuple[str | 
                 "Each entry of such a list needs a value and may have a filter, nothing else.",
             )
         match = item.get("filter")
+        if match is not None and not isinstance(match, str):
+            refuse(*where, position, "filter", "filter must be text, a part of tensors' names; for several, "
+                   "write one entry each.")  # fmt: skip
         whole = match is None or match == "*"
         rules.append(
             (

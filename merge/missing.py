@@ -53,7 +53,8 @@ def _told(rule: str, output: OutputTensor, lacking: Input, models: Mapping[str, 
 
 
 def _filled(output: OutputTensor, models: Mapping[str, ModelIndex]) -> OutputTensor:
-    base = Input("base", output.name)
+    own = next((each for each in output.inputs if each.model == "base"), None)
+    base = output.base or own or Input("base", output.inputs[0].tensor)  # layers may be others than there
     known = [each for each in (base, *output.inputs) if each.model in models and _has(models, each)]
     return replace(output, inputs=tuple(e if _has(models, e) else known[0] for e in output.inputs))
 

@@ -15,10 +15,19 @@ def safe_path(folder: Path, name: str) -> Path:
     check_file_name(name)
     inside = folder.resolve()
     target = (folder / name).resolve()
-    allowed = (inside, inside.parent.parent / "blobs") if inside.parent.name == "snapshots" else (inside,)
-    if not any(target.is_relative_to(place) for place in allowed):
+    if not any(target.is_relative_to(place) for place in (inside, *_blobs_of(inside))):
         raise FileOutsideFolder(f"{name} is a link that leads out of {folder}.")
     return target
+
+
+def _blobs_of(inside: Path) -> list[Path]:
+    """Where the Hub cache keeps the files of a snapshot, or of a folder in one."""
+    return [
+        place.parent.parent / "blobs"
+        for place in (inside, *inside.parents)
+        if place.parent.name == "snapshots"
+        and (place == inside or place.parent.parent.name.startswith("models--"))
+    ]
 
 
 def pieces_in(path: Path) -> Pieces:

@@ -221,7 +221,8 @@ class _Choice:
         said = {str(role): fate for role, fate in self._asked.classes.items()}.get(output.role)
         said = "save" if _fits(self._asked.save, output) else said
         wanted = meant = said or self._default(output)
-        if wanted == "lora" and not (len(output.shape) == 2 and output.name.endswith(".weight")):
+        is_matrix = len(output.shape) == 2 and prod(output.shape) > 0 and output.name.endswith(".weight")
+        if wanted == "lora" and not is_matrix:
             wanted = "drop"
             self._tell(said is not None, output, "is no matrix, so it cannot become a LoRA; it is left out")
         if wanted != "drop" and output.name in self._tied:

@@ -62,8 +62,15 @@ def make_adapter(
     for batch in work.ready(plan.adapter.outputs):
         work.crew.each(batch, lambda output: jobs[output.name]())
     parts = maker.parts()
-    if not parts.saved and not any(made.rank for made in parts.made):
-        raise NothingChanged("No module of the result differs from the base: an adapter would be empty.")
+    if not any(made.rank for made in parts.made):
+        whole = ", ".join(each.output.name for each in parts.saved[:3])
+        more = ", ..." if len(parts.saved) > 3 else ""
+        raise NothingChanged(
+            f"Only what is saved whole differs from the base ({whole}{more}), and an adapter without a LoRA "
+            "factor cannot be loaded: write a checkpoint, or let a matrix change."
+            if whole
+            else "No module of the result differs from the base: an adapter would be empty."
+        )
     finished = _assemble(parts, plan.adapter.dtype, journal)
     base = plan.models["base"]
     write_json(journal.folder / CONFIG_FILE, adapter_config(base, parts.made, parts.saved))

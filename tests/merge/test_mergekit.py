@@ -7,6 +7,7 @@ import pytest
 from merge.arch.roles import Towers
 from merge.errors import MergekitUnsupported
 from merge.mergekit import is_mergekit, read_recipe, translate
+from merge.plan import check_recipe
 from merge.recipe import Recipe
 from merge.resolve import Spot, settings_for, weights_for, whole
 
@@ -140,6 +141,11 @@ def test_slerp_runs_from_the_base_to_the_other_model_in_any_order() -> None:
     assert [source.model for source in alone.sources] == ["org/base", "org/other"]
 
 
+def test_a_gradient_of_what_is_one_whole_number_is_told_by_the_plan() -> None:
+    recipe = translate(config("karcher", parameters={"max_iter": [10, 20]})).recipe
+    assert [finding.pointer for finding in check_recipe(recipe)] == ["/steps/0/max_iter"]
+
+
 def test_filters_and_gradients_resolve_as_in_mergekit() -> None:
     t = [
         {"filter": "self_attn", "value": [0, 0.5, 0.3, 0.7, 1]},
@@ -254,6 +260,13 @@ SLICE = {"sources": [{"model": "org/base", "layer_range": [0, 2]}, {"model": "or
         ({"merge_method": "tiess"}, "/merge_method", "did you mean ties?"),
         ({"slices": [SLICE]}, "/slices", "Exactly one"),
         ({"models": None}, "/models", "Exactly one"),
+        ({"models": ["org/a", {"model": "org/b"}]}, "/models/0", "`- model: org/name`"),
+        ({"models": [{"model": "org/a"}, None]}, "/models/1", "must be a mapping with a model"),
+        (
+            {"parameters": {"density": [{"filter": ["q_proj", "k_proj"], "value": 1}, {"value": 0.5}]}},
+            "/parameters/density/0/filter",
+            "must be text",
+        ),
         ({"models": None, "slices": [{"sources": []}]}, "/slices/0", "list of sources"),
         (
             {"models": None, "slices": [{**SLICE, "residual_weight": 0.5}]},

@@ -94,6 +94,26 @@ def test_filled_task_vector_is_zero(folders: dict[str, Path], tmp_path: Path) ->
     assert torch.allclose(got, base + 3 * (1 - base))
 
 
+@pytest.mark.parametrize(("method", "wanted"), [("task_arithmetic", [13, 11, 12]), ("linear", [8, 6, 7])])
+def test_filled_layers_are_the_bases_own_where_slices_move_them(
+    tmp_path: Path, method: str, wanted: list[int]
+) -> None:
+    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(3)]
+    shapes = {f"{name}.weight": (16, 16) for name in names}
+    biases = {"base": 1.0, "b": 11.0}
+    folders = {
+        key: exact.write(
+            tmp_path / key, key, shapes, dtype=torch.float32, config={"num_hidden_layers": 3},
+            extra={f"{name}.bias": torch.full((16,), biases[key] + layer) for layer, name in enumerate(names)}
+            if key in biases else None,
+        )
+        for key in ("base", "a", "b")
+    }  # fmt: skip
+    parts = [{"sources": [{"id": key, "layers": cut} for key in "ab"]} for cut in ([2, 3], [0, 2])]
+    made = merged(folders, tmp_path / "out", "fill", "a", "b", base="base", steps=[method], slices=parts)
+    assert [float(made[f"{name}.bias"][0]) for name in names] == wanted
+
+
 def test_present_without_the_bases_own_is_the_mean_of_the_others(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ MASS = Sum(_powers, when=("rescale", ("l1", "l2")))
     kind=Kind.PREPARE,
     granularity="row",
     paper="arXiv:2406.11617",
+    version=2,
     needs=Needs(
         base=True,
         stats=(MASS,),

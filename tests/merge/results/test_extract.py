@@ -251,3 +251,26 @@ def test_estimate_covers_the_largest_adapter_that_can_come_out(root: Path, tmp_p
     made(root, extract(error=0.0, max_rank=16), str(tmp_path / "out"))
     assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < plan.estimate.output_bytes * 1.3
     assert 0 < plan.estimate.peak_memory_bytes <= BUDGET
+
+
+def test_a_change_of_saved_tensors_alone_gives_no_adapter(tmp_path: Path) -> None:
+    for number, name in enumerate(("base", "a")):
+        tensors = {
+            "layers.0.up.weight": torch.ones(4, 6),
+            "layers.0.norm.weight": torch.full((6,), 1.0 + number),
+        }
+        tiny.write_tensors(tmp_path / name, tensors)
+    with pytest.raises(NothingChanged, match=r"\(layers\.0\.norm\.weight\).*write a checkpoint"):
+        made(tmp_path, extract(rank=2, classes={"norm": "save"}), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_a_matrix_without_entries_becomes_no_lora(tmp_path: Path, shape: tuple[int, int]) -> None:
+    for number, name in enumerate(("base", "a")):
+        tensors = {
+            "layers.0.up.weight": torch.full((4, 6), float(number)),
+            "nothing.weight": torch.ones(shape),
+        }
+        tiny.write_tensors(tmp_path / name, tensors)
+    made(tmp_path, extract(rank=2), str(tmp_path / "out"))
+    assert changes(tmp_path / "out").keys() == {"layers.0.up.weight"}

@@ -156,6 +156,21 @@ def test_the_hub_caches_own_links_are_followed(tmp_path: Path) -> None:
     assert "lm_head.weight" in index_folder(snapshot).tensors
 
 
+def test_a_folder_of_a_snapshot_is_in_the_hub_cache_too(tmp_path: Path) -> None:
+    def linked(repository: Path) -> Path:
+        blob, unet = repository / "blobs" / "abc", repository / "snapshots" / "sha" / "unet"
+        for folder in (blob.parent, unet):
+            folder.mkdir(parents=True)
+        blob.write_bytes(weights)
+        (unet / "model.safetensors").symlink_to(Path("../../../blobs/abc"))
+        return unet
+
+    weights = (tiny.llama(tmp_path / "real") / "model.safetensors").read_bytes()
+    assert "lm_head.weight" in index_folder(linked(tmp_path / "models--org--name")).tensors
+    with pytest.raises(file_errors.FileOutsideFolder, match=r"model\.safetensors"):
+        index_folder(linked(tmp_path / "no_cache"))
+
+
 def test_a_header_that_was_not_fetched_is_named(tmp_path: Path) -> None:
     tiny.write_tensors(tmp_path, {"a": torch.zeros(2)})
     with pytest.raises(file_errors.FileMissing, match=r"model\.safetensors"):

@@ -118,3 +118,16 @@ def test_seeds_and_sources_draw_differently() -> None:
     both = merge_one(steps, torch.zeros_like(RAMP), [RAMP] * 8)
     counts = torch.bincount((both / RAMP / 2).round().int().view(-1), minlength=9).double()
     assert float(counts[4] / counts.sum()) == pytest.approx(70 / 256, abs=0.01), "eight independent coins"
+
+
+@pytest.mark.parametrize("shape", [(6,), (8, 6), (5, 4, 2, 4), (1,)])
+@pytest.mark.parametrize("rescale", ["expectation", "l1"])
+def test_rows_are_rows_before_a_method_that_takes_whole_tensors(shape: tuple[int, ...], rescale: str) -> None:
+    base, deltas = torch.zeros(shape), [torch.randn(shape) for _ in range(2)]
+    della: tuple[str, dict[str, object]] = ("della", {"density": 0.5, "epsilon": 0.3, "rescale": rescale})
+    tsv_m: tuple[str, dict[str, object]] = ("tsv_m", {})
+    alone = [
+        merge_one([della, ("task_arithmetic", {})], base, [delta], models=[f"m{place}"])
+        for place, delta in enumerate(deltas)
+    ]
+    assert torch.equal(merge_one([della, tsv_m], base, deltas), merge_one([tsv_m], base, alone))
