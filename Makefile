@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 MODELS ?= tiny
 # Two at a time: each has servers of its own. `make test PYTEST_ARGS='tests/hub -x'` runs a part.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# In the order of the folders: else files of few tests would come last, which are those that wait the longest.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # Tests that run side by side would wait for each other's threads, spinning.
 ALONE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types catalog references openapi docs up chaos bench bench-mergekit eval bench-overlap load quality quality-llm quality-search clean
+.PHONY: help setup demo test check lint cut format types catalog references openapi docs up chaos bench bench-mergekit eval bench-overlap load quality quality-llm quality-search clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,8 +30,7 @@ demo: $(READY)  ## a real merge of real models through the real service (MODELS=
 
 test: $(READY)  ## every check and every test
 	@sh tests/install_chromium.sh
-	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m quality cut
+	$(MAKE) --no-print-directory -j 2 lint cut  # each keeps one core busy
 	$(ALONE) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: lint test  ## the same, under the name other projects use
@@ -40,6 +40,9 @@ lint: $(READY)  ## ruff, import rules, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+
+cut: $(READY)  ## a minute of quality: a few merges must score as sound ones do
+	$(BIN)/python -m quality cut
 
 format: $(READY)  ## put the code into its form
 	$(BIN)/ruff format .

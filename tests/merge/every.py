@@ -72,3 +72,8 @@ def moved(method: Method) -> dict[str, Any]:
         choices | dict(zip(numbers, values, strict=True)) for values in options
     )
     return next(values for values in every if fitting(method, values))
+
+
+def brief(method: Method) -> dict[str, Any]:
+    """Settings with which a method that iterates ends soon, for what holds after any number of steps."""
+    return {"steps": 10} if "steps" in schema_of(method.params)["properties"] else {}

@@ -77,6 +77,7 @@ def planned(
     }
     if any(KINDS[statistic.kind].layout == "square" for statistic in method.needs.statistics):
         document["overrides"] = [{"match": "wide.weight", "policy": "mean"}]  # its matrix would be 6 GB
+    used = {name: folders[name] for name in ("base", *ids)}
     return make_plan(
-        recipe_from(document | more), exact.indices(folders), budget=GIB, measured=informed.of_all(folders)
+        recipe_from(document | more), exact.indices(used), budget=GIB, measured=informed.of_all(used)
     )

@@ -13,17 +13,34 @@ from merge.errors import NotFinite, Stopped
 from merge.plan import Plan
 from merge.run import run
 from tests.merge import informed
-from tests.merge.every import METHODS, count_of, moved
+from tests.merge.every import METHODS, brief, count_of, moved
 from tests.merge.laws import odd
 from tests.merge.references import tensors_digest
 
 EVERY = pytest.mark.parametrize("method", METHODS, ids=[method.name for method in METHODS])
-SETTINGS: Mapping[str, Callable[[Method], dict[str, Any]]] = {"defaults": lambda _: {}, "moved": moved}
+BAD = (float("nan"), float("-inf"))
+SETTINGS: Mapping[str, Callable[[Method], dict[str, Any]]] = {
+    "defaults": brief,
+    "moved": lambda method: moved(method) | brief(method),
+}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return odd.family(tmp_path_factory.mktemp("odd"), 8)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, float], Path]:
+    """The first source with one bad number, by the tensor that has it at its end and by the number."""
+    made = {}
+    for name in ("scalar.weight", "tall.weight"):
+        for value in BAD:
+            tensor = odd.tensor("a", name).clone()
+            tensor.view(-1)[-1] = value
+            folder = tmp_path_factory.mktemp("broken")
+            made[name, value] = odd.write(folder, "a", **{name.split(".")[0]: tensor})
+    return made
 
 
 def known(plan: Plan, folders: Mapping[str, Path]) -> dict[str, Path]:
@@ -52,7 +69,7 @@ def test_one_source_and_eight_work_where_the_method_takes_them(
 ) -> None:
     least, most = method.needs.sources
     for count in sorted({max(1, least), min(8, most or 8)}):
-        plan = odd.planned(folders, method, {}, count)
+        plan = odd.planned(folders, method, brief(method), count)
         report = run(
             plan,
             folders,
@@ -68,7 +85,7 @@ def test_one_source_and_eight_work_where_the_method_takes_them(
 def test_stopped_anywhere_and_resumed_gives_the_same_bytes(
     folders: Mapping[str, Path], tmp_path: Path, method: Method
 ) -> None:
-    plan = odd.planned(folders, method, {}, shard_bytes=64 << 10)
+    plan = odd.planned(folders, method, brief(method), shard_bytes=64 << 10)
     statistics = known(plan, folders)
     run(plan, folders, tmp_path / "straight", budget_bytes=odd.SMALL, threads=1, statistics=statistics)
     out = tmp_path / "halting"
@@ -93,22 +110,23 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bytes(
 
 
 @EVERY
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("value", BAD)
 def test_a_bad_number_stops_with_the_name_of_the_tensor(
-    folders: Mapping[str, Path], tmp_path: Path, method: Method, value: float
+    folders: Mapping[str, Path],
+    broken: Mapping[tuple[str, float], Path],
+    tmp_path: Path,
+    method: Method,
+    value: float,
 ) -> None:
-    for name in ("scalar", "tall"):
-        full = next(tensor for tensor in odd.SHAPES if tensor.startswith(name))
-        bad = odd.tensor("a", full).clone()
-        bad.view(-1)[-1] = value
-        broken = {**folders, "a": odd.write(tmp_path / name, "a", **{name: bad})}
-        plan = odd.planned(broken, method, {})
-        if not any(source.model == "a" for o in plan.outputs if o.name == full for source in o.inputs):
+    for name in ("scalar.weight", "tall.weight"):
+        models = {**folders, "a": broken[name, value]}
+        plan = odd.planned(models, method, brief(method))
+        if not any(source.model == "a" for o in plan.outputs if o.name == name for source in o.inputs):
             continue
-        with pytest.raises(NotFinite, match=rf"^{full} of a "):
+        with pytest.raises(NotFinite, match=rf"^{name} of a "):
             run(
                 plan,
-                broken,
+                models,
                 tmp_path / "out",
                 budget_bytes=odd.GIB,
                 threads=1,
