@@ -35,7 +35,7 @@ def serve(settings: Settings) -> int:
     with tempfile.TemporaryDirectory(prefix="mergery-metrics-") as folder:
         environment = {**os.environ, "MERGERY_API_PROCESSES": "1", FOLDER: folder}
         parts = [Part(f"api-{number}", mergery("api", "--shared")) for number in range(count)]
-        Supervisor(parts, environment, guard=lambda: None, say=_say).run()
+        Supervisor(parts, environment, guard=dict, say=_say).run()
     return 0
 
 

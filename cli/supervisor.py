@@ -49,11 +49,13 @@ def end_with_parent(with_signal: signal.Signals) -> None:
 
 @dataclass
 class Supervisor:
-    """Runs ``parts`` until told to stop; ``guard`` is called each round and may revive what is not a part."""
+    """Runs ``parts`` until told to stop; ``guard`` is called each round and may revive what is not a part. It
+    gives the variables of ``environment`` that are others since then, with which all parts begin anew.
+    """
 
     parts: list[Part]
     environment: Mapping[str, str]
-    guard: Callable[[], None]
+    guard: Callable[[], Mapping[str, str]]
     say: Callable[[str], None]
     stopping: bool = field(default=False, init=False)
 
@@ -66,7 +68,9 @@ class Supervisor:
                 signal.signal(each, self._ask_to_stop)
         try:
             while not self.stopping:
-                self.guard()
+                if changed := self.guard():
+                    self.environment = {**self.environment, **changed}
+                    self._stop()
                 for part in self.parts:
                     self._tend(part)
                 time.sleep(POLL_SECONDS)
@@ -114,3 +118,5 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for part, _ in running:
+            part.process = None

@@ -21,6 +21,8 @@ from migrations.run import upgrade
 from settings import Settings
 
 URL_FILE = "database.url"
+URL_VARIABLES = {"postgres": "DATABASE_URL", "valkey": "BROKER_URL"}
+"""By the name of the embedded server that stands in."""
 GPU_MEASURING_SECONDS = "60"
 """From how long on a CPU models are run on texts by a GPU worker, where one is started."""
 
@@ -50,7 +52,7 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
     _say(f"Mergery is starting at {settings.url} (data in {settings.data_dir}); stop it with Ctrl-C")
     try:
         Supervisor(
-            _parts(options), environment, guard=_Guard(settings.data_dir, servers, starters).look, say=_say
+            _parts(options), environment, guard=Guard(settings.data_dir, servers, starters).look, say=_say
         ).run()
     finally:
         for server in reversed(servers):
@@ -109,19 +111,26 @@ def _start_servers(settings: Settings) -> tuple[list[Server], list[Starter]]:
     return [start(settings.data_dir) for start in starters], starters
 
 
-class _Guard:
+class Guard:
     """Looks after the embedded servers: a dead one is started again on the same data."""
 
     def __init__(self, data_dir: Path, servers: list[Server], starters: list[Starter]) -> None:
         self._data_dir = data_dir
         self._watched = list(zip(servers, starters, strict=True))
 
-    def look(self) -> None:
-        """One round."""
-        for server, start in self._watched:
+    def look(self) -> dict[str, str]:
+        """One round. Gives the variables with the URLs of servers that had to move, as Valkey does where
+        another program has taken its port meanwhile.
+        """
+        moved = {}
+        for place, (server, start) in enumerate(self._watched):
             if server.pid is None:
                 _say(f"{server.name} ended; starting it again")
-                start(self._data_dir)
+                revived = start(self._data_dir)
+                self._watched[place] = (revived, start)
+                if revived.url != server.url:
+                    moved[URL_VARIABLES[server.name]] = revived.url
+        return moved
 
 
 def _remember_database(data_dir: Path, url: str) -> None:
@@ -141,8 +150,8 @@ def _print_first_key(database_url: str) -> None:
 def _environment(settings: Settings, database_url: str, broker_url: str) -> dict[str, str]:
     return {
         **os.environ,
-        "DATABASE_URL": database_url,
-        "BROKER_URL": broker_url,
+        URL_VARIABLES["postgres"]: database_url,
+        URL_VARIABLES["valkey"]: broker_url,
         "MERGERY_DATA_DIR": str(settings.data_dir),
         "MERGERY_HOST": settings.host,
         "MERGERY_PORT": str(settings.port),

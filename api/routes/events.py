@@ -9,8 +9,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic_core import to_json
 
 from api.answers import Answer
-from api.deps import Desk, Id, InDesk, Reader
-from api.deps import found as must_be
+from api.deps import Desk, Id, InDesk, Reader, found
 from api.errors import NothingMore, Problem
 from api.schemas.common import problems
 from api.schemas.jobs import EventsOut, event_out
@@ -31,7 +30,7 @@ def look(
 ) -> tuple[list[dict[str, Any]], bool]:
     """Events above ``after``, and whether the job had ended before they were read and none is left."""
     with desk.read() as session:
-        state, last_seq = must_be(jobs.standing(session, caller.tenant_id, job_id), "job", job_id)
+        state, last_seq = found(jobs.standing(session, caller.tenant_id, job_id), "job", job_id)
         rows = events.after(session, job_id, after, limit)
         last = rows[-1].seq if rows else after
         return [event_out(row) for row in rows], is_terminal(state) and last >= last_seq
@@ -97,10 +96,10 @@ async def stream_events(
             yield ServerSentEvent(retry=RETRY_MILLISECONDS, comment="connected")
             over = False
             while not over and not desk.feed.closed.is_set():
-                found = await anyio.to_thread.run_sync(look_again, desk, caller, job_id, seq)
-                if found is None:
+                news = await anyio.to_thread.run_sync(look_again, desk, caller, job_id, seq)
+                if news is None:
                     return
-                fresh, over = found
+                fresh, over = news
                 for event in fresh:
                     seq = event["seq"]
                     yield ServerSentEvent(raw_data=to_json(event).decode(), event=event["type"], id=str(seq))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import redis
 from cli import unprivileged
 from cli.embedded import EmbeddedServerError, Server, start_postgres, start_valkey
 from cli.unprivileged import Account, reachable_home, reachable_programs
+from cli.up import Guard
 from tests.services import FAST, scratch_folder
 
 as_root = os.geteuid() == 0
@@ -138,16 +140,19 @@ def test_valkey_asks_for_its_password_and_hides_it(folder: Path) -> None:
         )
 
 
-def test_a_port_that_somebody_took_is_changed(folder: Path) -> None:
-    import socket
-
+def test_a_port_that_somebody_took_is_changed_and_the_guard_says_so(folder: Path) -> None:
     server = start_valkey(folder)
+    guard = Guard(folder, [server], [start_valkey])
+    assert guard.look() == {}
     server.stop()
     port = int((folder / "valkey" / "port").read_text())
     with socket.create_server(("127.0.0.1", port)):
-        again = start_valkey(folder)
+        moved = guard.look()
+    again = start_valkey(folder)
     with stopped_after(again):
         assert again.url != server.url and again.is_alive()
+        assert moved == {"BROKER_URL": again.url}
+        assert guard.look() == {}
 
 
 def test_servers_outlive_the_process_that_started_them(folder: Path) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -44,9 +44,14 @@ def lines(mark: Path) -> list[str]:
     return mark.read_text().splitlines() if mark.exists() else []
 
 
-def drive(parts: list[Part], story: Callable[[Supervisor], None], said: list[str]) -> None:
+def drive(
+    parts: list[Part],
+    story: Callable[[Supervisor], None],
+    said: list[str],
+    guard: Callable[[], Mapping[str, str]] = dict,
+) -> None:
     """Runs a supervisor in this thread while ``story`` acts in another and then asks it to stop."""
-    watched = Supervisor(parts, dict(os.environ), guard=lambda: None, say=said.append)
+    watched = Supervisor(parts, dict(os.environ), guard=guard, say=said.append)
     failures: list[BaseException] = []
 
     def act() -> None:
@@ -106,6 +111,20 @@ def test_every_part_is_asked_to_stop(tmp_path: Path) -> None:
     assert said == []
 
 
+def test_parts_begin_anew_with_what_the_guard_says_has_changed(tmp_path: Path) -> None:
+    mark, changes = tmp_path / "mark", [{"WHERE": "there"}]
+    code = "import os, sys, time; print(os.getenv('WHERE'), file=open(sys.argv[1], 'a')); time.sleep(60)"
+
+    def guard() -> Mapping[str, str]:
+        return changes.pop() if changes and lines(mark) else {}
+
+    def story(_: Supervisor) -> None:
+        wait_for(lambda: len(lines(mark)) == 2)
+
+    drive([Part("teller", [sys.executable, "-c", code, str(mark)])], story, [], guard)
+    assert lines(mark) == ["None", "there"]
+
+
 def test_a_terminal_that_is_closed_leaves_no_part_behind(tmp_path: Path) -> None:
     mark, said = tmp_path / "mark", list[str]()
 
@@ -145,7 +164,7 @@ def test_parts_are_asked_to_stop_when_whoever_started_them_is_killed(tmp_path: P
         "import os, sys\n"
         "from cli.supervisor import Part, Supervisor\n"
         "parts = [Part('sleeper', sys.argv[1:])]\n"
-        "Supervisor(parts, dict(os.environ), guard=lambda: None, say=print).run()\n"
+        "Supervisor(parts, dict(os.environ), guard=dict, say=print).run()\n"
     )
     started = subprocess.Popen([sys.executable, "-c", code, *sleeper(mark)], cwd=ROOT)
     try:
