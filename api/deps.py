@@ -202,7 +202,20 @@ WebhookKeeper = Annotated[Caller, Depends(may("webhooks"))]
 KeyKeeper = Annotated[Caller, Depends(may("keys"))]
 AnyCaller = Annotated[Caller, Depends(admit)]
 Asked = Annotated[PageAsked, Depends(page_asked)]
+
+
+def _last_seq(
+    last_event_id: Annotated[str | None, Header(description="`seq` of the last event received")] = None,
+) -> int | None:
+    """Where a stream that broke off goes on; ``None`` where the header names no ``seq``."""
+    known = last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19
+    return int(last_event_id) if known and last_event_id else None
+
+
+LastSeq = Annotated[int | None, Depends(_last_seq)]
 Id = Annotated[str, Path(max_length=64)]
+Number = Annotated[int, Path(ge=0, le=1 << 30)]
+"""Of a trial, or a place on a front."""
 IdempotencyHeader = Annotated[
     str | None,
     Header(alias="Idempotency-Key", description="The same key within three days gives the same answer"),

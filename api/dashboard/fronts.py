@@ -7,8 +7,8 @@ from fastapi import APIRouter, Response
 
 from api.dashboard.render import number_said
 from api.dashboard.searches import point_request, point_said
-from api.dashboard.visit import Author, Form, Number, PageRoute, ordered
-from api.deps import Id
+from api.dashboard.visit import Author, Form, PageRoute, ordered
+from api.deps import Id, Number
 from api.errors import Problem
 from api.fronts import order_of_place, picked
 from jobs.fronts import Front

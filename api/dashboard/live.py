@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -20,7 +20,7 @@ from api.dashboard.render import page, text
 from api.dashboard.searches import search_view
 from api.dashboard.teach import router_view
 from api.dashboard.visit import PageRoute, Visit, Visitor
-from api.deps import Id, found
+from api.deps import Id, LastSeq, found
 from api.errors import Problem
 from db import artifacts, evaluations, jobs, reports, trials
 from db import events as rows
@@ -144,14 +144,13 @@ async def live(
     request: Request,
     visit: Visitor,
     job_id: Id,
-    after: Annotated[int, Query(ge=0)] = 0,
-    last_event_id: Annotated[str | None, Header()] = None,
+    after: Annotated[int, Query(ge=0, lt=1 << 62)] = 0,
+    last: LastSeq = None,
 ) -> Response:
     """The page as it changes: HTML in unnamed messages, chart points in ``progress``, at last ``ended``."""
     if not visit.desk.feed.has_room:
         raise Problem("too_many_streams", "reload the page instead, or come back later")
-    known = last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19
-    resumed = int(last_event_id) if known and last_event_id else after
+    resumed = after if last is None else last
     watch = Watch(visit, job_id)
     await run_in_threadpool(watch.look)
     stream = _messages(request, watch, resumed)

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData
 
 from api.dashboard.render import bytes_said, number_said
-from api.dashboard.visit import Author, Form, Number, PageRoute, ordered
-from api.deps import Id
+from api.dashboard.visit import Author, Form, PageRoute, ordered
+from api.deps import Id, Number
 from api.errors import from_validation
 from api.intake import order_of_point
 from db.models.job import Job

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit
 
-from fastapi import Depends, Path, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
@@ -144,4 +144,3 @@ def trouble(request: Request, problem: Problem) -> Response:
 Visitor = Annotated[Visit, Depends(visitor)]
 Author = Annotated[Visit, Depends(author)]
 Form = Annotated[FormData, Depends(form_of)]
-Number = Annotated[int, Path(ge=0, le=1 << 30)]

@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic_core import to_json
 
 from api.answers import Answer
-from api.deps import Desk, Id, InDesk, Reader, found
+from api.deps import Desk, Id, InDesk, LastSeq, Reader, found
 from api.errors import NothingMore, Problem
 from api.schemas.common import problems
 from api.schemas.jobs import EventsOut, event_out
@@ -65,15 +65,14 @@ def resume_point(
     caller: Reader,
     job_id: Id,
     after: Annotated[int, Query(ge=0, lt=1 << 62)] = 0,
-    last_event_id: Annotated[str | None, Header(description="`seq` of the last event received")] = None,
+    last: LastSeq = None,
 ) -> int:
     """The ``seq`` after which the stream begins. Raises 404, or ``NothingMore`` for one read to its end."""
     if not desk.feed.has_room:
         raise Problem("too_many_streams", "poll the job instead, or come back later")
-    resumed = last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19
-    seq = int(last_event_id) if resumed and last_event_id else after
+    seq = after if last is None else last
     fresh, over = look(desk, caller, job_id, seq, 1)
-    if resumed and over and not fresh:
+    if last is not None and over and not fresh:
         raise NothingMore
     return seq
 

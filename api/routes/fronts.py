@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from api.answers import Answer
-from api.deps import JSON, Id, IdempotencyHeader, InDesk, Reader, Writer
+from api.deps import JSON, Id, IdempotencyHeader, InDesk, Number, Reader, Writer
 from api.fronts import front_for, order_of_place, picked
 from api.intake import accept, key_of, patiently
 from api.schemas.common import problems
@@ -56,7 +56,7 @@ async def merge_point(
     desk: InDesk,
     caller: Writer,
     job_id: Id,
-    place: Annotated[int, Path(ge=0, le=1 << 30)],
+    place: Number,
     body: PointRequest,
     idempotency_key: IdempotencyHeader = None,
 ) -> Response:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api.answers import Answer
 from api.bodies import load_json
@@ -17,6 +17,7 @@ from api.deps import (
     Id,
     IdempotencyHeader,
     InDesk,
+    Number,
     Reader,
     Writer,
     content_type_of,
@@ -285,7 +286,7 @@ async def merge_trial(
     desk: InDesk,
     caller: Writer,
     job_id: Id,
-    number: Annotated[int, Path(ge=0, le=1 << 30)],
+    number: Number,
     body: PointRequest,
     idempotency_key: IdempotencyHeader = None,
 ) -> Response:

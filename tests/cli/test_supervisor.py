@@ -62,15 +62,15 @@ def drive(
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     thread = threading.Thread(target=act)
     thread.start()
     try:
         watched.run()
     finally:
         thread.join()
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
+        for each, handler in before.items():
+            signal.signal(each, handler)
     if failures:
         raise failures[0]
 
@@ -125,34 +125,24 @@ def test_parts_begin_anew_with_what_the_guard_says_has_changed(tmp_path: Path) -
     assert lines(mark) == ["None", "there"]
 
 
-def test_a_terminal_that_is_closed_leaves_no_part_behind(tmp_path: Path) -> None:
-    mark, said = tmp_path / "mark", list[str]()
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_is_closed_leaves_no_part_behind_unless_nohup_says_so(
+    tmp_path: Path, nohup: bool
+) -> None:
+    mark = tmp_path / "mark"
 
     def story(watched: Supervisor) -> None:
         wait_for(lambda: len(lines(mark)) == 1)
         os.kill(os.getpid(), signal.SIGHUP)
-        wait_for(lambda: watched.stopping)
+        if nohup:
+            time.sleep(0.2)
+            assert not watched.stopping
+        else:
+            wait_for(lambda: watched.stopping)
 
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
     try:
-        drive([Part("sleeper", sleeper(mark))], story, said)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert lines(mark)[1:] == ["stopped"]
-
-
-def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path: Path) -> None:
-    mark, said = tmp_path / "mark", list[str]()
-
-    def story(watched: Supervisor) -> None:
-        wait_for(lambda: len(lines(mark)) == 1)
-        os.kill(os.getpid(), signal.SIGHUP)
-        time.sleep(0.2)
-        assert not watched.stopping
-
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        drive([Part("sleeper", sleeper(mark))], story, said)
+        drive([Part("sleeper", sleeper(mark))], story, [])
     finally:
         signal.signal(signal.SIGHUP, before)
     assert lines(mark)[1:] == ["stopped"]

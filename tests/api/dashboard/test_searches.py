@@ -61,6 +61,7 @@ def test_the_page_shows_what_was_tried_and_merges_a_point(site: Site) -> None:
     assert answer.status_code == 303, answer.text
     merge = site.get(answer.headers["location"]).text
     assert "scale: 0.5" in merge and "acme/half" in merge
+    assert site.post(f"/jobs/{job_id}/trials/{10**20}/merge").status_code == 422  # no number of a row
 
 
 def test_two_objectives_are_drawn_against_each_other() -> None:
