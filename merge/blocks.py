@@ -1,16 +1,12 @@
-"""Threads that work through blocks with buffers they keep, and the way a block comes in and goes out."""
+"""The memory that threads keep for their blocks, and the way a block comes in and goes out."""
 
 import ctypes
 import gc
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
-from types import TracebackType
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +20,6 @@ from merge.outputs import INTEGERS, Input, OutputTensor
 from merge.places import Lying
 from merge.tokenizer.rows import TableReader
 
-J = TypeVar("J")
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _KEEP_BYTES = 1 << 30
 _LINE = 64
@@ -72,72 +67,6 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _Queue(Generic[J]):
-    """Jobs in their order, some of them made ahead: making one may take a while, for which only one thread
-    should wait.
-    """
-
-    def __init__(self, jobs: Iterable[J], threads: int) -> None:
-        self._jobs = iter(jobs)
-        self._most = 2 * threads if threads > 1 else 0
-        self._made: deque[J] = deque()
-        self._lock = threading.Lock()
-
-    def take(self) -> J:
-        """The next one; raises ``StopIteration`` when there are no more."""
-        if self._lock.acquire(blocking=not self._made):
-            try:
-                for _ in range(min(2, self._most + 1 - len(self._made))):
-                    self._made.append(next(self._jobs))
-            except StopIteration:
-                pass
-            finally:
-                self._lock.release()
-        try:
-            return self._made.popleft()
-        except IndexError:
-            with self._lock:
-                return self._made.popleft() if self._made else next(self._jobs)
-
-
-class Crew:
-    """A few threads that take jobs from one queue, in its order."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "merge", torch.set_num_threads, (1,))
-
-    def each(self, jobs: Iterable[J], work: Callable[[J], None]) -> None:
-        """Does ``work`` on every job and returns when all are done; the first failure stops the rest and is
-        raised.
-        """
-        queue = _Queue(jobs, self._threads)
-        failed = threading.Event()
-
-        def loop() -> None:
-            try:
-                while not failed.is_set():
-                    work(queue.take())
-            except StopIteration:
-                return
-            except BaseException:
-                failed.set()
-                raise
-
-        futures = [self._pool.submit(loop) for _ in range(self._threads)]
-        wait(futures)
-        for future in futures:
-            future.result()
-
-    def __enter__(self) -> "Crew":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown()
 
 
 class Buffers:

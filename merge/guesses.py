@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from merge.blocks import Crew
 from merge.chain import Chain, Shared, Task
+from merge.crew import Crew
 from merge.fused.loops import Loops
 from merge.fused.windows import Bits, Sought, Windows, windows_of
 from merge.outputs import OutputTensor

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from merge import passes
-from merge.blocks import Crew, kept_memory, torch_threads
+from merge.blocks import kept_memory, torch_threads
 from merge.chain import Block, Chain
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.reader import TensorReader
 from merge.contract.groups import Held
+from merge.crew import Crew
 from merge.errors import BudgetTooSmall, NotInMemory
 from merge.fused.spans import Writing
 from merge.kept import Kept

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import merge
 
 from merge.chain import Chain
 from merge.checkpoint.layout import ShardLayout
@@ -37,18 +36,6 @@ def names_in_turns(layouts: Sequence[ShardLayout]) -> list[str]:
     """The tensors of files that are written side by side, by their places in their files."""
     placed = [(info.begin, at, name) for at, own in enumerate(layouts) for name, info in own.entries.items()]
     return [name for _, _, name in sorted(placed)]
-
-
-def in_turns(items: Sequence[Iterator[Item]], layouts: Sequence[ShardLayout]) -> Iterator[Item]:
-    """The items of such files, likewise; each file's come in their order."""
-    parts = [_placed(own, layout) for own, layout in zip(items, layouts, strict=True)]
-    return (item for _, item in merge(*parts, key=lambda placed: placed[0]))
-
-
-def _placed(items: Iterator[Item], layout: ShardLayout) -> Iterator[tuple[float, Item]]:
-    for item in items:
-        info = layout.entries[item.output.name]
-        yield info.begin + info.nbytes * item.first / info.numel, item
 
 
 def in_handfuls(items: Iterator[Item]) -> Iterator[list[Item]]:

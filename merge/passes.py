@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from merge.blocks import Crew
 from merge.chain import Block, Chain, Shared, Task
+from merge.crew import Crew
 from merge.fused.spans import Measuring
 from merge.fused.windows import Windows
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from merge.append import STATE_FILE, state_of
-from merge.blocks import Crew, kept_memory, settled_objects, torch_threads
+from merge.blocks import kept_memory, settled_objects, torch_threads
 from merge.bundle.story import Tools, bundle_shards, finish_bundle
 from merge.checkpoint.reader import TensorReader
+from merge.crew import Crew
 from merge.errors import BudgetTooSmall, InputChanged, OutputExists
 from merge.estimate import compute_bytes, models_held, whole_entries, workspace_bytes
 from merge.finish import (

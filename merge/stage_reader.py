@@ -12,11 +12,11 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from merge.blocks import Crew
 from merge.chain import Chain
 from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
+from merge.crew import Crew
 from merge.finish import write_small_files
 from merge.output_tensor import OutputTensor
 from merge.plan import Plan

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import torch
 
-from merge.blocks import Crew
 from merge.checkpoint.reader import TensorReader
+from merge.crew import Crew
 from merge.outputs import rearranged
 from merge.plan import Plan
 from merge.tokenizer.making import RowMaker

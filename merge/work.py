@@ -14,7 +14,7 @@ from torch import Tensor
 
 from merge import guesses, passes
 from merge.binding import Binder
-from merge.blocks import Buffers, Crew, Inputs, Rooms, cast_out
+from merge.blocks import Buffers, Inputs, Rooms, cast_out
 from merge.chain import Block, Chain, Task
 from merge.checkpoint.digests import Digests
 from merge.checkpoint.dtype import torch_dtype
@@ -23,13 +23,14 @@ from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.writer import ShardWriter
 from merge.contract.factors import Factors
 from merge.contract.method import get
+from merge.crew import Crew
 from merge.factored import Factored
 from merge.forms.moe import MADE
 from merge.fused.loop import NOWHERE, Target
 from merge.fused.loops import Loops
 from merge.fused.spans import Measuring, Writing
 from merge.fused.windows import Windows
-from merge.items import Item, even_spans, in_handfuls, in_turns, names_in_turns
+from merge.items import Item, even_spans, in_handfuls, names_in_turns
 from merge.meter import Meter
 from merge.outputs import INTEGERS, Input, OutputTensor, tensors_read
 from merge.plan import Plan
@@ -42,6 +43,7 @@ from merge.survey.watch import Watch
 from merge.tokenizer.rows import TableReader
 
 BATCH_ENTRIES = 1 << 25
+MOST_AT_ONCE = 4
 
 
 class Work:
@@ -133,8 +135,10 @@ class Work:
 
     @property
     def side_by_side(self) -> int:
-        """How many shards are best written at the same time: as many as are hashed together."""
-        return self._loops.hashing.lanes if self._digests else 1
+        """How many shards are best written at the same time: as many as are hashed together, else one for
+        each thread (a file takes in one write at a time), but few: a stop loses what is not finished.
+        """
+        return self._loops.hashing.lanes if self._digests else min(self.sizes.threads, MOST_AT_ONCE)
 
     def write(self, layouts: Sequence[ShardLayout], folder: Path) -> list[ShardWriter]:
         """Computes and writes the tensors of some shards, which the caller must finish, all from their
@@ -148,8 +152,8 @@ class Work:
                 writers.append(stack.enter_context(ShardWriter(path, layout, self._digests, beside)))
                 own |= dict.fromkeys(layout.entries, writers[-1])
             for batch in self.ready([self._outputs[name] for name in names_in_turns(layouts)]):
-                items = in_turns([self._items(batch, layout) for layout in layouts], layouts)
-                self.crew.each(in_handfuls(items), lambda some: self._write_items(own, some))
+                files = [in_handfuls(self._items(batch, layout)) for layout in layouts]
+                self.crew.each_of(files, lambda some: self._write_items(own, some))
             stack.pop_all()
             return writers
 

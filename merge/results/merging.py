@@ -5,10 +5,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from merge.blocks import Buffers, Crew
+from merge.blocks import Buffers
 from merge.chain import Block, Chain
 from merge.checkpoint.reader import TensorReader
 from merge.contract.factors import Factors
+from merge.crew import Crew
 from merge.outputs import Input, OutputTensor
 from merge.sizing import Sizes
 from merge.survey.watch import Watch

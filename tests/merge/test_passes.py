@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from merge import passes
-from merge.blocks import Crew
 from merge.chain import Block, Chain
 from merge.contract.groups import Site
 from merge.contract.stats import Counts, Part, Stat, Term
+from merge.crew import Crew
 from tests.merge.every import METHODS, steps_of
 from tests.merge.whole import bound
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from merge import passes
 from merge.arch.roles import Towers
-from merge.blocks import Crew
 from merge.chain import Block, Bound, Chain
 from merge.contract.groups import Site
 from merge.contract.method import Kind, get
+from merge.crew import Crew
 from merge.methods import load
 from merge.output_tensor import Input, OutputTensor
 from merge.statistics import NOTHING, Informed, Measured, OutputStatistics

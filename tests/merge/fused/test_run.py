@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge import passes
+from merge.checkpoint.layout import ShardLayout
+from merge.checkpoint.writer import ShardWriter
 from merge.contract.groups import TensorGroup
 from merge.contract.method import get
 from merge.errors import NotFinite
@@ -22,6 +24,7 @@ from merge.recipe import recipe_from
 from merge.report import ShardDone
 from merge.run import run
 from merge.survey import measure
+from merge.work import MOST_AT_ONCE, Work
 from tests.merge import exact
 from tests.merge.references import CHAINS, DIGESTS, planned, tensors_digest
 
@@ -100,6 +103,24 @@ def test_files_written_side_by_side_have_their_digests_and_are_gone_on_with(
     for file in report.files:
         assert file.sha256 == hashlib.sha256((out / file.file).read_bytes()).hexdigest()
     assert tensors_digest(out) == COMMITTED[chain]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_files_without_digests_are_written_side_by_side(
+    folders: Mapping[str, Path], tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, together = planned(folders, *CHAINS["ties"]), []
+    write = Work.write
+
+    def noted(self: Work, layouts: Sequence[ShardLayout], folder: Path) -> list[ShardWriter]:
+        together.append(len(layouts))
+        return write(self, layouts, folder)
+
+    monkeypatch.setattr(Work, "write", noted)
+    run(plan, folders, tmp_path / "out", budget_bytes=GIB, threads=threads, digests=False)
+    assert together[0] == min(threads, MOST_AT_ONCE)
+    assert sum(together) == len(plan.shards)
+    assert tensors_digest(tmp_path / "out") == COMMITTED["ties"]
 
 
 @pytest.mark.parametrize("chain", ["linear", "dare_task_arithmetic"])
