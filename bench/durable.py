@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bench.family import SHARD_BYTES
+from bench.memory import Filler, filler
 from merge.checkpoint.layout import plan_shards
 from merge.checkpoint.writer import ShardWriter, start_writeback
 from merge.sizing import MOST_BLOCK_ELEMENTS
@@ -70,27 +70,13 @@ class Durable:
             yield f"  {f'merge by {method}, reading too':38}{rate:12.2f}{rate / self.usual:14.2f}"
 
 
-def measured(folder: Path, size: int, rounds: int = 3) -> Durable:
+def measured(folder: Path, size: int, memory: Filler, rounds: int = 3) -> Durable:
     """Every way once a round, in a folder made for it."""
     with tempfile.TemporaryDirectory(prefix="durable-", dir=folder) as name:
-        return _measured(Path(name), size, rounds)
+        return _measured(Path(name), size, memory, rounds)
 
 
-@contextmanager
-def backed(folder: Path, size: int) -> Iterator[None]:
-    """Holds memory for a file of so many bytes, and a quarter more, to the end of the ``with`` block. Where
-    a hypervisor takes back what is free for a second or two, the first touch of a page costs more than
-    everything else that is done with it: what begins right after finds pages that are there.
-    """
-    path, block = folder / "backed", bytes(1 << 20)
-    with path.open("wb", buffering=0) as file:
-        for _ in range(0, size + size // 4, len(block)):
-            file.write(block)
-    yield
-    path.unlink()
-
-
-def _measured(folder: Path, size: int, rounds: int) -> Durable:
+def _measured(folder: Path, size: int, memory: Filler, rounds: int) -> Durable:
     size = max(STEP, size // STEP * STEP)
     block = mmap.mmap(-1, STEP)
     block.write(os.urandom(STEP))
@@ -100,8 +86,7 @@ def _measured(folder: Path, size: int, rounds: int) -> Durable:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            with backed(folder, size):
-                pass
+            memory.fill()
             begin = time.perf_counter()
             try:
                 way()
@@ -110,6 +95,7 @@ def _measured(folder: Path, size: int, rounds: int) -> Durable:
                 rates[name].append(0.0)
             for file in folder.iterdir():
                 file.unlink()
+            memory.fill()
             os.sync()
     return Durable(size, {name: rates[name] for name in plain}, rates[OURS])
 
@@ -164,9 +150,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, help="where the temporary folder is made")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir) as name:
-        for line in measured(Path(name), int(options.bytes), options.rounds).lines({}):
-            print(line)
+    with (
+        tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir) as name,
+        filler(Path(name)) as memory,
+    ):
+        found = measured(Path(name), int(options.bytes), memory, options.rounds)
+    print(*found.lines({}), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 ``python -m bench.engine`` makes a Llama-shaped base and experts (1.1 billion parameters each unless told
 otherwise), then takes turns: floor, our merge, mergekit's, so that all meet the same weather; every merge in
-a fresh process, and its inputs read into the page cache right before. It prints the median of the runs and of
-the paired ratios. Start-up (interpreter, imports) is measured apart and counted on neither side. Our time
-includes sha256 of every output file and the final fsync (``fsync`` tells how long that took alone); neither
-the floor nor mergekit does either.
+a fresh process, memory filled (``bench.memory``) and the inputs read into the page cache right before. It
+prints the median of the runs and of the paired ratios. Start-up (interpreter, imports) is measured apart and
+counted on neither side. Our time includes sha256 of every output file and the final fsync (``fsync`` tells
+how long that took alone); neither the floor nor mergekit does either.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,7 @@ import yaml
 
 from bench import durable
 from bench.family import EXPERTS, LAYERS, SHARD_BYTES, make_family
+from bench.memory import Filler, filler
 from bench.recipes import RECIPES, Timed
 
 OURS = "engine"
@@ -79,9 +81,11 @@ def main() -> None:
     if options.child:
         _child(options)
         return
-    with tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir) as name:
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir))
         folder = options.family or Path(name)
         folder.mkdir(exist_ok=True)
+        memory = stack.enter_context(filler(folder))
         cache = "cold" if options.cold else "warm"
         print(f"budget {options.budget >> 20} MiB, {options.repeat} runs, {cache} cache")
         start = startup_seconds(options.mergekit) if options.mergekit else 0.0
@@ -91,9 +95,9 @@ def main() -> None:
             layers = options.layers or RECIPES[method].layers
             family = family_of(folder, layers, int(options.params))
             for threads in map(int, options.threads.split(",")):
-                rows.append(measured(family, method, layers, threads, start, options))
+                rows.append(measured(family, method, layers, threads, start, options, memory))
                 print(_line(rows[-1]), flush=True)
-        written = durable.measured(folder, _bytes(family / "base"), options.repeat)
+        written = durable.measured(folder, _bytes(family / "base"), memory, options.repeat)
         print(*written.lines({row.method: row.written_per_second for row in rows}), sep="\n")
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
@@ -160,22 +164,27 @@ def family_of(folder: Path, layers: int, parameters: int) -> Path:
 
 
 def measured(
-    folder: Path, method: str, layers: int, threads: int, start: float, options: argparse.Namespace
+    folder: Path,
+    method: str,
+    layers: int,
+    threads: int,
+    start: float,
+    options: argparse.Namespace,
+    memory: Filler,
 ) -> Row:
     """The medians of some rounds of floor, ours and theirs."""
     timed = RECIPES[method]
     inputs = [folder / name for name in (*(("base",) if timed.based else ()), *EXPERTS[: timed.experts])]
     floors, merges, theirs = [], [], []
     for _ in range(1 if timed.slow else options.repeat):
-        with durable.backed(folder, _bytes(inputs[0])):
-            if not options.cold:
-                _warm(inputs)
+        _settle(inputs, memory, cold=options.cold)
         floors.append(floor_seconds(inputs, folder / "copy"))
-        merges.append(merge_seconds(folder, inputs, method, threads, options))
+        memory.fill()
+        merges.append(merge_seconds(folder, inputs, method, threads, options, memory))
         if options.mergekit and timed.theirs:
-            with durable.backed(folder, _bytes(inputs[0])):
-                _warm(inputs)
+            _settle(inputs, memory, cold=options.cold)
             theirs.append(mergekit_seconds(folder, timed, inputs, options.mergekit) - start)
+            memory.fill()
     seconds = median(merge.seconds for merge in merges)
     ratio = median(merge.seconds / floor for merge, floor in zip(merges, floors, strict=True))
     return Row(
@@ -219,7 +228,12 @@ def floor_seconds(inputs: Sequence[Path], copy: Path) -> float:
 
 
 def merge_seconds(
-    folder: Path, inputs: Sequence[Path], method: str, threads: int, options: argparse.Namespace
+    folder: Path,
+    inputs: Sequence[Path],
+    method: str,
+    threads: int,
+    options: argparse.Namespace,
+    memory: Filler,
 ) -> Merge:
     """One merge in a fresh process, memory watched from outside."""
     command = [sys.executable, "-m", "bench.engine", "--child", method, "--dir", str(folder)]
@@ -235,14 +249,14 @@ def merge_seconds(
         done = threading.Event()
         watch = threading.Thread(target=_watch, args=(child.pid, peaks, done))
         watch.start()
-        with durable.backed(folder, _bytes(inputs[0])):
-            (_drop if options.cold else _warm)(inputs)
+        _settle(inputs, memory, cold=options.cold)
         child.stdin.write("go\n")
         child.stdin.flush()
         line = child.stdout.readline()
         done.set()
         watch.join()
     shutil.rmtree(folder / OURS)
+    memory.fill()
     os.sync()
     told = json.loads(line)
     return Merge(told["seconds"], told["cpu"], told["sync"], float(max(peaks) - idle))
@@ -330,8 +344,18 @@ def _child(options: argparse.Namespace) -> None:
     print(json.dumps(told), flush=True)
 
 
+def _settle(inputs: Sequence[Path], memory: Filler, *, cold: bool) -> None:
+    """What comes before every measurement: memory in use, and the inputs in the page cache, or not."""
+    if cold:
+        _drop(inputs)
+    memory.fill()
+    if not cold:
+        _warm(inputs)
+        memory.fill()
+
+
 def _warm(inputs: Sequence[Path]) -> None:
-    """Reads these files: a virtual machine's host may have taken back some of what was in the page cache."""
+    """Reads these files."""
     block = bytearray(1 << 20)
     for path in inputs:
         for file in path.glob("*.safetensors"):
