@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bench.family import SHARD_BYTES
-from bench.memory import Filler, filler
+from bench.memory import Filler
 from merge.checkpoint.layout import plan_shards
 from merge.checkpoint.writer import ShardWriter, start_writeback
 from merge.sizing import MOST_BLOCK_ELEMENTS
@@ -150,11 +150,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, help="where the temporary folder is made")
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir) as name,
-        filler(Path(name)) as memory,
-    ):
-        found = measured(Path(name), int(options.bytes), memory, options.rounds)
+    with tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir) as name:
+        found = measured(Path(name), int(options.bytes), Filler(Path(name)), options.rounds)
     print(*found.lines({}), sep="\n")
 
 

@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -28,7 +27,7 @@ import yaml
 
 from bench import durable
 from bench.family import EXPERTS, LAYERS, SHARD_BYTES, make_family
-from bench.memory import Filler, filler
+from bench.memory import Filler
 from bench.recipes import RECIPES, Timed
 
 OURS = "engine"
@@ -81,11 +80,10 @@ def main() -> None:
     if options.child:
         _child(options)
         return
-    with ExitStack() as stack:
-        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir))
+    with tempfile.TemporaryDirectory(prefix="mergery-bench-", dir=options.dir) as name:
         folder = options.family or Path(name)
         folder.mkdir(exist_ok=True)
-        memory = stack.enter_context(filler(folder))
+        memory = Filler(folder)
         cache = "cold" if options.cold else "warm"
         print(f"budget {options.budget >> 20} MiB, {options.repeat} runs, {cache} cache")
         start = startup_seconds(options.mergekit) if options.mergekit else 0.0

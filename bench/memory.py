@@ -6,31 +6,32 @@ by chance. Where the page cache fills the memory instead, what is written takes 
 were not used for long, and those are there. Filling is quickest right after memory became free.
 """
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
 from pathlib import Path
 
 MOST_BYTES = 64 << 30
 """Machines with more memory are left as they are: to fill them would take minutes."""
+SPARSE_BYTES = 1 << 40
+"""So many that a place in it is rarely in memory already."""
 STEP, ROUND = 4 << 20, 256 << 20
 
 
 class Filler:
-    """Fills what is free with pages of a sparse file, which takes no room on the disk."""
+    """Fills what is free with pages of a sparse file in ``folder``, which takes no room on the disk. It stays
+    there, so that the next process finds memory filled.
+    """
 
-    def __init__(self, path: Path) -> None:
-        self._size = 2 * _told("MemTotal")
-        self._at = 0
-        self._path = path
-        with path.open("wb") as file:
-            file.truncate(self._size)
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "sparse"
+        self._at = random.randrange(SPARSE_BYTES // STEP) * STEP
+        with self._path.open("ab") as file:
+            file.truncate(SPARSE_BYTES)
 
     def fill(self) -> None:
         """Reads on in the file until that leaves no less free than before, as the kernel then gives up older
         pages. Nothing where memory is large or not told of.
         """
-        if not 0 < self._size <= 2 * MOST_BYTES:
+        if not 0 < _told("MemTotal") <= MOST_BYTES:
             return
         free = _told("MemFree")
         before = free + ROUND
@@ -42,16 +43,9 @@ class Filler:
         block = bytearray(STEP)
         with self._path.open("rb", buffering=0) as file:
             for _ in range(ROUND // STEP):
-                file.seek(self._at % self._size)
+                file.seek(self._at)
                 file.readinto(block)
-                self._at += STEP
-
-
-@contextmanager
-def filler(folder: Path) -> Iterator[Filler]:
-    """One whose file is in ``folder`` until the end of the ``with`` block."""
-    with tempfile.TemporaryDirectory(prefix="filler-", dir=folder) as name:
-        yield Filler(Path(name) / "sparse")
+                self._at = (self._at + STEP) % SPARSE_BYTES
 
 
 def _told(name: str) -> int:
