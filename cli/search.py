@@ -36,7 +36,8 @@ class File:
     def __init__(self, path: Path, search: str) -> None:
         self._path, self._known, self.spent_seconds = path, dict[tuple[str, float], Told](), 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
+        # A kill may have cut off the first line too.
+        if not path.is_file() or not _whole_lines(path):
             path.write_text(json.dumps({"search": search}) + "\n", encoding="utf-8")
         first, *rest = _whole_lines(path)
         if first.get("search") != search:

@@ -1,6 +1,6 @@
 """Queries on jobs and their inputs. Rules are in ``jobs/lifecycle.py``; nothing here decides."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol, TypedDict, Unpack, cast
 
@@ -254,8 +254,8 @@ def lost(session: Session) -> Sequence[Job]:
 
 
 def outdated(session: Session) -> Sequence[Job]:
-    """Queued jobs past their ``expires_at``, held."""
-    rows = select(Job).where(Job.state == "queued", Job.expires_at <= now())
+    """Queued jobs past their ``expires_at`` that were never started, held."""
+    rows = select(Job).where(Job.state == "queued", Job.started_at.is_(None), Job.expires_at <= now())
     return session.scalars(rows.limit(SWEEP).with_for_update(skip_locked=True)).all()
 
 
@@ -304,6 +304,13 @@ def inputs(session: Session, job_id: str) -> Sequence[JobInput]:
 def retries(session: Session, root_id: str) -> Sequence[Job]:
     """Every job of a chain of retries, oldest first."""
     return session.scalars(select(Job).where(Job.root_id == root_id).order_by(Job.created_at, Job.id)).all()
+
+
+def ended_chains(session: Session, root_ids: Collection[str]) -> set[str]:
+    """Those of these first jobs of chains of retries of which no job waits or runs."""
+    goes_on = func.bool_or(Job.state.in_(("queued", *ACTIVE)))
+    rows = select(Job.root_id).where(Job.root_id.in_(root_ids)).group_by(Job.root_id).having(~goes_on)
+    return set(session.scalars(rows))
 
 
 def children(session: Session, job_id: str) -> Sequence[Job]:
@@ -362,4 +369,5 @@ def _ready() -> ColumnElement[bool]:
 
 
 def _unexpired() -> ColumnElement[bool]:
-    return or_(Job.expires_at.is_(None), Job.expires_at > now())
+    """A job that was started in time goes on whenever its worker is lost."""
+    return or_(Job.expires_at.is_(None), Job.expires_at > now(), Job.started_at.is_not(None))

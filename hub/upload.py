@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -210,7 +211,7 @@ class Push:
             ),
             tries=1,
         )
-        self._done = CommitResult(info.oid, info.commit_url)
+        self._done = CommitResult(info.oid, _shown(info.commit_url))
         return self._done
 
     def _fresh(self, added: CommitOperationAdd) -> CommitOperationAdd:
@@ -241,7 +242,8 @@ class Push:
         return json.dumps({**document, "job_id": self._job_id}, indent=2, ensure_ascii=False).encode() + b"\n"
 
     def _result(self, head: Snapshot) -> CommitResult:
-        return CommitResult(head.sha, f"{self._hub.session.endpoint}/{self._repo}/commit/{head.sha}")
+        url = f"{self._hub.session.endpoint}/{self._repo}/commit/{head.sha}"
+        return CommitResult(head.sha, _shown(url))
 
     def _call(self, work: Callable[[], Result], tries: int = 3) -> Result:
         def guarded() -> Result:
@@ -257,6 +259,12 @@ class Push:
                 raise kind(f"{self._repo} could not take an upload ({type(error).__name__})") from error
 
         return self._hub.session.call(self._repo, guarded, tries=tries)
+
+
+def _shown(url: str) -> str:
+    """The address of a result without the endpoint's user name and password, since everybody is told it."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _check_path(path: str) -> None:

@@ -21,6 +21,8 @@ PROGRESS_EVENT_SECONDS = 1.0
 SCORE_FACTS = ("stderr", "n", "higher_is_better", "known_key", "differences")
 BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 300.0
+LONGEST_ASKED_SECONDS = 3600.0
+"""However late a Hub says that it can be asked again."""
 WITH_PARTS = ("search",)
 """Kinds of jobs that other jobs may be parts of."""
 WORKER_LOST = "worker_lost"
@@ -195,14 +197,17 @@ def fail(
     detail: str,
     findings: Sequence[Mapping[str, Any]] | None = None,
     retryable: bool = False,
+    at_least: float = 0.0,
 ) -> Job:
     """Ends the job badly; a ``retryable`` failure with attempts left queues it again after a growing
-    pause.
+    pause, not below ``at_least`` seconds. A job that was asked to stop is not tried again but cancelled.
     """
     job = _owned(session, fence)
-    if retryable and job.state == State.RUNNING and job.attempt < job.max_attempts:
+    if retryable and job.state == State.CANCELLING:
+        _end(session, job, State.CANCELLED, {})
+    elif retryable and job.attempt < job.max_attempts:
         wait = min(BACKOFF_SECONDS * 2 ** (job.attempt - 1), LONGEST_BACKOFF_SECONDS)
-        _requeue(session, job, code, detail, wait)
+        _requeue(session, job, code, detail, max(wait, min(at_least, LONGEST_ASKED_SECONDS)))
     else:
         _fail(session, job, code, detail, findings)
     return job

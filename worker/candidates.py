@@ -24,6 +24,7 @@ from search.order import Objective
 from search.trial import Told, sound
 from worker.endings import is_out_of_memory
 from worker.given_back import Member
+from worker.log import redacted
 from worker.makers import Maker, Part, Sets
 
 log = structlog.get_logger("worker.candidates")
@@ -97,7 +98,8 @@ class Bench:
             if is_out_of_memory(error):
                 raise
             log.warning("candidate_failed", point=candidate.ask.point, error=str(error), exc_info=error)
-            return Told(None, error=f"{type(error).__name__}: {error}", seconds=self.clock() - begun)
+            said = redacted(f"{type(error).__name__}: {error}")
+            return Told(None, error=said, seconds=self.clock() - begun)
         examples = self._examples(scores) if candidate.ask.examples else None
         return sound(Told(values, examples=examples, seconds=self.clock() - begun, reused=reused))
 

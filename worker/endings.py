@@ -2,10 +2,10 @@
 
 import errno
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hub.errors import HubError
+from hub.errors import HubError, RateLimited
 from jobs import lifecycle
 from jobs.errors import JobError
 from jobs.lifecycle import Fence
@@ -20,12 +20,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is recorded of a failed job."""
+    """What is recorded of a failed job, and for how many seconds at least it is not tried again."""
 
     code: str
     detail: str
     findings: list[dict[str, Any]] | None = None
     retryable: bool = False
+    wait: float = 0.0
 
 
 def describe(error: BaseException, *, secret: str | None = None) -> Failure:
@@ -34,12 +35,14 @@ def describe(error: BaseException, *, secret: str | None = None) -> Failure:
     detail = redacted(failure.detail)
     if secret:
         detail = detail.replace(secret, "[redacted]")
-    return Failure(failure.code, detail, failure.findings, failure.retryable)
+    return replace(failure, detail=detail)
 
 
 def _classify(error: BaseException) -> Failure:
     if isinstance(error, FindingsError):
         return Failure(error.code, str(error), [finding.as_dict() for finding in error.findings])
+    if isinstance(error, RateLimited):
+        return Failure(error.code, str(error), retryable=True, wait=error.seconds or 0.0)
     if isinstance(error, HubError | WorkerError):
         return Failure(error.code, str(error), retryable=error.retryable)
     if isinstance(error, MergeError | ScoringError | SearchError | JobError):

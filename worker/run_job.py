@@ -223,8 +223,15 @@ def _open_token(workshop: Workshop, job: Job) -> str | None:
 
 
 def _fail(session: Any, fence: Fence, failure: Failure) -> str:
-    detail, retryable = storable(failure.detail), failure.retryable
-    job = lifecycle.fail(session, fence, failure.code, detail, failure.findings, retryable=retryable)
+    job = lifecycle.fail(
+        session,
+        fence,
+        failure.code,
+        storable(failure.detail),
+        failure.findings,
+        retryable=failure.retryable,
+        at_least=failure.wait,
+    )
     return job.state
 
 

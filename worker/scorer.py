@@ -21,6 +21,7 @@ from scoring.score import Score
 from scoring.tasks import Limits, Task, ZeroShotTask, parse_task
 from worker.context import JobContext
 from worker.datasets import read_file
+from worker.log import redacted
 from worker.measures import Heads, Model, measure
 from worker.workshop import Workshop
 
@@ -135,7 +136,8 @@ class Scorer:
         return found
 
     def leave_out(self, name: str, why: str) -> None:
-        """Tells that a subject is not scored."""
+        """Tells that a subject is not scored; ``why`` may hold what another program has said."""
+        why = redacted(why)
         self.fails[name] = why
         self.context.write(lifecycle.record_warning, "not_scored", f"{name}: {why}")
 

@@ -4,19 +4,21 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from merge.journal import partial_folder
+from worker.artifacts import GONE
 from worker.errors import DiskFull, WorkFolderBusy
 
 RESERVE_BYTES = 64 << 20
 LOCK_FILE = "lock"
 FINISHED_FILE = "finished"
 CANDIDATE = "candidate"
+LENT = "lent"
 
 
 @dataclass
@@ -66,15 +68,15 @@ class WorkFolder:
 
     def borrow(self, path: Path) -> Path:
         """A second name of a file of this folder, which stays when the first is moved; no byte is copied."""
-        lent = self.path / "lent" / path.name
+        lent = self.path / LENT / path.name
         lent.parent.mkdir(exist_ok=True)
         lent.unlink(missing_ok=True)
         lent.hardlink_to(path)
         return lent
 
     def discard_output(self) -> None:
-        """Throws away what was made so far: it was made of wrong bytes."""
-        for path in (self.output, partial_folder(self.output)):
+        """Throws away what was made so far: it was made of wrong bytes. Second names would keep the room."""
+        for path in (self.output, partial_folder(self.output), self.path / LENT):
             shutil.rmtree(path, ignore_errors=True)
 
     def finish(self, *, keep: bool) -> None:
@@ -91,15 +93,14 @@ def jobs_folder(scratch: Path) -> Path:
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes that the files below ``folder`` take on the disk."""
-    total = 0
+    """Bytes that the files below ``folder`` take on the disk; one of several names takes them once."""
+    sizes: dict[tuple[int, int], int] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
-            try:
-                total += (Path(parent) / name).lstat().st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
+            with suppress(FileNotFoundError):
+                status = (Path(parent) / name).lstat()
+                sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(sizes.values())
 
 
 def free_bytes(folder: Path) -> int:
@@ -143,6 +144,25 @@ def clean(scratch: Path, keep_seconds: float, *, now: Callable[[], float] = time
     return sorted(removed)
 
 
+def mark_finished(scratch: Path, ended: Callable[[Collection[str]], Collection[str]]) -> list[str]:
+    """Marks the folders of jobs that ``ended`` picks among those whose worker left no mark, as one that was
+    killed or whose job was cancelled before it came back: they make room too. Returns their root ids.
+    """
+    folders = {
+        folder.name: folder
+        for folder in jobs_folder(scratch).glob("*")
+        if not (folder / FINISHED_FILE).exists()
+    }
+    marked = []
+    for root_id in sorted(ended(set(folders))) if folders else ():
+        lock = _try_lock(folders[root_id])
+        if lock >= 0:
+            (folders[root_id] / FINISHED_FILE).touch()
+            os.close(lock)
+            marked.append(root_id)
+    return marked
+
+
 def forget_candidates(scratch: Path) -> list[str]:
     """Removes what searches whose workers died were about to score; returns their root ids."""
     removed = []
@@ -156,12 +176,20 @@ def forget_candidates(scratch: Path) -> list[str]:
 
 
 def remove_idle(folder: Path) -> bool:
-    """Removes a work folder unless somebody holds its lock; says whether it did."""
+    """Removes a work folder unless somebody holds its lock; says whether it did.
+
+    It loses its name first: the lock goes with the other files, and a retry that came while they are removed
+    would work in a folder that vanishes under it.
+    """
     lock = _try_lock(folder)
     if lock < 0:
         return False
+    hidden = folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}{GONE}")
     try:
-        shutil.rmtree(folder, ignore_errors=True)
+        if hidden != folder:
+            shutil.rmtree(hidden, ignore_errors=True)
+            folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
     finally:
         os.close(lock)
     return True

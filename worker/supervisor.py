@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 from celery.signals import heartbeat_sent, worker_ready, worker_shutting_down
 
+from db import jobs as rows
 from db import removals
 from db.session import make_engine, make_sessions
 from jobs import lifecycle, tally
@@ -135,8 +136,14 @@ class Supervisor:
             self._forget_candidates()
             for root_id in scratch.clean(self.scratch, self.keep_seconds):
                 log.info("work_folder_removed", root_id=root_id)
+            for root_id in scratch.mark_finished(self.scratch, self._ended):
+                log.info("work_folder_left_behind", root_id=root_id)
             for job_id in artifacts.forget(self.data_dir, self._removed):
                 log.info("artifact_removed", job_id=job_id)
+
+    def _ended(self, root_ids: Collection[str]) -> Collection[str]:
+        with self.transaction() as session:
+            return rows.ended_chains(session, root_ids) | removals.among(session, root_ids)
 
     def _removed(self, job_ids: Collection[str]) -> Collection[str]:
         with self.transaction() as session:

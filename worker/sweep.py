@@ -34,7 +34,9 @@ class Doorbell:
         crash in between costs one ``after_seconds``.
         """
         with self.transaction() as session:
-            self.unsent += lifecycle.announce_due(session, self.after_seconds)
+            due = lifecycle.announce_due(session, self.after_seconds)
+        # While the broker is away the same jobs come again and again; each is rung for once.
+        self.unsent = list(dict.fromkeys([*self.unsent, *due]))
         sent = 0
         while self.unsent:
             job_id, queue = self.unsent[0]

@@ -4,20 +4,26 @@
 of built-in tasks of which some may not be there. Nothing of a task runs as code: ``scoring.harness.config``.
 """
 
+import ctypes
 import json
+import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 MISSING, OTHER = 3, 4
 """Exit status where the harness is not installed, or another release of it than is ordered."""
+PARENT_DIED = 1
+"""``PR_SET_PDEATHSIG`` of Linux' prctl."""
 
 
 def main(order: Path, result: Path) -> int:
     """Scores one model on the tasks of an order."""
+    end_with_parent()
     try:
         import lm_eval  # noqa: F401
     except ImportError:
@@ -28,6 +34,14 @@ def main(order: Path, result: Path) -> int:
     answer = unknown(told["names"]) if "names" in told else score(told)
     result.write_text(json.dumps(answer), encoding="utf-8")
     return 0
+
+
+def end_with_parent() -> None:
+    """Has the kernel end this process when the worker is killed, which cannot do it then: it would keep the
+    device for hours, beside the next attempt. Does nothing where there is no Linux.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGKILL)
 
 
 def unknown(names: Sequence[str]) -> list[str]:

@@ -140,15 +140,26 @@ def run(
 def _play(script: Script, stack: Stack, inbox: Inbox, secret: str, say: Callable[[str], None]) -> Outcome:
     outcome = Outcome()
     credential = store_token(stack)
-    over = threading.Event()
+    over, struck = threading.Event(), threading.Event()
+
+    def rest(seconds: float) -> bool:
+        """Looks after the parts meanwhile; says whether all is over."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if over.wait(min(0.5, seconds)):
+                return True
+            stack.revive()
+        return False
 
     def kill_some() -> None:
         for victim, pause in script.victims():
-            if over.wait(pause):
+            if rest(pause):
                 return
             if strike(stack, victim):
                 outcome.kills[victim] += 1
                 say(f"killed {victim}")
+        struck.set()
+        rest(script.seconds)
 
     killer = threading.Thread(target=kill_some, name="killer")
     ids = []
@@ -168,7 +179,7 @@ def _play(script: Script, stack: Stack, inbox: Inbox, secret: str, say: Callable
             outcome.jobs.append(stack.wait(job_id, seconds=deadline - time.monotonic()))
             say(f"{job_id} {outcome.jobs[-1]['state']} at attempt {outcome.jobs[-1]['attempt']}")
         # The kills that are left strike an idle service, whose webhooks are still on their way.
-        killer.join(script.seconds)
+        struck.wait(script.seconds)
     finally:
         over.set()
         killer.join(30)

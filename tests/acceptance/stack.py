@@ -219,6 +219,14 @@ class Stack:
                     os.killpg(part.handle.pid, signal.SIGKILL)
                     part.handle.wait()
 
+    def revive(self) -> None:
+        """Starts again what has ended by itself, as `mergery up` or a service manager would: a worker whose
+        first child is killed before it listens to the broker gives up.
+        """
+        for part in self.parts:
+            if part.handle is not None and part.handle.poll() is not None:
+                part.start()
+
     def make_key(self) -> str:
         """An admin's API key, made by the command that a user would run."""
         done = subprocess.run(

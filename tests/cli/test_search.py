@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cli.main import main
+from cli.search import File
 from tests import tiny
 from worker import candidates
 
@@ -72,6 +73,14 @@ def test_a_killed_search_goes_on_where_it_was(models: Path, monkeypatch: pytest.
     told.pop(0)
     assert main(["search", str(file), "--out", str(out)]) == 0
     assert told == [0.5, 1.0] and len((out / "trials.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("kept", ["", '{"sea'])
+def test_a_search_that_was_killed_before_its_first_trial_begins_anew(tmp_path: Path, kept: str) -> None:
+    journal = tmp_path / "trials.jsonl"
+    journal.write_text(kept)
+    assert File(journal, "this one").spent_seconds == 0.0
+    assert json.loads(journal.read_text()) == {"search": "this one"}
 
 
 def test_trials_on_other_texts_are_not_taken_for_these(

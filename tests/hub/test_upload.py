@@ -120,6 +120,12 @@ def test_a_second_attempt_of_the_job_finds_its_own_commit(
     assert folder_hub.stats.requests["commit"] == 1
 
 
+def test_the_address_of_a_result_tells_no_password_of_the_endpoint(client: Clients) -> None:
+    head = client().pin("team/model")
+    push = Push(Hub("https://ann:pass@hub.example/hf", None), REPO, job_id="job_1")
+    assert push._result(head).url == f"https://hub.example/hf/{REPO}/commit/{head.sha}"
+
+
 def test_a_new_process_commits_shards_that_an_earlier_one_uploaded(
     client: Clients, shards: list[Path], root: Path
 ) -> None:

@@ -167,6 +167,29 @@ def test_a_retryable_failure_waits_longer_each_time_and_then_fails(session: Sess
     assert (job.state, job.attempt, job.error_code) == ("failed", 3, "hub_unavailable")
 
 
+@pytest.mark.parametrize(("asked", "waits"), [(120.0, 120), (1.0, 5), (1e9, 3600)])
+def test_a_failure_that_says_when_to_come_back_is_not_tried_again_before(
+    session: Session, asked: float, waits: int
+) -> None:
+    job, fence = make_running(session)
+    lifecycle.fail(session, fence, "hub_rate_limited", "later", retryable=True, at_least=asked)
+    left = text("SELECT extract(epoch FROM not_before - clock_timestamp()) FROM job WHERE id = :id")
+    assert round(float(session.scalar(left, {"id": job.id}) or 0)) == waits
+
+
+def test_a_job_that_was_to_be_cancelled_is_not_failed_by_what_would_be_tried_again(session: Session) -> None:
+    job, fence = make_running(session)
+    lifecycle.request_cancel(session, job)
+    lifecycle.fail(session, fence, "worker_lost", "the process died", retryable=True)
+    session.refresh(job)
+    assert (job.state, job.error_code) == ("cancelled", None)
+    refused, fence = make_running(session)
+    lifecycle.request_cancel(session, refused)
+    lifecycle.fail(session, fence, "plan_refused", "no")
+    session.refresh(refused)
+    assert (refused.state, refused.error_code) == ("failed", "plan_refused")
+
+
 def test_findings_of_a_refusal_are_kept(session: Session) -> None:
     job, fence = make_running(session)
     lifecycle.fail(session, fence, "plan_refused", "no", [{"code": "shape_mismatch", "tensor": "a.b"}])
@@ -273,6 +296,15 @@ def test_a_queued_job_expires_at_its_time(session: Session) -> None:
     assert lifecycle.expire(session) == [job.id]
     session.refresh(job)
     assert (job.state, other.state) == ("expired", "queued")
+
+
+def test_a_job_that_was_started_in_time_goes_on_after_it(session: Session) -> None:
+    job, fence = make_running(session, expires_in=3600)
+    session.execute(text("UPDATE job SET expires_at = now() WHERE id = :id"), {"id": job.id})
+    lifecycle.release(session, fence)
+    assert lifecycle.expire(session) == []
+    assert lifecycle.announce_due(session, 60) == [(job.id, "cpu")]
+    assert lifecycle.claim(session, job.id, "w", 60) is not None
 
 
 def test_a_ready_job_is_announced_once_until_it_has_been_quiet_too_long(session: Session) -> None:

@@ -11,7 +11,7 @@ from merge.checkpoint.index import index_folder
 from merge.errors import DiskFull
 from merge.in_memory import InMemory
 from scoring.candidates import Candidates
-from scoring.errors import HarnessMissing, ScoringStopped
+from scoring.errors import HarnessFailed, HarnessMissing, ScoringStopped
 from scoring.harness.task import HarnessTask
 from scoring.score import Score
 from scoring.settings import LmEvalSettings
@@ -114,6 +114,11 @@ def test_a_score_that_is_no_number_is_a_failure_that_can_be_stored(memory: Any, 
 def test_a_scorer_that_breaks_on_a_candidate_is_recorded(memory: Any, error: Exception) -> None:
     found = told(memory, error)
     assert found.values is None and found.error == f"{type(error).__name__}: {error}"
+
+
+def test_a_scorer_that_breaks_tells_nobody_a_password(memory: Any) -> None:
+    found = told(memory, HarnessFailed("404 for url https://ann:pass@hub.example/x"))
+    assert found.error == "HarnessFailed: 404 for url https://[redacted]@hub.example/x"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Work folders."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from worker.scratch import (
     ensure_room,
     forget_candidates,
     is_linked,
+    remove_idle,
 )
 
 
@@ -76,6 +78,37 @@ def test_what_is_already_there_counts(tmp_path: Path) -> None:
         ensure_room(work, needed, free=lambda _: free)
         with pytest.raises(DiskFull):
             ensure_room(work, needed, free=lambda _: free - 1)
+
+
+def test_two_names_of_one_file_take_its_room_once(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path, "job_1") as work:
+        fill(work.output, "shard", 1 << 20)
+        before = bytes_in(work.path)
+        lent = work.borrow(work.output / "shard")
+        assert lent.stat().st_size == 1 << 20 and bytes_in(work.path) == before
+        work.discard_output()
+        assert bytes_in(work.path) < 1 << 20
+
+
+def test_a_retry_that_comes_while_its_folder_is_removed_has_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WorkFolder(tmp_path, "job_1") as old:
+        fill(old.inputs, "model.safetensors", 10)
+    remove, retried = shutil.rmtree, WorkFolder(tmp_path, "job_1")
+
+    def interrupted(folder: Path, **options: bool) -> None:
+        if (folder / "lock").exists():
+            (folder / "lock").unlink()  # the first of its files to go
+            with retried:
+                assert not retried.inputs.exists()
+                fill(retried.inputs, "model.safetensors", 10)
+        remove(folder, **options)
+
+    monkeypatch.setattr("worker.scratch.shutil.rmtree", interrupted)
+    assert remove_idle(old.path)
+    assert (retried.inputs / "model.safetensors").exists()
+    assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["job_1"]
 
 
 def test_folders_of_ended_jobs_make_room_oldest_first(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from db import removals
 from db.models.job import Job
 from jobs import lifecycle
 from jobs.lifecycle import Fence
-from tests.factories import make_rules, make_running
+from jobs.submit import retry
+from tests.factories import make_caller, make_rules, make_running
 from worker.artifacts import artifact_folder
 from worker.board import Board, Note
 from worker.scratch import WorkFolder
@@ -112,6 +113,44 @@ def test_what_a_dead_child_leaves_is_settled_at_once(
     job = job_of(sessions, running)
     assert (job.state, job.error_code) == (state, code)
     assert not work.candidate.exists() and work.path.is_dir()
+
+
+def test_a_child_that_dies_before_it_hears_of_a_cancel_leaves_a_cancelled_job(
+    sessions: sessionmaker[Session], tmp_path: Path, running: Fence, child: subprocess.Popen[bytes]
+) -> None:
+    supervisor = watch(sessions, tmp_path)
+    with sessions.begin() as session:
+        job = rows.get(session, running.job_id)
+        assert job is not None
+        lifecycle.request_cancel(session, job)
+    child.kill()
+    child.wait()
+    supervisor.board.write(note(child.pid, running))
+    supervisor.look()
+    assert job_of(sessions, running).state == "cancelled"
+
+
+def test_folders_of_jobs_that_ended_without_their_worker_make_room(
+    sessions: sessionmaker[Session], tmp_path: Path, running: Fence
+) -> None:
+    with sessions.begin() as session:
+        lost, deleted, again = [make_running(session)[1] for _ in range(3)]
+        for fence in (lost, deleted, again):
+            lifecycle.fail(session, fence, "worker_lost", "the process died")
+        for fence, change in ((deleted, lifecycle.delete), (again, None)):
+            job = rows.get(session, fence.job_id)
+            assert job is not None
+            if change is not None:
+                change(session, job)
+            else:
+                retry(session, make_caller(session), job, make_rules())
+    others = (running.job_id, again.job_id, "job_of_another_database")
+    for root_id in (lost.job_id, deleted.job_id, *others):
+        with WorkFolder(tmp_path, root_id):
+            pass
+    watch(sessions, tmp_path)._clean()
+    marked = sorted(path.parent.name for path in (tmp_path / "jobs").glob("*/finished"))
+    assert marked == sorted([lost.job_id, deleted.job_id])
 
 
 def test_a_child_killed_for_memory_fails_the_job_as_out_of_memory(

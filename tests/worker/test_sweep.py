@@ -60,6 +60,25 @@ def test_what_the_broker_did_not_take_is_rung_in_the_next_round(sessions: sessio
     assert rung == [first, second]
 
 
+def test_a_broker_that_is_away_for_long_hears_of_each_job_once(sessions: sessionmaker[Session]) -> None:
+    job_id = queued(sessions)
+    rung: list[str] = []
+    is_down = True
+
+    def ring(job_id: str, _queue: str) -> None:
+        if is_down:
+            raise ConnectionError("the broker is away")
+        rung.append(job_id)
+
+    doorbell = Doorbell(sessions.begin, ring, after_seconds=0)
+    for _ in range(3):
+        with pytest.raises(ConnectionError):
+            doorbell.announce_due()
+    is_down = False
+    assert doorbell.announce_due() == 1
+    assert rung == [job_id]
+
+
 def test_a_lost_job_comes_back_to_the_queue_and_is_announced_at_once(sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
         job, _ = make_running(session)

@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from scoring.errors import HarnessFailed, HarnessMissing, ScoreNotFinite, ScoringStopped, SetInvalid
@@ -124,6 +126,36 @@ def test_another_release_than_that_whose_scores_are_kept_is_refused(tmp_path: Pa
     ):
         scores(tmp_path, script(tmp_path, "exit 4"))
     assert json.loads((tmp_path / "order.json").read_text())["harness"] == HARNESS
+
+
+def test_the_process_ends_with_a_worker_that_is_killed(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    waits = f"import pathlib, time\npathlib.Path({str(started)!r}).touch()\ntime.sleep(60)\n"
+    (tmp_path / "lm_eval.py").write_text(waits)
+    code = (
+        "import subprocess, sys, time\n"
+        "command = [sys.executable, '-m', 'scoring.harness.child', 'order.json', 'result.json']\n"
+        "print(subprocess.Popen(command).pid, flush=True)\ntime.sleep(60)"
+    )
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | path, stdout=subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    child = psutil.Process(int(worker.stdout.readline()))
+    deadline = time.monotonic() + 20
+    while not started.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    worker.kill()
+    worker.wait()
+    worker.stdout.close()
+    with suppress(psutil.NoSuchProcess):
+        while child.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                child.kill()
+                raise AssertionError("the harness outlived its worker")
+            time.sleep(0.02)
 
 
 def test_the_process_looks_which_release_is_there_before_it_scores(tmp_path: Path) -> None:
