@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from settings import Settings
 
 Command = Callable[[argparse.Namespace, Settings], int]
@@ -81,7 +83,7 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     )
     search.add_argument("--out", type=Path, help="where trials and result are kept (default: FILE.search)")
     search.add_argument("--memory", type=_size, default=1 << 30, help="for the merge (default 1GiB)")
-    search.add_argument("--threads", type=int, default=1)
+    search.add_argument("--threads", type=_count, default=1)
     search.add_argument("--device", default="cpu")
     front = _add(
         commands, "front", run_front, "show the front that a search found, or the recipe of one of its points"
@@ -196,6 +198,12 @@ def _size(text: str) -> int:
     return bytes_of(text)
 
 
+def _count(text: str) -> int:
+    from merge.__main__ import count_of
+
+    return count_of(text)
+
+
 def run_translate(options: argparse.Namespace, _settings: Settings) -> int:
     """`mergery translate`"""
     from merge.errors import FindingsError
@@ -218,6 +226,25 @@ def _database(settings: Settings) -> str:
     return settings.database_url or running_database(settings.data_dir)
 
 
+def _settings() -> Settings:
+    """The settings in the environment. Raises ``CliError`` with every variable that is wrong."""
+    from cli.errors import CliError
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [
+            f"{_variable(str(each['loc'][0]))}: {each['msg']}"
+            for each in error.errors(include_url=False, include_input=False)
+        ]
+        raise CliError(f"the environment is wrong: {'; '.join(wrong)}") from None
+
+
+def _variable(name: str) -> str:
+    """What a setting is called in the environment; one with names of its own comes with one of these."""
+    return name if name.isupper() else f"MERGERY_{name.upper()}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; an error of ours is one line on standard error and exit code 2."""
     from cli.errors import CliError, is_ours
@@ -225,7 +252,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     run: Command = options.run
     try:
-        return run(options, Settings())
+        status = run(options, _settings())
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        from merge.__main__ import reader_left
+
+        return reader_left()
     except Exception as error:
         if not (isinstance(error, CliError | OSError) or is_ours(error)):
             raise

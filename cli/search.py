@@ -19,7 +19,6 @@ from jobs.candidates import way_of
 from jobs.kinds import begun
 from jobs.request import SearchRequest
 from jobs.sets import EvalSet
-from merge.checkpoint.index import ModelIndex
 from merge.document import load_document
 from merge.plan import make_plan
 from merge.recipe import Recipe
@@ -36,8 +35,7 @@ class File:
     def __init__(self, path: Path, search: str) -> None:
         self._path, self._known, self.spent_seconds = path, dict[tuple[str, float], Told](), 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A kill may have cut off the first line too.
-        if not path.is_file() or not _whole_lines(path):
+        if not path.is_file() or not _whole_lines(path):  # a kill may have cut the first line short
             path.write_text(json.dumps({"search": search}) + "\n", encoding="utf-8")
         first, *rest = _whole_lines(path)
         if first.get("search") != search:
@@ -76,7 +74,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 def read(file: Path) -> SearchRequest:
     """The order in a YAML or JSON file. Raises ``CliError`` with every field that is wrong."""
-    document = load_document(file.read_text(encoding="utf-8"), "yaml")
+    document = load_document(file.read_bytes(), "yaml")
     try:
         order = SearchRequest.model_validate({"kind": "search", **document})
     except ValidationError as error:
@@ -127,7 +125,9 @@ def printed(recipe: Mapping[str, Any]) -> str:
 def _search(
     order: SearchRequest, root: Path, out: Path, options: argparse.Namespace, hub_endpoint: str
 ) -> dict[str, Any]:
-    from merge.gather import gather  # torch and transformers, which a wrong file does not wait for
+    from merge.finish import inputs_manifest  # torch and transformers, which a wrong file does not wait for
+    from merge.gather import gather
+    from merge.kernels.device import check_device
     from merge.local import index_models, model_folders
     from worker.candidates import Bench, Nothing
     from worker.device import free_memory
@@ -138,17 +138,18 @@ def _search(
     recipe = begun(order)
     models, folders = index_models(recipe, root), model_folders(recipe, root)
     memory, device = options.memory, options.device
+    check_device(device)
     plan = make_plan(recipe, models, budget=memory)
     way = way_of(plan, order.evaluation_sets).within(free_memory(device))
     bodies = {each.name: _body(each, root) for each in order.evaluation_sets}
     tasks = [_task(each, bodies[each.name]) for each in order.evaluation_sets]
-    journal = File(out / TRIALS, _digest(order, models, bodies))
     document = order.recipe.model_dump(mode="json")
     statistics = (
         gather(plan, folders, root, out, device=device, memory_bytes=memory)
         if plan.statistics.folders
         else {}
     )
+    journal = File(out / TRIALS, _digest(order, bodies, inputs_manifest(plan, folders, {}), statistics))
     heads = Heads(Subject(folders["base"], {}) if "base" in folders else None, device)
     ground = Ground(
         folders,
@@ -195,12 +196,20 @@ def _task(asked: EvalSet, body: bytes) -> Any:
     return parse_task(asked.name, asked.kind, body, file=file, limit=asked.limit, settings=asked.asked)
 
 
-def _digest(order: SearchRequest, models: Mapping[str, ModelIndex], bodies: Mapping[str, bytes]) -> str:
-    """What the scores of a recipe depend on besides the recipe: sets, objectives, headers of the models."""
+def _digest(
+    order: SearchRequest,
+    bodies: Mapping[str, bytes],
+    inputs: Mapping[str, Any],
+    statistics: Mapping[str, Path],
+) -> str:
+    """What the scores of a recipe depend on besides the recipe: sets, objectives, the models' files, and what
+    was measured of these, which lies in folders called by its digest.
+    """
     facts: Sequence[Any] = (
         order.evaluate.model_dump(mode="json"),
         [each.model_dump() for each in order.search.objectives],
-        {key: index.digest for key, index in models.items()},
+        inputs,
+        {key: folder.name for key, folder in statistics.items()},
         {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()},
     )
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -17,6 +17,8 @@ from demo.errors import DemoFailed
 
 START_SECONDS, STOP_SECONDS = 180.0, 90.0
 NDJSON = {"Content-Type": "application/x-ndjson"}
+SERVERS = ("DATABASE_URL", "BROKER_URL", "MERGERY_DATABASE_URL", "MERGERY_BROKER_URL")
+"""Where the caller keeps servers of their own, which are none of the demo's business."""
 
 
 def free_port(preferred: int) -> int:
@@ -87,7 +89,8 @@ def running(data: Path, port: int, environment: Mapping[str, str]) -> Iterator[A
     """``mergery up`` on ``data`` while the block runs; gives a client with an admin key of its own."""
     data.mkdir(parents=True, exist_ok=True)
     log = data / "service.log"
-    surroundings = {**os.environ, **environment, "MERGERY_DATA_DIR": str(data)}
+    own = {name: value for name, value in os.environ.items() if name not in SERVERS}
+    surroundings = {**own, **environment, "MERGERY_DATA_DIR": str(data)}
     # A session of its own, so that Ctrl-C reaches this process alone, which then stops the service in order.
     with log.open("wb") as sink:
         process = subprocess.Popen(

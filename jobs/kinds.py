@@ -38,7 +38,7 @@ from merge.errors import Finding, GateUnsupported, PlanRefused
 from merge.file_errors import BundleBaseChanged, FileRefused
 from merge.forms.moe import FORWARD_BYTES
 from merge.plan import check_recipe
-from merge.recipe import Recipe
+from merge.recipe import Recipe, recipe_from
 from merge.recipe_stages import ADAPTER
 from scoring.settings import EMBEDDING, LIKELIHOOD
 
@@ -367,9 +367,10 @@ def _size(role: str, models: Mapping[str, ModelIndex], files: Mapping[str, Set[s
 
 def begun(order: SearchRequest) -> Recipe:
     """The recipe at the point where a search begins, with everything that may be left out. Raises
-    ``PlanRefused`` where the ends of its space are wrong, or the recipe is.
+    ``PlanRefused`` or ``RecipeInvalid`` where the ends of its space are wrong, or the recipe is.
     """
     space, document = order.search.spaces, order.recipe.model_dump(mode="json")
+    recipe_from(document)  # what its fields say of each other, which reading the order left open
     own = {each.pointer for each in check_recipe(order.recipe)}
     for point in space.samples:
         corner = Recipe.model_validate(space.place(document, full(space, point)))

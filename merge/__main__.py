@@ -4,6 +4,7 @@ why.
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -25,9 +26,10 @@ from merge.local import index_models, model_folders
 from merge.mergekit import read_file
 from merge.plan import Plan, make_plan
 from merge.presets import entry, listing
-from merge.show import measuring_bar, plan_tables, progress_bar
+from merge.show import measuring_bar, plan_tables, progress_bar, terminal
 
 GIB = 1 << 30
+MOST_BYTES = 1 << 63
 EXTENTS = ("sampled", "full", "none")
 
 
@@ -37,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], None] = options.command
     try:
         command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return reader_left()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except FindingsError as error:
         for finding in error.findings:
             where = f" ({finding.pointer})" if finding.pointer else ""
@@ -50,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def reader_left() -> int:
+    """The exit status where ``head`` or its like has all it wants; what is left to be said would fail once
+    more at the exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,10 +120,11 @@ def _parser() -> argparse.ArgumentParser:
 def bytes_of(text: str) -> int:
     """A number of bytes from ``1073741824``, ``512MiB``, ``2GB``; raises ``ArgumentTypeError``."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 512MiB, 2GB or a number of bytes")
-    power = " KMGT".index(found[2].upper() or " ")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    power = " KMGT".index(found[2].upper() or " ") if found is not None else 0
+    size = float(found[1]) * (1024 if found[3] else 1000) ** power if found is not None else math.inf
+    if not size < MOST_BYTES:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no size; write 512MiB, 2GB or a number of bytes")
+    return int(size)
 
 
 def count_of(text: str) -> int:
@@ -199,7 +216,7 @@ def _plan(options: argparse.Namespace) -> None:
     if options.json:
         _print(plan.summary())
     else:
-        Console().print(plan_tables(plan))
+        terminal().print(plan_tables(plan))
 
 
 def _translate(options: argparse.Namespace) -> None:
@@ -215,7 +232,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.json:
         _print(holdings.facts(index))
     else:
-        Console().print(holdings.tables(index, every_tensor=options.tensors))
+        terminal().print(holdings.tables(index, every_tensor=options.tensors))
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -121,7 +121,7 @@ def _in_child(source: Path, target: Path, config: Path) -> None:
         "merge.unpickle",
         str(source.resolve()),
         str(target.resolve()),
-        str(config),
+        str(config.absolute()),  # the child is at home elsewhere
     ]
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter, this package's module, two paths

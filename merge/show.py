@@ -25,6 +25,11 @@ class Done(Protocol):
     bytes_total: int
 
 
+def terminal() -> Console:
+    """Where tables go. Names of folders and tensors are told as they are, whatever stands in them."""
+    return Console(markup=False, emoji=False)
+
+
 def plan_tables(plan: Plan) -> RenderableType:
     """What a run would do: inputs, steps, tensor classes with their settings, cost, findings."""
     summary = plan.summary()

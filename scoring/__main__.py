@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scoring.errors import ScoringError, SetInvalid
+from scoring.lines import decoded
 from scoring.settings import BY_KIND, KINDS, LmEvalSettings
 
 NO_SETTINGS = "{}"
@@ -55,6 +56,7 @@ def run_score(options: argparse.Namespace) -> int:
     from scoring.runner import base_heads, score_model
 
     tasks = [read_set(each, place, options.limit) for place, each in enumerate(options.sets)]
+    _require_device(options.device)
     own = [each for each in tasks if not isinstance(each, HarnessTask)]
     others = [each for each in tasks if isinstance(each, HarnessTask)]
     heads = base_heads(options.models[0], own, device=options.device)
@@ -66,7 +68,7 @@ def run_score(options: argparse.Namespace) -> int:
         told = {name: [score.as_dict() for score in scores] for name, scores in found.items()}
         sys.stdout.write(json.dumps(told) + "\n")
         return 0
-    Console().print(_table(found))
+    Console(markup=False, emoji=False).print(_table(found))  # names of folders as they are
     return 0
 
 
@@ -75,7 +77,8 @@ def run_check(options: argparse.Namespace) -> int:
     from scoring.check import SAMPLES, check_model
     from scoring.vitals import compare
 
-    texts = options.texts.read_text("utf-8").splitlines() if options.texts else list(SAMPLES)
+    texts = _text(options.texts).splitlines() if options.texts else list(SAMPLES)
+    _require_device(options.device)
     report = check_model(options.model, device=options.device, texts=texts)
     parents = {}
     if report.vitals is not None:
@@ -97,7 +100,7 @@ def read_set(told: str, place: int, limit: int | None) -> Any:
     settings = brace[1:] + settings or NO_SETTINGS
     if kind == "lm_eval" and file.endswith(YAML):
         file, _, config = file.rpartition(":")
-        settings = json.dumps({"config": Path(config).read_text("utf-8")})
+        settings = json.dumps({"config": _text(Path(config))})
     name = f"{Path(file).stem or kind}-{place}" if place else Path(file).stem or kind
     if kind not in BY_KIND:
         raise SetInvalid(told, None, "kind", f"is {kind!r}; it must be one of {', '.join(KINDS)}")
@@ -115,6 +118,21 @@ def read_set(told: str, place: int, limit: int | None) -> Any:
         raise SetInvalid(told, None, "settings", str(error)) from None
     body = Path(file).read_bytes() if file else b""
     return parse_task(name, kind, body, file=file or name, limit=limit, settings=asked)
+
+
+def _text(file: Path) -> str:
+    return decoded(file.read_bytes(), str(file))
+
+
+def _require_device(name: str) -> None:
+    """Raises ``ScoringError`` where the name is none, or the device is not there."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["?"])[0][:200]
+        raise ScoringError(f"the device {name[:40]!r} cannot be used ({reason}); take cpu or cuda") from None
 
 
 def _table(found: Mapping[str, Sequence[Any]]) -> Table:

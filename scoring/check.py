@@ -171,7 +171,7 @@ def _check_template(loaded: LoadedModel, notes: _Notes, texts_come_back: bool) -
 def _check_chat(loaded: LoadedModel, tokenizer: Any, chat: str, notes: _Notes, texts_come_back: bool) -> bool:
     """Whether the rendered chat is tokens of this model, and these are the chat, white space apart."""
     ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
-    if loaded.vocabulary is not None and max(ids) >= loaded.vocabulary:
+    if loaded.vocabulary is not None and max(ids, default=0) >= loaded.vocabulary:
         message = (
             f"a chat in the model's own template has token {max(ids)} "
             f"({tokenizer.convert_ids_to_tokens(max(ids))!r}), but the embedding has {loaded.vocabulary} rows"

@@ -122,8 +122,7 @@ def text_scores(
         bits_error = None if loss_error is None else loss_error * total_tokens / total_bytes / math.log(2)
     perplexity = _exp(total_nats / total_tokens)
     bits = Score(task, "bits_per_byte", total_bits / total_bytes, bits_error, len(used))
-    error = None if loss_error is None else perplexity * loss_error
-    measured = Score(task, "perplexity", perplexity, error, len(used))
+    measured = Score(task, "perplexity", perplexity, _slope(perplexity, loss_error), len(used))
     if not per_example:
         return [bits, measured]
     every = range(len(sizes))
@@ -149,8 +148,7 @@ def stream_scores(task: str, size: int, windows: Sequence[Measured], per_example
     loss, loss_error = math.fsum(nats) / total, ratio_stderr(nats, tokens)
     value, n = math.fsum(bits) / size, len(windows)
     first = Score(task, "bits_per_byte", value, ratio_stderr(bits, of_bytes), n)
-    error = None if loss_error is None else _exp(loss) * loss_error
-    second = Score(task, "perplexity", _exp(loss), error, n)
+    second = Score(task, "perplexity", _exp(loss), _slope(_exp(loss), loss_error), n)
     if not per_example:
         return [first, second]
     each_bits = tuple(b / size for b, size in zip(bits, of_bytes, strict=True))
@@ -163,6 +161,12 @@ def stream_scores(task: str, size: int, windows: Sequence[Measured], per_example
 
 def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))
+
+
+def _slope(perplexity: float, loss_error: float | None) -> float | None:
+    """The error of exp(loss); None also where it is beyond every number, as of a model in pieces."""
+    error = None if loss_error is None else perplexity * loss_error
+    return error if error is not None and math.isfinite(error) else None
 
 
 def elected(log_likelihoods: Sequence[float], sizes: Sequence[int]) -> int:

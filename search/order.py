@@ -22,7 +22,7 @@ from search.settings import (
     SelfPositioningSettings,
     Settings,
 )
-from search.space import Dimension, Name, Part, Space
+from search.space import MOST_DIMENSIONS, Dimension, Name, Part, Space
 
 MOST_EVALUATIONS = 100_000
 SEVERAL = ("map", "nsga", "grid", "tpe")
@@ -130,6 +130,9 @@ def check(order: SearchOrder) -> None:
     """Raises ``SearchInvalid`` where method, space, objectives and budget do not go together."""
     if not order.space:
         raise SearchInvalid("the space is empty: name at least one thing that may vary", "/space")
+    if len(order.space) > MOST_DIMENSIONS:
+        said = f"the space has {len(order.space)} dimensions, and at most {MOST_DIMENSIONS} are searched"
+        raise SearchInvalid(said, "/space")
     settings, space = order.chosen(), order.spaces
     _fits(order, settings, space)
     needed = least(settings, space, len(order.objectives))

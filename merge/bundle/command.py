@@ -91,14 +91,18 @@ def _place(options: argparse.Namespace) -> "Iterator[Place]":
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """The texts of a file; raises ``TextInvalid`` naming the line that holds none."""
     found: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise TextInvalid(f"{path.name} is not UTF-8 text; save it as UTF-8.") from None
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         told: Any = {"text": line}
         if line.lstrip().startswith("{"):
             try:
                 told = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 told = None
         if not isinstance(told, dict) or not isinstance(told.get("text"), str) or not told["text"].strip():
             raise TextInvalid(f'Line {number} of {path.name} holds no text: write it as {{"text": "…"}}.')

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from merge.bundle.gate import DIRECTIONS, gate_weight, last_layer
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
+from merge.checkpoint.saving import save_tensors
 from merge.errors import GateUnsupported
 from merge.file_errors import BundleRefused, MemberUnknown
 from merge.forms.moe import FORWARD_BYTES
@@ -144,7 +145,7 @@ def save(router: Router, bundle: Path) -> None:
         **router.told,
     }
     tensors = {name: tensor.float().contiguous() for name, tensor in router.tensors.items()}
-    save_file(tensors, bundle / f".{FILE}")
+    save_tensors(tensors, bundle / f".{FILE}")
     (bundle / f".{FILE}").rename(bundle / FILE)
     (bundle / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

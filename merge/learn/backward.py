@@ -15,9 +15,9 @@ from typing import Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from merge.checkpoint.saving import save_tensors
 from merge.learn.batches import Batch, Batches
 from merge.learn.gradients import Gradients, keep_every_output
 from merge.learn.losses import Loss
@@ -122,7 +122,7 @@ class Backward:
         if step + 1 == group.steps:
             on_sum(place, values, group.sequences)
         else:
-            save_file(values, self._file(place, step))
+            save_tensors(values, self._file(place, step))
 
     def _added(self, step: int, place: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """With the sums of the steps before."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from merge.checkpoint.layout import lay_out
+from merge.checkpoint.saving import save_tensors
 from merge.checkpoint.writer import ShardWriter
 from merge.learn.observe import Findings
 from merge.learn.statistics import FILE, MANIFEST, Manifest
@@ -64,7 +64,7 @@ class Partial:
         facts = {key: getattr(found, key) for key in _FACTS}
         tensors = {key: value.contiguous() for key, value in found.tensors.items()}
         beside = self.folder / f"{name}.new"
-        save_file(tensors or {"none": torch.zeros(0)}, beside, {"facts": json.dumps(facts)})
+        save_tensors(tensors or {"none": torch.zeros(0)}, beside, {"facts": json.dumps(facts)})
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(self.stage_file(name))

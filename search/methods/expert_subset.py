@@ -1,5 +1,7 @@
 """Which sources help: a walk over subsets, one source in or out at a time."""
 
+import math
+
 from search.settings import ExpertSubsetSettings
 from search.space import Point, Space
 from search.trial import Ask, Found, Search, Task
@@ -38,8 +40,8 @@ def _neighbours(names: list[str], subset: frozenset[str]) -> list[frozenset[str]
 
 
 def _worth(name: str, best: frozenset[str], known: dict[frozenset[str], float]) -> float | None:
-    """What the best subset gains by having the source in it; ``None`` where that was not measured."""
+    """What the best subset gains by having the source in it; ``None`` where that has no score."""
     other = known.get(best ^ {name})
-    if other is None:
+    if other is None or not math.isfinite(other):
         return None
     return known[best] - other if name in best else other - known[best]

@@ -1,5 +1,7 @@
 """Greedy soup (Wortsman et al., arXiv:2203.05482)."""
 
+import math
+
 from search.settings import GreedySoupSettings
 from search.space import Space
 from search.trial import Ask, Found, Search, Task
@@ -17,4 +19,5 @@ def search(space: Space, p: GreedySoupSettings, task: Task) -> Search:
         (answer,) = yield [Ask({each: each in soup | {name} for each in names})]
         if task.value(answer) >= score - p.tolerance:
             soup, score = soup | {name}, max(score, task.value(answer))
-    return Found(point={name: name in soup for name in names}, notes={"alone": values})
+    alone_told = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return Found(point={name: name in soup for name in names}, notes={"alone": alone_told})

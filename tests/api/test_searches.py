@@ -126,6 +126,11 @@ def test_values_out_of_a_setting_s_range_are_refused_at_submit(api: TestClient) 
     assert answer.status_code == 422 and "density must be" in answer.text, answer.text
 
 
+def test_a_recipe_that_contradicts_itself_is_refused_at_submit(api: TestClient) -> None:
+    answer = api.post("/v1/jobs", json=order(recipe={**order()["recipe"], "reference": "nobody"}))
+    assert answer.status_code == 422 and "There is no source 'nobody'" in answer.text, answer.text
+
+
 def test_a_choice_that_a_setting_cannot_take_is_refused_at_submit_wherever_it_stands(api: TestClient) -> None:
     recipe = {**order()["recipe"], "steps": ["ties"]}
     for place in range(5):

@@ -94,6 +94,32 @@ def test_trials_on_other_texts_are_not_taken_for_these(
     assert "has the trials of another search; name another folder with --out" in capsys.readouterr().err
 
 
+def test_trials_of_other_weights_are_not_taken_for_those_of_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.family(tmp_path, experts=2)
+    (tmp_path / "texts.jsonl").write_text(TEXTS)
+    file = write(tmp_path, "one.yaml")
+    assert main(["search", str(file)]) == 0
+    tiny.llama(tmp_path / "expert1", expert=3)  # trained anew: its headers are what they were
+    assert main(["search", str(file)]) == 2
+    assert "has the trials of another search" in capsys.readouterr().err
+
+
+def test_devices_threads_and_files_that_cannot_be_are_one_line(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write(models, "fine.yaml"))
+    assert main(["search", file, "--device", "cuda:99"]) == 2
+    assert "There is no cuda:99" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main(["search", file, "--threads", "-1"])
+    assert "'-1' is no number of threads" in capsys.readouterr().err
+    (models / "latin.yaml").write_bytes(b"caf\xe9: 1\n")
+    assert main(["search", str(models / "latin.yaml")]) == 2
+    assert capsys.readouterr().err == "mergery: The recipe is not UTF-8 text.\n"
+
+
 def test_what_cannot_be_held_is_written_and_leaves_nothing(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +174,10 @@ def test_evo_merging_trims_and_scales_adapters(models: Path) -> None:
         (
             {"recipe": {"base": "base", "sources": ["nobody"], "steps": ["task_arithmetic"]}},
             "nobody",
+        ),
+        (
+            {"recipe": {"base": "base", "sources": ["expert1"], "steps": [STEP], "reference": "nobody"}},
+            "There is no source 'nobody'",
         ),
     ],
 )

@@ -72,6 +72,21 @@ def test_a_service_that_cannot_start_is_reported_with_the_end_of_its_log(tmp_pat
     assert str(tmp_path / "service.log") in tail(tmp_path / "service.log")
 
 
+def test_servers_of_the_caller_s_own_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, str] = {}
+
+    def begun(command: list[str], env: dict[str, str], **how: object) -> None:
+        given.update(env)
+        raise FileNotFoundError(command[0])
+
+    for name in ("DATABASE_URL", "MERGERY_DATABASE_URL", "BROKER_URL", "MERGERY_BROKER_URL"):
+        monkeypatch.setenv(name, "postgresql://somebody@elsewhere/theirs")
+    monkeypatch.setattr("demo.service.subprocess.Popen", begun)
+    with pytest.raises(FileNotFoundError), running(tmp_path, free_port(0), {"HF_ENDPOINT": "here"}):
+        pass
+    assert given["HF_ENDPOINT"] == "here" and "elsewhere" not in str(given)
+
+
 def test_the_demo_runs_from_nothing_to_a_pushed_and_scored_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from api.metrics import Metrics, Rows
 from jobs.metrics import Counts
+from merge.mergekit import read_recipe
+from merge.plan import check_recipe
 from settings import Settings
 from worker.metrics import Gpus
 
@@ -35,6 +37,14 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", source.read_text())
     broken = [link for link in links if not (source.parent / link).exists()]
     assert not broken
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in DOCS.glob("*.md")))
+def test_recipes_that_pages_show_whole_are_sound(page: str) -> None:
+    for text in re.findall(r"^```yaml\n(.*?)^```", (DOCS / page).read_text(), flags=re.M | re.S):
+        if "\nsteps:" in text and "\nsources:" in f"\n{text}":
+            found = check_recipe(read_recipe(text, "yaml").recipe)
+            assert not [each.message for each in found if each.severity == "error"], text
 
 
 @pytest.fixture

@@ -44,6 +44,17 @@ def test_a_model_is_converted_with_its_config_and_tokenizer(tmp_path: Path) -> N
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_tied_tensors_are_written_once_where_the_folder_is_named_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny.llama(tmp_path / "m", tied=True)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    pickled(source, {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})
+    monkeypatch.chdir(tmp_path)
+    assert load_file(convert(Path("m"), Path("out")) / "model.safetensors").keys() == tensors.keys()
+
+
 def test_what_an_earlier_conversion_left_unfinished_is_no_part_of_the_next(tmp_path: Path) -> None:
     left = tmp_path / "out.partial"
     left.mkdir()

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -193,10 +196,44 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert bytes_of(text) == size
 
 
-def test_a_size_that_is_none_is_refused_by_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("size", ["lots", "9" * 309, "8388608TiB"])
+def test_a_size_that_is_none_is_refused_by_name(
+    root: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
     with pytest.raises(SystemExit):
-        call("plan", root / "recipe.yaml", "--memory", "lots")
-    assert "'lots' is no size" in capsys.readouterr().err
+        call("plan", root / "recipe.yaml", "--memory", size)
+    assert f"'{size[:40]}' is no size" in capsys.readouterr().err
+
+
+def test_names_are_shown_as_they_are_whatever_stands_in_them(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    name = "runs[best] :car: [/end]"
+    (root / "a").rename(root / name.replace("/", "|"))
+    name = name.replace("/", "|")
+    (root / "recipe.yaml").write_text(RECIPE.replace("model: a}", f"model: '{name}'}}"))
+    assert call("plan", root / "recipe.yaml") == 0
+    assert name in capsys.readouterr().out
+
+
+def test_a_reader_that_has_enough_is_no_failure_to_tell_of() -> None:
+    nobody, pipe = os.pipe()
+    os.close(nobody)
+    done = subprocess.run([sys.executable, "-m", "merge", "methods"], stdout=pipe, stderr=subprocess.PIPE)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_ctrl_c_ends_with_one_word(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("merge.__main__.make_plan", stopped)
+    assert call("run", root / "recipe.yaml", root / "out") == 130
+    assert capsys.readouterr().err == "stopped\n"
 
 
 @pytest.mark.parametrize(

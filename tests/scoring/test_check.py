@@ -105,6 +105,16 @@ def test_a_tokenizer_that_changes_texts_is_a_warning(model: Path) -> None:
     assert report.ok and report.round_trip is False and "round_trip_differs" in codes(report, "warning")
 
 
+def test_a_tokenizer_that_gives_no_tokens_is_an_error_also_where_there_is_a_chat_template(
+    model: Path,
+) -> None:
+    nothing = {"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": ""}
+    set_config(model, "tokenizer.json", normalizer=nothing)
+    said = "{% for each in messages %}{{ each.content }}{% endfor %}"
+    set_config(model, "tokenizer_config.json", chat_template=said)
+    assert codes(check_model(model)) == ["tokenizer_empty"]
+
+
 def test_a_broken_tokenizer_file_is_an_error(model: Path) -> None:
     (model / "tokenizer.json").write_text("{}")
     assert codes(check_model(model)) == ["tokenizer_unusable"]

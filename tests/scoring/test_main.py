@@ -72,6 +72,32 @@ def test_a_check_beside_parents_ends_with_one_for_a_broken_model(
     assert main(["check", str(model)]) == 1
 
 
+def test_folders_are_shown_by_their_names_whatever_stands_in_them(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    model = tiny.llama(tmp_path / "run[best] :car:")
+    assert main(["score", str(model), "--set", f"perplexity:{texts}"]) == 0
+    assert "run[best] :car:" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_there_and_texts_that_are_none_are_one_line(
+    model: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("caf\u00e9\n".encode("latin-1"))
+    scored = ["score", str(model), "--set"]
+    for command, said in (
+        (["check", str(model), "--texts", str(latin)], "is not UTF-8 text"),
+        ([*scored, f"lm_eval:{texts}:{latin}"], "is not UTF-8 text"),
+        ([*scored, f"perplexity:{texts}", "--device", "tpu"], "the device 'tpu' cannot be used"),
+        (["check", str(model), "--device", "cuda:99"], "the device 'cuda:99' cannot be used"),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [

@@ -1,16 +1,20 @@
 """The arithmetic of scores, against numbers worked by hand."""
 
+import json
 import math
+from collections.abc import Callable
 
 import pytest
 
 from scoring.score import (
     Measured,
+    Score,
     choice_loss,
     choice_scores,
     elected,
     mean_stderr,
     ratio_stderr,
+    stream_scores,
     text_scores,
 )
 
@@ -57,6 +61,15 @@ def test_one_long_text_gets_its_error_from_its_windows() -> None:
     loss_error = ratio_stderr([2.0, 6.0], [2.0, 2.0])
     assert loss_error is not None and bits.stderr == pytest.approx(loss_error * 4 / 8 / LN2)
     assert perplexity.stderr == pytest.approx(math.exp(2.0) * loss_error)
+
+
+@pytest.mark.parametrize("measure", [text_scores, stream_scores])
+def test_an_error_beyond_every_number_is_none(measure: Callable[..., list[Score]]) -> None:
+    windows = [Measured(0, -1e6, 10), Measured(1, -9e6, 10)]
+    sizes = [10, 10] if measure is text_scores else 20
+    told = [score.as_dict() for score in measure("t", sizes, windows, True)]
+    assert told[1]["stderr"] is None and told[0]["stderr"] is not None
+    json.dumps(told, allow_nan=False)
 
 
 def test_the_likeliest_choice_is_taken_per_byte() -> None:

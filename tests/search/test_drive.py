@@ -304,6 +304,7 @@ def test_both_stages_of_evo_merging_have_a_population_within_the_least_budget(
     [
         ("annealing", weights_space(2), {}, "there is no search method 'annealing'; there are cma_es"),
         ("grid", {}, {}, "the space is empty"),
+        ("tpe", weights_space(65), {}, "the space has 65 dimensions, and at most 64 are searched"),
         ("grid", weights_space(3), {"evals": 100}, "needs at least 125 evaluations here, the budget has 100"),
         ("line", weights_space(2), {}, "searches one number"),
         ("cma_es", weights_space(1), {}, "for one, take line"),

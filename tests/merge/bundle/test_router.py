@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from merge.__main__ import main
+from merge.bundle.command import lines_of
 from merge.bundle.router import Router
+from merge.file_errors import TextInvalid
 from tests.merge.bundle.conftest import Shop
 
 WORDS = {"a": "aaaa abab aab", "b": "9876 1234 5555", "c": "zzz yyx xyz"}
@@ -94,3 +96,32 @@ def test_what_cannot_be_learned_or_routed_is_said(shop: Shop, capsys: pytest.Cap
     (shop.root / "bundle/router.json").write_text("{}")
     assert main(["route", bundle, str(texts)]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_texts_are_lines_as_files_have_them(tmp_path: Path) -> None:
+    told = ["one\u2028line", "next\x85one", "the last"]
+    (tmp_path / "t.jsonl").write_text(
+        "\ufeff" + "\r\n".join(json.dumps({"text": each}, ensure_ascii=False) for each in told)
+    )
+    assert [each["text"] for each in lines_of(tmp_path / "t.jsonl")] == told
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"caf\xe9 at noon\n", "t.txt is not UTF-8 text"),
+        (b"hello\n" + b'{"text": ' + b"[" * 100_000, "Line 2 of t.txt holds no text"),
+    ],
+)
+def test_texts_that_cannot_be_read_are_named(tmp_path: Path, body: bytes, said: str) -> None:
+    (tmp_path / "t.txt").write_bytes(body)
+    with pytest.raises(TextInvalid, match=said):
+        lines_of(tmp_path / "t.txt")
+
+
+def test_a_router_that_the_disk_refuses_is_one_line(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.make(shop.recipe("tall"), "bundle")
+    (shop.root / "bundle/.router.safetensors/full").mkdir(parents=True)
+    assert main(["router", str(shop.root / "bundle")]) == 2
+    error = capsys.readouterr().err
+    assert "Is a directory" in error and error.count("\n") == 1

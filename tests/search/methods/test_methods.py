@@ -1,6 +1,7 @@
 """Every method on problems with known answers."""
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -8,19 +9,23 @@ import pytest
 from numpy.typing import NDArray
 
 from search.clouds import angles, directions, largest_gains, predicted_front
+from search.drive import Candidate, drive
 from search.errors import SearchFailed
 from search.front import behind, hypervolume, not_dominated
 from search.methods.genome import Individual, crossed, mutated
 from search.methods.line import vertex
 from search.methods.m2n2 import attraction, fitness, mixed
 from search.methods.self_positioning import softmax, through_softmax
+from search.result import result_of
 from search.settings import GenomeSettings
 from search.surrogate import features, fit
 from search.trial import Told
 from tests.search.problems import (
     OPTIMUM,
+    Memory,
     Problem,
     order,
+    recipe,
     searched,
     sphere,
     switch_space,
@@ -306,12 +311,6 @@ def test_greedy_soup_takes_what_helps_and_leaves_what_harms() -> None:
 
 
 def _subset(asked, gains):  # type: ignore[no-untyped-def]
-    import time
-
-    from search.drive import drive
-    from search.result import result_of
-    from tests.search.problems import Memory, recipe
-
     def score(candidates):  # type: ignore[no-untyped-def]
         return [Told((sum(gains[int(s["id"][1:])] for s in c.recipe["sources"]),)) for c in candidates]
 
@@ -326,6 +325,21 @@ def test_expert_subset_says_which_help_and_what_each_is_worth(begin: str) -> Non
     )
     assert result["best"]["point"] == {"x0": True, "x1": True, "x2": False, "x3": True}
     assert result["notes"]["worth"] == pytest.approx({"x0": 0.2, "x1": 0.5, "x2": -0.3, "x3": 0.4})
+
+
+@pytest.mark.parametrize("method", ["greedy_soup", "expert_subset"])
+def test_a_source_that_cannot_be_scored_is_worth_nothing_that_json_cannot_say(method: str) -> None:
+    def score(candidates: list[Candidate]) -> list[Told]:
+        return [
+            Told(None, error="no") if "s1" in {s["id"] for s in each.recipe["sources"]} else Told((1.0,))
+            for each in candidates
+        ]
+
+    asked = order(method, switch_space(3))
+    found = result_of(asked, recipe(3), drive(asked, recipe(3), score, Memory(), clock=time.monotonic))
+    assert found["failed"] and not found["best"]["point"]["x1"]
+    assert found["notes"]["alone" if method == "greedy_soup" else "worth"]["x1"] is None
+    json.dumps(found, allow_nan=False)
 
 
 def test_niches_by_the_card_s_numbers() -> None:

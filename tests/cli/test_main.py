@@ -1,0 +1,28 @@
+"""The `mergery` command as a whole: what is wrong is one line, and a reader may have enough."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cli.main import main
+
+
+def test_a_variable_that_is_wrong_is_one_line_with_its_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERGERY_PORT", "eight thousand")
+    monkeypatch.setenv("MERGERY_MAX_ATTEMPTS", "0")
+    assert main(["methods"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mergery: the environment is wrong: MERGERY_PORT: ") and error.count("\n") == 1
+    assert "MERGERY_MAX_ATTEMPTS: " in error
+
+
+def test_a_reader_that_has_enough_is_no_failure_to_tell_of() -> None:
+    nobody, pipe = os.pipe()
+    os.close(nobody)
+    done = subprocess.run([sys.executable, "-m", "cli.main", "methods"], stdout=pipe, stderr=subprocess.PIPE)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (1, b"")
