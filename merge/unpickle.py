@@ -79,7 +79,11 @@ def convert_file(source: Path, target: Path, config: Mapping[str, Any]) -> None:
         loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # the older format is no archive, and cannot be mapped
         loaded = torch.load(source, map_location="cpu", weights_only=True)
-    tensors = {name: each for name, each in _state(loaded).items() if isinstance(each, torch.Tensor)}
+    state = _state(loaded)
+    tensors = {name: each for name, each in state.items() if isinstance(each, torch.Tensor)}
+    for name, each in state.items():
+        if isinstance(each, Mapping) and any(isinstance(inner, torch.Tensor) for inner in each.values()):
+            raise ValueError(f"it holds tensors deeper down, under {name!r}; save those alone")
     if not tensors:
         raise ValueError("it holds no tensors by name")
     seen: set[tuple[int, tuple[int, ...]]] = set()

@@ -11,6 +11,8 @@ import hashlib
 import json
 import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -141,7 +143,8 @@ def index_adapter(
         raise errors.AdapterRefused(f"{label}: there is no {CONFIG_FILE}, so this is not a LoRA adapter.")
     if WEIGHT_FILE not in files:
         pickled = "adapter_model.bin" in files
-        hint = "only a pickle, which can run code; save it with safetensors." if pickled else "missing."
+        made = "make safetensors of it with `python -m merge convert FOLDER OUT`."
+        hint = f"only a pickle, which can run code; {made}" if pickled else "missing."
         raise (file_errors.PickleRefused if pickled else file_errors.FileMissing)(
             f"{label}: {WEIGHT_FILE} is {hint}"
         )
@@ -166,17 +169,17 @@ def fit(
     """
     if adapter.over is not None:
         return _fit_member(adapter, tensors, model)
-    by_tail = _by_tail(tensors)
+    adapter = _renamed(adapter, tensors, model)
     second = _second_names(adapter, tensors, config, model)
-    pairs: dict[str, LoraPair] = {}
-    for wanted, pair in adapter.pairs.items():
-        name = _find(adapter.label, model, wanted, tensors, by_tail)
-        pairs[name] = _oriented(adapter, pair, tensors[name], config)
+    for wanted in sorted(adapter.changed - second - tensors.keys()):
+        raise errors.AdapterMismatch(
+            f"{adapter.label} changes {wanted}, which {model} does not have: it was made for another model."
+        )
+    pairs = {name: _oriented(adapter, pair, tensors[name], config) for name, pair in adapter.pairs.items()}
     replaced: dict[str, TensorInfo] = {}
-    for wanted, info in adapter.replaced.items():
-        if wanted in second:
+    for name, info in adapter.replaced.items():
+        if name in second:
             continue
-        name = _find(adapter.label, model, wanted, tensors, by_tail)
         if info.shape != tensors[name].shape:
             raise errors.AdapterMismatch(
                 f"{adapter.label} replaces {name} by a tensor of shape {info.shape}, "
@@ -253,7 +256,8 @@ def _check_config(label: str, config: Mapping[str, Any]) -> None:
 
 
 def _number(label: str, field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and abs(value) <= sys.float_info.max):  # nor NaN, nor digits beyond any float
         raise errors.AdapterRefused(f"{label}: {field} holds {str(value)[:40]}, which is not a number.")
     return float(value)
 
@@ -282,16 +286,27 @@ def _sort_tensors(
         plain = name.removeprefix(_PREFIX)
         found = _FACTOR.fullmatch(plain)
         if found:
-            factors.setdefault(found["module"], {})[found["linear"] or found["embedding"]] = info
+            parts, kind = factors.setdefault(found["module"], {}), found["linear"] or found["embedding"]
+            _check_alone(label, parts.get(kind), name)
+            parts[kind] = info
         elif "lora_" in plain or "trainable_tokens" in plain:
             raise errors.AdapterRefused(f"{label}: {name} is neither a LoRA factor nor a saved module.")
         else:
+            _check_alone(label, replaced.get(_saved_name(plain)), name)
             replaced[_saved_name(plain)] = info
     if not factors:
         raise errors.AdapterRefused(f"{label}: {WEIGHT_FILE} holds no LoRA factors.")
     return {
         f"{module}.weight": _pair(label, module, parts, config) for module, parts in factors.items()
     }, replaced
+
+
+def _check_alone(label: str, other: TensorInfo | None, name: str) -> None:
+    """Two adapters in one file, of which one would be lost."""
+    if other is not None:
+        raise errors.AdapterRefused(
+            f"{label}: {other.name} and {name} are for the same tensor; save one adapter by itself."
+        )
 
 
 def _saved_name(name: str) -> str:
@@ -310,6 +325,8 @@ def _pair(label: str, module: str, parts: Mapping[str, TensorInfo], config: Mapp
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise errors.AdapterRefused(f"{label}: the factors of {module} are not matrices (a convolution?).")
     rank = int(_patterned(config.get("rank_pattern"), module, config["r"]))
+    if rank < 1:
+        raise errors.AdapterRefused(f"{label}: rank_pattern gives {module} the rank {rank}; 1 is the least.")
     if a.shape[0] != rank or b.shape[1] != rank:
         raise errors.AdapterRefused(
             f"{label}: {module} should have rank {rank} by {CONFIG_FILE}, "
@@ -327,28 +344,39 @@ def _patterned(patterns: Any, module: str, default: float) -> float:
     return default
 
 
-def _by_tail(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
-    tails: dict[str, list[str]] = {}
+def _renamed(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: str) -> AdapterIndex:
+    """The adapter by the model's names, as far as the model has what it changes: as written, with the first
+    component of either name left out, or with the text model at another place of the name (Transformers 4.52
+    made ``model.language_model`` of ``language_model.model``; files keep what they were saved with).
+    """
+    by_tail: dict[str, list[str]] = {}
+    by_core: dict[str, list[str]] = {}
     for name in tensors:
-        tails.setdefault(name.partition(".")[2], []).append(name)
-    return tails
+        by_tail.setdefault(name.partition(".")[2], []).append(name)
+        by_core.setdefault(_core(name), []).append(name)
 
+    def find(wanted: str) -> str:
+        shorter = wanted.partition(".")[2]
+        for name in (wanted, shorter):
+            if name in tensors:
+                return name
+        longer, alike = by_tail.get(wanted, []), by_core.get(_core(wanted), [])
+        return next((names[0] for names in (longer, alike) if len(names) == 1), wanted)
 
-def _find(
-    label: str, model: str, wanted: str, tensors: Mapping[str, TensorInfo], by_tail: Mapping[str, list[str]]
-) -> str:
-    """The model's name of a target: as written, or with the first component of either name left out."""
-    if wanted in tensors:
-        return wanted
-    shorter = wanted.partition(".")[2]
-    if shorter in tensors:
-        return shorter
-    longer = by_tail.get(wanted, [])
-    if len(longer) == 1:
-        return longer[0]
-    raise errors.AdapterMismatch(
-        f"{label} changes {wanted}, which {model} does not have: it was made for another model."
+    names = {wanted: find(wanted) for wanted in sorted(adapter.pairs.keys() | adapter.replaced.keys())}
+    for name, times in Counter(names.values()).items():
+        if times > 1:
+            both = " and ".join(wanted for wanted, found in names.items() if found == name)
+            raise errors.AdapterMismatch(f"{adapter.label} changes {both}, which are both {name} in {model}.")
+    return replace(
+        adapter,
+        pairs={names[wanted]: pair for wanted, pair in adapter.pairs.items()},
+        replaced={names[wanted]: info for wanted, info in adapter.replaced.items()},
     )
+
+
+def _core(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in ("model", "language_model"))
 
 
 def _oriented(

@@ -114,11 +114,10 @@ _MARKS = (".qweight", ".weight_packed", "_blocks", ".SCB", *_SCALES)
 
 
 def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    for place in (config, config.get("text_config")):
-        found = place.get("quantization_config") if isinstance(place, Mapping) else None
-        if isinstance(found, Mapping):
-            return found
-    return {}
+    places = [place for place in (config, config.get("text_config")) if isinstance(place, Mapping)]
+    keys = ("quantization_config", "compression_config")  # as older files of compressed-tensors call it
+    said = (place.get(key) for place in places for key in keys)
+    return next((found for found in said if isinstance(found, Mapping)), {})
 
 
 def _said_dtype(config: Mapping[str, Any]) -> Any:
@@ -154,7 +153,7 @@ def _words(work: _Gathering, stem: str) -> None:
 
 def _awq(work: _Gathering, stem: str, codes: TensorInfo, scale: TensorInfo) -> None:
     (groups, outputs), inputs = scale.shape, codes.shape[0]
-    zeros = work.shaped(f"{stem}qzeros", groups, outputs // 8)
+    zeros = work.shaped(f"{stem}qzeros", groups, outputs // 8, dtype="I32")
     if codes.shape[1] * 8 != outputs or not groups or inputs % groups:
         raise file_errors.QuantizationMalformed(f"{codes.name} and {scale.name} do not fit together as AWQ.")
     coded = Coded("awq", {"codes": codes, "zeros": zeros, "scale": scale}, {}, align=8)
@@ -213,8 +212,8 @@ def _gptq(work: _Gathering, stem: str, codes: TensorInfo, scale: TensorInfo) -> 
         raise file_errors.QuantizationMalformed(
             f"{codes.name} is packed with {zeros.shape[1] * 32 / outputs:g} bits; 2, 3, 4, 8 can be decoded."
         )
-    inputs = codes.shape[0] * 32 // bits
-    if not groups or inputs % groups:
+    inputs, rest = divmod(codes.shape[0] * 32, bits)
+    if rest or not groups or inputs % groups:
         raise file_errors.QuantizationMalformed(
             f"The {inputs} inputs of {codes.name} are not {groups} equal groups."
         )
@@ -237,7 +236,7 @@ def _packed(work: _Gathering, stem: str) -> None:
         whole = work.shaped(f"{stem}weight_global_scale", 1)
         _nvfp4(work, f"{stem}weight", packed, scale, whole, divide=1)
         return
-    bits = _bits_of(work.config)
+    bits = _bits_of(work.config, packed, groups)
     inputs = packed.shape[1] * 32 // bits
     if packed.dtype != "I32" or bits not in (4, 8) or not groups or inputs % groups:
         raise file_errors.QuantizationMalformed(
@@ -254,14 +253,39 @@ def _packed(work: _Gathering, stem: str) -> None:
     work.left.pop(f"{stem}weight_shape", None)
 
 
-def _bits_of(config: Mapping[str, Any]) -> int:
-    """Bits of the first group of layers that a compressed-tensors config lists; 4 where it lists none."""
+def _bits_of(config: Mapping[str, Any], packed: TensorInfo, groups: int) -> int:
+    """Bits that a compressed-tensors config lists for packed integers; 4 where it lists none. Of several
+    those are meant whose groups of inputs make as many scales as there are.
+    """
+    listed = [
+        (each["num_bits"], each.get("group_size"))
+        for each in _weights_of(config)
+        if type(each.get("num_bits")) is int and each["num_bits"] > 0
+        and each.get("type", "int") == "int" and each["format"] in (None, "pack-quantized")
+    ]  # fmt: skip
+    every = found = sorted({bits for bits, _ in listed})
+    if len(every) > 1:
+        fitting = {
+            bits
+            for bits, size in listed
+            if groups == (packed.shape[1] * 32 // bits / size if type(size) is int and size > 0 else 1)
+        }
+        found = sorted(fitting)
+    if len(found) != 1 and every:
+        raise file_errors.QuantizationMalformed(
+            f"The config lists layers of {', '.join(map(str, every))} bits, and the scales of {packed.name} "
+            "do not tell which of these it is packed with."
+        )
+    return found[0] if found else 4
+
+
+def _weights_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a compressed-tensors config says of the weights of each group of layers, with their ``format``."""
     groups = config.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if isinstance(weights, Mapping) and type(weights.get("num_bits")) is int:
-            return int(weights["num_bits"])
-    return 4
+    each = groups.values() if isinstance(groups, Mapping) else ()
+    found = [group for group in each if isinstance(group, Mapping)]
+    said = [(group.get("weights"), group.get("format")) for group in found]
+    return [{**weights, "format": form} for weights, form in said if isinstance(weights, Mapping)]
 
 
 def _blocks(work: _Gathering, stem: str) -> None:
@@ -270,7 +294,7 @@ def _blocks(work: _Gathering, stem: str) -> None:
     if blocks.dtype != "U8" or len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales is None:
         return
     experts, columns, groups, _ = blocks.shape
-    work.shaped(f"{stem}_scales", experts, columns, groups)
+    work.shaped(f"{stem}_scales", experts, columns, groups, dtype="U8")
     coded = Coded("mxfp4", {"blocks": blocks, "scales": scales}, {}, align=32)
     loss = (
         "at 4 bits (E2M1) each weight is off by up to a quarter of itself or a twelfth of its group's scale"
@@ -336,15 +360,17 @@ def _blocking(work: _Gathering, info: TensorInfo, scale: TensorInfo) -> dict[str
     columns = info.shape[-1] if info.shape else 1
     rows = info.shape[-2] if len(info.shape) > 1 else 1
     row_blocks, column_blocks = 1, 1
-    if scale.numel > 1:
+    if scale.numel != 1:
         flat = scale.shape == info.shape[: len(scale.shape)] and len(scale.shape) == len(info.shape) - 1
         shape = (*scale.shape, 1) if flat else scale.shape
-        if len(shape) != len(info.shape) or shape[:-2] != info.shape[:-2]:
+        unlike = len(shape) != len(info.shape) or shape[:-2] != info.shape[:-2]
+        if unlike or (info.numel and not scale.numel):
             raise file_errors.QuantizationMalformed(
                 f"{scale.name} is {list(scale.shape)}, which is no scale for {info.name}, {list(info.shape)}."
             )
-        row_blocks, column_blocks = shape[-2], shape[-1]
-    said = work.config.get("weight_block_size")
+        row_blocks, column_blocks = (1, *shape)[-2:]
+    listed = [each["block_structure"] for each in _weights_of(work.config) if each.get("block_structure")]
+    said = next((each for each in (work.config.get("weight_block_size"), *listed) if each), None)
     sizes = said if isinstance(said, list) and len(said) == 2 else [None, None]
     made = {
         "rows": rows, "row_blocks": row_blocks if scale.numel > 1 else 0,

@@ -6,7 +6,7 @@ Mistral, Qwen). Local files only, and never a model's own code.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def layer_inputs(
             yield [state[0] for state in states]
             if number + 1 == len(body.layers):
                 return
-            layer.load_state_dict(_layer_weights(reader, number), assign=True)
+            _fill(layer, reader, number)
             states = [
                 _first(layer(state, position_ids=place, position_embeddings=turn, use_cache=False))
                 for state, place, turn in zip(states, places, turns, strict=True)
@@ -87,15 +87,24 @@ def _empty_model(folder: Path, label: str) -> tuple[Any, Any]:
         raise GateUnsupported(f"{label} cannot be run to make routers: {error}.") from error
 
 
-def _layer_weights(reader: TensorReader, number: int) -> Mapping[str, Tensor]:
+def _fill(layer: Any, reader: TensorReader, number: int) -> None:
+    """Gives a layer its weights; what else older files hold of it (``inv_freq``) is computed anew."""
+    wanted = layer.state_dict()
     weights: dict[str, Tensor] = {}
     for name, info in reader.index.tensors.items():
         found = re.fullmatch(rf"(?:.*\.)?layers\.{number}\.(.+)", name)
-        if found is not None:
+        if found is not None and found[1] in wanted:
             tensor = torch.empty(info.shape)
             reader.read_float(name, 0, info.numel, tensor)
             weights[found[1]] = tensor
-    return weights
+    for name, empty in wanted.items():
+        if name not in weights or weights[name].shape != empty.shape:
+            has = f"has it as {list(weights[name].shape)}" if name in weights else "lacks it"
+            raise GateUnsupported(
+                f"Layer {number} needs {name}, {list(empty.shape)}, by the config of {reader.index.label}, "
+                f"which {has}: mend the config, or take gate: cheap_embed, which runs no layer."
+            )
+    layer.load_state_dict(weights, assign=True)
 
 
 def _first(found: Any) -> Tensor:

@@ -72,10 +72,11 @@ def adapter_config(base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved
     used = [each for each in made if each.rank]
     ranks = Counter(each.rank for each in used)
     rank = max(ranks, key=lambda value: (ranks[value], value)) if ranks else 1
-    others = {
+    odd = [f".{each.path}" for each in used if each.rank != rank]
+    others = {  # a pattern is taken for every module whose name ends so: the longest come first
         each.path: each.rank
         for each in sorted(used, key=lambda each: (-len(each.path), each.path))
-        if each.rank != rank
+        if any(f".{each.path}".endswith(end) for end in odd)
     }
     label, _, revision = base.label.partition("@")
     whole = sorted({module_of(each.output.name) for each in saved if not each.name.endswith(".bias")})

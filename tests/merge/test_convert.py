@@ -14,10 +14,19 @@ from safetensors.torch import load_file
 
 from merge import convert as converting
 from merge.__main__ import main
-from merge.checkpoint.index import index_folder
+from merge.checkpoint.index import attach, index_adapter_folder, index_folder
 from merge.convert import convert, pickled_files
 from merge.errors import OutputExists
-from merge.file_errors import FileMissing, NoWeights, PickleRefused, TensorNameInvalid
+from merge.file_errors import (
+    FileMissing,
+    HeaderNotJson,
+    ModelNotFound,
+    NoWeights,
+    PickleRefused,
+    ShardIndexMismatch,
+    ShardMissing,
+    TensorNameInvalid,
+)
 from merge.unpickle import convert_file
 from tests import tiny
 
@@ -165,10 +174,64 @@ def test_the_weights_are_found_among_other_pickles(tmp_path: Path) -> None:
     with pytest.raises(NoWeights, match="not clear"):
         pickled_files(tmp_path)
     with pytest.raises(NoWeights, match="no pickle"):
-        pickled_files(tmp_path / "absent")
+        pickled_files(tiny.llama(tmp_path / "safetensors"))
     (tmp_path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"w": "gone.bin"}}')
     with pytest.raises(FileMissing, match=r"gone\.bin"):
         pickled_files(tmp_path)
+
+
+def test_a_folder_that_is_not_there_and_a_file_in_its_place_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="absent is not there"):
+        convert(tmp_path / "absent", tmp_path / "out")
+    with pytest.raises(ModelNotFound, match=r"pytorch_model\.bin is a file; name the folder"):
+        convert(pickled(tmp_path, {"w": torch.ones(1)}) / "pytorch_model.bin", tmp_path / "out")
+
+
+def test_shards_without_an_index_must_all_be_there(tmp_path: Path) -> None:
+    for number in (1, 3):
+        pickled(tmp_path, {f"w{number}": torch.ones(1)}, f"pytorch_model-0000{number}-of-00003.bin")
+    with pytest.raises(ShardMissing, match="is one of 3 files, but 2 are in"):
+        pickled_files(tmp_path)
+    pickled(tmp_path, {"w2": torch.ones(1)}, "pytorch_model-00002-of-00003.bin")
+    assert len(pickled_files(tmp_path)) == 3
+    pickled(tmp_path, {"w2": torch.zeros(1)}, "other-00002-of-00003.bin")
+    with pytest.raises(NoWeights, match="not clear"):
+        pickled_files(tmp_path)
+
+
+def test_a_tensor_that_the_index_lists_and_no_shard_holds_is_missed(tmp_path: Path) -> None:
+    name = "pytorch_model-00001-of-00001.bin"
+    folder = pickled(tmp_path / "m", {"w": torch.ones(1)}, name)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"w": name, "v": name}}))
+    with pytest.raises(ShardIndexMismatch, match=rf"puts v in {name}"):
+        convert(folder, tmp_path / "out")
+
+
+def test_a_config_that_is_none_is_named(tmp_path: Path) -> None:
+    folder = pickled(tmp_path / "m", {"w": torch.ones(1)})
+    for content in ("{nope", "[]"):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(HeaderNotJson, match=r"config\.json"):
+            convert(folder, tmp_path / "out")
+
+
+def test_tensors_deeper_in_a_checkpoint_are_not_left_behind_in_silence(tmp_path: Path) -> None:
+    pickled(tmp_path, {"net": {"w": torch.ones(2)}, "step": torch.tensor(7)}, "x.ckpt")
+    with pytest.raises(ValueError, match="deeper down, under 'net'"):
+        convert_file(tmp_path / "x.ckpt", tmp_path / "x.safetensors", {})
+
+
+def test_an_adapter_is_converted_with_its_config(tmp_path: Path) -> None:
+    base = tiny.llama(tmp_path / "base")
+    lora = tiny.lora(tmp_path / "lora", {"model.layers.0.self_attn.q_proj": (16, 16)})
+    weights = lora / "adapter_model.safetensors"
+    pickled(lora, load_file(weights), "adapter_model.bin")
+    pickled(lora, {"state": torch.ones(1)}, "rng_state.pth")
+    weights.unlink()
+    out = convert(lora, tmp_path / "out")
+    fitted = attach(index_folder(base), index_adapter_folder(out)).adapter
+    assert fitted is not None
+    assert [pair.scale for pair in fitted.pairs.values()] == [2]
 
 
 def test_the_command_converts_and_tells_what_is_wrong(

@@ -10,7 +10,7 @@ from merge import file_errors
 from merge.checkpoint.gguf.header import GgufHeader, GgufTensor
 from merge.checkpoint.gguf.names import FAMILIES, LEFT_OUT, Family, transformers_name
 from merge.checkpoint.gguf.types import TYPES
-from merge.checkpoint.header import Coded, TensorInfo
+from merge.checkpoint.header import MAX_TENSORS, Coded, TensorInfo
 from merge.checkpoint.logical import Decoding, rounding
 
 _PLAIN = frozenset({"F32", "F16", "BF16"})
@@ -45,6 +45,10 @@ def logical_tensors(file: str, header: GgufHeader) -> tuple[dict[str, TensorInfo
         for full, info in _expanded(target, tensor, settings, dtype):
             if full in made:
                 raise file_errors.GgufUnsupported(f"{name} in {file} is {full} a second time.")
+            if len(made) == MAX_TENSORS:  # a stack without entries may have any number of experts
+                raise file_errors.TooManyTensors(
+                    f"{file} holds more than {MAX_TENSORS} tensors, experts counted one by one ({name})."
+                )
             made[full] = info
     return made, _decoding(header)
 
@@ -64,7 +68,10 @@ def config_from(file: str, header: GgufHeader, tensors: Mapping[str, TensorInfo]
             raise file_errors.GgufMalformed(f"{file} does not say its {named}.{key}.")
         return found
 
+    if "model.embed_tokens.weight" not in tensors:
+        raise file_errors.GgufMalformed(f"{file} holds no token_embd.weight: it is no whole model.")
     heads, width = number("attention.head_count"), number("embedding_length")
+    head, turned = said("attention.key_length") or width // heads, said("rope.dimension_count")
     config: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -75,7 +82,7 @@ def config_from(file: str, header: GgufHeader, tensors: Mapping[str, TensorInfo]
         "num_key_value_heads": number("attention.head_count_kv")
         if said("attention.head_count_kv")
         else heads,
-        "head_dim": said("attention.key_length") or width // heads,
+        "head_dim": head,
         "rms_norm_eps": said("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": number("context_length"),
         "rope_theta": said("rope.freq_base") or 10000.0,
@@ -90,6 +97,9 @@ def config_from(file: str, header: GgufHeader, tensors: Mapping[str, TensorInfo]
         **_experts(family, said),
     }
     config["hidden_activation" if "gemma" in named else "hidden_act"] = family.activation
+    partly = isinstance(turned, int) and isinstance(head, int) and 0 < turned < head
+    if partly and family.model_type == "phi3":  # the others turn whole heads
+        config["partial_rotary_factor"] = turned / head
     if family.model_type == "llama" and "model.layers.0.self_attn.q_proj.bias" in tensors:
         config["attention_bias"] = True
     return {key: value for key, value in config.items() if value is not None}

@@ -7,6 +7,8 @@ from pathlib import Path
 from merge import file_errors
 from merge.checkpoint.gguf.header import GgufHeader
 
+_MOST_PARTS = 99_999
+"""What the five digits in a part's name can count to."""
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -32,6 +34,8 @@ def joined(headers: Mapping[str, GgufHeader]) -> GgufHeader:
     names = sorted(headers)
     first = headers[names[0]]
     count = first.metadata.get("split.count", 0) or 1
+    if type(count) is not int or count > _MOST_PARTS:
+        raise file_errors.GgufMalformed(f"{names[0]} says that it is one part of {str(count)[:40]!r}.")
     if count == 1 and len(names) == 1:
         return first
     _check(names, count)

@@ -59,7 +59,7 @@ def tokenizer_texts(file: str, raw: bytes) -> dict[str, bytes]:
     if len(tokens) > MAX_TOKENS:
         raise GgufMalformed(f"{file} lists {len(tokens)} tokens; at most {MAX_TOKENS} are read.")
     kinds = _column(file, said, "token_type", len(tokens)) or [_NORMAL] * len(tokens)
-    kind, pre = said.get("tokenizer.ggml.model"), said.get("tokenizer.ggml.pre", "default")
+    kind, pre = said.get("tokenizer.ggml.model"), str(said.get("tokenizer.ggml.pre", "default"))
     gemma = str(said.get("general.architecture")).startswith("gemma")
     if kind == "llama":
         document = _pieces(file, said, tokens, gemma)
@@ -147,6 +147,8 @@ def _document(
 
 
 def _listed_merges(file: str, listed: Any) -> list[list[str]]:
+    if not isinstance(listed, list | None):
+        raise GgufMalformed(f"tokenizer.ggml.merges in {file} is no list.")
     pairs = [merge.split(" ") for merge in listed or () if isinstance(merge, str)]
     if any(len(pair) != 2 for pair in pairs):
         raise GgufMalformed(f"{file} lists a merge that is not of two parts.")
@@ -208,6 +210,8 @@ def _column(file: str, said: Mapping[str, Any], name: str, count: int) -> list[A
         return None
     if len(found) != count:
         raise GgufMalformed(f"{file} has {count} tokens, but tokenizer.ggml.{name} lists {len(found)}.")
+    if not all(isinstance(each, int | float) for each in found):
+        raise GgufMalformed(f"tokenizer.ggml.{name} in {file} lists something else than numbers.")
     return found
 
 

@@ -212,6 +212,7 @@ def test_attaching_changes_the_digest_and_says_what_changed(tmp_path: Path, mode
         ({"alpha_pattern": {"(a+)+": 1}}, "too complicated"),
         ({"alpha_pattern": {".*.*.*x": 1}}, "too complicated"),
         ({"alpha_pattern": {"[": 1}}, "not a valid pattern"), ({"r": 8}, "should have rank 8"),
+        ({"lora_alpha": 10**400}, "lora_alpha holds 1000"), ({"rank_pattern": {"q_proj": 0}}, "the rank 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_applied_exactly_is_refused_by_name(
@@ -229,6 +230,54 @@ def test_an_unknown_kind_of_factor_is_named(tmp_path: Path, name: str) -> None:
     folder = tiny.lora(tmp_path / "lora", SHAPES, saved={f"{Q}.{name}": torch.zeros(16)})
     with pytest.raises(errors.AdapterRefused, match=name):
         index_adapter_folder(folder)
+
+
+def test_of_two_adapters_in_one_file_none_is_lost(tmp_path: Path) -> None:
+    second = {f"{Q}.lora_A.second.weight": torch.zeros(4, 16)}
+    with pytest.raises(errors.AdapterRefused, match=r"lora_A\.second\.weight and .* are for the same tensor"):
+        index_adapter_folder(tiny.lora(tmp_path / "factors", SHAPES, saved=second))
+    twice = {"lm_head.modules_to_save.a.weight": torch.ones(2), "lm_head.weight": torch.zeros(2)}
+    with pytest.raises(errors.AdapterRefused, match=r"modules_to_save.* are for the same tensor"):
+        index_adapter_folder(tiny.lora(tmp_path / "saved", SHAPES, saved=twice))
+
+
+OLD, NEW = "language_model.model", "model.language_model"
+
+
+def seeing(folder: Path, text: str, vision: str, **config: Any) -> Path:
+    """A language model that sees, whose two halves have layers of the same names and shapes."""
+    names = [f"{half}.layers.{n}.self_attn.q_proj" for half in (text, vision) for n in range(2)]
+    shapes = {f"{name}.weight": (16, 16) for name in names} | {f"{text}.embed_tokens.weight": (20, 16)}
+    document = {"model_type": "llava", "tie_word_embeddings": False, **config}
+    return tiny.write_model(folder, document, shapes, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(NEW, OLD), (OLD, NEW), (NEW, "model"), ("model", NEW)])
+def test_an_adapter_finds_the_text_model_where_transformers_keeps_it_in_other_versions(
+    tmp_path: Path, ours: str, theirs: str
+) -> None:
+    base = seeing(tmp_path / "base", theirs, "vision_tower.encoder")
+    names = [f"{ours}.layers.1.self_attn.q_proj", "model.vision_tower.encoder.layers.0.self_attn.q_proj"]
+    adapter = tiny.lora(tmp_path / "lora", dict.fromkeys(names, (16, 16)))
+    fitted = attach(index_folder(base), index_adapter_folder(adapter)).adapter
+    assert fitted is not None
+    wanted = {
+        f"{theirs}.layers.1.self_attn.q_proj.weight", "vision_tower.encoder.layers.0.self_attn.q_proj.weight",
+    }  # fmt: skip
+    assert set(fitted.pairs) == wanted
+
+
+def test_a_tied_embedding_is_known_under_its_other_name(tmp_path: Path) -> None:
+    base = seeing(tmp_path / "base", OLD, "vision_tower.encoder", tie_word_embeddings=True)
+    adapter = index_adapter_folder(tiny.lora(tmp_path / "lora", {f"{NEW}.embed_tokens": (20, 16)}))
+    with pytest.raises(errors.AdapterMismatch, match=r"embedding \(tied\)"):
+        attach(index_folder(base), adapter)
+
+
+def test_two_names_of_one_tensor_are_told(tmp_path: Path, model: Path) -> None:
+    adapter = index_adapter_folder(tiny.lora(tmp_path / "lora", {Q: (16, 16), Q[6:]: (16, 16)}))
+    with pytest.raises(errors.AdapterMismatch, match="which are both"):
+        attach(index_folder(model), adapter)
 
 
 def test_one_factor_without_the_other_is_named(tmp_path: Path) -> None:

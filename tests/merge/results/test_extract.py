@@ -53,6 +53,26 @@ def logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
     return found
 
 
+def test_a_rank_is_not_taken_for_a_module_whose_name_ends_alike(tmp_path: Path) -> None:
+    """PEFT takes the first pattern that a name ends with."""
+    from peft.utils.other import get_pattern_key
+
+    ranks = {"layers.0.q_proj": 1, "visual.layers.0.q_proj": 2, "visual.layers.1.q_proj": 2}
+    base = {f"{path}.weight": torch.zeros(16, 16) for path in ranks}
+    changed = {
+        f"{path}.weight": tiny.noise(path, (16, rank), 0) @ tiny.noise(path, (rank, 16), 1)
+        for path, rank in ranks.items()
+    }
+    tiny.write_tensors(tmp_path / "base", base)
+    tiny.write_tensors(tmp_path / "a", changed)
+    made(tmp_path, extract(error=1e-4))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["r"] == 2
+    for path, rank in ranks.items():
+        for pattern in (config["rank_pattern"], config["alpha_pattern"]):
+            assert pattern.get(get_pattern_key(pattern, path), 2) == rank
+
+
 def test_full_rank_reloads_in_peft_as_the_dense_model(root: Path, tmp_path: Path) -> None:
     document = extract(rank=64, classes={"norm": "save", "embed": "lora"})
     report = made(root, document, str(tmp_path / "out"))

@@ -174,6 +174,33 @@ def router(architecture: str) -> str:
     return "block_sparse_moe.gate.weight" if architecture == "mixtral" else "mlp.gate.weight"
 
 
+def without_and_with(root: Path, folder: Path, left_out: str = "", **more: Tensor) -> None:
+    """The models in ``folder``, with other tensors in each."""
+    for name in ("base", "a", "b"):
+        tensors = {n: t for n, t in load(root / "llama" / name).items() if not left_out or left_out not in n}
+        tiny.write_tensors(folder / name, tensors | more)
+        for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            (folder / name / file).write_bytes((root / "llama" / name / file).read_bytes())
+
+
+def test_tables_of_older_files_are_no_weights_of_the_layers_that_prompts_go_through(
+    root: Path, tmp_path: Path
+) -> None:
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    without_and_with(root, tmp_path, **table)
+    made(tmp_path, mixture("mixtral", gate="hidden"))
+    made(root / "llama", mixture("mixtral", gate="hidden"), str(tmp_path / "plain"))
+    got, wanted = load(tmp_path / "out"), load(tmp_path / "plain")
+    assert got.keys() - table.keys() == wanted.keys()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_a_layer_that_lacks_a_weight_cannot_be_run(root: Path, tmp_path: Path) -> None:
+    without_and_with(root, tmp_path, "layers.0.input_layernorm")
+    with pytest.raises(GateUnsupported, match=r"Layer 0 needs input_layernorm\.weight, \[16\], .* lacks it"):
+        made(tmp_path, mixture("mixtral", gate="hidden"))
+
+
 def test_cheap_rows_are_mean_embeddings_and_negative_prompts_are_taken_off(
     root: Path, tmp_path: Path
 ) -> None:

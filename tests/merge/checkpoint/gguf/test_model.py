@@ -201,6 +201,22 @@ def test_what_has_no_counterpart_is_refused(tmp_path: Path) -> None:
         index_folder(tmp_path / "d.gguf")
 
 
+def test_a_file_without_an_embedding_is_refused(tmp_path: Path) -> None:
+    tensors, config = saved("llama", tmp_path / "hf")
+    rest = {name: tensor for name, tensor in tensors.items() if "embed_tokens" not in name}
+    with pytest.raises(GgufMalformed, match=r"no token_embd\.weight"):
+        index_folder(write(tmp_path / "m.gguf", "llama", rest, config))
+
+
+def test_heads_of_phi3_that_are_turned_in_part_stay_so(tmp_path: Path) -> None:
+    tensors, config = saved("phi3", tmp_path / "hf")
+    half = config.hidden_size // config.num_attention_heads // 2
+    path = write(tmp_path / "m.gguf", "phi3", tensors, config, **{"phi3.rope.dimension_count": half})
+    assert index_folder(path).config["partial_rotary_factor"] == 0.5
+    whole = write(tmp_path / "n.gguf", "phi3", tensors, config, **{"phi3.rope.dimension_count": 2 * half})
+    assert "partial_rotary_factor" not in index_folder(whole).config
+
+
 def test_a_file_that_does_not_say_its_sizes_is_refused(tmp_path: Path) -> None:
     tensors, config = saved("llama", tmp_path / "hf")
     data = write(tmp_path / "a.gguf", "llama", tensors, config, F32).read_bytes()

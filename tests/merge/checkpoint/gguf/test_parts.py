@@ -76,6 +76,18 @@ def test_a_part_under_another_ones_name_is_told(split: Path) -> None:
         index_folder(split)
 
 
+@pytest.mark.parametrize("count", [1 << 60, "three"])
+def test_a_number_of_parts_that_no_name_can_tell_is_refused(tmp_path: Path, count: int | str) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    (writer.add_uint64 if isinstance(count, int) else writer.add_string)("split.count", count)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(GgufMalformed, match="says that it is one part of"):
+        index_folder(tmp_path / "m.gguf")
+
+
 def test_a_part_of_another_split_is_told(split: Path, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
     for key, value in (("split.no", 1), ("split.count", 6)):

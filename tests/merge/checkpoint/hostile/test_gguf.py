@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from merge import file_errors as errors
 from merge.checkpoint.gguf import header
 from merge.checkpoint.gguf.header import Long, header_end, parse_gguf
+from merge.checkpoint.gguf.model import logical_tensors
+from merge.checkpoint.gguf.tokenizer import tokenizer_texts
 
 Entry = tuple[bytes, int, bytes]
 
@@ -188,6 +190,35 @@ def test_a_lie_is_refused(lie: str) -> None:
     make, refusal, told = LIES[lie]
     with pytest.raises(refusal, match=told or "m.gguf"):
         parse(make())
+
+
+def test_stacks_of_no_entries_do_not_become_any_number_of_experts() -> None:
+    stack = Tensor(b"blk.0.ffn_gate_exps.weight", (0, 1, 300_000))
+    file = File(entries=((b"general.architecture", 8, text("qwen3moe")),), tensors=(stack,), data=b"")
+    with pytest.raises(errors.TooManyTensors, match="experts counted one by one"):
+        logical_tensors("m.gguf", parse(file))
+
+
+TOKENS = (b"tokenizer.ggml.tokens", 9, number(8) + struct.pack("<Q", 2) + text("a") + text("b"))
+NAMES = number(8) + struct.pack("<Q", 2) + text("x") + text("y")
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry"),
+    [
+        ("llama", (b"tokenizer.ggml.scores", 9, NAMES)),
+        ("gpt2", (b"tokenizer.ggml.merges", 4, number(7))),
+        ("gpt2", (b"tokenizer.ggml.token_type", 9, NAMES)),
+    ],
+)
+def test_a_tokenizer_of_other_kinds_of_values_is_refused(kind: str, entry: Entry) -> None:
+    with pytest.raises(errors.GgufMalformed, match=r"tokenizer\.ggml"):
+        tokenizer_texts("m.gguf", with_entries((b"tokenizer.ggml.model", 8, text(kind)), TOKENS, entry).raw())
+
+
+def test_a_way_of_cutting_that_is_no_text_is_not_known() -> None:
+    entries = ((b"tokenizer.ggml.model", 8, text("gpt2")), TOKENS, (b"tokenizer.ggml.pre", 9, NAMES))
+    assert tokenizer_texts("m.gguf", with_entries(*entries).raw()) == {}
 
 
 @pytest.mark.parametrize("size", range(0, len(HONEST.head()), 3))
