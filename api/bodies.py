@@ -34,7 +34,9 @@ def load_json(raw: bytes) -> Any:
         refuse(f"{name} is not JSON")
 
     try:
-        value = json.loads(raw, object_pairs_hook=unique, parse_constant=constant)
+        # Left to itself, json reads UTF-16 and UTF-32 too, and halves of surrogate pairs in UTF-8.
+        text = raw.decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:
         refuse(f"the body is nested deeper than {MAX_DEPTH} levels")
     except ValueError as error:

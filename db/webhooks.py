@@ -190,13 +190,12 @@ def claim_due(
     return [(row[0], row[1], bool(row[2])) for row in found]
 
 
-def lock_endpoint(session: Session, endpoint_id: str) -> None:
-    """Holds an endpoint until the transaction ends. Always before its deliveries, or two senders block each
-    other.
+def lock_endpoint(session: Session, endpoint_id: str) -> bool:
+    """Holds an endpoint until the transaction ends, and says whether it is still there. Always before its
+    deliveries, or two senders block each other.
     """
-    session.execute(
-        select(WebhookEndpoint.id).where(WebhookEndpoint.id == endpoint_id).with_for_update(key_share=True)
-    )
+    rows = select(WebhookEndpoint.id).where(WebhookEndpoint.id == endpoint_id)
+    return session.scalar(rows.with_for_update(key_share=True)) is not None
 
 
 def mark_delivered(session: Session, delivery_id: str, attempt: int, owner: str, status_code: int) -> bool:

@@ -37,6 +37,19 @@ def error_classes() -> dict[str, type]:
     return found
 
 
+def error_codes() -> dict[str, str]:
+    """When each code is sent: as its class says, or the API's title of it, or what becomes of a job."""
+    from api.errors import KINDS
+    from jobs.lifecycle import EXPIRED, WORKER_LOST
+
+    told = {code: f"{kind.title}." for code, kind in KINDS.items()}
+    told |= {EXPIRED: "The job was not started before its `expires_at`."}
+    told |= {WORKER_LOST: "The worker stopped without a word, as often as the job may be tried."}
+    for code, error in error_classes().items():
+        told[code] = " ".join((inspect.getdoc(error) or "").split("\n\n")[0].split())
+    return told
+
+
 def errors_page() -> str:
     """`docs/errors.md`."""
     lines = [
@@ -49,9 +62,7 @@ def errors_page() -> str:
         "| code | when |",
         "|---|---|",
     ]
-    for code, error in sorted(error_classes().items()):
-        about = " ".join((inspect.getdoc(error) or "").split("\n\n")[0].split())
-        lines.append(f"| `{code}` | {about.replace('|', '/')} |")
+    lines += [f"| `{code}` | {about.replace('|', '/')} |" for code, about in sorted(error_codes().items())]
     return "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import set_client_factory
@@ -109,10 +110,13 @@ class Patience:
 
 
 class Session:
-    """Calls to one endpoint with one token. The token is never part of a message."""
+    """Calls to one endpoint with one token. The token is never part of a message, and of an endpoint with a
+    user and a password only ``public`` is shown.
+    """
 
     def __init__(self, endpoint: str, token: str | None, patience: Patience) -> None:
         self.endpoint = endpoint.rstrip("/")
+        self.public = without_user(self.endpoint)
         self.token: str | bool = token or False
         self.headers = dict(build_hf_headers(token=self.token))
         self._patience = patience
@@ -171,6 +175,12 @@ class Session:
             return response
 
         return self.call(what, work)
+
+
+def without_user(url: str) -> str:
+    """An address as it may be shown: without a user and a password in it."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def translate(error: BaseException, what: str) -> HubError | None:

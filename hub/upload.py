@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -27,7 +26,7 @@ from hub.errors import (
     Unavailable,
 )
 from hub.names import SHA256, is_safe_path
-from hub.session import translate
+from hub.session import translate, without_user
 from hub.snapshot import Hub, Snapshot, check_repo
 
 MANIFEST = "mergery.json"
@@ -211,7 +210,7 @@ class Push:
             ),
             tries=1,
         )
-        self._done = CommitResult(info.oid, _shown(info.commit_url))
+        self._done = CommitResult(info.oid, without_user(info.commit_url))
         return self._done
 
     def _fresh(self, added: CommitOperationAdd) -> CommitOperationAdd:
@@ -242,8 +241,7 @@ class Push:
         return json.dumps({**document, "job_id": self._job_id}, indent=2, ensure_ascii=False).encode() + b"\n"
 
     def _result(self, head: Snapshot) -> CommitResult:
-        url = f"{self._hub.session.endpoint}/{self._repo}/commit/{head.sha}"
-        return CommitResult(head.sha, _shown(url))
+        return CommitResult(head.sha, f"{self._hub.session.public}/{self._repo}/commit/{head.sha}")
 
     def _call(self, work: Callable[[], Result], tries: int = 3) -> Result:
         def guarded() -> Result:
@@ -259,12 +257,6 @@ class Push:
                 raise kind(f"{self._repo} could not take an upload ({type(error).__name__})") from error
 
         return self._hub.session.call(self._repo, guarded, tries=tries)
-
-
-def _shown(url: str) -> str:
-    """The address of a result without the endpoint's user name and password, since everybody is told it."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _check_path(path: str) -> None:

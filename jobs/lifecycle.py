@@ -25,6 +25,7 @@ LONGEST_ASKED_SECONDS = 3600.0
 """However late a Hub says that it can be asked again."""
 WITH_PARTS = ("search",)
 """Kinds of jobs that other jobs may be parts of."""
+EXPIRED = "expired"
 WORKER_LOST = "worker_lost"
 LOST_DETAIL = (
     "The worker stopped without a word {attempts} times, the last time in phase {phase}. The likely cause is "
@@ -284,7 +285,7 @@ def expire(session: Session) -> list[str]:
     """Ends queued jobs that were not started by the time their caller set."""
     changed = []
     for job in jobs.outdated(session):
-        job.error_code, job.error_detail = "expired", "The job was not started before its expires_at."
+        job.error_code, job.error_detail = EXPIRED, "The job was not started before its expires_at."
         _end(session, job, State.EXPIRED, {})
         changed.append(job.id)
     return changed

@@ -105,7 +105,10 @@ def update_endpoint(
     enabled: bool | None = None,
     allow_http: bool = False,
 ) -> WebhookEndpoint:
-    """Changes what is given. Enabling clears the record of failures; disabling drops what waits."""
+    """Changes what is given. Enabling clears the record of failures; disabling drops what waits. Raises
+    ``NotFound``.
+    """
+    _hold(session, row)
     if url is not None:
         check_url(url, allow_http=allow_http)
         row.url = url
@@ -117,7 +120,6 @@ def update_endpoint(
     if enabled is True and row.disabled_at is not None:
         webhooks.enable(session, row)
     if enabled is False and row.disabled_at is None:
-        webhooks.lock_endpoint(session, row.id)
         webhooks.disable(session, row.id, "disabled by its owner")
     session.refresh(row)
     return row
@@ -129,7 +131,8 @@ def delete_endpoint(session: Session, row: WebhookEndpoint) -> None:
 
 
 def rotate_secret(session: Session, keyring: Keyring, row: WebhookEndpoint) -> str:
-    """A new secret, shown this once; messages carry signatures of both for 24 hours."""
+    """A new secret, shown this once; messages carry signatures of both for 24 hours. Raises ``NotFound``."""
+    _hold(session, row)
     clear = signing.new_secret()
     sealed = keyring.seal(clear, row.tenant_id, row.id)
     webhooks.keep_old_secret(session, row, ROTATION_SECONDS)
@@ -140,13 +143,25 @@ def rotate_secret(session: Session, keyring: Keyring, row: WebhookEndpoint) -> s
 
 
 def send_test(session: Session, row: WebhookEndpoint) -> WebhookDelivery:
-    """Queues an ``endpoint.test`` message. Raises ``IllegalState`` when the endpoint is disabled."""
+    """Queues an ``endpoint.test`` message. Raises ``NotFound``, or ``IllegalState`` when the endpoint is
+    disabled.
+    """
+    _hold(session, row)
     if row.disabled_at is not None:
         raise IllegalState(f"The endpoint {row.id} is disabled ({row.disabled_reason}); enable it first.")
     body = announcements.message(announcements.ENDPOINT_TEST, datetime.now(UTC), {"endpoint_id": row.id})
     return webhooks.add_delivery(
         session, row, type_=announcements.ENDPOINT_TEST, message_id=new_id("msg"), body=body
     )
+
+
+def _hold(session: Session, row: WebhookEndpoint) -> None:
+    """Holds an endpoint that is to change, as it is now: since it was read somebody may have changed it, or
+    removed it, which is a ``NotFound`` like any other.
+    """
+    if not webhooks.lock_endpoint(session, row.id):
+        raise NotFound("webhook endpoint", row.id)
+    session.refresh(row)
 
 
 def deliveries(
@@ -171,6 +186,7 @@ def redeliver(session: Session, tenant_id: str, delivery_id: str) -> WebhookDeli
     if row.lease_owner is not None:
         raise IllegalState(f"The delivery {row.id} is being sent at this moment.")
     endpoint = get_endpoint(session, tenant_id, row.endpoint_id)
+    _hold(session, endpoint)
     if endpoint.disabled_at is not None:
         raise IllegalState(f"The endpoint {endpoint.id} is disabled; enable it first.")
     webhooks.repeat(session, row)

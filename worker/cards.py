@@ -33,8 +33,8 @@ def bundle_of(plan: Plan) -> dict[str, Any]:
     return {"bundle": {"kind": plan.bundle.kind, "members": list(plan.bundle.members), "base": base}}
 
 
-def write_card(report: Report, planned: Planned, verdict: Verdict, title: str) -> None:
-    """Puts the model card beside the weights."""
+def write_card(report: Report, planned: Planned, verdict: Verdict, title: str, hub: str) -> None:
+    """Puts the model card beside the weights; ``hub`` is the address that its links begin with."""
     reference = next((each.snapshot for each in planned.inputs if each.role == planned.plan.origin), None)
     inputs = [
         CardInput(
@@ -54,6 +54,7 @@ def write_card(report: Report, planned: Planned, verdict: Verdict, title: str) -
         library_name=library_of(planned.plan),
         is_adapter=planned.plan.adapter is not None,
         pipeline_tag=reference.pipeline_tag if reference else None,
+        endpoint=hub,
     )
     (report.out / CARD).write_text(card, encoding="utf-8")
 

@@ -103,7 +103,8 @@ class MergeJob:
                 self.context.write(lifecycle.record_report, survey)
             verdict = self._evaluate(evaluator, planned, folders, report)
             self._remember(planned, folders, statistics, evaluator, verdict)
-            write_card(report, planned, verdict, self.request.output.repo or self.job.id)
+            title = self.request.output.repo or self.job.id
+            write_card(report, planned, verdict, title, self.hub.session.public)
             if self.push is None or uploads is None:
                 return self._keep(report, kept, verdict)
             return self._publish(self.push, report, uploads, verdict)

@@ -70,7 +70,7 @@ class Draft:
         texts = {key: value for key, value in form.items() if isinstance(value, str)}
         draft = cls(
             tab="yaml" if texts.get("tab") == "yaml" else "form",
-            sources=_rows(texts, "sources"),
+            sources=_rows(texts, "sources") or [{}, {}],
             steps=[step for row in _rows(texts, "steps") for step in _chain(row)][:MOST_ROWS],
             evaluate=_rows(texts, "evaluate"),
             private="private" in texts,
@@ -153,6 +153,16 @@ class Draft:
             for at in range(len(self.steps)):
                 names |= {f"steps-{at}-method", *(each.name for each in self.step_fields(at))}
         return names | {start + column for start, columns in rows for column in columns}
+
+    def kept(self) -> list[tuple[str, str]]:
+        """Names and texts of the inputs that the page does not show beside YAML, but has again afterwards."""
+        groups = {"sources": self.sources, "steps": self.steps}
+        return [(name, getattr(self, name)) for name in IN_RECIPE] + [
+            (f"{group}-{at}-{column}", text)
+            for group, rows in groups.items()
+            for at, row in enumerate(rows)
+            for column, text in row.items()
+        ]
 
     def input_of(self, pointer: str) -> str:
         """Name of the input that a JSON pointer means; nothing for what the page does not show."""

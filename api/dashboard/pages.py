@@ -28,7 +28,7 @@ from api.dashboard.visit import (
     same_site,
     see,
 )
-from api.deps import Id, InDesk, found
+from api.deps import Desk, Id, InDesk, found
 from api.errors import Problem, from_validation
 from api.intake import order_to_append
 from db import jobs, reports
@@ -79,9 +79,21 @@ def home() -> Response:
 @router.get("/login")
 def sign_in(request: Request, desk: InDesk, next: str = HOME) -> Response:
     """Asks for an API key; who has signed in goes on."""
-    if session_of(request, desk.signer):
+    if _has_signed_in(request, desk):
         return see(safe_path(next))
     return page("login.html", wrong="", next=safe_path(next))
+
+
+def _has_signed_in(request: Request, desk: Desk) -> bool:
+    """Whether the session is of a key that still holds: with any other every page would lead back here."""
+    session = session_of(request, desk.signer)
+    if session is None:
+        return False
+    try:
+        desk.caller_of_session(session.key_id)
+    except Unauthenticated:
+        return False
+    return True
 
 
 @router.post("/login")
@@ -139,7 +151,8 @@ def report(visit: Visitor, job_id: Id) -> Response:
         row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
         survey = found(reports.of_job(session, row.id), "report", row.id)
     policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-    return HTMLResponse(render_page(survey, title=row.id), headers={"Content-Security-Policy": policy})
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
+    return HTMLResponse(render_page(survey, title=row.id), headers=headers)
 
 
 @router.post("/jobs/{job_id}/cancel")

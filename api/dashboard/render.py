@@ -17,6 +17,7 @@ STATIC = HERE / "static"
 SHORT = 13
 """Of ``@`` and a commit, what is shown."""
 _COMMIT = re.compile(r"@[0-9a-f]{40}(?![0-9a-f])")
+_TICKS = re.compile("``?")
 CODE = Markup("<code>{}</code>")
 
 
@@ -78,8 +79,8 @@ def short_name(name: str) -> str:
 
 
 def coded(text: str) -> Markup:
-    """Words with what stands between backticks as code."""
-    parts = enumerate(text.split("`"))
+    """Words with what stands between backticks, one or two, as code."""
+    parts = enumerate(_TICKS.split(text))
     return Markup("").join(CODE.format(part) if number % 2 else part for number, part in parts)
 
 

@@ -73,6 +73,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "can_cancel": job.state in (State.QUEUED, State.RUNNING),
         "can_retry": job.state in RETRYABLE,
         "can_append": can_append(job),
+        "has_recipe": "recipe" in job.spec,
         "error": error,
         "facts": _facts(job),
         "outcome": _outcome(job.result or {}),

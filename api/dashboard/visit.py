@@ -117,10 +117,12 @@ class PageRoute(APIRoute):
 def trouble(request: Request, problem: Problem) -> Response:
     """What a person sees of ``problem``: a page, a note in the plan, or (in the background) nothing new."""
     partly = asks_partly(request)
+    # After any answer but a refusal the browser asks for a stream again at once, without end.
+    quiet = problem.status_code if request.url.path.endswith(LIVE) else NO_CONTENT
     if problem.code == "unauthenticated":
         asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         sign_in = "/login?" + urlencode({"next": HOME if partly or request.method == "POST" else asked})
-        return Response(status_code=NO_CONTENT, headers={"HX-Redirect": sign_in}) if partly else see(sign_in)
+        return Response(status_code=quiet, headers={"HX-Redirect": sign_in}) if partly else see(sign_in)
     shown = {
         "status": problem.status_code,
         "code": problem.code,
@@ -130,7 +132,7 @@ def trouble(request: Request, problem: Problem) -> Response:
         "request_id": request.scope.get("request_id"),
     }
     if partly and request.method == "GET":
-        return Response(status_code=NO_CONTENT)
+        return Response(status_code=quiet, headers={"HX-Reswap": "none"})
     if partly:
         note = page("_trouble.html", problem=shown)
         note.headers.update({"HX-Retarget": "#plan", "HX-Reswap": "innerHTML"})

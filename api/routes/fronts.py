@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from api.answers import Answer
+from api.bodies import StrictRoute
 from api.deps import JSON, Id, IdempotencyHeader, InDesk, Number, Reader, Writer
 from api.fronts import front_for, order_of_place, picked
 from api.intake import accept, key_of, patiently
@@ -15,7 +16,7 @@ from jobs.fronts import Front
 from jobs.searching import PointRequest
 from search.choice import Among, Chosen, FrontPoint
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/front", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/front", tags=["jobs"], route_class=StrictRoute)
 
 
 @router.get("", responses=problems(404, 409))

@@ -9,7 +9,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api.answers import Answer
-from api.bodies import load_json
+from api.bodies import StrictRoute, load_json
 from api.deps import (
     JSON,
     Asked,
@@ -57,7 +57,7 @@ BODY_TYPES = ("application/json", *YAML_TYPES)
 _WAIT = re.compile(r"\s*wait\s*=\s*(\d{1,6})\s*")
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=problems())
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute, responses=problems())
 
 
 def order_body(*, with_options: bool) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _charts(group: Mapping[str, Any]) -> list[Chart]:
         return []
     names = group["models"]
     norms = {name: [layer["norms"][name] for layer in layers] for name in names}
-    norms["merged"] = [layer["merged_norm"] for layer in layers]
+    norms["the result"] = [layer["merged_norm"] for layer in layers]
     conflicts = {"sign conflict": [layer["sign_conflict"] or 0.0 for layer in layers]}
     changed = {"changed": [layer["changed"] or 0.0 for layer in layers]}
     followed = {name: [layer["followed"][name] or 0.0 for layer in layers] for name in names}

@@ -161,3 +161,10 @@ def test_a_slow_hub_holds_up_who_appends_and_nobody_who_reads(
             assert time.monotonic() - started < 3, "planning waits 10 s for the Hub"
             go.set()
             assert {each.result().status_code for each in waiting} == {202}
+
+
+def test_what_no_database_keeps_is_refused_before_anything_joins(api: TestClient, made: str) -> None:
+    body = {"model": "expert2", "metadata": {"team": "a\0b"}}
+    answer = api.post(f"/v1/jobs/{made}/append", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed"), answer.text
+    assert answer.json()["errors"][0]["pointer"] == "/metadata/team"

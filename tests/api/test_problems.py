@@ -67,10 +67,22 @@ UNREADABLE = (
     b'{"metadata": {"a": "\\ud800"}}',
     b'{"priority": 1e999}',
     b'{"priority": ' + b"9" * 5000 + b"}",
+    '{"a": 1}'.encode("utf-16"),
+    '{"a": 1}'.encode("utf-16-le"),
+    '{"a": 1}'.encode("utf-32"),
+)
+READERS = (
+    "/v1/jobs",
+    "/v1/plans",
+    "/v1/jobs/job_x/append",
+    "/v1/jobs/job_x/trials/0/merge",
+    "/v1/jobs/job_x/front/0/merge",
+    "/v1/webhook-endpoints",
+    "/v1/api-keys",
 )
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans", "/v1/webhook-endpoints", "/v1/api-keys"])
+@pytest.mark.parametrize("path", READERS)
 def test_what_cannot_be_read_is_malformed(api: TestClient, path: str) -> None:
     for body in UNREADABLE:
         answer = api.post(path, content=body, headers={"Content-Type": "application/json"})

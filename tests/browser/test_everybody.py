@@ -8,12 +8,15 @@ from playwright.sync_api import Page, expect
 
 from db.models.job import Job
 from db.models.trial import Trial
-from jobs import lifecycle
+from jobs import lifecycle, webhooks
+from jobs.keyring import Keyring
+from jobs.keys import revoke_key
 from jobs.lifecycle import Fence
 from jobs.request import read_order
 from jobs.submit import submit
+from tests.api.test_jobs import SURVEY
 from tests.browser.conftest import AXE, Desktop
-from tests.factories import RECIPE, make_rules, make_running
+from tests.factories import RECIPE, TEST_SECRET, make_key, make_rules, make_running
 
 pytestmark = pytest.mark.browser
 
@@ -21,6 +24,13 @@ LOOKS: list[tuple[Literal["light", "dark"], int]] = [("light", 1280), ("dark", 3
 RUN_AXE = """async () => (await axe.run()).violations.map(
     each => each.id + ": " + each.nodes.map(node => node.target.join(" ")).join(", "))"""
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+WORD = "x" * 300
+MODELS = [f"model_{number}" for number in range(12)]
+TOTAL = SURVEY["groups"][0]["all"] | {
+    "cosine": [[1.0] * len(MODELS)] * len(MODELS),
+    **{told: dict.fromkeys(MODELS, 0.5) for told in ("norms", "prepared", "kept", "followed")},
+}
+REPORT = SURVEY | {"groups": [SURVEY["groups"][0] | {"models": MODELS, "all": TOTAL}]}
 SHARD = "model-00001-of-00002.safetensors"
 
 
@@ -62,6 +72,7 @@ def end_job(desktop: Desktop, fence: Fence) -> None:
             lifecycle.record_evaluation(session, fence, {"name": name, "kind": kind, "scores": scores})
         check = {"name": "check", "kind": "check", "passed": True, "detail": {"loads": True}}
         lifecycle.record_evaluation(session, fence, check)
+        lifecycle.record_report(session, fence, REPORT)
         lifecycle.succeed(session, fence, {"repo": "acme/merged", "url": "http://127.0.0.1:9/acme/merged"})
 
 
@@ -142,7 +153,20 @@ def places(desktop: Desktop) -> list[str]:
     ]
     more = ["/methods", "/methods/ties", "/statistics", "/keys", "/webhooks", "/jobs/nowhere"]
     jobs = [*(job.id for job in (moving, done, broken, routing)), search_job(desktop)]
-    return [*fixed, *more, *(f"/jobs/{each}" for each in jobs)]
+    hook = f"/webhooks/{failing_endpoint(desktop)}"
+    return [*fixed, *more, hook, f"/jobs/{done.id}/report", *(f"/jobs/{each}" for each in jobs)]
+
+
+def failing_endpoint(desktop: Desktop) -> str:
+    """An endpoint of which a delivery failed for a reason that is one long word."""
+    keyring = Keyring(TEST_SECRET)
+    with desktop.begin() as session:
+        row, _ = webhooks.create_endpoint(
+            session, keyring, desktop.caller.tenant_id, f"https://example.org/{WORD}", ["endpoint.test"]
+        )
+        delivery = webhooks.send_test(session, row)
+        delivery.state, delivery.error = "dead", WORD
+        return row.id
 
 
 def faults_of(page: Page) -> list[str]:
@@ -170,6 +194,12 @@ def test_no_page_has_a_barrier_or_scrolls_sideways(desktop: Desktop, places: lis
     assert [each for each in desktop.complaints if "status of 404" not in each] == []
 
 
+def test_what_an_endpoint_hears_has_the_width_of_the_page(page: Page, desktop: Desktop) -> None:
+    page.goto(f"/webhooks/{failing_endpoint(desktop)}")
+    box = page.locator("dd").first.bounding_box()
+    assert box is not None and box["width"] > 600
+
+
 def test_the_sign_in_page_has_no_barrier(desktop: Desktop) -> None:
     context = desktop.context(signed_in=False, viewport={"width": 360, "height": 700})
     page = context.new_page()
@@ -193,6 +223,25 @@ def test_a_running_job_is_followed_live_with_its_chart(page: Page, desktop: Desk
     expect(page.locator("#live .state").first).to_have_text("Succeeded")
     expect(page.locator("#throughput-bytes canvas")).to_be_visible()
     expect(page.get_by_role("heading", name="Scores")).to_be_visible()
+
+
+def test_a_page_whose_key_is_revoked_leads_to_the_sign_in_page(desktop: Desktop) -> None:
+    job, fence = begin_job(desktop)
+    with desktop.begin() as session:
+        caller, key = make_key(session)
+    context = desktop.context(signed_in=False)
+    page = context.new_page()
+    page.goto(f"/login?next=/jobs/{job.id}")
+    page.get_by_label("API key").fill(key)
+    page.get_by_role("button", name="Sign in").click()
+    tell(desktop, fence, 30)
+    expect(page.locator("#live")).to_contain_text("30 of 100")
+    with desktop.begin() as session:
+        revoke_key(session, caller, caller.key_id)
+    tell(desktop, fence, 40)
+    page.wait_for_url(f"**/login?next=%2Fjobs%2F{job.id}")
+    context.close()
+    end_job(desktop, fence)
 
 
 def test_a_measuring_job_charts_its_tokens(page: Page, desktop: Desktop) -> None:

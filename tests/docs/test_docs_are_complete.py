@@ -8,7 +8,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy.orm import Session, sessionmaker
 
+from api.errors import KINDS
 from api.metrics import Metrics, Rows
+from jobs.lifecycle import EXPIRED, WORKER_LOST
 from jobs.metrics import Counts
 from merge.mergekit import read_recipe
 from merge.plan import check_recipe
@@ -29,6 +31,11 @@ def test_every_setting_is_documented() -> None:
 def test_reference_pages_are_what_the_code_says(page: str) -> None:
     pages = runpy.run_path(str(DOCS / "generate.py"), run_name="pages")["PAGES"]
     assert (DOCS / page).read_text() == pages[page](), "run `make docs`"
+
+
+def test_every_code_of_the_api_is_explained() -> None:
+    text = (DOCS / "errors.md").read_text()
+    assert [code for code in [*KINDS, WORKER_LOST, EXPIRED] if f"| `{code}` |" not in text] == []
 
 
 @pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in DOCS.rglob("*.md")))

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import text
@@ -16,6 +17,7 @@ from jobs.keyring import Keyring
 from jobs.webhooks import DueDelivery
 from tests.factories import make_caller
 
+Change = Callable[[Session, Keyring, WebhookEndpoint], object]
 SCHEDULE = [0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
 
 
@@ -301,3 +303,45 @@ def test_an_endpoint_whose_secret_is_lost_holds_up_nobody_else(session: Session,
     session.refresh(lost)
     assert lost.disabled_at is not None
     assert "key" in (lost.disabled_reason or "")
+
+
+CHANGES: list[Change] = [
+    lambda session, _, row: webhooks.update_endpoint(session, row),
+    lambda session, _, row: webhooks.update_endpoint(session, row, description="ours"),
+    lambda session, _, row: webhooks.update_endpoint(session, row, enabled=False),
+    lambda session, keyring, row: webhooks.rotate_secret(session, keyring, row),
+    lambda session, _, row: webhooks.send_test(session, row),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_endpoint_that_somebody_removes_meanwhile_is_not_found(
+    sessions: sessionmaker[Session], keyring: Keyring, change: Change
+) -> None:
+    with sessions.begin() as session:
+        caller = make_caller(session)
+        made, _ = webhooks.create_endpoint(session, keyring, caller.tenant_id, "https://example.org/hook")
+    with sessions.begin() as slow:
+        row = webhooks.get_endpoint(slow, caller.tenant_id, made.id)
+        with sessions.begin() as quick:
+            webhooks.delete_endpoint(quick, webhooks.get_endpoint(quick, caller.tenant_id, made.id))
+        with pytest.raises(NotFound):
+            change(slow, keyring, row)
+
+
+def test_of_two_rotations_at_once_the_first_secret_goes_on_for_a_day(
+    sessions: sessionmaker[Session], keyring: Keyring
+) -> None:
+    with sessions.begin() as session:
+        caller = make_caller(session)
+        made, _ = webhooks.create_endpoint(session, keyring, caller.tenant_id, "https://example.org/hook")
+    with sessions.begin() as slow:
+        row = webhooks.get_endpoint(slow, caller.tenant_id, made.id)
+        with sessions.begin() as quick:
+            first = webhooks.rotate_secret(
+                quick, keyring, webhooks.get_endpoint(quick, caller.tenant_id, made.id)
+            )
+        second = webhooks.rotate_secret(slow, keyring, row)
+        webhooks.send_test(slow, row)
+    with sessions.begin() as session:
+        assert claim_one(session, keyring).secrets == (second, first)

@@ -42,6 +42,7 @@ def test_an_extracted_adapter_is_pushed_with_its_base_pinned(floor: Floor) -> No
     assert config["revision"] == floor.hub.head("team/base")
     card = floor.read(REPO, "README.md").decode()
     assert "base_model:\n- team/base\nbase_model_relation: adapter" in card
+    assert f"(<{floor.hub.url}/team/base/tree/{floor.hub.head('team/base')}>)" in card
     assert "library_name: peft" in card
     assert json.loads(floor.read(REPO, "mergery.json"))["adapter"]["modules"][Q]["rank"] == 4
 

@@ -53,5 +53,10 @@
     if (target?.id === "plan") mark(target);
   });
 
+  // A stream that goes on after a break is not led to the sign-in page by its answer, but a page is.
+  document.addEventListener("htmx:sse:error", (event) => {
+    if (event.detail?.status === 401) location.reload();
+  });
+
   prepare(document);
 })();

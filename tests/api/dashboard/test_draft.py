@@ -125,6 +125,13 @@ def test_the_yaml_tab_begins_with_what_the_form_says() -> None:
     assert recipe_from(yaml.safe_load(draft.document)) == recipe_from(Draft.from_form(FORM).recipe())
 
 
+def test_the_form_is_as_it_was_after_a_look_at_its_yaml() -> None:
+    draft = Draft.from_form(FORM).act("tab:yaml")
+    seen = {"tab": "yaml", "document": draft.document, **dict(draft.kept())}
+    assert Draft.from_form(seen).act("tab:form").recipe() == Draft.from_form(FORM).recipe()
+    assert len(Draft.from_form({"tab": "yaml", "document": "x"}).act("tab:form").sources) == 2
+
+
 def test_a_method_that_only_prepares_is_followed_by_one_that_combines() -> None:
     assert [each["method"] for each in Draft.with_method("dare").steps] == ["dare", "linear"]
     assert [each["method"] for each in Draft.with_method("ties").steps] == ["ties"]

@@ -4,9 +4,11 @@ import html
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 from db.models.job import Job
 from jobs import events, lifecycle
+from jobs.keys import create_key
 from merge.guide import advice_on
 from merge.presets import listing
 from tests.api.dashboard.conftest import Site
@@ -51,11 +53,22 @@ def messages(site: Site, path: str, **headers: str) -> Iterator[dict[str, str]]:
 def test_the_page_of_a_finished_job_shows_scores_beside_the_parents(site: Site) -> None:
     job = finish(site.sign_in())
     text = site.get(f"/jobs/{job.id}").text
-    assert "Succeeded" in text and "acme/merged" in text
+    assert "Succeeded" in text and "acme/merged" in text and f"/jobs/new?from={job.id}" in text
     assert "6.25" in text and "± 0.12" in text and "7.5" in text and "lower is better" in text
     assert text.index('<th scope="col" class="r">result</th>') < text.index('class="r">math</th>')
     assert "smoke: passed" in text
     assert "hx-sse:connect" not in text
+
+
+def test_a_difference_that_is_not_clear_may_be_chance(site: Site) -> None:
+    told = {"value": -1.25, "low": -2.5, "high": 0.5}
+    differences = {"math": told | {"clear": False}, "code": told | {"clear": True}}
+    scores = [{"subject": "result", "metric": "perplexity", "value": 6.25, "differences": differences}]
+    with site.sign_in().begin() as session:
+        job, fence = make_running(session, caller=site.caller)
+        lifecycle.record_evaluation(session, fence, {"name": "t", "kind": "perplexity", "scores": scores})
+    rows = site.get(f"/jobs/{job.id}").text.split("result − ")[1:]
+    assert {row.split("<")[0]: "may be chance" in row for row in rows} == {"math": True, "code": False}
 
 
 def test_the_report_is_a_page_of_its_own_that_runs_no_script(site: Site) -> None:
@@ -70,6 +83,7 @@ def test_the_report_is_a_page_of_its_own_that_runs_no_script(site: Site) -> None
     assert "Norms of the task vectors" not in answer.text
     assert "followed by the result" in answer.text
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src")
+    assert answer.headers["cache-control"] == "no-store"
 
 
 def test_a_running_job_shows_how_far_it_is(site: Site) -> None:
@@ -219,6 +233,15 @@ def test_a_secret_is_shown_once(site: Site) -> None:
     secret = made.split('id="secret">')[1].split("<")[0]
     assert secret not in site.get("/keys").text
     assert site.post("/login", key=secret).status_code == 303
+
+
+def test_a_key_that_ends_says_when(site: Site) -> None:
+    site.sign_in()
+    assert "<br>ends " not in site.get("/keys").text
+    with site.begin() as session:
+        ends = datetime(2021, 3, 4, 5, 6, tzinfo=UTC)
+        create_key(session, site.caller.tenant_id, "robot", ["merges:read"], ends)
+    assert "<br>ends 2021-03-04T05:06:00Z" in site.get("/keys").text
 
 
 def test_a_hub_token_is_kept_and_never_shown(site: Site) -> None:

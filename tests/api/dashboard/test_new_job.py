@@ -72,6 +72,13 @@ def test_what_was_typed_stays_when_a_row_is_added(site: Site) -> None:
     assert 'value="acme/x"' in text and "expert2" in text
 
 
+def test_what_was_typed_stays_behind_the_yaml(site: Site) -> None:
+    site.sign_in()
+    text = site.post("/jobs/new", action="tab:yaml", **site.draft(steps__0__scale="0.7")).text
+    assert f'<input type="hidden" name="sources-1-model" value="{site.models / "expert2"}">' in text
+    assert '<input type="hidden" name="steps-0-scale" value="0.7">' in text
+
+
 def test_a_page_with_javascript_gets_the_form_alone(site: Site) -> None:
     site.sign_in()
     text = site.post("/jobs/new", {"HX-Request": "true"}, action="add:source", **site.draft()).text

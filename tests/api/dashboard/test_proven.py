@@ -91,6 +91,7 @@ def test_commits_are_cut_and_code_is_marked() -> None:
     assert short_name("a/b@" + "12ab" * 10) == "a/b@12ab12ab12ab" and short_name("a/b@main") == "a/b@main"
     assert short_name("a/b@" + "12ab" * 16) == "a/b@" + "12ab" * 16
     assert coded("`a<b` & more") == "<code>a&lt;b</code> &amp; more"
+    assert coded("``x: 1`` or `y`") == "<code>x: 1</code> or <code>y</code>"
 
 
 def test_a_job_that_names_no_method_has_the_name_of_its_kind(site: Site) -> None:

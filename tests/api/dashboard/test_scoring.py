@@ -32,6 +32,7 @@ def test_a_form_becomes_a_score_job_with_its_page(site: Site) -> None:
         assert job.spec["evaluate"]["sets"][0]["settings"] == {"form": "stream", "window": 64}
     shown = site.get(f"/jobs/{job_id}").text
     assert "expert1" in shown and '"kind": "score"' in shown.replace("&#34;", '"')
+    assert "/jobs/new?from=" not in shown, "there is no recipe to start another merge from"
     assert site.get(f"/jobs/new?from={job_id}").status_code == 200
 
 

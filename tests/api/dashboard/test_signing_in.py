@@ -29,6 +29,14 @@ def test_a_stranger_in_the_background_is_sent_to_sign_in_too(site: Site) -> None
     assert (answer.status_code, answer.headers["HX-Redirect"]) == (204, "/login?next=%2Fjobs")
 
 
+def test_a_stream_that_is_refused_says_so_and_leaves_the_page_as_it_is(site: Site) -> None:
+    """A status that is no refusal would be asked for again every half second."""
+    answer = site.get("/jobs/job_x/live", **{"HX-Request": "true"})
+    assert (answer.status_code, answer.headers["HX-Redirect"]) == (401, "/login?next=%2Fjobs")
+    answer = site.sign_in().get("/jobs/job_x/live", **{"HX-Request": "true"})
+    assert (answer.status_code, answer.headers["HX-Reswap"], answer.text) == (404, "none", "")
+
+
 def test_a_key_opens_a_session_that_no_script_can_read(site: Site) -> None:
     answer = site.post("/login", key=site.key, next="/methods")
     cookie = answer.headers["set-cookie"].lower()
@@ -116,3 +124,13 @@ def test_htmx_does_not_start_before_its_extensions_are_there(site: Site) -> None
 def test_a_form_with_a_nul_is_malformed(site: Site) -> None:
     answer = site.sign_in().post("/keys", name="a\0b", scopes="merges:read")
     assert answer.status_code == 400 and "NUL" in answer.text
+
+
+def test_a_session_whose_key_was_revoked_is_asked_for_another_key(site: Site) -> None:
+    site.sign_in().post(f"/keys/{site.caller.key_id}/revoke")
+    answer = site.get("/login")
+    assert answer.status_code == 200 and "API key" in answer.text
+    with site.begin() as session:
+        _, site.key = make_key(session)
+    site.sign_in()
+    assert site.get("/login?next=/methods").headers["location"] == "/methods"

@@ -176,3 +176,17 @@ def test_names_of_models_cannot_put_markup_into_the_page() -> None:
     page = render_page(survey, title="<script>alert(1)</script>")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_a_model_called_merged_has_a_curve_beside_that_of_the_result(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    survey = report(folders, tmp_path / "out", [{"method": "linear"}])
+    for layer in survey["groups"][0]["layers"]:
+        for told in ("norms", "followed"):
+            layer[told]["merged"] = layer[told].pop("b")
+    survey["groups"][0]["models"] = ["a", "merged"]
+    for told in ("norms", "kept", "followed", "prepared"):
+        survey["groups"][0]["all"][told]["merged"] = survey["groups"][0]["all"][told].pop("b")
+    norms = render_page(survey, title="x").split('"Norms of the task vectors by layer"')[1].split("</svg>")[0]
+    assert [each.split("<")[0] for each in norms.split("<title>")[1:]] == ["a", "merged", "the result"]
