@@ -30,8 +30,17 @@ from merge.kernels.spectral import LowRank, decompose, decompose_product
 from merge.kernels.truncation import block_rows
 from merge.outputs import Input, OutputTensor
 from merge.plan import Plan
+from merge.results.called import called
 from merge.results.merging import Merging
-from merge.results.peft import Made, Saved, adapter_config, factor_names, losses, saved_name
+from merge.results.peft import (
+    Made,
+    Saved,
+    adapter_config,
+    factor_names,
+    loaded_name,
+    losses,
+    saved_name,
+)
 from merge.survey.watch import Watch
 
 PARTS = "parts"
@@ -71,9 +80,10 @@ def make_adapter(
             if whole
             else "No module of the result differs from the base: an adapter would be empty."
         )
-    finished = _assemble(parts, plan.adapter.dtype, journal)
     base = plan.models["base"]
-    write_json(journal.folder / CONFIG_FILE, adapter_config(base, parts.made, parts.saved))
+    other = called(base)
+    finished = _assemble(parts, plan.adapter.dtype, journal, other)
+    write_json(journal.folder / CONFIG_FILE, adapter_config(base, parts.made, parts.saved, other))
     shutil.rmtree(journal.folder / PARTS)
     roles = {output.name: output.role for output in plan.adapter.outputs}
     return finished, [CONFIG_FILE], {"adapter": losses(parts.made, parts.saved, parts.dropped, roles)}
@@ -94,22 +104,26 @@ def _jobs(adapter: AdapterPlan, maker: "_Maker") -> dict[str, Callable[[], None]
     return jobs
 
 
-def _assemble(parts: Parts, dtype: str, journal: Journal) -> Finished:
-    """Puts the parts together to ``adapter_model.safetensors``, in the order of their names."""
+def _assemble(parts: Parts, dtype: str, journal: Journal, other: Mapping[str, str]) -> Finished:
+    """Puts the parts together to ``adapter_model.safetensors``, in the order of their names, by which the
+    base's tensors are called ``other`` than in its files.
+    """
     done = journal.shards.get(WEIGHT_FILE)
     if done is not None:
         return done
-    specs: list[tuple[TensorSpec, str]] = []
-    for made in parts.made:
-        rows, columns = made.shape
-        for name, shape in zip(made.names, ((made.rank, columns), (rows, made.rank)), strict=True):
-            specs += [((name, dtype, shape), made.file)] if made.rank else []
-    specs += [((each.name, dtype, each.shape), each.file) for each in parts.saved]
-    specs.sort(key=lambda spec: spec[0][0])
-    layout = lay_out(WEIGHT_FILE, [spec for spec, _ in specs])
+    made: list[tuple[str, tuple[int, ...], str]] = []
+    for each in parts.made:
+        rows, columns = each.shape
+        for name, shape in zip(each.names, ((each.rank, columns), (rows, each.rank)), strict=True):
+            made += [(name, shape, each.file)] if each.rank else []
+    made += [(each.name, each.shape, each.file) for each in parts.saved]
+    named = {loaded_name(name, other): (name, shape, file) for name, shape, file in made}
+    specs: list[TensorSpec] = [(name, dtype, named[name][1]) for name in sorted(named)]
+    layout = lay_out(WEIGHT_FILE, specs)
     with ShardWriter(journal.folder / WEIGHT_FILE, layout) as writer:
-        for (name, _, _), file in specs:
-            writer.write_at(name, 0, load_file(journal.folder / file)[name].view(-1))
+        for name, _, _ in specs:
+            part, _, file = named[name]
+            writer.write_at(name, 0, load_file(journal.folder / file)[part].view(-1))
         written = writer.finish()
     finished = Finished(written.file, written.size, written.sha256)
     journal.add_shard(finished)

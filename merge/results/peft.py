@@ -67,20 +67,40 @@ def saved_name(name: str, lora_paths: Iterable[str]) -> str:
     return PREFIX + (f"{path}.base_layer.{last}" if path in set(lora_paths) else name)
 
 
-def adapter_config(base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved]) -> dict[str, Any]:
-    """``adapter_config.json``. Every module's alpha is its rank, so that its scale is 1."""
-    used = [each for each in made if each.rank]
-    ranks = Counter(each.rank for each in used)
+def loaded_name(name: str, called: Mapping[str, str]) -> str:
+    """What a tensor of the adapter's file is called where the base's tensors are ``called`` otherwise."""
+    path, _, rest = name.removeprefix(PREFIX).partition(".lora_")
+    path, _, bias = path.partition(".base_layer.")
+    stored = f"{path}.weight" if rest else f"{path}.{bias}" if bias else path
+    other = called.get(stored)
+    if other is None:
+        return name
+    module = other.rpartition(".")[0]
+    return PREFIX + (f"{module}.lora_{rest}" if rest else f"{module}.base_layer.{bias}" if bias else other)
+
+
+def adapter_config(
+    base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved], called: Mapping[str, str]
+) -> dict[str, Any]:
+    """``adapter_config.json``, by the names that Transformers has for what is ``called`` otherwise in the
+    base's files. Every module's alpha is its rank, so that its scale is 1.
+    """
+
+    def path_of(name: str) -> str:
+        return module_of(called.get(name, name))
+
+    used = {path_of(each.module.output.name): each.rank for each in made if each.rank}
+    ranks = Counter(used.values())
     rank = max(ranks, key=lambda value: (ranks[value], value)) if ranks else 1
-    odd = [f".{each.path}" for each in used if each.rank != rank]
+    odd = [f".{path}" for path, own in used.items() if own != rank]
     others = {  # a pattern is taken for every module whose name ends so: the longest come first
-        each.path: each.rank
-        for each in sorted(used, key=lambda each: (-len(each.path), each.path))
-        if any(f".{each.path}".endswith(end) for end in odd)
+        path: used[path]
+        for path in sorted(used, key=lambda path: (-len(path), path))
+        if any(f".{path}".endswith(end) for end in odd)
     }
     label, _, revision = base.label.partition("@")
-    whole = sorted({module_of(each.output.name) for each in saved if not each.name.endswith(".bias")})
-    biases = [each for each in saved if module_of(each.output.name) not in whole]
+    whole = sorted({path_of(each.output.name) for each in saved if not each.name.endswith(".bias")})
+    biases = [each for each in saved if path_of(each.output.name) not in whole]
     beside = all(each.name.endswith(".base_layer.bias") for each in biases)
     return {
         "peft_type": "LORA",
@@ -93,10 +113,10 @@ def adapter_config(base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved
         "lora_dropout": 0.0,
         "rank_pattern": others,
         "alpha_pattern": dict(others),
-        "target_modules": _targets(base, [each.path for each in used]),
+        "target_modules": _targets(base, used, called),
         "modules_to_save": whole or None,
         "bias": "none" if not biases else "lora_only" if beside else "all",
-        "fan_in_fan_out": any(is_conv1d(each.module.output.name, base.config) for each in used),
+        "fan_in_fan_out": any(is_conv1d(each.module.output.name, base.config) for each in made if each.rank),
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
@@ -134,16 +154,16 @@ def _share(part: float, whole: float) -> float:
     return float(f"{part / whole:.4g}") if whole else 0.0
 
 
-def _targets(base: ModelIndex, paths: Sequence[str]) -> list[str]:
+def _targets(base: ModelIndex, paths: Iterable[str], called: Mapping[str, str]) -> list[str]:
     """Last components of the modules' names where these mean nothing else, otherwise whole names."""
     ours = set(paths)
     ends = {path.rpartition(".")[2] for path in ours}
-    meant = {
-        name.removesuffix(".weight")
+    matrices = (
+        called.get(name, name).removesuffix(".weight")
         for name, info in base.tensors.items()
         if name.endswith(".weight") and len(info.shape) == 2
-        and name.removesuffix(".weight").rpartition(".")[2] in ends
-    }  # fmt: skip
+    )
+    meant = {path for path in matrices if path.rpartition(".")[2] in ends}
     return sorted(ends if meant == ours else ours)
 
 

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import hypot
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
 from merge.errors import FindingsError, NothingChanged, PlanRefused, RecipeInvalid, Stopped
@@ -100,6 +102,33 @@ def test_conv1d_weights_are_turned(root: Path, tmp_path: Path) -> None:
     assert torch.allclose(
         logits(root / "gpt2-base", tmp_path / "out"), logits(tmp_path / "expected"), atol=2e-5
     )
+
+
+def renamed(folder: Path, change: Callable[[str], str]) -> None:
+    file = folder / "model.safetensors"
+    save_file({change(name): tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("saved", [[], ["*h.0.attn.c_attn.bias", "*wpe.weight"]])
+def test_an_adapter_has_the_names_that_peft_looks_for(root: Path, tmp_path: Path, saved: list[str]) -> None:
+    """GPT-2's own files leave out what Transformers puts before the names."""
+    for name in ("base", "a"):
+        shutil.copytree(root / f"gpt2-{name}", tmp_path / name)
+        renamed(tmp_path / name, lambda tensor: tensor.removeprefix("transformer."))
+    made(tmp_path, extract(share=1.0, save=saved, exclude=["*h.1.attn.c_proj*"]))
+    out = tmp_path / "out"
+    names = load_file(out / "adapter_model.safetensors")
+    assert all(name.startswith("base_model.model.transformer.") for name in names)
+    assert ("base_model.model.transformer.wpe.weight" in names) == bool(saved)
+    base, dense = (load_file(tmp_path / each / "model.safetensors") for each in ("base", "a"))
+    factored = ("c_attn.weight", "c_fc.weight", "c_proj.weight")
+    for name in base:
+        is_saved = saved and name in ("h.0.attn.c_attn.bias", "wpe.weight")
+        if not (name.endswith(factored) or is_saved) or name == "h.1.attn.c_proj.weight":
+            dense[name] = base[name]
+    save_file(dense, tmp_path / "a" / "model.safetensors", {"format": "pt"})
+    torch.testing.assert_close(logits(tmp_path / "base", out), logits(tmp_path / "a"), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits(tmp_path / "base"), logits(tmp_path / "a"), atol=1e-3)
 
 
 def test_error_of_every_module_and_in_total_is_told_truly(root: Path, tmp_path: Path) -> None:

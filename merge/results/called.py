@@ -1,0 +1,35 @@
+"""What Transformers calls the tensors of a model. PEFT looks for those names; files may have others, as
+GPT-2's own and those of older vision-language models do.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from merge.arch.aliases import other_names
+from merge.checkpoint.index import ModelIndex
+
+Shape = tuple[int, ...]
+
+
+def called(base: ModelIndex) -> dict[str, str]:
+    """The names that differ. None where Transformers does not know the architecture; where it is not certain
+    which tensor is meant, its name stays as it is in the file.
+    """
+    files = {name: tuple(info.shape) for name, info in base.tensors.items()}
+    return other_names(files, _loaded(base.config))
+
+
+def _loaded(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Shapes by name of the model that this config describes, which is made without memory for weights."""
+    import transformers
+
+    names = config.get("architectures")
+    kind = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    with suppress(Exception), torch.device("meta"):  # whatever it makes of a config that it cannot use
+        found = transformers.CONFIG_MAPPING[str(config["model_type"])].from_dict(dict(config))
+        model: Any = kind._from_config(found)  # type: ignore[union-attr]
+        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {}
