@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from merge.checkpoint.index import index_folder
 from merge.results.called import called
@@ -56,11 +56,17 @@ def test_names_of_a_vision_language_model_are_those_that_it_is_loaded_with(tmp_p
         {"architectures": ["MyOwn"]},
         {"architectures": ["set_seed"]},
         {"model_type": "my_own"},
-        {"num_hidden_layers": "two"},
+        {"n_layer": "two"},
+        {"n_layer": 10**9},
+        {"text_config": {"num_experts": 10**9}},
     ],
 )
 def test_names_stay_where_transformers_cannot_tell(tmp_path: Path, odd: dict[str, Any]) -> None:
     folder = tiny.gpt2(tmp_path / "gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    assert called(index_folder(folder, "gpt2")) == {name: f"transformer.{name}" for name in bare}
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | odd))
     assert called(index_folder(folder, "gpt2")) == {}
