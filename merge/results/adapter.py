@@ -23,7 +23,7 @@ from merge.checkpoint.layout import TensorSpec, lay_out
 from merge.checkpoint.writer import ShardWriter
 from merge.errors import NotFinite, NothingChanged
 from merge.finish import write_json
-from merge.forms.adapter import AdapterPlan, LoraModule
+from merge.forms.adapter import AdapterPlan, LoraModule, module_of
 from merge.journal import Finished, Journal
 from merge.kernels.keyed import key_of
 from merge.kernels.spectral import LowRank, decompose, decompose_product
@@ -37,7 +37,6 @@ from merge.results.peft import (
     Saved,
     adapter_config,
     factor_names,
-    loaded_name,
     losses,
     saved_name,
 )
@@ -111,13 +110,17 @@ def _assemble(parts: Parts, dtype: str, journal: Journal, other: Mapping[str, st
     done = journal.shards.get(WEIGHT_FILE)
     if done is not None:
         return done
-    made: list[tuple[str, tuple[int, ...], str]] = []
+    named: dict[str, tuple[str, tuple[int, ...], str]] = {}
+    paths = {each.path: module_of(other.get(each.tensor, each.tensor)) for each in parts.made}
     for each in parts.made:
         rows, columns = each.shape
-        for name, shape in zip(each.names, ((each.rank, columns), (rows, each.rank)), strict=True):
-            made += [(name, shape, each.file)] if each.rank else []
-    made += [(each.name, each.shape, each.file) for each in parts.saved]
-    named = {loaded_name(name, other): (name, shape, file) for name, shape, file in made}
+        shapes = ((each.rank, columns), (rows, each.rank)) if each.rank else ()
+        names = factor_names(each.module.kind, paths[each.path])
+        for name, part, shape in zip(names, each.names, shapes, strict=False):
+            named[name] = (part, shape, each.file)
+    for saved in parts.saved:
+        name = saved_name(other.get(saved.output.name, saved.output.name), paths.values())
+        named[name] = (saved.name, saved.shape, saved.file)
     specs: list[TensorSpec] = [(name, dtype, named[name][1]) for name in sorted(named)]
     layout = lay_out(WEIGHT_FILE, specs)
     with ShardWriter(journal.folder / WEIGHT_FILE, layout) as writer:
@@ -163,7 +166,7 @@ class _Maker:
         left, right = (low.right.T, low.left.T) if module.turned else (low.left, low.right)
         a, b = (self._rounded(module.output.name, side) for side in (right, left))
         lost = hypot(low.error, _distance(left, right, b.double(), a.double()) / (low.norm or 1.0))
-        names = factor_names(module)
+        names = factor_names(module.kind, module.path)
         found = self._look_at_factors(module.output, low) if module.factored else self._told(module.output)
         self._write(file, {names[0]: a, names[1]: b} if low.rank else {}, [low.norm, lost * low.norm], found)
 
@@ -193,7 +196,7 @@ class _Maker:
             tensors = load_file(self._journal.folder / file)
             if isinstance(what, LoraModule):
                 norm, lost = tensors[_FACTS].tolist()
-                names = factor_names(what)
+                names = factor_names(what.kind, what.path)
                 rank = tensors[names[0]].shape[0] if names[0] in tensors else 0
                 shape = output.shape[::-1] if what.turned else output.shape
                 made.append(Made(what, file, names, (shape[0], shape[1]), rank, norm, lost))

@@ -39,8 +39,13 @@ class Made:
 
     @property
     def path(self) -> str:
-        """The module's name in the model."""
+        """The module's name in the base's files."""
         return self.module.path
+
+    @property
+    def tensor(self) -> str:
+        """The name of its weight there."""
+        return self.module.output.name
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,10 @@ class Saved:
     shape: tuple[int, ...]
 
 
-def factor_names(module: LoraModule) -> tuple[str, str]:
-    """Names of A and B in the adapter's file."""
-    stem = PREFIX + module.path
-    if module.kind == "embedding":
+def factor_names(kind: str, path: str) -> tuple[str, str]:
+    """Names of A and B of a module in the adapter's file."""
+    stem = PREFIX + path
+    if kind == "embedding":
         return f"{stem}.lora_embedding_A", f"{stem}.lora_embedding_B"
     return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
 
@@ -65,18 +70,6 @@ def saved_name(name: str, lora_paths: Iterable[str]) -> str:
     """Name of a whole tensor: the bias of a module that also has factors stands under its base layer."""
     path, _, last = name.rpartition(".")
     return PREFIX + (f"{path}.base_layer.{last}" if path in set(lora_paths) else name)
-
-
-def loaded_name(name: str, called: Mapping[str, str]) -> str:
-    """What a tensor of the adapter's file is called where the base's tensors are ``called`` otherwise."""
-    path, _, rest = name.removeprefix(PREFIX).partition(".lora_")
-    path, _, bias = path.partition(".base_layer.")
-    stored = f"{path}.weight" if rest else f"{path}.{bias}" if bias else path
-    other = called.get(stored)
-    if other is None:
-        return name
-    module = other.rpartition(".")[0]
-    return PREFIX + (f"{module}.lora_{rest}" if rest else f"{module}.base_layer.{bias}" if bias else other)
 
 
 def adapter_config(
@@ -89,7 +82,7 @@ def adapter_config(
     def path_of(name: str) -> str:
         return module_of(called.get(name, name))
 
-    used = {path_of(each.module.output.name): each.rank for each in made if each.rank}
+    used = {path_of(each.tensor): each.rank for each in made if each.rank}
     ranks = Counter(used.values())
     rank = max(ranks, key=lambda value: (ranks[value], value)) if ranks else 1
     odd = [f".{path}" for path, own in used.items() if own != rank]
@@ -116,7 +109,7 @@ def adapter_config(
         "target_modules": _targets(base, used, called),
         "modules_to_save": whole or None,
         "bias": "none" if not biases else "lora_only" if beside else "all",
-        "fan_in_fan_out": any(is_conv1d(each.module.output.name, base.config) for each in made if each.rank),
+        "fan_in_fan_out": any(is_conv1d(each.tensor, base.config) for each in made if each.rank),
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,

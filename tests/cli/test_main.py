@@ -20,9 +20,10 @@ def test_a_variable_that_is_wrong_is_one_line_with_its_name(
     assert "MERGERY_MAX_ATTEMPTS: " in error
 
 
-def test_a_reader_that_has_enough_is_no_failure_to_tell_of() -> None:
+@pytest.mark.parametrize("program", ["cli.main", "merge"])
+def test_a_reader_that_has_enough_is_no_failure_to_tell_of(program: str) -> None:
     nobody, pipe = os.pipe()
     os.close(nobody)
-    done = subprocess.run([sys.executable, "-m", "cli.main", "methods"], stdout=pipe, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, "-m", program, "methods"], stdout=pipe, stderr=subprocess.PIPE)
     os.close(pipe)
     assert (done.returncode, done.stderr) == (1, b"")

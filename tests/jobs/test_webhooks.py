@@ -2,7 +2,8 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import text
@@ -305,6 +306,20 @@ def test_an_endpoint_whose_secret_is_lost_holds_up_nobody_else(session: Session,
     assert "key" in (lost.disabled_reason or "")
 
 
+@contextmanager
+def seen_twice(
+    sessions: sessionmaker[Session], keyring: Keyring
+) -> Iterator[tuple[Session, WebhookEndpoint, Session, WebhookEndpoint]]:
+    """An endpoint as two transactions have read it, each with its session."""
+    with sessions.begin() as session:
+        tenant = make_caller(session).tenant_id
+        made, _ = webhooks.create_endpoint(session, keyring, tenant, "https://example.org/hook")
+        made_id = made.id
+    with sessions() as slow, sessions() as quick:
+        seen, same = (webhooks.get_endpoint(each, tenant, made_id) for each in (slow, quick))
+        yield slow, seen, quick, same
+
+
 CHANGES: list[Change] = [
     lambda session, _, row: webhooks.update_endpoint(session, row),
     lambda session, _, row: webhooks.update_endpoint(session, row, description="ours"),
@@ -318,13 +333,9 @@ CHANGES: list[Change] = [
 def test_an_endpoint_that_somebody_removes_meanwhile_is_not_found(
     sessions: sessionmaker[Session], keyring: Keyring, change: Change
 ) -> None:
-    with sessions.begin() as session:
-        caller = make_caller(session)
-        made, _ = webhooks.create_endpoint(session, keyring, caller.tenant_id, "https://example.org/hook")
-    with sessions.begin() as slow:
-        row = webhooks.get_endpoint(slow, caller.tenant_id, made.id)
-        with sessions.begin() as quick:
-            webhooks.delete_endpoint(quick, webhooks.get_endpoint(quick, caller.tenant_id, made.id))
+    with seen_twice(sessions, keyring) as (slow, row, quick, same):
+        webhooks.delete_endpoint(quick, same)
+        quick.commit()
         with pytest.raises(NotFound):
             change(slow, keyring, row)
 
@@ -332,16 +343,11 @@ def test_an_endpoint_that_somebody_removes_meanwhile_is_not_found(
 def test_of_two_rotations_at_once_the_first_secret_goes_on_for_a_day(
     sessions: sessionmaker[Session], keyring: Keyring
 ) -> None:
-    with sessions.begin() as session:
-        caller = make_caller(session)
-        made, _ = webhooks.create_endpoint(session, keyring, caller.tenant_id, "https://example.org/hook")
-    with sessions.begin() as slow:
-        row = webhooks.get_endpoint(slow, caller.tenant_id, made.id)
-        with sessions.begin() as quick:
-            first = webhooks.rotate_secret(
-                quick, keyring, webhooks.get_endpoint(quick, caller.tenant_id, made.id)
-            )
+    with seen_twice(sessions, keyring) as (slow, row, quick, same):
+        first = webhooks.rotate_secret(quick, keyring, same)
+        quick.commit()
         second = webhooks.rotate_secret(slow, keyring, row)
         webhooks.send_test(slow, row)
+        slow.commit()
     with sessions.begin() as session:
         assert claim_one(session, keyring).secrets == (second, first)

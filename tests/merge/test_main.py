@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -215,14 +212,6 @@ def test_names_are_shown_as_they_are_whatever_stands_in_them(
     (root / "recipe.yaml").write_text(RECIPE.replace("model: a}", f"model: '{name}'}}"))
     assert call("plan", root / "recipe.yaml") == 0
     assert name in capsys.readouterr().out
-
-
-def test_a_reader_that_has_enough_is_no_failure_to_tell_of() -> None:
-    nobody, pipe = os.pipe()
-    os.close(nobody)
-    done = subprocess.run([sys.executable, "-m", "merge", "methods"], stdout=pipe, stderr=subprocess.PIPE)
-    os.close(pipe)
-    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_ctrl_c_ends_with_one_word(
