@@ -6,12 +6,18 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 GIB = 1 << 30
+SCHEMES = {
+    "database_url": ("postgresql+psycopg", "postgresql", "postgres"),
+    "broker_url": ("redis", "rediss"),
+}
+"""How the URL of each server may begin; the first is the usual one."""
 
 
 class Settings(BaseSettings):
@@ -111,6 +117,19 @@ class Settings(BaseSettings):
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
 
+    @field_validator("database_url", "broker_url")
+    @classmethod
+    def _check_url(cls, value: str | None, info: ValidationInfo) -> str | None:
+        schemes = SCHEMES[str(info.field_name)]
+        if value and not (
+            value.startswith(tuple(f"{each}://" for each in schemes)) and _has_sound_port(value)
+        ):
+            raise ValueError(
+                f"not a URL like {schemes[0]}://user:password@host:port/name "
+                "(characters such as @ : / # in user and password are written as %40 %3A %2F %23)"
+            )
+        return value or None
+
     @cached_property
     def scratch(self) -> Path:
         """Folder of downloads and unfinished outputs."""
@@ -136,3 +155,12 @@ class Settings(BaseSettings):
                 path.hardlink_to(draft)
             draft.unlink()
         return path.read_text().strip()
+
+
+def _has_sound_port(url: str) -> bool:
+    """Whether the part for the port, if there is one, is a port: a password with a slash moves the parts."""
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        return False
+    return True

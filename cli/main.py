@@ -234,7 +234,7 @@ def _settings() -> Settings:
         return Settings()
     except ValidationError as error:
         wrong = [
-            f"{_variable(str(each['loc'][0]))}: {each['msg']}"
+            f"{_variable(str(each['loc'][0]))}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors(include_url=False, include_input=False)
         ]
         raise CliError(f"the environment is wrong: {'; '.join(wrong)}") from None
@@ -247,8 +247,6 @@ def _variable(name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; an error of ours is one line on standard error and exit code 2."""
-    from cli.errors import CliError, is_ours
-
     options = build_parser().parse_args(arguments)
     run: Command = options.run
     try:
@@ -260,9 +258,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         return reader_left()
     except Exception as error:
-        if not (isinstance(error, CliError | OSError) or is_ours(error)):
+        from cli.errors import one_line
+
+        told = one_line(error)
+        if told is None:
             raise
-        print(f"mergery: {error}", file=sys.stderr)
+        print(f"mergery: {told}", file=sys.stderr)
         return 2
 
 

@@ -15,7 +15,7 @@ from cli.main import build_parser
 from settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_OURS = {"POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB"}
+NOT_OURS = {"POSTGRES_PASSWORD", "POSTGRES_USER", "POSTGRES_DB", "PGPASSWORD"}
 
 
 def compose() -> dict[str, Any]:
@@ -65,6 +65,18 @@ def test_every_variable_of_compose_is_a_setting() -> None:
     used = {name for service in services.values() for name in service.get("environment", {})}
     assert "DATABASE_URL" in used
     assert used - NOT_OURS <= known_variables()
+
+
+def test_what_runs_our_code_reads_settings_of_the_users_own() -> None:
+    services = compose()["services"]
+    ours = {name for name, service in services.items() if service["image"].startswith("mergery:")}
+    assert ours == {"api", "dispatcher", "migrate", "worker-cpu", "worker-gpu"}
+    assert all(services[name]["env_file"] == [{"path": "mergery.env", "required": False}] for name in ours)
+
+
+def test_a_database_that_is_only_being_set_up_is_not_healthy_yet() -> None:
+    """The image's first server, which makes user and database, listens on its socket and then ends."""
+    assert "-h 127.0.0.1" in compose()["services"]["postgres"]["healthcheck"]["test"][1]
 
 
 @pytest.mark.parametrize("service", ["api", "dispatcher", "migrate", "worker-cpu", "worker-gpu"])
