@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from cli.embedded import Server, start_postgres, start_valkey
+from cli.embedded import EmbeddedServerError, Server, start_postgres, start_valkey
 from cli.errors import AlreadyRunning, NotRunning
 from cli.supervisor import Part, Supervisor, mergery
 from db import tokens
@@ -40,25 +40,28 @@ def up(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> int:
-    servers, starters = _start_servers(settings)
-    urls = {server.name: server.url for server in servers}
-    database = settings.database_url or urls["postgres"]
-    _remember_database(settings.data_dir, database)
-    upgrade(database)
-    _print_first_key(database)
-    environment = _environment(settings, database, settings.broker_url or urls["valkey"])
-    if options.gpus:
-        environment.setdefault("MERGERY_GPU_MEASURING_SECONDS", GPU_MEASURING_SECONDS)
-    _say(f"Mergery is starting at {settings.url} (data in {settings.data_dir}); stop it with Ctrl-C")
-    try:
-        Supervisor(
-            _parts(options), environment, guard=Guard(settings.data_dir, servers, starters).look, say=_say
-        ).run()
-    finally:
-        for server in reversed(servers):
-            server.stop()
-        (settings.data_dir / URL_FILE).unlink(missing_ok=True)
+    starters = _starters(settings)
+    with ExitStack() as ends:
+        servers = [_started(start, settings.data_dir, ends) for start in starters]
+        urls = {server.name: server.url for server in servers}
+        database = settings.database_url or urls["postgres"]
+        ends.callback(_remember_database(settings.data_dir, database).unlink, missing_ok=True)
+        upgrade(database)
+        _print_first_key(database)
+        environment = _environment(settings, database, settings.broker_url or urls["valkey"])
+        if options.gpus:
+            environment.setdefault("MERGERY_GPU_MEASURING_SECONDS", GPU_MEASURING_SECONDS)
+        _say(f"Mergery is starting at {settings.url} (data in {settings.data_dir}); stop it with Ctrl-C")
+        guard = Guard(settings.data_dir, servers, starters)
+        Supervisor(_parts(options), environment, guard=guard.look, say=_say).run()
     return 0
+
+
+def _started(start: Starter, data_dir: Path, ends: ExitStack) -> Server:
+    """An embedded server, which ends when all this does, however far it came."""
+    server = start(data_dir)
+    ends.callback(server.stop)
+    return server
 
 
 @contextmanager
@@ -102,13 +105,10 @@ def running_database(data_dir: Path) -> str:
         ) from None
 
 
-def _start_servers(settings: Settings) -> tuple[list[Server], list[Starter]]:
-    starters: list[Starter] = []
-    if settings.database_url is None:
-        starters.append(start_postgres)
-    if settings.broker_url is None:
-        starters.append(start_valkey)
-    return [start(settings.data_dir) for start in starters], starters
+def _starters(settings: Settings) -> list[Starter]:
+    """What starts the embedded servers that no URL stands for."""
+    wanted = {start_postgres: settings.database_url, start_valkey: settings.broker_url}
+    return [start for start, url in wanted.items() if url is None]
 
 
 class Guard:
@@ -126,17 +126,22 @@ class Guard:
         for place, (server, start) in enumerate(self._watched):
             if server.pid is None:
                 _say(f"{server.name} ended; starting it again")
-                revived = start(self._data_dir)
+                try:
+                    revived = start(self._data_dir)
+                except EmbeddedServerError as error:
+                    _say(str(error))  # a disk that is full, say, may have room in the next round
+                    continue
                 self._watched[place] = (revived, start)
                 if revived.url != server.url:
                     moved[URL_VARIABLES[server.name]] = revived.url
         return moved
 
 
-def _remember_database(data_dir: Path, url: str) -> None:
+def _remember_database(data_dir: Path, url: str) -> Path:
     file = data_dir / URL_FILE
     file.touch(mode=0o600)
     file.write_text(url)
+    return file
 
 
 def _print_first_key(database_url: str) -> None:

@@ -20,15 +20,9 @@ from cli import unprivileged
 from cli.embedded import EmbeddedServerError, Server, start_postgres, start_valkey
 from cli.unprivileged import Account, reachable_home, reachable_programs
 from cli.up import Guard
-from tests.services import FAST, scratch_folder
+from tests.services import FAST
 
 as_root = os.geteuid() == 0
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with scratch_folder() as made:
-        yield made
 
 
 @contextmanager
