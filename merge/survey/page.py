@@ -110,8 +110,10 @@ def _maps(group: Mapping[str, Any]) -> list[HeatMap]:
 
 
 def _parts(group: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The cells of all layers together, by part."""
+    """The cells of all layers together, by part; nothing where no adjusting step did anything."""
     cells = group.get("cells", ())
+    if all(each["held_back"] in (1.0, None) for each in cells):
+        return []
     labels = labels_of(each["tower"] for each in cells)
     rows: dict[str, dict[str, Any]] = {}
     for each in cells:
