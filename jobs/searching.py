@@ -16,7 +16,7 @@ from jobs.lifecycle import Fence
 from jobs.request import JobRequest, OutputRequest, SearchRequest
 from jobs.sets import EvaluateRequest
 from jobs.states import ACTIVE
-from merge.recipe import Recipe
+from merge.recipe import recipe_from
 
 HELP = "search_trials"
 """The kind of a job that scores trials of another one, its parent. Nobody can order it."""
@@ -44,9 +44,9 @@ def point_order(job: Job, trial: Trial, request: PointRequest) -> JobRequest:
 def order_at(
     job: Job, document: Mapping[str, Any], request: PointRequest, metadata: dict[str, str]
 ) -> JobRequest:
-    """The merge of the recipe at a point of a search."""
+    """The merge of the recipe at a point of a search. Raises ``RecipeInvalid`` where that is none."""
     return JobRequest(
-        recipe=Recipe.model_validate(document),
+        recipe=recipe_from(dict(document)),
         output=request.output,
         evaluate=request.evaluate,
         hub_credential=job.hub_credential_id,

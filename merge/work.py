@@ -105,9 +105,7 @@ class Work:
                 self._informed[output.name] = informed.of(output, steps)
 
     def measure_global(self, journal: passes.Keeper) -> None:
-        """The passes over all tensors that global statistics need; skipped where the journal has their
-        values.
-        """
+        """The passes over all tensors that global statistics need, unless the journal has their values."""
         chains = list(self._chains.values())
         shared = passes.share_global(chains)
         if not shared:
@@ -126,12 +124,14 @@ class Work:
         journal.add_shared([held.so_far for held in shared.values()])
 
     def state(self) -> Mapping[str, float]:
-        """Settings with which a later run goes on from this result; none where the method cannot."""
-        for chain in self._chains.values():
-            for stage, bound in enumerate(chain.steps):
-                if bound.method.state is not None:
-                    return bound.method.state(chain.stats(stage, None), bound.params[0], chain.site)
-        return {}
+        """Settings with which a later run goes on from this result; none where any tensor has none."""
+        found = [
+            step.method.state(chain.stats(0, None), step.params[0], chain.site)
+            for chain in self._chains.values()
+            for step in chain.steps[:1]
+            if step.method.state is not None
+        ]
+        return found[0] if found and all(found) else {}
 
     @property
     def side_by_side(self) -> int:

@@ -85,8 +85,7 @@ def drive(
 ) -> Ended:
     """Searches to the end or the budget. ``recipe`` is written out; ``clock`` gives seconds.
 
-    Raises ``SearchFailed`` where not one candidate could be scored, ``SpaceInvalid`` for a point that leaves
-    nothing to merge in every case.
+    Raises ``SearchFailed`` where not one candidate could be scored.
     """
     return _Drive(order, recipe, score, journal, clock).run()
 

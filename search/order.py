@@ -150,7 +150,7 @@ def check(order: SearchOrder) -> None:
 
 def _fits(order: SearchOrder, settings: Settings, space: Space) -> None:
     one = f"{order.method} searches "
-    switches = all(each.choices == (False, True) for each in space.dimensions.values())
+    switches = all(each.switches for each in space.dimensions.values())
     wrong = {
         "line": (space.width != 1 or not space.numeric, one + "one number: give one dimension"),
         "cma_es": (not space.numeric or space.width < 2, one + "two numbers or more; for one, take line"),

@@ -96,11 +96,15 @@ def _best(order: SearchOrder, full: list[Trial], front: list[Trial], ended: Ende
 
 
 def _hypervolume(order: SearchOrder, full: list[Trial], front: list[Trial]) -> dict[str, Any] | None:
-    """Volume over the reference, or over the worst that was measured of each objective."""
+    """Volume over the reference, or over the worst that was measured of each objective; none where it is
+    beyond every number, as that of perplexities may be.
+    """
     if not front:
         return None
     reference = list(order.reference or _values(full).min(axis=0).tolist())
-    return {"value": hypervolume(_values(front), reference), "reference": reference}
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = hypervolume(_values(front), reference)
+    return {"value": value, "reference": reference} if np.isfinite(value) else None
 
 
 def _listed(trial: Trial) -> list[float] | None:

@@ -220,9 +220,9 @@ class Space(Part):
 
     def place(self, recipe: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe with the values of a point, or as it is at the empty one. ``recipe`` is written out:
-        sources have ids.
+        sources have ids. Where nothing is left to merge, it is one that no merge takes.
 
-        Raises ``SpaceInvalid`` where the recipe does not have the place, or nothing is left to merge.
+        Raises ``SpaceInvalid`` where the recipe does not have the place.
         """
         document = copy.deepcopy(dict(recipe))
         gone: list[_Place] = []
@@ -252,10 +252,7 @@ class _Place:
 
 def _take_out(gone: Iterable[_Place]) -> None:
     for each in gone:
-        kept = [part for part in each.recipe[each.key_of] if part is not each.part]
-        if not kept:
-            raise SpaceInvalid(f"at this point no {each.key_of} are left", "/space")
-        each.recipe[each.key_of] = kept
+        each.recipe[each.key_of] = [part for part in each.recipe[each.key_of] if part is not each.part]
 
 
 def _plain(value: Any) -> Any:
@@ -299,9 +296,9 @@ def _stage(document: dict[str, Any], name: str, text: str, pointer: str) -> dict
 def _part(document: dict[str, Any], group: str, name: str, text: str, pointer: str) -> dict[str, Any]:
     parts: list[dict[str, Any]] = list(document.get(group) or ())
     key = {"sources": "id", "steps": "method"}.get(group)
-    if name.isdigit() and int(name) < len(parts):
-        return parts[int(name)]
     found = [part for part in parts if key and part.get(key) == name]
+    if not found and name.isdecimal() and int(name) < len(parts):  # an id may be a number too
+        return parts[int(name)]
     if len(found) == 1:
         return found[0]
     known = ", ".join(str(part.get(key, at)) if key else str(at) for at, part in enumerate(parts)) or "none"

@@ -12,7 +12,7 @@ import structlog
 from merge.checkpoint.index import ModelIndex
 from merge.errors import DiskFull, MergeError, Stopped
 from merge.plan import Plan, make_plan
-from merge.recipe import Recipe
+from merge.recipe import recipe_from
 from merge.recipe_stages import ADAPTER, leaves
 from scoring.errors import HarnessMissing, ScoringError, ScoringStopped
 from scoring.score import Score, is_perplexity
@@ -120,7 +120,7 @@ class Bench:
         return {member: [*scores, *fresh.get(member, ())] for member, scores in found.items()}, False
 
     def _plan(self, candidate: Candidate) -> Plan:
-        recipe = Recipe.model_validate(candidate.recipe)
+        recipe = recipe_from(dict(candidate.recipe))
         used = {each.role.removesuffix(ADAPTER) for each in leaves(recipe)}
         models = {key: index for key, index in self.models.items() if key in used}
         return make_plan(recipe, models, budget=self.budget_bytes, measured=tuple(self.statistics))

@@ -6,7 +6,7 @@ what the names share at their end, and their shapes, tell which beginnings stand
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_CANDIDATES = 512
@@ -70,3 +70,29 @@ def _best(pairs: list[tuple[tuple[str, str], str]], votes: Counter[tuple[str, st
     if not ranked or (len(ranked) > 1 and votes[ranked[0][0]] == votes[ranked[1][0]]):
         return None
     return ranked[0][1]
+
+
+def names_in(tensors: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
+    """What a model of these tensors calls what an adapter changes: as written, with the first component of
+    either name left out, or with the text model at another place of the name (Transformers 4.52 made
+    ``model.language_model`` of ``language_model.model``; files keep what they were saved with). What the
+    model does not have keeps its name.
+    """
+    known = frozenset(tensors)
+    by_tail: dict[str, list[str]] = {}
+    by_core: dict[str, list[str]] = {}
+    for name in known:
+        by_tail.setdefault(name.partition(".")[2], []).append(name)
+        by_core.setdefault(_core(name), []).append(name)
+
+    def find(name: str) -> str:
+        shorter = name.partition(".")[2]
+        longer, alike = by_tail.get(name, []), by_core.get(_core(name), [])
+        whole = (each for each in (name, shorter) if each in known)
+        return next(whole, next((names[0] for names in (longer, alike) if len(names) == 1), name))
+
+    return {name: find(name) for name in wanted}
+
+
+def _core(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in ("model", "language_model"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,6 +37,9 @@ PENALTY = 1e-3
 HELD_OUT = 5
 """One example in so many is not learned from, but scored."""
 STEPS = 200
+
+_UNREADABLE = (ArithmeticError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
+"""What files that were cut, or that belong to different routers, may raise."""
 
 Check = Callable[[], None]
 
@@ -71,6 +75,14 @@ class Router:
         else:
             logits = _logits(self.tensors, state.double().mean(0))
         return dict(zip(self.members, torch.softmax(logits, dim=0).tolist(), strict=True))
+
+    def check(self, last: int) -> None:
+        """Raises an error of arithmetic or look-up where the parts do not fit together, or the base's
+        ``last`` layer is before the router's.
+        """
+        if not 0 <= self.layer <= last:
+            raise ValueError(f"it looks at layer {self.layer} of 0 to {last}")
+        self.weights(torch.zeros(1, self.tensors["directions" if self.kind == "svd" else "mean"].shape[-1]))
 
     def _gate(self, state: Tensor) -> Tensor:
         directions = self.tensors["directions"].double()
@@ -168,12 +180,13 @@ def load(bundle: Path, base: ModelIndex) -> Router:
             facts["structure_sha256"],
             {},
         )
+        if router.structure != base.digest or router.kind not in ("svd", "linear"):
+            raise BundleRefused(f"The router of {bundle} was made over another base; make it again.")
+        router.check(last_layer(base))
     except FileNotFoundError:
         raise BundleRefused(f"{bundle} has no router; make one with `python -m merge router`.") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except _UNREADABLE as error:
         raise BundleRefused(f"The router of {bundle} cannot be read: {error}.") from error
-    if router.structure != base.digest or router.kind not in ("svd", "linear"):
-        raise BundleRefused(f"The router of {bundle} was made over another base; make it again.")
     return router
 
 

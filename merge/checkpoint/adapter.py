@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from merge import errors, file_errors
+from merge.arch.aliases import names_in
 from merge.arch.roles import is_conv1d
 from merge.arch.ties import tied_names
 from merge.checkpoint.header import TensorInfo, parse_header, parse_json_object
@@ -29,6 +30,8 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?:(?P<linear>lora_[AB])(?:\.(?!weight$|bias$)[^.]+)?\.weight|(?P<embedding>lora_embedding_[AB])(?:\.[^.]+)?)"
 )
+_AGAIN = re.compile(r"\.(original_module|modules_to_save)(?=\.)")
+"""With ``bias: all``, PEFT writes the biases of modules saved whole again, and also what they were."""
 _HEAD = "lm_head.weight"
 """What a tied head is called where it is not stored."""
 _EXACT_INITS = frozenset({"gaussian", "eva", "orthogonal"})
@@ -283,6 +286,9 @@ def _sort_tensors(
     factors: dict[str, dict[str, TensorInfo]] = {}
     replaced: dict[str, TensorInfo] = {}
     for name, info in tensors.items():
+        once, again = _AGAIN.subn("", name)
+        if again and once in tensors:
+            continue
         plain = name.removeprefix(_PREFIX)
         found = _FACTOR.fullmatch(plain)
         if found:
@@ -345,25 +351,8 @@ def _patterned(patterns: Any, module: str, default: float) -> float:
 
 
 def _renamed(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: str) -> AdapterIndex:
-    """The adapter by the model's names, as far as the model has what it changes: as written, with the first
-    component of either name left out, or with the text model at another place of the name (Transformers 4.52
-    made ``model.language_model`` of ``language_model.model``; files keep what they were saved with).
-    """
-    by_tail: dict[str, list[str]] = {}
-    by_core: dict[str, list[str]] = {}
-    for name in tensors:
-        by_tail.setdefault(name.partition(".")[2], []).append(name)
-        by_core.setdefault(_core(name), []).append(name)
-
-    def find(wanted: str) -> str:
-        shorter = wanted.partition(".")[2]
-        for name in (wanted, shorter):
-            if name in tensors:
-                return name
-        longer, alike = by_tail.get(wanted, []), by_core.get(_core(wanted), [])
-        return next((names[0] for names in (longer, alike) if len(names) == 1), wanted)
-
-    names = {wanted: find(wanted) for wanted in sorted(adapter.pairs.keys() | adapter.replaced.keys())}
+    """The adapter by the model's names, as far as the model has what it changes."""
+    names = names_in(tensors, sorted(adapter.pairs.keys() | adapter.replaced.keys()))
     for name, times in Counter(names.values()).items():
         if times > 1:
             both = " and ".join(wanted for wanted, found in names.items() if found == name)
@@ -373,10 +362,6 @@ def _renamed(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: st
         pairs={names[wanted]: pair for wanted, pair in adapter.pairs.items()},
         replaced={names[wanted]: info for wanted, info in adapter.replaced.items()},
     )
-
-
-def _core(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in ("model", "language_model"))
 
 
 def _oriented(

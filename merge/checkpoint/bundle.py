@@ -30,6 +30,8 @@ SHARED, ADAPTERS, BASE, MEMBERS = "shared", "adapters", "base", "members"
 of members that are others than the base's."""
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 FACTOR_PARTS = ("mean", "basis", "coefficients")
+MOST_SCALE = 3e38
+"""Of a member, whose changes are multiplied in float32."""
 
 _FILE = re.compile(rf"{STEM}(-\d{{5}}-of-\d{{5}})?\.safetensors")
 _ID = re.compile(r"[a-z0-9_][a-z0-9_-]{0,31}")
@@ -88,7 +90,8 @@ class BundleIndex:
 
     def _masked(self, member: str) -> dict[str, Masked]:
         scale = self.members[member].get("scale", 1.0)
-        if isinstance(scale, bool) or not isinstance(scale, int | float):
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if not (number and abs(scale) <= MOST_SCALE):  # nor NaN
             raise file_errors.BundleRefused(f"{self.label}: the scale of {member} is not a number.")
         found: dict[str, Masked] = {}
         for name, vector in self.tensors.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from merge.arch.aliases import other_names
+from merge.arch.aliases import names_in, other_names
 from merge.checkpoint.index import ModelIndex
 
 Shape = tuple[int, ...]
@@ -18,10 +18,12 @@ MOST_PARTS = 4096
 
 def called(base: ModelIndex) -> dict[str, str]:
     """The names that differ. None where Transformers does not know the architecture; where it is not certain
-    which tensor is meant, its name stays as it is in the file.
+    which tensor is meant, or the other name would not be found in these files again, it stays as it is there.
     """
     files = {name: tuple(info.shape) for name, info in base.tensors.items()}
-    return other_names(files, _loaded(base.config))
+    others = other_names(files, _loaded(base.config))
+    again = names_in(files, others.values())
+    return {name: other for name, other in others.items() if again[other] == name}
 
 
 def _loaded(config: Mapping[str, Any]) -> dict[str, Shape]:

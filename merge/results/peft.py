@@ -15,11 +15,9 @@ PREFIX = "base_model.model."
 _TASKS = (
     ("ForCausalLM", "CAUSAL_LM"),
     ("LMHeadModel", "CAUSAL_LM"),
-    ("ForSequenceClassification", "SEQ_CLS"),
-    ("ForTokenClassification", "TOKEN_CLS"),
-    ("ForQuestionAnswering", "QUESTION_ANS"),
     ("ForConditionalGeneration", "SEQ_2_SEQ_LM"),
 )
+"""Not those of classifiers and the like: for these PEFT wants the head whole, whether or not it changed."""
 
 
 @dataclass(frozen=True)

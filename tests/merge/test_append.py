@@ -180,8 +180,9 @@ def test_what_cannot_be_appended_to_says_why(root: Path, tmp_path: Path, capsys:
     assert "but [" in refused(capsys, tmp_path / "2", root / "stranger", out), "shapes that do not fit"
     (tmp_path / "2" / STATE_FILE).unlink()
     assert STATE_FILE in refused(capsys, tmp_path / "2", a, out)
-    made(recipe_of("a", "b", root=root, step={"scope": "tensor"}), tmp_path / "tensor")
-    assert STATE_FILE in refused(capsys, tmp_path / "tensor", a, out)
+    for lost, step in {"tensor": {"scope": "tensor"}, "nothing": {"scale": [0, 1]}}.items():
+        made(recipe_of("a", "b", root=root, step=step), tmp_path / lost)
+        assert STATE_FILE in refused(capsys, tmp_path / lost, a, out), lost
     assert not out.exists()
 
 

@@ -118,6 +118,15 @@ def test_a_search_of_nothing_but_failures_says_the_first() -> None:
         searched(order("grid", weights_space(2)), 2, lambda _: Told(None, error="no memory"))
 
 
+@pytest.mark.parametrize("method", ["grid", "tpe", "nsga"])
+def test_a_candidate_that_leaves_nothing_to_merge_fails_and_the_search_goes_on(method: str) -> None:
+    def score(at: NDArray[np.float64]) -> Told:
+        return Told((float(len(at)),)) if len(at) else Told(None, error="nothing to merge")
+
+    ended, result = searched(order(method, switch_space(2), evals=40), 2, score)
+    assert ended.why == "done" and result["failed"] == 1 and result["best"]["values"] == [2.0]
+
+
 def test_the_same_recipe_is_scored_once() -> None:
     seen: list[tuple[float, ...]] = []
 
@@ -255,6 +264,13 @@ def test_a_front_is_what_nothing_beats_and_a_preference_picks_of_it() -> None:
     assert first["hypervolume"]["value"] == second["hypervolume"]["value"] > 0
 
 
+def test_a_front_whose_volume_is_beyond_every_number_has_none() -> None:
+    """Perplexities of a candidate that is far off."""
+    asked = order("grid", weights_space(1), objectives=2, settings={"levels": 3})
+    _, result = searched(asked, 1, lambda at: Told((-(1e200 ** at[0]), -(1e200 ** (1 - at[0])))))
+    assert result["hypervolume"] is None and len(result["front"]) == 3
+
+
 @pytest.mark.parametrize(
     ("method", "space", "more"),
     [
@@ -311,6 +327,7 @@ def test_both_stages_of_evo_merging_have_a_population_within_the_least_budget(
         ("map", switch_space(2), {}, "numbers only"),
         ("map", weights_space(3), {"evals": 9, "objectives": 2}, "at least 10 evaluations"),
         ("greedy_soup", weights_space(2), {}, "every dimension must be at sources.<id>"),
+        ("greedy_soup", {"x": {"at": "sources.s0.weight", "values": [0, 1]}}, {}, "must be at sources.<id>"),
         ("evo_merging", weights_space(4), {"settings": {"denoise": ["y"]}}, "'y', which is not in the space"),
         ("evo_merging", weights_space(4), {}, "settings.denoise"),
         ("tpe", weights_space(2), {"settings": {"startup": 0}}, "settings.startup"),

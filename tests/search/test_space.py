@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from merge.recipe import Recipe
+from merge.errors import RecipeInvalid
+from merge.recipe import Recipe, recipe_from
 from search.errors import SpaceInvalid
 from search.space import Dimension, Space
 
@@ -111,6 +112,7 @@ def test_a_dimension_that_makes_no_sense_is_refused(dimension: dict[str, Any], s
         ("sources.a.density", "settings.<setting>"),
         ("base", "no place in a recipe"),
         ("overrides.0.settings.x", "the recipe has none"),
+        ("steps.².density", "'²' among the steps is not there"),
     ],
 )
 def test_a_place_that_is_not_in_the_recipe_is_named(at: str, said: str) -> None:
@@ -127,11 +129,17 @@ def test_a_step_that_is_there_twice_is_told_by_its_number() -> None:
         space.place(twice, {"x": 0.5})
 
 
-def test_nothing_left_to_merge_is_refused() -> None:
+def test_a_source_whose_id_is_a_number_is_meant_by_its_id() -> None:
+    numbered = {**RECIPE, "sources": [{"id": "1", "model": "o/a"}, {"id": "2", "model": "o/b"}]}
+    space = Space.model_validate({"dimensions": {"x": {"at": "sources.1.weight", "low": 0, "high": 1}}})
+    assert [each.get("weight") for each in space.place(numbered, {"x": 0.5})["sources"]] == [0.5, None]
+
+
+def test_where_nothing_is_left_to_merge_the_recipe_is_none_that_could_be_merged() -> None:
     space = Space.model_validate({"dimensions": {"a": {"at": "sources.a"}, "b": {"at": "sources.b"}}})
     assert len(space.place(RECIPE, {"a": True, "b": False})["sources"]) == 1
-    with pytest.raises(SpaceInvalid, match="no sources are left"):
-        space.place(RECIPE, {"a": False, "b": False})
+    with pytest.raises(RecipeInvalid, match="sources must not be empty"):
+        recipe_from(space.place(RECIPE, {"a": False, "b": False}))
 
 
 STAGED = Recipe.model_validate(
@@ -160,8 +168,8 @@ def test_settings_sources_and_steps_of_a_stage_vary_as_those_of_a_recipe() -> No
     assert [each.weight for each in (mix.sources[0], made.sources[1])] == [1.5, 1.5]
     assert [step.method for step in made.steps] == ["linear"]
     both = {"a": {"at": "stages.mix.sources.0"}, "b": {"at": "stages.mix.sources.1"}}
-    with pytest.raises(SpaceInvalid, match="no sources are left"):
-        Space.model_validate({"dimensions": both}).place(STAGED, {"a": False, "b": False})
+    with pytest.raises(RecipeInvalid, match="sources must not be empty"):
+        recipe_from(Space.model_validate({"dimensions": both}).place(STAGED, {"a": False, "b": False}))
     away = Space.model_validate(
         {"dimensions": {"x": {"at": "stages.mx.steps.ties.density", "low": 0, "high": 1}}}
     )

@@ -1,6 +1,6 @@
 """What becomes of a candidate whose scores are wrong, or whose scorer breaks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,6 +62,7 @@ def told(
     memory: tuple[InMemory, dict[str, Path]],
     found: Any,
     objectives: Sequence[Objective] = (Objective(set="t"),),
+    recipe: Mapping[str, Any] = RECIPE,
     **ask: Any,
 ) -> Told:
     opened, folders = memory
@@ -70,7 +71,7 @@ def told(
     ground = Ground(folders, {}, Heads(None, "cpu"), Path("none"), "cpu", BUDGET, 1)
     maker = InHand(ground, opened, cast(Candidates, scorer))
     bench = Bench(maker, Sets(scorer.tasks), models, {}, objectives, BUDGET, Nothing())
-    return bench.told(Candidate("key", RECIPE, Ask({"x": 1.0}, **ask)))
+    return bench.told(Candidate("key", recipe, Ask({"x": 1.0}, **ask)))
 
 
 def test_scores_are_turned_so_that_higher_is_better_and_examples_come_when_asked_for(memory: Any) -> None:
@@ -99,6 +100,11 @@ def test_examples_of_perplexities_differ_however_large_these_are() -> None:
     scores = [Score("own", "word_perplexity", 2e3, None, 2, (1000.0, 4000.0), (5.0, 5.0))]
     found = examples_of(Objective(set="own", metric="word_perplexity"), scores, [task])
     assert found == pytest.approx((1e-3, 2.5e-4))
+
+
+def test_a_candidate_that_leaves_nothing_to_merge_is_recorded(memory: Any) -> None:
+    found = told(memory, 3.0, recipe={**RECIPE, "sources": []})
+    assert found.values is None and found.error == "RecipeInvalid: /sources must not be empty."
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])

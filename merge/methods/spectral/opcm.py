@@ -66,8 +66,10 @@ def _lengths(group: TensorGroup, p: Opcm) -> Sequence[Tensor]:
 
 
 def _so_far(stats: Stats, p: Opcm, site: Site) -> Mapping[str, float]:
-    """What a later run has to know of this one; nothing where every tensor has a length of its own."""
-    if p.scope != "global":
+    """What a later run has to know of this one; nothing where every tensor has a length of its own, or where
+    what was merged is not in the result.
+    """
+    if p.scope != "global" or not p.scale:
         return {}
     length, lengths = _measured(stats.read(LENGTHS), p)
     return {"lengths_so_far": lengths, "factor_so_far": lengths / site.merged / length if length else 0.0}

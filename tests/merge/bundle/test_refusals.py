@@ -60,6 +60,9 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "mask short": (tensors(lambda held: held.update({MASK: torch.zeros(1, dtype=torch.uint8)})), MASK),
     "mask of floats": (tensors(lambda held: held.update({MASK: torch.zeros(4)})), "U8 [4] belongs there"),
     "odd scale": (edited(lambda told: told["members"]["a"].update(scale="1")), "scale of a is not a number"),
+    "scale beyond floats": (
+        edited(lambda told: told["members"]["a"].update(scale=10**400)), "scale of a is not a number"
+    ),
     "odd small file": (edited(lambda told: told["members"]["a"].update(files=["../x"])), "files of a"),
     "other base": (
         edited(lambda told: told["base"].update(structure_sha256="0" * 64)), "base is another model"

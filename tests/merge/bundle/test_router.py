@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,8 +94,22 @@ def test_what_cannot_be_learned_or_routed_is_said(shop: Shop, capsys: pytest.Cap
     texts.write_text('{"text": "x", "member": "maths"}\n')
     assert main(["router", bundle, "--examples", str(texts)]) == 2
     assert "the bundle holds a, b, c" in capsys.readouterr().err
-    (shop.root / "bundle/router.json").write_text("{}")
-    assert main(["route", bundle, str(texts)]) == 2
+
+
+@pytest.mark.parametrize("broken", [{}, {"layer": 9}, {"members": ["a"]}, {"kind": "linear"}, "cut"])
+def test_a_router_whose_files_are_damaged_is_refused(
+    broken: dict[str, Any] | str, shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.make(shop.recipe("tall"), "bundle")
+    bundle, texts = shop.root / "bundle", shop.root / "texts.txt"
+    texts.write_text("hello")
+    assert main(["router", str(bundle)]) == 0
+    facts, file = bundle / "router.json", bundle / "router.safetensors"
+    if isinstance(broken, dict):
+        facts.write_text(json.dumps(json.loads(facts.read_bytes()) | broken if broken else {}))
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    assert main(["route", str(bundle), str(texts)]) == 2
     assert "cannot be read" in capsys.readouterr().err
 
 

@@ -2,11 +2,13 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import tiny
 from tests.merge.bundle.conftest import IDS, Shop, weights
 
 HALF = {"method": "task_arithmetic", "scale": 0.3}
@@ -17,6 +19,16 @@ def test_the_whole_rank_gives_every_source_back(shop: Shop) -> None:
     for place, member in enumerate(IDS):
         got, want = shop.member("bundle", member), shop.weights(f"expert{place + 1}")
         assert max(float((got[name] - want[name]).abs().max()) for name in want) < 1e-6
+
+
+def test_members_come_back_where_transformers_has_other_names_than_the_files(tmp_path: Path) -> None:
+    """It calls the router of a Mixtral ``mlp.gate``, which no name in the files is like."""
+    tiny.family(tmp_path, 2, tiny.moe, dtype=torch.float32, layers=1, hidden=8)
+    shop = Shop(tmp_path)
+    sources = [{"id": "a", "model": "expert1"}, {"id": "b", "model": "expert2"}]
+    shop.make(shop.recipe("twin", steps=(HALF,), keep=1.0, sources=sources), "bundle")
+    got, want = shop.member("bundle", "b"), shop.weights("expert2")
+    assert max(float((got[name] - want[name]).abs().max()) for name in want) < 1e-6
 
 
 def test_the_shared_model_is_the_merge(shop: Shop) -> None:

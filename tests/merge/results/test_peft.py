@@ -82,6 +82,10 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "bias_all": ("gpt2", {"target_modules": ["c_attn"], "bias": "all", "fan_in_fan_out": True}),
+    "bias_all_saved": (
+        "gpt2",
+        {"target_modules": ["c_attn"], "bias": "all", "fan_in_fan_out": True, "modules_to_save": ["ln_f"]},
+    ),
     "bias_lora": (
         "gpt2",
         {"target_modules": ["c_attn", "c_proj"], "bias": "lora_only", "fan_in_fan_out": True},
