@@ -12,7 +12,7 @@ from torch import Tensor
 
 from merge.contract.groups import DeltaGroup, Recall, Site, Statistics, Stats, TensorGroup, made_now
 from merge.contract.method import Granularity, Kind, Method, coarsest
-from merge.contract.rows import Aligned, aligned_with
+from merge.contract.rows import Aligned, aligned_with, beside
 from merge.contract.stats import Part, Stat, Term, deltas_of, own_delta
 from merge.errors import MethodMalformed, ShapeBroken
 from merge.kernels.keyed import Draws, key_of
@@ -105,6 +105,8 @@ class Chain:
     levels: int = 0
     shown: Site | None = None
     """What methods see in place of the site, if that is another."""
+    models: tuple[str, ...] = ()
+    """The sources' models, where the site names their tensors too."""
 
     def __post_init__(self) -> None:
         if prod(self.site.shape):
@@ -266,8 +268,9 @@ class Chain:
             if (task.stage, task.position) == (stage, position) and task.measured:
                 values[task.key] = task.value
         if block is not None:
-            aligned = {key: value for key, value in values.items() if isinstance(value, Aligned)}
-            values |= {key: block.aligned(value, block.first, block.shape) for key, value in aligned.items()}
+            for key, value in values.items():
+                if isinstance(value, Aligned):
+                    values[key] = beside(block.aligned(value, block.first, block.shape), block.sources[0])
         return Stats(values)
 
     def _add_tasks(self) -> None:
@@ -373,15 +376,8 @@ class _Flow:
         key = chain.draw_key(stage, position)
         draws = self._block.draws(key, self._block.first, tuple(base.shape), base.device)
         stats = chain.stats(stage, position, self._block)
-        return DeltaGroup(
-            chain.shown or chain.site,
-            chain.site.models[position],
-            base,
-            chain.weights[position],
-            draws,
-            stats,
-            self._block.statistics,
-        )
+        site, model, weight = chain.shown or chain.site, chain.site.models[position], chain.weights[position]
+        return DeltaGroup(site, model, base, weight, draws, stats, self._block.statistics)
 
     def _group(self, stage: int) -> TensorGroup:
         chain = self._chain

@@ -324,13 +324,12 @@ def _check_weights(recipe: Recipe, outputs: Sequence[OutputTensor]) -> Iterator[
     ]
     seen: set[tuple[float, ...]] = set()
     for output in outputs:
-        if output.policy != "method" or output.weights in seen:
+        if output.policy != "method" or output.weights in seen or abs(sum(output.weights)) >= 1e-9:
             continue
-        seen.add(output.weights)
         for position, knob in dividing:
             known = catalogue()[recipe.steps[position].method]
-            divides = knob is True or output.settings[position].get(knob, known.settings[knob]["default"])
-            if divides and abs(sum(output.weights)) < 1e-9:
+            if knob is True or output.settings[position].get(knob, known.settings[knob]["default"]):
+                seen.add(output.weights)
                 what = known.name if knob is True else knob
                 message = f"The weights add up to zero on {output.name}, and {what} would divide by that."
                 yield error("weights_sum_to_zero", message, "sources", tensor=output.name)

@@ -1,7 +1,7 @@
 """Streaming passes over blocks of several tensors at once, which measure what their methods need."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ AT_ONCE = 1 << 15
 Load = Callable[[Chain, int, int], Block]
 """Reads (first, count) of a chain's inputs."""
 
-SharedStats = dict[tuple[int, int | None, Any], Shared]
+SharedStats = dict[tuple[int, Hashable, Any], Shared]
 
 
 Way = Measuring | Windows | None
@@ -49,15 +49,28 @@ class _Job:
 
 
 def share_global(chains: Sequence[Chain]) -> SharedStats:
-    """Joins the tasks of global stats across tensors, and says how many entries each is measured on."""
+    """Joins the tasks of global stats across tensors of the same sources, those of a prepare across all of
+    its source, and says how many entries each is measured on.
+    """
     shared: SharedStats = {}
     for chain in chains:
         for task in chain.tasks:
             if task.stat.is_global(task.params):
-                key = (task.stage, task.position, task.key)
+                key = (task.stage, _whose(chain, task), task.key)
                 task.shared = shared.setdefault(key, Shared(task.stat.part()))
                 task.shared.elements += _entries(chain)
     return shared
+
+
+def _whose(chain: Chain, task: Task) -> Hashable:
+    """Slices, modules and models that lack tensors make that not all tensors have the same sources."""
+    models = chain.models or chain.site.models
+    if task.stat.by_place:
+        return task.position
+    if task.position is None:
+        return models
+    model = models[task.position]
+    return model, models[: task.position].count(model)
 
 
 def take_over(chains: Sequence[Chain], shared: SharedStats, values: Sequence[Any]) -> None:

@@ -39,7 +39,7 @@ from merge.together import Asked
 from merge.tokenizer.align import RowTable
 from merge.tokenizer.planned import VocabularyPlan
 
-ENGINE_VERSION = 3
+ENGINE_VERSION = 4
 """Goes up whenever the same plan would give other bytes (docs/decisions/019-engine-version.md)."""
 
 

@@ -124,14 +124,14 @@ class Work:
         journal.add_shared([held.so_far for held in shared.values()])
 
     def state(self) -> Mapping[str, float]:
-        """Settings with which a later run goes on from this result; none where any tensor has none."""
+        """What a later run goes on from this result with; nothing where tensors have nothing or differ."""
         found = [
             step.method.state(chain.stats(0, None), step.params[0], chain.site)
             for chain in self._chains.values()
             for step in chain.steps[:1]
-            if step.method.state is not None
+            if step.method.state is not None and chain.entries  # of no entries nothing was measured
         ]
-        return found[0] if found and all(found) else {}
+        return found[0] if found and found[0] and all(each == found[0] for each in found) else {}
 
     @property
     def side_by_side(self) -> int:

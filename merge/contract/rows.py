@@ -29,6 +29,11 @@ def aligned_with(value: Aligned, first: int, shape: tuple[int, ...]) -> Any:
     return value.at(first, shape)
 
 
+def beside(found: Tensor | Sequence[Tensor], like: Tensor) -> Tensor | Sequence[Tensor]:
+    """What belongs to a block, on the device of its entries; it was measured into the machine's memory."""
+    return found.to(like.device) if isinstance(found, Tensor) else [each.to(like.device) for each in found]
+
+
 @dataclass(frozen=True)
 class RowNumbers(Aligned):
     """A float32 number for each row."""

@@ -77,7 +77,8 @@ class Stat(ABC):
 
     ``when`` names a knob and the values of it that make the stat necessary; otherwise it is not measured.
     ``scope`` names a knob that says ``tensor`` or ``global`` (or another value that means ``everywhere``);
-    without one the stat is per tensor.
+    without one the stat is per tensor. Over all tensors it is measured on those of the same sources together;
+    ``by_place`` on all, whichever models are in the sources' places.
     """
 
     rounds = 1
@@ -92,12 +93,14 @@ class Stat(ABC):
         when: tuple[str, tuple[str, ...]] | None = None,
         scope: str | None = None,
         everywhere: str = "global",
+        by_place: bool = False,
     ) -> None:
         self.of = of
         self.after = after
         self.when = when
         self.scope = scope
         self.everywhere = everywhere
+        self.by_place = by_place
 
     def needed(self, p: Any) -> bool:
         """Whether these settings make use of the stat."""

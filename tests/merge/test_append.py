@@ -18,6 +18,7 @@ from merge.plan import make_plan
 from merge.recipe import Recipe, canonical, recipe_digest, recipe_from
 from merge.run import run
 from tests import tiny
+from tests.merge import exact
 from tests.merge.results.adapters import BUDGET, weights
 
 IDS = ("a", "b", "c", "d")
@@ -107,6 +108,12 @@ def test_weights_scales_and_policies_go_on(root: Path, tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.v_proj.weight"
     mean = torch.stack([weights(root / each)[name] for each in "abc"]).mean(dim=0)
     assert torch.allclose(found[name], mean, atol=1e-6), "a mean counts the earlier result twice"
+
+
+def test_a_first_tensor_without_entries_has_nothing_to_go_on_from(tmp_path: Path) -> None:
+    exact.family(tmp_path, ("base", "a", "b"), shapes={"a.weight": (0, 8), "b_proj.weight": (8, 6)})
+    made(recipe_of("a", "b", root=tmp_path), tmp_path / "out")
+    assert state_at(tmp_path / "out")["models"] == 2
 
 
 def test_in_sixteen_bits_the_rounding_of_every_step_stays(root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from merge.contract.groups import Site
 from merge.contract.stats import Counts, Part, Stat, Term
 from merge.crew import Crew
 from tests.merge.every import METHODS, steps_of
-from tests.merge.whole import bound
+from tests.merge.whole import Steps, bound, merge_one
 
 
 class Read:
@@ -115,3 +115,28 @@ def test_a_tensor_that_is_measured_is_ended_while_another_thread_goes_on() -> No
     with Crew(2) as crew:
         passes.measure(chains, 1, load, crew, entries)
     assert all(task.measured for chain in chains for task in chain.tasks)
+
+
+@pytest.mark.parametrize("name", ["arcee_fusion", "widen"])
+def test_what_was_measured_is_used_where_the_entries_are(name: str) -> None:
+    """On another device than the CPU, into whose memory everything is measured; this one holds no numbers."""
+    base, source = torch.rand(12, 5), torch.rand(12, 5)
+    assert merge_one([(name, {})], base, [source], device="meta").device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("steps", "wanted"),
+    [
+        ([("ties", {"scope": "global"})], [12, 4]),
+        ([("trim", {"scope": "global"}), ("linear", {})], [16, 16]),
+        ([("linear", {}), ("clip_outliers", {"scope": "global"})], [16]),
+    ],
+    ids=["combine", "prepare", "adjust"],
+)
+def test_over_all_tensors_sources_are_not_taken_for_each_other(steps: Steps, wanted: list[int]) -> None:
+    """Of two tensors that are merged from (a, b) and one from (b, a): how many entries go together."""
+    chains = []
+    for name, shape, models in (("x", (8,), "ab"), ("y", (4,), "ba"), ("z", (4,), "ab")):
+        site = Site(name, "linear", shape, tuple(f"{model}:{name}" for model in models))
+        chains.append(Chain(site, bound(steps, 2), (1.0, 1.0), 0, models=tuple(models)))
+    assert [held.elements for held in passes.share_global(chains).values()] == wanted

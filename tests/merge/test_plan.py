@@ -128,6 +128,16 @@ def test_weights_that_cancel_are_refused(models: Mapping[str, ModelIndex]) -> No
     assert found.code == "weights_sum_to_zero"
 
 
+def test_weights_that_cancel_are_refused_where_an_override_divides_by_them(
+    models: Mapping[str, ModelIndex],
+) -> None:
+    sources = [{"id": "a", "model": "a", "weight": 1}, {"id": "b", "model": "b", "weight": -1}]
+    step, divided = {"method": "task_arithmetic"}, [{"match": "class:norm", "settings": {"normalize": True}}]
+    assert plan_of(models, step, sources=sources).outputs
+    (found,) = refused(models, step, sources=sources, overrides=divided)
+    assert found.code == "weights_sum_to_zero" and "norm" in str(found.tensor)
+
+
 def test_a_global_threshold_needs_one_density(models: Mapping[str, ModelIndex]) -> None:
     (found,) = refused(models, {"method": "ties", "scope": "global", "density": [0.1, 0.9]})
     assert (found.code, found.pointer) == ("global_setting_varies", "/steps/0/density")

@@ -348,6 +348,30 @@ def test_slices_of_a_model_with_two_towers_must_say_which(tmp_path: Path) -> Non
     assert "decoder.block, encoder.block" in told.message
 
 
+def test_what_ranks_over_the_model_ranks_tensors_of_the_same_sources_together(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    slices = [part(("a", 0, 2)), part(("b", 2, 4), ("a", 2, 4), ("deep", 0, 2))]
+    steps = [{"method": "ties", "density": 0.25, "scope": "global"}]
+    made = merged(folders, tmp_path / "out", document(slices, steps, dtype={"output": "float32"}))
+    base, a = (weights_of(folders[name]) for name in ("base", "a"))
+    ranked = [name for name in base if "embed" in name or ".layers.0." in name or ".layers.1." in name]
+    deltas = {name: a[name].float() - base[name].float() for name in ranked}
+    sizes = torch.cat([delta.abs().flatten() for delta in deltas.values()]).sort(descending=True).values
+    for name, delta in deltas.items():
+        expected = base[name].float() + delta * (delta.abs() >= sizes[len(sizes) // 4 - 1])
+        assert torch.allclose(made[name], expected)
+
+
+@pytest.mark.parametrize("step", [{"method": "opcm"}, {"method": "pcb"}])
+def test_numbers_of_the_whole_model_are_told_of_slices_with_more_and_fewer_sources(
+    folders: Mapping[str, Path], tmp_path: Path, step: dict[str, Any]
+) -> None:
+    slices = [part(("a", 0, 2), ("deep", 2, 4)), part(("b", 2, 4))]
+    made = merged(folders, tmp_path / "out", document(slices, [step], dtype={"output": "float32"}))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in made.values())
+
+
 def test_modules_have_sources_of_their_own_and_what_none_claims_has_all(
     folders: Mapping[str, Path], tmp_path: Path
 ) -> None:

@@ -33,9 +33,11 @@ def merge_all(
     statistics: Mapping[str, Measured] | None = None,
     role: str = "linear",
     turned: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
     """Merges several tensors (name -> base, sources) by the same steps, global stats measured over all.
-    ``statistics`` are those of each model (``base`` and the sources' ids); by default synthetic ones.
+    ``statistics`` are those of each model (``base`` and the sources' ids); by default synthetic ones. What
+    was measured on the CPU is merged on the ``device``.
     """
     chains, known = {}, {}
     towers = Towers.of(tensors)
@@ -46,11 +48,11 @@ def merge_all(
         chains[name] = Chain(site, bound(steps, len(sources)), tuple(weights or [1.0] * len(sources)), seed)
         known[name] = known_for(chains[name], tensors[name][0] is not None, steps, statistics)
 
-    def read(chain: Chain, first: int, count: int) -> Block:
+    def read(chain: Chain, first: int, count: int, device: str = "cpu") -> Block:
         base, sources = tensors[chain.site.name]
         shape = chain.block_shape(count)
-        cut = [tensor.reshape(-1)[first : first + count].view(shape) for tensor in sources]
-        start = None if base is None else base.reshape(-1)[first : first + count].view(shape)
+        cut = [tensor.reshape(-1)[first : first + count].view(shape).to(device) for tensor in sources]
+        start = None if base is None else base.reshape(-1)[first : first + count].view(shape).to(device)
         return Block(first, shape, start, cut, statistics=known[chain.site.name].at(first, shape, cut[0]))
 
     every = list(chains.values())
@@ -61,7 +63,7 @@ def merge_all(
             passes.close_shared(every, level)
     merged = {}
     for name, chain in chains.items():
-        parts = [chain.compute(read(chain, *span)).reshape(-1) for span in chain.spans(block)]
+        parts = [chain.compute(read(chain, *span, device)).reshape(-1) for span in chain.spans(block)]
         merged[name] = torch.cat(parts).view(chain.site.shape)
     return merged
 

@@ -47,6 +47,7 @@ EDGE = Ranked(
     share="share",
     when=("limit", ("share",)),
     scope="scope",
+    by_place=True,
 )
 
 

@@ -51,7 +51,7 @@ def _both(group: TensorGroup, p: LayerSwap) -> Sequence[Tensor]:  # noqa: ARG001
 
 
 ENDS = Ends("bottom", "top", "transition", 0.2, 0.1, unless={"borders": "auto"})
-FOUND = Found(_both, when=("borders", ("auto",)), scope="borders", everywhere="auto")
+FOUND = Found(_both, when=("borders", ("auto",)), scope="borders", everywhere="auto", by_place=True)
 
 
 @method(

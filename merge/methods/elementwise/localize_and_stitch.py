@@ -56,6 +56,7 @@ class LocalizeAndStitch:
     title="Localize-and-Stitch",
     kind=Kind.COMBINE,
     elementwise=True,
+    version=2,
     paper="arXiv:2408.13656",
     needs=Needs(base=True, stats=(LEAST,), statistics=(TRAINED,)),
 )
@@ -80,4 +81,4 @@ def _regions(group: TensorGroup, p: LocalizeAndStitch) -> Iterator[Tensor]:
             yield torch.zeros_like(delta) if mask is None else mask
     else:
         for delta, least in zip(group.deltas, group.stat(LEAST), strict=True):
-            yield ((delta.abs() >= least) & (delta != 0)).to(delta.dtype)
+            yield ((delta.abs().to(torch.float32) >= least) & (delta != 0)).to(delta.dtype)

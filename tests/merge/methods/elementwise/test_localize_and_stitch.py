@@ -50,3 +50,11 @@ def test_scale_multiplies_the_stitched_change() -> None:
     base, source = torch.randn(8), torch.randn(8)
     found = merge_one([("localize_and_stitch", {"sparsity": 1.0, "scale": 0.5})], base, [source])
     assert torch.allclose(found, base + 0.5 * (source - base))
+
+
+def test_the_entry_that_tells_the_threshold_is_in_the_region_in_float64_too() -> None:
+    """A third is less than the float32 nearest to it, which is the threshold."""
+    delta = torch.tensor([0.1, 1 / 3, -0.2], dtype=torch.float64)
+    assert float(delta[1]) < float(delta[1].float())
+    found = merge_one([("localize_and_stitch", {"sparsity": 0.4})], torch.zeros(3).double(), [delta])
+    assert torch.equal(found, delta * torch.tensor([0, 1, 0]))
