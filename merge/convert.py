@@ -19,8 +19,9 @@ from merge.arch.ties import tied_names
 from merge.checkpoint.adapter import CONFIG_FILE as ADAPTER_CONFIG
 from merge.checkpoint.header import TensorInfo, check_file_name, parse_header, parse_json_object
 from merge.checkpoint.index import index_adapter_folder, index_folder, read_header
-from merge.checkpoint.places import safe_path
+from merge.checkpoint.places import NAMED_TEMPLATES, safe_path
 from merge.checkpoint.shard_index import STEMS
+from merge.checkpoint.tokenizer import READER_FILES
 from merge.errors import OutputExists
 from merge.file_errors import (
     FileMissing,
@@ -30,7 +31,7 @@ from merge.file_errors import (
     ShardIndexMismatch,
     ShardMissing,
 )
-from merge.finish import MODEL_FILES, READER_FILES, sync_folder
+from merge.finish import MODEL_FILES, sync_folder
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ADAPTER = "adapter_model.bin"
@@ -65,8 +66,10 @@ def convert(folder: Path, out: Path) -> Path:
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(placed.items()))}
         (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     own = (ADAPTER_CONFIG,) if pickles == [_ADAPTER] else ()  # what its factors are scaled by
-    for name in ("config.json", *own, *MODEL_FILES, *READER_FILES):
+    named = (item.relative_to(folder).as_posix() for item in (folder / NAMED_TEMPLATES).glob("*.jinja"))
+    for name in ("config.json", *own, *MODEL_FILES, *READER_FILES, *named):
         if (folder / name).is_file():
+            (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(safe_path(folder, name).read_bytes())
     (index_adapter_folder if own else index_folder)(partial, out.name)
     sync_folder(partial)

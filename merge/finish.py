@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.layout import index_file, index_json
-from merge.checkpoint.places import safe_path
-from merge.checkpoint.tokenizer import TOKENIZER_FILES
+from merge.checkpoint.places import NAMED_TEMPLATES, safe_path
+from merge.checkpoint.tokenizer import READER_FILES
 from merge.file_errors import BundleBaseChanged
 from merge.journal import Journal, sample_of, sha256_of
 from merge.plan import ENGINE_VERSION, Plan
@@ -31,12 +31,6 @@ MANIFEST_FILE = "mergery.json"
 SURVEY_FILE = "merge_report.json"
 SURVEY_PAGE = "merge_report.html"
 MODEL_FILES = ("generation_config.json",)
-READER_FILES = (
-    *TOKENIZER_FILES, "chat_template.json", "image_processor_config.json", "preprocessor_config.json",
-    "processor_config.json", "sentencepiece.bpe.model", "spm.model", "tekken.json",
-    "video_preprocessor_config.json",
-)  # fmt: skip
-"""What turns text and images into tokens; taken together from the model the recipe names."""
 
 
 def inputs_manifest(
@@ -91,11 +85,13 @@ def write_small_files(plan: Plan, folders: Mapping[str, Path], out: Path) -> lis
     reader = chosen if chosen is not None and chosen in folders else plan.reference
     if plan.vocabulary is not None:
         reader = plan.vocabulary.alignment.ground
-    files |= small_files(plan, folders, reader, READER_FILES)
+    named = [name for name in plan.models[reader].files if name.startswith(NAMED_TEMPLATES)]
+    files |= small_files(plan, folders, reader, (*READER_FILES, *named))
     if plan.vocabulary is not None:
         files = _with_vocabulary(files, plan, plan.vocabulary, folders)
     template = chosen_template(plan.recipe, plan.models)
-    if template is not None:
+    facts = plan.models[reader].tokenizer
+    if template is not None and (facts is None or template != facts.chat_template):
         files = _with_template(files, template)
     if len(plan.shards) > 1:
         files[index_file(plan.shards)] = index_json(plan.shards)
@@ -120,12 +116,15 @@ def _with_vocabulary(
     lent: dict[str, Mapping[str, Any]] = {}
     if takes_ends(plan.recipe, vocabulary, plan.reference):
         told = small_files(plan, folders, found.ground, MODEL_FILES)
-        lent = {name: ends_of(json.loads(content)) for name, content in told.items()}
-        lent["config.json"] = ends_of(plan.models[found.ground].config)
+        ends = ends_of(plan.models[found.ground].config)
+        lent = {
+            name: ends | ends_of(_object(told.get(name, b"{}")) or {})
+            for name in ("config.json", *MODEL_FILES)
+        }
     for name in ("config.json", *MODEL_FILES):
-        if name in made:
-            config, ends = json.loads(made[name]), lent.get(name, {})
-            made[name] = _json(in_vocabulary(config, vocabulary, plan.reference, ends))
+        own = _object(made.get(name, b""))
+        if own is not None:  # what is no JSON stays as the model has it
+            made[name] = _json(in_vocabulary(own, vocabulary, plan.reference, lent.get(name, {})))
     return made
 
 
@@ -191,10 +190,9 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """The manifest of a finished output, or ``None`` where there is none that can be read."""
     try:
-        found = json.loads((out / MANIFEST_FILE).read_bytes())
-    except (OSError, ValueError):
+        return _object((out / MANIFEST_FILE).read_bytes())
+    except OSError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -226,7 +224,11 @@ def small_files(plan: Plan, folders: Mapping[str, Path], key: str, names: Sequen
 
 
 def _with_template(files: dict[str, bytes], template: str) -> dict[str, bytes]:
-    made = {name: content for name, content in files.items() if name != "chat_template.json"}
+    made = {
+        name: content
+        for name, content in files.items()
+        if name != "chat_template.json" and not name.startswith(NAMED_TEMPLATES)
+    }
     made["chat_template.jinja"] = template.encode()
     if "tokenizer_config.json" in made:
         made["tokenizer_config.json"] = _without(made["tokenizer_config.json"], "chat_template")
@@ -240,11 +242,21 @@ def _without(content: bytes, key: str) -> bytes:
     return _json({name: value for name, value in document.items() if name != key})
 
 
+def _object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object in a file; ``None`` where it holds something else."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _json(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
         file.write(content)
         file.flush()

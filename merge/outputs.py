@@ -159,7 +159,8 @@ def resolve_outputs(
     outputs, told = settle(outputs, recipe, models)
     findings += told
     if vocabulary is not None:
-        outputs = [_lined_up(output, vocabulary) for output in outputs]
+        findings += [_left_out(output) for output in outputs if _by_column(output, vocabulary)]
+        outputs = [_lined_up(output, vocabulary) for output in outputs if not _by_column(output, vocabulary)]
         findings += _check_fills(outputs, vocabulary, models)
     for output in outputs:
         findings += _check_output(output, models)
@@ -211,10 +212,13 @@ def _extras(
     taken: dict[str, OutputTensor] = {}
     for strand in stretch.sources:
         key, model = strand.model, models[strand.model]
-        found = {name: info for name, info in stretch.tensors_of(strand, model) if name not in known}
+        second = tied_names(model.config, (*model.tensors, *tied.values()))
+        found = {
+            name: info
+            for name, info in stretch.tensors_of(strand, model)
+            if name not in known and info.name not in second
+        }
         for name in sorted(found.keys() - taken.keys()):
-            if tied_names(model.config, (name, *tied.values())):
-                continue
             output = resolver.resolve(name, found[name], stretch)
             if output.policy == f"source:{key}" or rule in ("fill", "present"):
                 taken[name] = output
@@ -257,6 +261,17 @@ def _check_output(output: OutputTensor, models: Mapping[str, ModelIndex]) -> Ite
             yield error("missing_tensor", message, model=source.model, tensor=source.tensor)
         else:
             yield from _check_info(output, info, source, model.label)
+
+
+def _by_column(output: OutputTensor, vocabulary: VocabularyPlan) -> bool:
+    """Whether it is the constant of BART and its like, with a column for each token, and tokens move."""
+    named = output.role == "buffer" and output.name.rpartition(".")[2] == "final_logits_bias"
+    return named and any(vocabulary.table_of(each.model) is not None for each in output.inputs)
+
+
+def _left_out(output: OutputTensor) -> Finding:
+    message = f"{output.name} has an entry for each token of another vocabulary: it is left out, and zero."
+    return warning("buffer_dropped", message, "tokenizer", tensor=output.name)
 
 
 def _lined_up(output: OutputTensor, vocabulary: VocabularyPlan) -> OutputTensor:

@@ -15,6 +15,8 @@ from hub.snapshot import Hub, Snapshot
 from jobs.fetching import fetched_files, parts_of
 from jobs.pinned import PinnedInput
 from jobs.places import files_inside, prefix_of
+from merge.checkpoint.places import NAMED_TEMPLATES
+from merge.checkpoint.tokenizer import READER_FILES
 from merge.plan import Plan
 from merge.ranges import Spans, joined, length, needed_ranges, order_of
 from merge.recipe_stages import ADAPTER
@@ -26,18 +28,9 @@ SMALL_FILES = (
     "config.json",
     "generation_config.json",
     "*.safetensors.index.json",
-    "tokenizer*.json",
-    "tokenizer.model",
-    "spiece.model",
+    *READER_FILES,
+    f"{NAMED_TEMPLATES}*.jinja",
     "*.tiktoken",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
     "adapter_config.json",
     "bundle.json",
 )

@@ -2,11 +2,14 @@
 
 GPT-2's own files say ``h.0.ln_1.weight``, fine-tuned ones ``transformer.h.0.ln_1.weight``; a vision-language
 model's text part was ``language_model.model`` once and is ``model.language_model`` now. No table is needed:
-what the names share at their end, and their shapes, tell which beginnings stand for each other.
+what the names share at their end, and their shapes, tell which beginnings stand for each other. An adapter
+has too few names for that: where several places would do, nothing is left over to tell by (``names_in``).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+
+from merge.arch.roles import role_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_CANDIDATES = 512
@@ -29,7 +32,54 @@ def other_names(ours: Shapes, theirs: Shapes) -> dict[str, str]:
         missing = {name: shape for name, shape in missing.items() if name not in sure}
         for other in sure.values():
             del spare[other]
-    return found
+    return found | _of_other_lengths(missing, spare, {_difference(*pair) for pair in found.items()})
+
+
+def names_in(wanted: Shapes, theirs: Shapes) -> dict[str, str]:
+    """What a model calls some tensors: as they are, with the first component of either name left out, with
+    the text model at another place of the name (Transformers 4.52 made ``model.language_model`` of
+    ``language_model.model``; files keep what they were saved with), or its only head of that shape. What it
+    does not have keeps its name.
+    """
+    by_tail: defaultdict[str, list[str]] = defaultdict(list)
+    by_core: defaultdict[str, list[str]] = defaultdict(list)
+    heads: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, shape in theirs.items():
+        by_tail[name.partition(".")[2]].append(name)
+        by_core[_core(name)].append(name)
+        if role_of(name, shape, {}) == "head":
+            heads[shape].append(name)
+
+    def find(name: str, shape: tuple[int, ...]) -> str:
+        for plain in (name, name.partition(".")[2]):
+            if plain in theirs:
+                return plain
+        alike = heads.get(shape, []) if role_of(name, shape, {}) == "head" else []
+        places = (by_tail.get(name, []), by_core.get(_core(name), []), alike)
+        return next((names[0] for names in places if len(names) == 1), name)
+
+    return {name: find(name, shape) for name, shape in sorted(wanted.items())}
+
+
+def _core(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in ("model", "language_model"))
+
+
+def _of_other_lengths(missing: Shapes, spare: Shapes, known: set[tuple[str, str]]) -> dict[str, str]:
+    """Embeddings and heads of another number of tokens: what tells is that they differ as others do, or that
+    one name is the end of the other.
+    """
+    tails = ({name: (-1, *shape[1:]) for name, shape in each.items()} for each in (missing, spare))
+    return {
+        name: other
+        for name, other in _certain(*tails).items()
+        if len(missing[name]) == len(spare[other])
+        and (_difference(name, other) in known or _is_end(name, other))
+    }
+
+
+def _is_end(name: str, other: str) -> bool:
+    return f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}")
 
 
 def _certain(missing: Shapes, spare: Shapes) -> dict[str, str]:
@@ -70,29 +120,3 @@ def _best(pairs: list[tuple[tuple[str, str], str]], votes: Counter[tuple[str, st
     if not ranked or (len(ranked) > 1 and votes[ranked[0][0]] == votes[ranked[1][0]]):
         return None
     return ranked[0][1]
-
-
-def names_in(tensors: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
-    """What a model of these tensors calls what an adapter changes: as written, with the first component of
-    either name left out, or with the text model at another place of the name (Transformers 4.52 made
-    ``model.language_model`` of ``language_model.model``; files keep what they were saved with). What the
-    model does not have keeps its name.
-    """
-    known = frozenset(tensors)
-    by_tail: dict[str, list[str]] = {}
-    by_core: dict[str, list[str]] = {}
-    for name in known:
-        by_tail.setdefault(name.partition(".")[2], []).append(name)
-        by_core.setdefault(_core(name), []).append(name)
-
-    def find(name: str) -> str:
-        shorter = name.partition(".")[2]
-        longer, alike = by_tail.get(name, []), by_core.get(_core(name), [])
-        whole = (each for each in (name, shorter) if each in known)
-        return next(whole, next((names[0] for names in (longer, alike) if len(names) == 1), name))
-
-    return {name: find(name) for name in wanted}
-
-
-def _core(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in ("model", "language_model"))

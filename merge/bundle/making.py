@@ -13,9 +13,10 @@ from merge.bundle.factors import Directions
 from merge.bundle.masks import Masks
 from merge.checkpoint.bundle import BASE, FORMAT, MANIFEST, MEMBERS, SHARED
 from merge.checkpoint.layout import ShardLayout
+from merge.checkpoint.tokenizer import READER_FILES
 from merge.checkpoint.writer import ShardWriter
 from merge.errors import NothingChanged
-from merge.finish import MODEL_FILES, READER_FILES, small_files, write_json
+from merge.finish import MODEL_FILES, small_files, write_json
 from merge.forms.bundle import BundlePlan
 from merge.journal import Finished, Journal, copy_file
 from merge.plan import Plan

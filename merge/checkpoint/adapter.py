@@ -68,6 +68,11 @@ class LoraPair:
         """The rank r."""
         return self.a.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the change, (out, in)."""
+        return self.b.shape[0], self.a.shape[1]
+
 
 @dataclass(frozen=True)
 class Masked:
@@ -219,7 +224,7 @@ def _second_names(
 def _fit_member(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: str) -> AdapterIndex:
     """A bundle's member goes by the names of its base, as they are stored."""
     changes = {name: masked.vector.shape for name, masked in adapter.masked.items()}
-    changes |= {name: (pair.b.shape[0], pair.a.shape[1]) for name, pair in adapter.pairs.items()}
+    changes |= {name: pair.shape for name, pair in adapter.pairs.items()}
     for name, shape in changes.items():
         info = tensors.get(name)
         if info is None or info.shape != shape:
@@ -352,7 +357,9 @@ def _patterned(patterns: Any, module: str, default: float) -> float:
 
 def _renamed(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: str) -> AdapterIndex:
     """The adapter by the model's names, as far as the model has what it changes."""
-    names = names_in(tensors, sorted(adapter.pairs.keys() | adapter.replaced.keys()))
+    wanted = {name: pair.shape for name, pair in adapter.pairs.items()}
+    wanted |= {name: info.shape for name, info in adapter.replaced.items()}
+    names = names_in(wanted, {name: info.shape for name, info in tensors.items()})
     for name, times in Counter(names.values()).items():
         if times > 1:
             both = " and ".join(wanted for wanted, found in names.items() if found == name)
@@ -367,7 +374,7 @@ def _renamed(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: st
 def _oriented(
     adapter: AdapterIndex, pair: LoraPair, target: TensorInfo, config: Mapping[str, Any]
 ) -> LoraPair:
-    straight = (pair.b.shape[0], pair.a.shape[1])
+    straight = pair.shape
     turned = straight[::-1]
     if pair.kind == "embedding":
         transposed = True

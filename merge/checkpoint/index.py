@@ -32,7 +32,7 @@ from merge.checkpoint.header import (
 )
 from merge.checkpoint.header import parse_json_object as parse_object
 from merge.checkpoint.logical import Decoding, decoded_view
-from merge.checkpoint.places import Pieces, pieces_in, safe_path
+from merge.checkpoint.places import NAMED_TEMPLATES, Pieces, pieces_in, safe_path
 from merge.checkpoint.shard_index import STEMS, check_against_index, index_name, is_index, weight_map_of
 from merge.checkpoint.tokenizer import TOKENIZER_FILES, TokenizerFacts, made_facts, tokenizer_facts
 
@@ -323,7 +323,8 @@ def read_folder(
         raise file_errors.ModelNotFound(f"{label}: there is no folder or file of that name.")
     items, path = (parts_beside(path), path.parent) if path.is_file() else (list(path.iterdir()), path)
     try:
-        files = {item.name: item.stat().st_size for item in items if item.is_file()}
+        items += (path / NAMED_TEMPLATES).glob("*.jinja")
+        files = {item.relative_to(path).as_posix(): item.stat().st_size for item in items if item.is_file()}
         texts = {}
         for name in wanted_texts(files):
             if files[name] > MAX_TEXT_BYTES:

@@ -6,6 +6,9 @@ from pathlib import Path
 from merge.checkpoint.header import TensorInfo, check_file_name
 from merge.file_errors import FileOutsideFolder, FileUnreadable
 
+NAMED_TEMPLATES = "additional_chat_templates/"
+"""The folder of the chat templates beside the usual one, each a Jinja file: for tools, say."""
+
 Pieces = Callable[[Sequence[TensorInfo]], Mapping[str, bytes]]
 """Gives the bytes of stored tensors by their names."""
 

@@ -25,6 +25,12 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+READER_FILES = (
+    *TOKENIZER_FILES, "chat_template.json", "image_processor_config.json", "preprocessor_config.json",
+    "processor_config.json", "sentencepiece.bpe.model", "spm.model", "tekken.json",
+    "video_preprocessor_config.json",
+)  # fmt: skip
+"""What turns text and images into tokens; taken together from the model the recipe names."""
 
 
 @dataclass(frozen=True)

@@ -226,18 +226,13 @@ def _misplaced(tokens: Mapping[str, Any], added: list[dict[str, Any]]) -> str | 
     """The first added token that gets another id than its file says when the tokenizer is loaded: ids of
     tokens outside the model's own map are given in order, beginning at the size of that map.
     """
+    given = dict(tokens)
     following = len(tokens)
-    seen = set()
     for each in added:
         text = each["content"]
-        if text in seen:
-            continue
-        seen.add(text)
-        if text not in tokens:
-            number, following = following, following + 1
-        else:
-            number = tokens[text]
-        if number != each["id"]:
+        if text not in given:
+            given[text], following = following, following + 1
+        if given[text] != each["id"]:
             return str(text)
     return None
 

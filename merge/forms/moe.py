@@ -21,6 +21,7 @@ from merge.forms.moe_config import (
     for_mixtral,
     for_qwen,
     mixture_config,
+    windows,
 )
 from merge.outputs import Input, Outcome, OutputTensor
 from merge.recipe import Recipe
@@ -116,11 +117,17 @@ class MoePlan:
         family, count = self.family, len(self.experts)
         active = self.asked.experts_per_token
         made = mixture_config(config, family.architecture, family.model_type, (family.count, count), active)
+        layers = self.layers
         if family.model_type == "mixtral":
-            return for_mixtral(made, config)
+            return for_mixtral(made, config, layers)
         if family.model_type == "deepseek":
             return for_deepseek(made, config, len(self.shared))
-        return for_qwen(made, config, family.shared is not None)
+        return for_qwen(made, config, family.shared is not None, layers)
+
+    @property
+    def layers(self) -> int:
+        """How many layers are mixtures: all of them."""
+        return len({router.layer for router in self.routers})
 
     @property
     def code(self) -> Mapping[str, str]:
@@ -179,7 +186,6 @@ def plan_moe(recipe: Recipe, models: Mapping[str, ModelIndex], outcome: Outcome)
     family = _family(recipe, asked, models[recipe.sources[0].id])
     experts = tuple(source_id for source_id in recipe.source_ids() if source_id not in asked.shared)
     findings = [*outcome.findings, *_check_shared(recipe, asked, family)]
-    findings += _check_sources(recipe, models, family)
     outputs: list[OutputTensor] = []
     routers: list[Router] = []
     for output in outcome.tensors:
@@ -199,6 +205,7 @@ def plan_moe(recipe: Recipe, models: Mapping[str, ModelIndex], outcome: Outcome)
     if not routers:
         message = "The models have no feed-forward layers of the kind that becomes experts (mlp.gate_proj)."
         findings.append(error("moe_source_unsupported", message, "result", "architecture"))
+    findings += _check_sources(recipe, models, family, len({router.layer for router in routers}))
     expected = {output.name for output in outputs if output.policy.startswith("source:")}
     findings += (
         each for output in outputs if output.name in expected for each in _check_copy(output, models)
@@ -292,7 +299,9 @@ def _check_shared(recipe: Recipe, asked: MoeResult, family: Family) -> Iterator[
         yield warning("moe_remote_code", message, "result", "architecture")
 
 
-def _check_sources(recipe: Recipe, models: Mapping[str, ModelIndex], family: Family) -> Iterator[Finding]:
+def _check_sources(
+    recipe: Recipe, models: Mapping[str, ModelIndex], family: Family, layers: int
+) -> Iterator[Finding]:
     for position, source in enumerate(recipe.sources):
         config = models[source.id].config
         kind = config.get("model_type")
@@ -305,12 +314,21 @@ def _check_sources(recipe: Recipe, models: Mapping[str, ModelIndex], family: Fam
         elif config.get("mlp_bias") or (config.get("attention_bias") and kind != "qwen3"):
             message = f"{models[source.id].label} has biases, which {family.model_type} has no place for."
             yield error("moe_source_unsupported", message, "sources", position, "model", model=source.id)
-        elif family.model_type == "deepseek" and (odd := _odd_for_deepseek(config)) is not None:
-            message = f"{models[source.id].label} has {odd}, which the code of DeepSeek-MoE does not know."
+        elif (odd := _odd(config, family.model_type, layers)) is not None:
+            message = f"{models[source.id].label} has {odd}, which {family.model_type} cannot have."
             yield error("moe_source_unsupported", message, "sources", position, "model", model=source.id)
 
 
-def _odd_for_deepseek(config: Mapping[str, Any]) -> str | None:
+def _odd(config: Mapping[str, Any], family: str, layers: int) -> str | None:
+    """What a family of mixtures cannot say of its layers."""
+    seen = set(windows(config, layers))
+    if family == "qwen3_moe" and len(seen) > 1:
+        return "a sliding window in some layers and none in others"
+    if family != "deepseek":
+        return None
+    reach = config.get("max_position_embeddings")
+    if any(window and not (isinstance(reach, int) and reach <= window) for window in seen):
+        return "a sliding window"
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if rope_kind(config) not in PLAIN_ROPES:
         return f"rotary embeddings of the kind {rope_kind(config)}"

@@ -5,7 +5,9 @@ from typing import Any
 
 from merge.arch.rope import rope_kind, rope_of
 
-_DROPPED = ("attention_bias", "mlp_bias", "pretraining_tp", "use_sliding_window", "max_window_layers")
+_DROPPED = (
+    "attention_bias", "layer_types", "max_window_layers", "mlp_bias", "pretraining_tp", "use_sliding_window",
+)  # fmt: skip
 _DEEPSEEK_CODE = "deepseek-ai/deepseek-moe-16b-base"
 DEEPSEEK_CLASSES: Mapping[str, str] = {
     "AutoConfig": f"{_DEEPSEEK_CODE}--configuration_deepseek.DeepseekConfig",
@@ -34,19 +36,39 @@ def mixture_config(
     }
 
 
-def for_mixtral(made: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def windows(config: Mapping[str, Any], layers: int) -> list[int | None]:
+    """How far back each layer of a dense model looks, as its class reads the config; ``None`` for all."""
+    kind, types = config.get("model_type"), config.get("layer_types")
+    window, first = config.get("sliding_window", 4096), config.get("max_window_layers", 28)
+    if kind == "mistral":
+        slides = [True] * layers
+    elif kind not in ("qwen2", "qwen3") or not config.get("use_sliding_window"):
+        slides = [False] * layers
+    elif isinstance(types, list):
+        slides = [each == "sliding_attention" for each in types[:layers]]
+    else:
+        slides = [isinstance(first, int) and layer >= first for layer in range(layers)]
+    return [window if each and isinstance(window, int) else None for each in slides]
+
+
+def for_mixtral(made: Mapping[str, Any], config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """The part of Mixtral: the window stays that of the dense model."""
-    return {**made, "sliding_window": config.get("sliding_window")}
+    return {**made, "sliding_window": next(iter(windows(config, layers)), None)}
 
 
-def for_qwen(made: Mapping[str, Any], config: Mapping[str, Any], shared: bool) -> dict[str, Any]:
+def for_qwen(made: Mapping[str, Any], config: Mapping[str, Any], shared: bool, layers: int) -> dict[str, Any]:
     """The part of the Qwen mixtures: every layer is one; ``shared`` where the family has a shared expert."""
-    width = config.get("intermediate_size")
+    width, seen = config.get("intermediate_size"), windows(config, layers)
     found = {**made, "moe_intermediate_size": width, "norm_topk_prob": True, "decoder_sparse_step": 1}
     found["mlp_only_layers"] = []
+    if any(seen):
+        found |= {"use_sliding_window": True, "sliding_window": max(filter(None, seen))}
     if shared:
         found["shared_expert_intermediate_size"] = width
         found["qkv_bias"] = config.get("model_type") == "qwen2"
+        found["layer_types"] = ["sliding_attention" if window else "full_attention" for window in seen]
+    elif config.get("attention_bias"):
+        found["attention_bias"] = True
     return found
 
 

@@ -2,6 +2,7 @@
 GPT-2's own and those of older vision-language models do.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from merge.arch.aliases import names_in, other_names
+from merge.arch.ties import tied_names
 from merge.checkpoint.index import ModelIndex
 
 Shape = tuple[int, ...]
@@ -21,9 +23,22 @@ def called(base: ModelIndex) -> dict[str, str]:
     which tensor is meant, or the other name would not be found in these files again, it stays as it is there.
     """
     files = {name: tuple(info.shape) for name, info in base.tensors.items()}
-    others = other_names(files, _loaded(base.config))
-    again = names_in(files, others.values())
-    return {name: other for name, other in others.items() if again[other] == name}
+    loaded = _loaded(base.config)
+    found = other_names(files, loaded)
+    second = tied_names(base.config, loaded)
+    left = {name: shape for name, shape in files.items() if name not in loaded and name not in found}
+    spare = {name: shape for name, shape in loaded.items()
+             if name not in files and name not in found.values() and name not in second}  # fmt: skip
+    ours, theirs = _alone(left), _alone(spare)
+    found |= {name: theirs[shape] for shape, name in ours.items() if shape in theirs}
+    again = names_in({other: files[name] for name, other in found.items()}, files)
+    return {name: other for name, other in found.items() if again[other] == name}
+
+
+def _alone(shapes: Mapping[str, Shape]) -> dict[Shape, str]:
+    """Names by shapes that no other has: of one architecture, what is left on both sides is the same."""
+    counts = Counter(shapes.values())
+    return {shape: name for name, shape in shapes.items() if counts[shape] == 1}
 
 
 def _loaded(config: Mapping[str, Any]) -> dict[str, Shape]:

@@ -119,8 +119,8 @@ def losses(
 ) -> dict[str, Any]:
     """What the adapter holds and what it does not, for the manifest: errors are relative Frobenius norms.
 
-    ``error`` is over all modules with factors, ``total_error`` over the whole model, what was left out
-    counted as lost.
+    ``error`` is over all modules with factors, ``total_error`` over them and what was left out, which counts
+    as lost; what is saved whole is in neither.
     """
     norm, lost = hypot(*(each.norm for each in made)), hypot(*(each.lost for each in made))
     left_out: dict[str, list[float]] = {}

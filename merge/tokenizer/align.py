@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.checkpoint.vocabulary import Vocabulary
-from merge.recipe_tokenizer import TokenizerChoice, TokenOf
+from merge.recipe_tokenizer import FROM_DONORS, TokenizerChoice, TokenOf
 from merge.tokenizer.pieces import Pieces, beginnings
 
 Fill = tuple[tuple[str, int], ...]
@@ -150,7 +150,14 @@ class _Aligner:
         return Alignment(self.ground.key, self.rows, tokens, tuple(self.new), self.own, tables, unused)
 
     def _ids(self, vocabulary: Vocabulary) -> Mapping[Any, int]:
-        return vocabulary.tokens if self.raw else vocabulary.meanings()
+        """Ids by token as it is spelt, or by its bytes; where several have the same bytes (``A``, ``<0x41>``)
+        all but one by their spelling.
+        """
+        if self.raw:
+            return vocabulary.tokens
+        meant = vocabulary.meanings()
+        told = set(meant.values())
+        return {**meant, **{text: at for text, at in vocabulary.tokens.items() if at not in told}}
 
     def _key(self, text: str) -> Any:
         """The key of a token the user writes: as it is spelt in the ground's files, else as plain text."""
@@ -165,7 +172,7 @@ class _Aligner:
             flags = {token.text: token.flags for token in speaker.vocabulary.added}
             listed = sorted(speaker.vocabulary.tokens.items(), key=lambda item: item[1])
             known = self.known[speaker.key]
-            names = {number: key for key, number in known.items()} if not self.raw else {}
+            names = {number: key for key, number in known.items() if isinstance(key, bytes)}
             for text, number in listed:
                 key = text if self.raw else names.get(number)
                 if key is not None and key not in self.ids:
@@ -195,7 +202,8 @@ class _Aligner:
         speaker, known = self.speakers[key], self.known[key]
         own = array("i", [-1]) * self.rows
         for token, at in self.ids.items():
-            row = known.get(token, -1)
+            same = token if self.raw or token in known else self._meaning(token)
+            row = known.get(same, -1)
             if row < speaker.rows:
                 own[at] = row
         named, spoken = set(self.ids.values()), set(speaker.vocabulary.tokens.values())
@@ -294,9 +302,11 @@ class _Aligner:
         return tuple((other, self.own[other][at]) for other in having) or None
 
     def _approximated(self, key: str, at: int) -> tuple[str, str | None]:
-        """The method, and the first of the ground and the others that has the token; else the mean."""
+        """The method, and where it learns from a donor the first of the ground and the others that has the
+        token; else the mean.
+        """
         method = str(self.choice.approximate)
-        if method == "zero":
+        if method not in FROM_DONORS:
             return method, None
         donors = dict.fromkeys((self.ground.key, *self.speakers))
         donor = next((d for d in donors if d != key and self.own[d][at] >= 0), None)
@@ -325,8 +335,8 @@ class _Aligner:
         return lambda token: pieces.of(self._meaning(token))
 
     def _meaning(self, token: Any) -> bytes:
-        if not self.raw:
-            return bytes(token)
+        if isinstance(token, bytes):
+            return token
         for speaker in self.speakers.values():
             if token in speaker.vocabulary.tokens:
                 return speaker.vocabulary.meaning(token)

@@ -55,12 +55,18 @@ def ends_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _moved(value: Any, own: Rows) -> Any:
+    """``None`` for what is lost: a list loses single tokens, a sequence in a list all or none of them."""
     if isinstance(value, list):
-        moved = [_moved(each, own) for each in value]
-        return [each for each in moved if each is not None]
+        moved = [_sequence(each, own) if isinstance(each, list) else _moved(each, own) for each in value]
+        return [each for each in moved if each is not None] or (None if value else [])
     if type(value) is not int or value < 0:
         return value
     try:
         return own.index(value)
     except ValueError:
         return None
+
+
+def _sequence(tokens: list[Any], own: Rows) -> list[Any] | None:
+    moved = [_moved(each, own) for each in tokens]
+    return None if None in moved else moved

@@ -24,13 +24,14 @@ from jobs.kinds import Asking, plan_order
 from jobs.planning import Planned, Planner
 from jobs.request import JobRequest
 from jobs.submit import check_publishing
+from merge.checkpoint.tokenizer import READER_FILES
 from merge.errors import PlanRefused
 from merge.recipe import recipe_from
 from tests import tiny
 from tests.factories import make_request
 from tests.merge.checkpoint.gguf.test_model import saved
 from tests.merge.checkpoint.gguf.write import F32, Q8_0, write
-from worker.inputs import wanted_files
+from worker.inputs import wanted_files, wanted_names
 
 TOKENS = {
     "hf_owner": {"name": "owner", "role": "write", "orgs": ["org", "closed"]},
@@ -273,6 +274,10 @@ def test_one_file_of_a_repository_is_a_model_and_only_it_is_looked_at(desk: Desk
     wanted = [wanted_files(e.role, e.snapshot, planned.plan, e.inside) for e in planned.inputs if e.snapshot]
     assert [each.names for each in wanted] == [(name.partition(":")[2],) for name in names]
     assert {each.prefix for each in wanted} == {"checkpoints/"}
+
+
+def test_all_that_makes_tokens_of_texts_and_images_is_fetched() -> None:
+    assert set(wanted_names((*READER_FILES, "modeling.py", "pytorch_model.bin"), ())) == set(READER_FILES)
 
 
 def test_what_is_not_inside_a_repository_is_named(desk: Desk) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import ModelIndex
@@ -15,6 +16,7 @@ from merge.errors import Finding, PlanRefused
 from merge.estimate import whole_entries
 from merge.plan import Plan, make_plan, plan_or_findings
 from merge.recipe import recipe_from
+from tests import tiny
 from tests.merge import exact
 
 GIB = 1 << 30
@@ -217,6 +219,16 @@ def test_a_tied_head_stored_twice_is_one_decision(tmp_path: Path) -> None:
     plan = plan_of(tied, TIES)
     assert "lm_head.weight" not in {o.name for o in plan.outputs}
     assert [finding.code for finding in plan.findings] == ["tied_tensor"]
+
+
+def test_a_tied_head_that_only_one_source_stores_is_no_tensor_of_its_own(tmp_path: Path) -> None:
+    folders = {name: tiny.llama(tmp_path / name, tied=True, expert=at) for at, name in enumerate("ab")}
+    stored = load_file(folders["b"] / "model.safetensors")
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
+    save_file(stored, folders["b"] / "model.safetensors")
+    recipe = recipe_from({"sources": [{"id": name, "model": name} for name in "ab"], "steps": ["linear"]})
+    plan = make_plan(recipe, exact.indices(folders), budget=GIB)
+    assert "lm_head.weight" not in {output.name for output in plan.outputs}
 
 
 def test_classes_and_overrides_choose_policies(models: Mapping[str, ModelIndex]) -> None:

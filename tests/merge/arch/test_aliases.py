@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merge.arch.aliases import other_names
+from merge.arch.aliases import names_in, other_names
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
 from merge.plan import make_plan
 from merge.recipe import recipe_from
@@ -40,6 +40,8 @@ def test_beginnings_that_stand_for_each_other_are_found(
     shapes = dict.fromkeys(wanted, (4, 4))
     assert other_names(shapes, dict.fromkeys(wanted.values(), (4, 4))) == wanted
     assert other_names(shapes, shapes) == {}
+    more_tokens = {name: (5 if "wte" in name or "lm_head" in name else 4, 4) for name in wanted.values()}
+    assert other_names(shapes, more_tokens) == wanted
 
 
 def test_what_is_not_certain_is_left() -> None:
@@ -48,6 +50,14 @@ def test_what_is_not_certain_is_left() -> None:
     assert other_names(ours, {"a.decoder.q.weight": (4, 5)}) == {}
     assert other_names({"a.q.weight": (4,), "b.q.weight": (4,)}, {"c.q.weight": (4,)}) == {}
     assert other_names(ours, {"decoder.q.weight": (4, 4), "decoder.k.weight": (4, 4)}) == {}
+
+
+def test_the_only_head_of_a_shape_is_found_by_any_name_of_a_head() -> None:
+    wanted = {"lm_head.weight": (9, 4), "gpt_neox.layers.0.q.weight": (4, 4)}
+    theirs = {"gpt_neox.embed_in.weight": (9, 4), "embed_out.weight": (9, 4), "layers.0.q.weight": (4, 4)}
+    found = {"lm_head.weight": "embed_out.weight", "gpt_neox.layers.0.q.weight": "layers.0.q.weight"}
+    assert names_in(wanted, theirs) == found
+    assert names_in({"lm_head.weight": (2, 4)}, theirs) == {"lm_head.weight": "lm_head.weight"}
 
 
 def test_models_that_name_their_tensors_otherwise_merge(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_meanings_undo_the_spelling() -> None:
         ({"a": 0, "b": 900_000}, (), "nearly all are holes"),
         ({"a": 0}, (("<s>", 7),), "an id that it will not have"),
         ({"a": 0, "<s>": 1}, (("<s>", 2),), "an id that it will not have"),
+        ({"a": 0}, (("<s>", 1), ("<s>", 2)), "an id that it will not have"),
     ],
 )
 def test_what_cannot_be_lined_up_is_refused_by_name(vocab: Any, added: Any, said: str) -> None:

@@ -49,6 +49,21 @@ def test_names_of_a_vision_language_model_are_those_that_it_is_loaded_with(tmp_p
     assert called(index_folder(tmp_path, "llava")) == {older(name): name for name in now}
 
 
+def test_a_head_whose_name_has_nothing_in_common_is_what_is_left_on_both_sides(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    config = GPTNeoXConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+                           vocab_size=32, architectures=["GPTNeoXForCausalLM"])  # fmt: skip
+    with torch.device("meta"):
+        now = AutoModelForCausalLM.from_config(config).state_dict()
+    head = next(name for name in now if name in ("lm_head.weight", "embed_out.weight"))
+    stored = "lm_head.weight" if head == "embed_out.weight" else "embed_out.weight"
+    zeros = {stored if name == head else name: torch.zeros(now[name].shape) for name in now}
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    save_file(zeros, tmp_path / "model.safetensors")
+    assert called(index_folder(tmp_path, "neox")) == {stored: head}
+
+
 @pytest.mark.parametrize(
     "odd",
     [

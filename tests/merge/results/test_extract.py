@@ -82,31 +82,6 @@ def test_full_rank_reloads_in_peft_as_the_dense_model(root: Path, tmp_path: Path
     assert report.manifest["adapter"]["total_error"] < 1e-6
 
 
-def test_an_adapter_of_a_classifier_loads_without_its_head(root: Path, tmp_path: Path) -> None:
-    """PEFT looks for a saved head wherever a config names the task of a classifier."""
-    from peft import PeftModel
-    from transformers import LlamaForSequenceClassification
-
-    for name in ("base", "a"):
-        shutil.copytree(root / name, tmp_path / name)
-        tensors = load_file(tmp_path / name / "model.safetensors")
-        tensors |= {"score.weight": tensors.pop("lm_head.weight")[:2].clone().fill_(0.5)}
-        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        config |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 2}
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-    made(tmp_path, extract(rank=64, classes={"norm": "save", "embed": "lora"}))
-    how = {"dtype": torch.float32}
-    base, dense = (
-        LlamaForSequenceClassification.from_pretrained(tmp_path / name, **how) for name in ("base", "a")
-    )
-    tokens = torch.arange(24)[None]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = PeftModel.from_pretrained(base, tmp_path / "out")(tokens).logits
-        assert torch.allclose(found, dense(tokens).logits, atol=2e-5)
-
-
 def test_conv1d_weights_are_turned(root: Path, tmp_path: Path) -> None:
     document = extract(rank=64, classes={"norm": "save", "bias": "save"}, include=["*.h.*", "*ln_f*"])
     document |= {"base": "gpt2-base", "sources": [{"id": "a", "model": "gpt2-a"}]}

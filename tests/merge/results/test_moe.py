@@ -20,13 +20,13 @@ PROMPTS = {"a": ["solve 1 + 1", "what is 7 * 8?"], "b": ["def main():"], "c": ["
 KINDS = {"mixtral": "llama", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3"}
 
 
-def dense(folder: Path, kind: str, seed: int) -> None:
+def dense(folder: Path, kind: str, seed: int, **more: Any) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shape: dict[str, Any] = {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 4, "vocab_size": tiny.VOCAB, "max_position_embeddings": 128,
-        "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 259, "tie_word_embeddings": False,
+        "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 259, "tie_word_embeddings": False, **more,
     }  # fmt: skip
     torch.manual_seed(seed)
     with warnings.catch_warnings():
@@ -95,16 +95,47 @@ def test_every_family_loads_completely_and_gives_finite_logits(
 
 @pytest.mark.parametrize("architecture", KINDS)
 def test_equal_experts_work_as_the_dense_model(root: Path, tmp_path: Path, architecture: str) -> None:
+    works_as_the_dense_model(root / KINDS[architecture], architecture, tmp_path / "out")
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 8}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "architecture"),
+    [
+        ("mistral", {"sliding_window": 8}, "qwen2_moe"),
+        ("qwen2", {**WINDOW, "max_window_layers": 1}, "qwen2_moe"),
+        ("qwen3", {**WINDOW, "max_window_layers": 0}, "qwen3_moe"),
+        ("qwen3", {"attention_bias": True}, "qwen3_moe"),
+    ],
+)
+def test_attention_stays_that_of_the_dense_model(
+    tmp_path: Path, kind: str, more: dict[str, Any], architecture: str
+) -> None:
+    dense(tmp_path / "base", kind, 0, **more)
+    works_as_the_dense_model(tmp_path, architecture, tmp_path / "out")
+
+
+def works_as_the_dense_model(root: Path, architecture: str, out: Path) -> None:
+    """A mixture of equal experts beside the model that they are."""
     document = mixture(architecture) | everything_else_from_the_base()
     for source in document["sources"]:
         source["model"] = "base"
     if architecture == "qwen2_moe":
         document["sources"][-1]["model"] = "zero"
-        silent_expert(root / "qwen2" / "base", root / "qwen2" / "zero")
-    made(root / KINDS[architecture], document, str(tmp_path / "out"))
-    assert torch.allclose(
-        running(tmp_path / "out")[1], running(root / KINDS[architecture] / "base")[1], atol=1e-5
-    )
+        silent_expert(root / "base", root / "zero")
+    made(root, document, str(out))
+    assert torch.allclose(running(out)[1], running(root / "base")[1], atol=1e-5)
+
+
+def test_a_window_in_some_layers_is_refused_where_the_family_has_one_for_all(tmp_path: Path) -> None:
+    dense(tmp_path / "base", "qwen3", 0, **WINDOW, max_window_layers=1)
+    document = mixture("qwen3_moe")
+    for source in document["sources"]:
+        source["model"] = "base"
+    with pytest.raises(FindingsError, match="in some layers"):
+        made(tmp_path, document, str(tmp_path / "out"))
 
 
 def silent_expert(folder: Path, target: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import KasaConfig, VeloraConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from merge.errors import AdapterMismatch, AdapterRefused
 from tests import tiny
@@ -106,6 +106,29 @@ def test_a_merged_checkpoint_is_what_peft_computes(root: Path, case: str) -> Non
     wanted = trained(root, base, case, **settings)
     made(root, alone(base, case), f"{case}-out")
     assert torch.allclose(logits(loaded(root / f"{case}-out")), wanted, atol=2e-5)
+
+
+def test_an_adapter_of_a_classifier_loads(tmp_path: Path) -> None:
+    """PEFT 0.21 looks for a head that is saved whole where the task is that of a classifier."""
+    for number, name in enumerate(("base", "a")):
+        tiny.llama(tmp_path / name, expert=number, dtype=torch.float32)
+        file, config = tmp_path / name / "model.safetensors", tmp_path / name / "config.json"
+        tensors = load_file(file)
+        save_file({n.replace("lm_head", "score"): t[:2] if n == "lm_head.weight" else t
+                   for n, t in tensors.items()}, file, {"format": "pt"})  # fmt: skip
+        config.write_text(config.read_text().replace("ForCausalLM", "ForSequenceClassification"))
+    sources = [{"id": "a", "model": "a"}]
+    result = {"form": "adapter", "error": 0.0, "classes": {"embed": "lora", "norm": "save"}}
+    made(
+        tmp_path, {"base": "base", "sources": sources, "steps": ["task_arithmetic"], "result": result}, "out"
+    )
+    base, wanted = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / name, local_files_only=True)
+        for name in ("base", "a")
+    )
+    found = PeftModel.from_pretrained(base, str(tmp_path / "out"))
+    with torch.no_grad():
+        assert torch.allclose(found(TOKENS).logits, wanted(TOKENS).logits, atol=1e-4)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

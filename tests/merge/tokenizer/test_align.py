@@ -153,6 +153,9 @@ def test_tokens_are_compared_by_meaning_where_they_are_spelt_differently() -> No
     assert rows_of(found, "a") == [4, 3, 0, 5, 2, -1], (
         "a lone byte stands in for it only where no letter does"
     )
+    found = aligned({"source": "a"}, words, pieces, ground="a")
+    assert rows_of(found, "a") == [0, 1, 2, 3, 4, 5], "a lone byte keeps its own row beside the letter's"
+    assert rows_of(found, "b") == [2, 0, 4, 1, 0, 3], "and is the other model's letter"
 
 
 def test_approximated_rows_name_the_method_and_the_first_that_knows_the_token() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge.errors import PlanRefused
@@ -97,6 +98,23 @@ def test_a_sources_vocabulary_comes_with_its_special_ids(root: Path) -> None:
     has_ids_of_its_rows(out)
     a, b, found = (small.rows(root / name) for name in ("a", "b", "out"))
     assert all(torch.equal(found[token], mean(a.get(token, b[token]), b[token])) for token in b)
+
+
+def test_its_special_ids_are_those_of_its_config_where_it_has_no_generation_config(root: Path) -> None:
+    (root / "b" / "generation_config.json").unlink()
+    ends = small.ids_of(root / "a")["<|im_start|>"]
+    small.write_json(root / "a" / "generation_config.json", {"eos_token_id": ends})
+    out, _ = small.merged(root, {"sources": SOURCES, "tokenizer": {"source": "b"}})
+    told = json.loads((out / "generation_config.json").read_text())
+    assert told["eos_token_id"] == small.ids_of(root / "b")["</s>"]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_a_generation_config_that_is_none_stays_as_it_is(root: Path, content: str) -> None:
+    for name in ("a", "b"):
+        (root / name / "generation_config.json").write_text(content, "latin-1")
+    out, _ = small.merged(root, {"sources": SOURCES, "tokenizer": {"source": "b"}})
+    assert (out / "generation_config.json").read_text("latin-1") == content
 
 
 def test_the_references_special_ids_move_with_their_tokens(root: Path) -> None:
@@ -233,6 +251,17 @@ def test_the_plan_tells_what_is_shared_and_what_is_filled(root: Path) -> None:
     )
     summary = plan.summary()["vocabulary"]
     assert summary["models"]["b"] == {"own": 264, "filled": 1}
+
+
+def test_a_constant_with_a_column_for_each_token_is_left_out_where_tokens_move(root: Path) -> None:
+    """BART and its like have one of zeros, which Transformers makes anew."""
+    for name in ("a", "b"):
+        tensors = load_file(root / name / "model.safetensors")
+        tensors["final_logits_bias"] = torch.zeros(1, len(tensors[EMBED]))
+        save_file(tensors, root / name / "model.safetensors", {"format": "pt"})
+    plan = small.plan_of(root, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    assert "final_logits_bias" not in {output.name for output in plan.outputs}
+    assert ("buffer_dropped", "final_logits_bias") in {(f.code, f.tensor) for f in plan.findings}
 
 
 def test_equal_vocabularies_need_no_tables(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ def test_ids_sizes_and_lists_move_wherever_they_stand() -> None:
         "vision_config": {"vocab_size": 4, "eos_token_id": 3}, "audio": {"vocab_size": 9},
         "begin_suppress_tokens": [3, 1], "cls_token_id": None, "sep_token_id": -1, "forced_bos_token_id": 0,
     }  # fmt: skip
+    banned = {"bad_words_ids": [[0, 1], [0, 2], [3]], "suppress_tokens": []}
+    assert with_vocabulary(banned, 8, 4, OWN, {}) == {"bad_words_ids": [[3, 1], [0]], "suppress_tokens": []}
+    assert with_vocabulary({"bad_words_ids": [[2]]}, 8, 4, OWN, {}) == {"bad_words_ids": None}
     assert list(lost_ids(config, OWN)) == [("eos_token_id", 2), ("pad_token_id", 2)]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import AutoTokenizer
 
 from merge.errors import RecipeInvalid
 from merge.recipe import recipe_from
@@ -75,6 +76,20 @@ def test_a_tie_is_the_bases(tmp_path: Path) -> None:
     document = {"base": "b", "sources": [{"id": "a", "model": "a"}], "chat_template": "auto"}
     out, _ = small.merged(tmp_path, document)
     assert (out / "chat_template.jinja").read_text() == "{{ y }}"
+
+
+def test_templates_beside_the_usual_one_stay_with_it(tmp_path: Path) -> None:
+    for name in "ab":
+        small.speaker(tmp_path / name, template="{{ x }}")
+    extra = tmp_path / "a" / "additional_chat_templates" / "tool_use.jinja"
+    extra.parent.mkdir()
+    extra.write_text("{{ tools }}")
+    for chosen, wanted in ((None, True), ("auto", True), ("chatml", False)):
+        document = {"sources": [{"id": name, "model": name} for name in "ab"], "chat_template": chosen}
+        out, _ = small.merged(tmp_path, document, str(chosen))
+        tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+        assert isinstance(tokenizer.chat_template, dict) is wanted
+        assert not wanted or tokenizer.chat_template["tool_use"] == "{{ tools }}"
 
 
 def test_a_name_that_is_none_is_refused_with_the_nearest() -> None:

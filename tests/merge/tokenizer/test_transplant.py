@@ -36,6 +36,22 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("method", ["mean", "random", "john_hewitt"])
+def test_ways_that_ask_no_donor_need_no_shared_tokens_and_none_of_its_weights(
+    root: Path, method: str
+) -> None:
+    donor = json.loads((root / "donor" / "tokenizer.json").read_text())
+    vocab = {f"{token}~{at}": at for token, at in small.ids_of(root / "donor").items()}
+    small.write_json(root / "donor" / "tokenizer.json",
+                     donor | {"model": {"type": "WordLevel", "vocab": vocab, "unk_token": next(iter(vocab))},
+                              "added_tokens": []})  # fmt: skip
+    plan = small.plan_of(root, recipe(method))
+    assert plan.vocabulary is not None and plan.vocabulary.tensors_read("donor") == {}
+    out, _ = small.merged(root, recipe(method))
+    rows = small.rows(out)
+    assert (len({tuple(row.tolist()) for row in rows.values()}) == 1) is (method == "mean")
+
+
 def combine(root: Path, tensor: str) -> None:
     """Makes two of the donor's new tokens of few shared ones."""
     rows = small.rows(root / "donor", tensor)
