@@ -20,11 +20,11 @@ from merge.errors import (
     CalibrationTooLarge,
     CalibrationTooShort,
 )
-from merge.learn.samples import default_set, documents_of
+from merge.learn.samples import LINES, TEXTS, default_set, documents_of
 from merge.recipe import Recipe
 from merge.recipe_calibration import CalibrationData, Data
 
-TEXTS, LINES, PARQUET = (".txt", ".md"), (".jsonl", ".ndjson"), ".parquet"
+PARQUET = ".parquet"
 FIRST_BYTES = 1 << 16
 """How much of a file is looked at before a job starts."""
 _MAGIC = b"PAR1"
@@ -38,6 +38,8 @@ class DataSeen:
     sha256: str
     stamp: Hashable = None
     snapshot: Snapshot | None = field(default=None, repr=False)
+    lines: bool = False
+    """Whether it is read as lines of JSON."""
 
 
 @dataclass(frozen=True)
@@ -161,18 +163,20 @@ def _see_hub(data: CalibrationData, name: str, file: str, places: Places) -> Dat
     label = f"{file} of {snapshot.label}"
     wanted = min(listed.size, FIRST_BYTES) if listed.sha256 is not None else listed.size
     first = places.start(snapshot, file, wanted) if 0 < listed.size <= places.limit else b""
-    check_start(label, kind_of(file, first), first, listed.size, places.limit)
+    kind = kind_of(file, first)
+    check_start(label, kind, first, listed.size, places.limit)
     sha256 = listed.sha256 or hashlib.sha256(first).hexdigest()
     pinned = data.model_copy(update={"hub": f"{snapshot.repo}@{snapshot.sha}"})
-    return DataSeen(pinned, sha256, (snapshot.repo, snapshot.sha, file), snapshot)
+    return DataSeen(pinned, sha256, (snapshot.repo, snapshot.sha, file), snapshot, kind in LINES)
 
 
 def _see_upload(data: CalibrationData, name: str, places: Places) -> DataSeen:
     found = places.uploads(name)
     if found is None:
         raise CalibrationMissing(f"There is no dataset {name!r}; upload it first (POST /v1/datasets).")
-    check_start(name, kind_of(found.name, found.first), found.first, found.size, places.limit)
-    return DataSeen(data, found.sha256, (name, found.sha256))
+    kind = kind_of(found.name, found.first)
+    check_start(name, kind, found.first, found.size, places.limit)
+    return DataSeen(data, found.sha256, (name, found.sha256), lines=kind in LINES)
 
 
 def _see_path(data: CalibrationData, name: str, places: Places) -> DataSeen:
@@ -181,10 +185,11 @@ def _see_path(data: CalibrationData, name: str, places: Places) -> DataSeen:
     status = path.stat()
     with path.open("rb") as file:
         first = file.read(FIRST_BYTES)
-        check_start(name, kind_of(name, first), first, status.st_size, places.limit)
+        kind = kind_of(name, first)
+        check_start(name, kind, first, status.st_size, places.limit)
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return DataSeen(data, sha256, (str(path), status.st_size, status.st_mtime_ns))
+    return DataSeen(data, sha256, (str(path), status.st_size, status.st_mtime_ns), lines=kind in LINES)
 
 
 def _check_ending(name: str) -> None:

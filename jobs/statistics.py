@@ -115,7 +115,8 @@ def digests_of(
     asked, recipe = plan.statistics, plan.recipe
     models = _known_models(plan, inputs, tenant, shelf)
     keys = dict.fromkeys((*asked.needed, *asked.joint))
-    samples = {key: samples_for(recipe, key, bound(recipe, data, key).sha256) for key in keys}
+    seen = {key: bound(recipe, data, key) for key in keys}
+    samples = {key: samples_for(recipe, key, one.sha256, lines=one.lines) for key, one in seen.items()}
     found = {
         key: digest_of(plan.models[key], models[key], samples[key], kinds)
         for key, kinds in asked.needed.items()
@@ -164,15 +165,17 @@ def adapter_files(index: ModelIndex) -> list[str]:
     return [name for name in files if name.endswith(".safetensors")]
 
 
-def samples_for(recipe: Recipe, label: str, sha256: str, texts: tuple[str, ...] = ()) -> Samples:
+def samples_for(
+    recipe: Recipe, label: str, sha256: str, texts: tuple[str, ...] = (), *, lines: bool = False
+) -> Samples:
     """A calibration set as the recipe takes from it."""
-    wanted = recipe.calibration
-    return Samples(label, sha256, texts, documents=wanted.documents, tokens=wanted.tokens, rule=wanted.rule)
+    wanted = recipe.calibration.model_dump(include={"documents", "tokens", "rule"})
+    return Samples(label, sha256, texts, lines=lines, **wanted)
 
 
 def digest_of(index: ModelIndex, model_sha256: str, samples: Samples, kinds: tuple[str, ...]) -> str:
     """What statistics are found by; as ``merge.learn.collect`` names them."""
-    tokenizer = index.tokenizer.digest if index.tokenizer is not None else None
+    tokenizer = index.tokenizer.rules if index.tokenizer is not None else None
     return statistics_digest(model_sha256, tokenizer, samples.sha256, kinds, samples.settings)
 
 

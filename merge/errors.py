@@ -255,6 +255,8 @@ class TokenizerUnfit(CalibrationInvalid):
 
 
 class ModelNotRun(MergeError):
-    """A model that cannot be run on data here: its class is not known, or its weights do not fill it."""
+    """A model that cannot be run on data here: its class is not known, its weights do not fill it, or its
+    code fails.
+    """
 
     code = "model_not_run"

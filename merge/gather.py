@@ -66,7 +66,7 @@ class _How:
     def one(self, key: str, kinds: tuple[str, ...]) -> Path:
         """The folder of what one model shows."""
         index, samples, model = self.plan.models[key], self.samples[key], self.weights[key]
-        tokenizer = index.tokenizer.digest if index.tokenizer is not None else None
+        tokenizer = index.tokenizer.rules if index.tokenizer is not None else None
         out = self._folder(key, statistics_digest(model, tokenizer, samples.sha256, kinds, samples.settings))
         collect(
             self.folders[key],

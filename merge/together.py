@@ -60,7 +60,7 @@ class Asked:
             tokenizer = self.models[key].tokenizer
             found[key] = statistics_digest(
                 weights[key],
-                tokenizer.digest if tokenizer is not None else None,
+                tokenizer.rules if tokenizer is not None else None,
                 samples[key].sha256,
                 kinds,
                 self.settings(key, weights, samples),
@@ -78,9 +78,14 @@ class Asked:
         """The settings in the manifest of a model's joint statistics: what they depend on besides the model
         and its data.
         """
-        data = {name: each.sha256 for name, each in samples.items()}
+        data = {name: self._read_by(name, each) for name, each in samples.items()}
         asked = (self.recipe, self.outputs, self.steps, key, self.kinds[key], weights, data)
         return {**samples[key].settings, **_depends(*asked)}
+
+    def _read_by(self, key: str, samples: Samples) -> list[Any]:
+        """What decides which tokens a model reads of a set."""
+        tokenizer = self.models[key].tokenizer
+        return [samples.sha256, samples.lines, tokenizer.rules if tokenizer is not None else None]
 
 
 def _depends(
@@ -90,7 +95,7 @@ def _depends(
     key: str,
     kinds: Sequence[str],
     models: Mapping[str, str],
-    data: Mapping[str, str],
+    data: Mapping[str, list[Any]],
 ) -> dict[str, Any]:
     facts = {}
     for kind in kinds:
@@ -107,7 +112,7 @@ def _whole_recipe(
     outputs: Sequence[OutputTensor],
     steps: Sequence[MethodEntry],
     models: Mapping[str, str],
-    data: Mapping[str, str],
+    data: Mapping[str, list[Any]],
 ) -> dict[str, Any]:
     merged = [
         [o.name, o.policy, [*o.settings], [*o.weights], [[i.model, i.tensor] for i in o.inputs]]
@@ -129,7 +134,7 @@ def _settings_of(
     key: str,
     kind: str,
     models: Mapping[str, str],
-    data: Mapping[str, str],
+    data: Mapping[str, list[Any]],
 ) -> dict[str, Any]:
     other = other_of(outputs, kind)
     entries = [

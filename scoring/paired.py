@@ -48,6 +48,9 @@ def difference(one: Score, other: Score) -> Difference | None:
         return None
     if len(one.per_example) != len(other.per_example) or len(one.per_example) < 2:
         return None
+    both = zip(one.weights or (), other.weights or (), strict=False)
+    if any(mine != theirs and mine and theirs for mine, theirs in both):
+        return None  # windows of other texts, or other tokens
     seconds = zip(_resampled(one), _resampled(other), strict=True)
     draws = np.concatenate([first - second for first, second in seconds])
     draws = draws[np.isfinite(draws)]

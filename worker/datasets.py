@@ -12,7 +12,7 @@ from jobs.errors import NotFound
 from jobs.places import find_inside
 from jobs.statistics import label_of, samples_for
 from merge.errors import CalibrationFormat, CalibrationTooLarge
-from merge.learn.samples import MAX_BYTES, Samples, default_set, documents_of, enough
+from merge.learn.samples import LINES, MAX_BYTES, Samples, default_set, documents_of, enough
 from merge.recipe import Recipe
 from merge.recipe_calibration import CalibrationData, Data
 from worker.workshop import Workshop
@@ -69,7 +69,7 @@ def read_samples(workshop: Workshop, tenant_id: str, recipe: Recipe, data: Data,
     kind = kind_of(name, raw)
     check_start(label, kind, raw[: len(PARQUET)] if kind == PARQUET else raw, len(raw), limit)
     texts = parquet_texts(raw, label) if kind == PARQUET else documents_of(raw, kind, label)
-    return samples_for(recipe, label, hashlib.sha256(raw).hexdigest(), texts)
+    return samples_for(recipe, label, hashlib.sha256(raw).hexdigest(), texts, lines=kind in LINES)
 
 
 def parquet_texts(raw: bytes, label: str, limit: int = MAX_BYTES) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +31,7 @@ READER_FILES = (
     "video_preprocessor_config.json",
 )  # fmt: skip
 """What turns text and images into tokens; taken together from the model the recipe names."""
+CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TokenizerFacts:
     """``vocab_size`` is one more than the largest token id (``None`` where only a binary model tells it).
 
     ``digest`` covers the map of tokens to ids, however it is written down: equal digests, equal vocabularies.
+    ``rules`` covers all that decides which tokens a text becomes: merges, special tokens put before it.
     ``packed`` is the vocabulary itself (empty where it cannot be read). ``made`` packs the files where the
     model has none of its own (GGUF).
     """
@@ -48,6 +50,7 @@ class TokenizerFacts:
     chat_template: str | None
     packed: bytes = field(repr=False, default=b"")
     made: bytes = field(repr=False, default=b"")
+    rules: str = ""
 
     def vocabulary(self) -> Vocabulary | None:
         """The tokens and their ids; ``None`` where only a binary model tells them."""
@@ -87,19 +90,32 @@ def tokenizer_facts(texts: Mapping[str, bytes]) -> TokenizerFacts | None:
     file = next((name for name in VOCABULARY_FILES if name in texts), None)
     if file is None:
         return None
-    template = _chat_template(texts)
+    template, rules = _chat_template(texts), _rules(texts, files)
     found = read_vocabulary(texts)
     if found is None:
-        return TokenizerFacts(None, hashlib.sha256(texts[file]).hexdigest(), files, template)
+        digest = hashlib.sha256(texts[file]).hexdigest()
+        return TokenizerFacts(None, digest, files, template, rules=rules)
     listed = json.dumps(sorted(found.tokens.items()), separators=(",", ":")).encode()
-    return TokenizerFacts(found.size, hashlib.sha256(listed).hexdigest(), files, template, found.pack())
+    digest = hashlib.sha256(listed).hexdigest()
+    return TokenizerFacts(found.size, digest, files, template, found.pack(), rules=rules)
+
+
+def _rules(texts: Mapping[str, bytes], files: Iterable[str]) -> str:
+    """sha256 (hex) over a tokenizer's files but for its chat template."""
+    told: dict[str, Any] = {
+        name: hashlib.sha256(texts[name]).hexdigest() for name in files if name != TEMPLATE_FILE
+    }
+    with suppress(ValueError, RecursionError, AttributeError):  # what is no object counts as it is
+        config = json.loads(texts.get(CONFIG_FILE, b"{}"))
+        told[CONFIG_FILE] = {name: value for name, value in config.items() if name != "chat_template"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _chat_template(texts: Mapping[str, bytes]) -> str | None:
     """The file's, else the configuration's; of several named ones the one called default."""
-    if "chat_template.jinja" in texts:
-        return texts["chat_template.jinja"].decode("utf-8", "replace")
-    config = parse_json_object("tokenizer_config.json", texts.get("tokenizer_config.json", b"{}"))
+    if TEMPLATE_FILE in texts:
+        return texts[TEMPLATE_FILE].decode("utf-8", "replace")
+    config = parse_json_object(CONFIG_FILE, texts.get(CONFIG_FILE, b"{}"))
     found: Any = config.get("chat_template")
     if isinstance(found, list):
         named = {str(each.get("name")): each.get("template") for each in found if isinstance(each, dict)}

@@ -88,7 +88,7 @@ class Job:
             digest=self.digests[key],
             kinds=tuple(self.plan.statistics.joint[key]),
             model_sha256=self.weights[key],
-            tokenizer_sha256=tokenizer.digest if tokenizer is not None else None,
+            tokenizer_sha256=tokenizer.rules if tokenizer is not None else None,
             data_sha256=self.samples[key].sha256,
             settings=self.plan.joint.settings(key, self.weights, self.samples),
             tokens=batches.tokens,

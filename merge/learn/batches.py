@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from merge.errors import CalibrationFormat, CalibrationTooShort, ModelNotRun, TokenizerUnfit
+from merge.errors import CalibrationEmpty, CalibrationFormat, CalibrationTooShort, ModelNotRun, TokenizerUnfit
 from merge.learn.samples import Samples, chosen, cut
 from merge.learn.skeleton import Skeleton
 
@@ -81,8 +81,8 @@ def batches_of(skeleton: Skeleton, folder: Path, samples: Samples) -> Batches:
     if pixels is not None:
         named["pixel_values"] = pixels
     if ids is not None:
-        named |= _split(ids, skeleton)
-    size = max(1, BATCH_TOKENS // length) if length else 8
+        named |= _split(ids, skeleton) if "decoder_input_ids" in takes else {"input_ids": ids}
+    size = 1 if _one_by_one(skeleton) else max(1, BATCH_TOKENS // length) if length else 8
     return Batches(
         tuple(_batched(named, first.shape[0], length, size)),
         first.shape[0],
@@ -97,9 +97,27 @@ def _batched(named: Mapping[str, Tensor], count: int, length: int, size: int) ->
         yield Batch({name: value[at : at + held] for name, value in named.items()}, held, held * length)
 
 
+def _classifies(skeleton: Skeleton) -> bool:
+    return type(skeleton.module).__name__.endswith("ForSequenceClassification")
+
+
+def _one_by_one(skeleton: Skeleton) -> bool:
+    """Classifiers that find the end of each text by a token take one text at a time where there is no token
+    for padding, or where its number in all texts must be the same.
+    """
+    pad = getattr(skeleton.config.get_text_config(), "pad_token_id", None)
+    return _classifies(skeleton) and (pad is None or bool(skeleton.config.is_encoder_decoder))
+
+
 def _split(ids: Tensor, skeleton: Skeleton) -> dict[str, Tensor]:
-    """An encoder-decoder reads the first half of a block and writes the second."""
+    """An encoder-decoder reads the first half of a block and writes the second; one that classifies reads all
+    of it, in both, up to the token that ends texts.
+    """
     if not skeleton.config.is_encoder_decoder:
+        return {"input_ids": ids}
+    if _classifies(skeleton):
+        ids, end = ids.clone(), getattr(skeleton.config, "eos_token_id", None)
+        ids[:, -1] = end if isinstance(end, int) else ids[:, -1]
         return {"input_ids": ids}
     half = (ids.shape[1] + 1) // 2
     start = getattr(skeleton.config, "decoder_start_token_id", None)
@@ -157,6 +175,13 @@ def _longest(skeleton: Skeleton, tokenizer: Any) -> int | None:
     text = skeleton.config.get_text_config()
     limits = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
     limits.append(getattr(tokenizer, "model_max_length", None))
+    limits += [  # RoBERTa and its like begin to count after the padding token
+        each.num_embeddings - each.padding_idx - 1
+        for path, each in skeleton.module.named_modules()
+        if path.endswith("position_embeddings")
+        and isinstance(each, nn.Embedding)
+        and each.padding_idx is not None
+    ]
     known = [limit for limit in limits if isinstance(limit, int) and 1 < limit < 1 << 30]
     return min(known, default=None)
 
@@ -165,32 +190,41 @@ def _pixels(skeleton: Skeleton, samples: Samples) -> tuple[Tensor, tuple[str, ..
     """Images (count, channels, height, width), float32, and what to say of them."""
     shape = _image_shape(skeleton)
     if not samples.pixels:
+        if shape is None:
+            raise ModelNotRun(
+                f"{skeleton.index.label}: its config does not say how large its images are; give some."
+            )
         generator = torch.Generator().manual_seed(samples.seed)
         noise = torch.randn((NOISE_IMAGES, *shape), generator=generator)
         return noise, (
             f"No images were given: the vision tower saw {NOISE_IMAGES} images of noise, not pictures.",
         )
-    found = torch.cat([_array(path) for path in samples.pixels])
-    if tuple(found.shape[1:]) != shape:
+    arrays = [each for path in samples.pixels for each in _arrays(path)]
+    if not sum(map(len, arrays)):
+        raise CalibrationEmpty(f"{samples.label}: its files of arrays hold no images.")
+    wanted = shape or tuple(arrays[0].shape[1:])
+    other = next((each for each in arrays if tuple(each.shape[1:]) != wanted), None)
+    if other is not None:
         raise CalibrationFormat(
-            f"{samples.label}: images are {list(found.shape[1:])}, but {skeleton.index.label} takes "
-            f"{list(shape)} (channels, height, width), normalised as its processor does."
+            f"{samples.label}: images are {list(other.shape[1:])}, but {skeleton.index.label} takes "
+            f"{list(wanted)} (channels, height, width), normalised as its processor does."
         )
+    found = torch.cat(arrays)
     if not bool(found.isfinite().all()):
         raise CalibrationFormat(f"{samples.label}: a pixel is not a finite number.")
     return found[: samples.documents], ()
 
 
-def _image_shape(skeleton: Skeleton) -> tuple[int, int, int]:
+def _image_shape(skeleton: Skeleton) -> tuple[int, int, int] | None:
     config = getattr(skeleton.config, "vision_config", skeleton.config)
     size = getattr(config, "image_size", None)
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
     if len(sides) != 2:
-        raise ModelNotRun(f"{skeleton.index.label}: its config does not say how large its images are.")
+        return None
     return int(getattr(config, "num_channels", 3)), int(sides[0]), int(sides[1])
 
 
-def _array(path: Path) -> Tensor:
+def _arrays(path: Path) -> list[Tensor]:
     import numpy
     from safetensors.torch import load_file
 
@@ -208,4 +242,4 @@ def _array(path: Path) -> Tensor:
                 f"(channels, height, "
                 "width), or a batch of them, are read."
             )
-    return torch.cat([(array if array.dim() == 4 else array[None]).float() for array in arrays])
+    return [(array if array.dim() == 4 else array[None]).float() for array in arrays]

@@ -29,7 +29,7 @@ from merge.learn.batches import Batch, Batches, batches_of
 from merge.learn.forecast import bytes_whole, largest_stage
 from merge.learn.gradients import Squares
 from merge.learn.labels import EXACT, labels_told, why_not
-from merge.learn.losses import logits_of
+from merge.learn.losses import logits_of, rows_of
 from merge.learn.observe import Findings, finite
 from merge.learn.observed import observed
 from merge.learn.partial import Partial
@@ -140,7 +140,7 @@ def _named(
     batches: Batches,
     model_sha256: str,
 ) -> Manifest:
-    tokenizer = index.tokenizer.digest if index.tokenizer is not None else None
+    tokenizer = index.tokenizer.rules if index.tokenizer is not None else None
     settings = samples.settings
     digest = statistics_digest(model_sha256, tokenizer, samples.sha256, kinds, settings)
     return Manifest(
@@ -272,7 +272,8 @@ class _Work:
         found: list[int] = []
 
         def count(_: Batch, output: Any) -> None:
-            found.append(logits_of(output, self.skeleton.index.label).numel())
+            logits = logits_of(output, self.skeleton.index.label)
+            found.append(rows_of(logits, self.skeleton).numel())
 
         first, scratch = [self.batches.every[0].one(0)], self.partial.folder / "labels"
         with Walk(

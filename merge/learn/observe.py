@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from merge.arch.roles import role_of
 from merge.errors import NotFinite
-from merge.learn.skeleton import Skeleton
+from merge.learn.skeleton import Skeleton, is_in_out
 from merge.learn.trees import tensors_in
 
 _REMEMBERED = 4
@@ -202,7 +202,7 @@ class Observers:
         def see(_: nn.Module, args: Any, kwargs: Any) -> None:
             given = next((each for each in tensors_in((args, kwargs)) if each.is_floating_point()), None)
             if given is not None and not self._shared(name, given, width):
-                rows = _rows_of(given, weight, width)
+                rows = _rows_of(given, module, weight, width)
                 if rows is not None:
                     self._meter(name, None, width, kinds).add(rows)
 
@@ -276,8 +276,9 @@ class Observers:
         stored = self._skeleton.index.tensors
         shape = stored[name if name in stored else self._skeleton.makers_of(name)[0]].shape
         fits = [axis for axis, size in enumerate(shape) if size == meter.width]
-        usual = self._orders.get(parameter, 1) - (len(shape) == 2 and parameter in self._orders)
-        if len(shape) == 2 and parameter not in self._orders:
+        if parameter in self._orders:
+            usual = self._orders[parameter] - (len(shape) == 2)
+        else:
             usual = 0 if self._skeleton.is_transposed(parameter) else 1
         found.axis[name] = usual if usual in fits or not fits else fits[0]
 
@@ -370,20 +371,20 @@ _PRODUCTS = frozenset({
 })  # fmt: skip
 
 
+_OF_IMAGES = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+
+
 def _width(module: nn.Module, weight: Tensor) -> int:
-    if weight.dim() == 1:
-        return weight.shape[0]
-    return weight.shape[0] if type(module).__name__ == "Conv1D" and weight.dim() == 2 else weight.shape[1]
+    return weight.shape[0] if weight.dim() == 1 or is_in_out(module) else weight.shape[1]
 
 
-def _rows_of(given: Tensor, weight: Tensor, width: int) -> Tensor | None:
+def _rows_of(given: Tensor, module: nn.Module, weight: Tensor, width: int) -> Tensor | None:
     """The module's input as (tokens, channels), float32; images have their channels second."""
     plain = given.detach()
-    if plain.dim() >= 3 and weight.dim() >= 3 and plain.shape[1] == width:
+    second = isinstance(module, _OF_IMAGES) or (weight.dim() >= 3 and plain.shape[1:2] == (width,))
+    if second and plain.dim() >= 3:
         plain = plain.movedim(1, -1)
-    elif plain.shape[-1] != width:
-        return None
-    return plain.reshape(-1, width).float()
+    return plain.reshape(-1, width).float() if plain.shape[-1] == width else None
 
 
 def finite(value: Tensor, kind: str, name: str) -> Tensor:

@@ -1,4 +1,6 @@
-"""What lies outside the blocks gets its weights when it is first called, and only as far as it needs them."""
+"""What lies outside the blocks gets its weights when the model is first called, and only as far as it needs
+them.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -41,10 +43,17 @@ class Guard:
 
     def all(self, blocks: tuple[str, ...]) -> list[Callable[[], None]]:
         """Guards every module that has weights of its own outside ``blocks`` (beginnings of paths); gives
-        what undoes it.
+        what undoes it. All are filled with the model's first call: a module may take the weights of another
+        one without calling it.
         """
         known = set(self._skeleton.parameters_under(""))
         undo: list[Callable[[], None]] = []
+        filled: list[str] = []
+
+        def fill(*_: Any) -> None:
+            self._skeleton.fill(filled, self._weights, self._device, gradients=self._gradients)
+
+        undo.append(self._skeleton.module.register_forward_pre_hook(fill).remove)
         for path, module in self._skeleton.module.named_modules():
             if any(f"{path}.".startswith(block) for block in blocks):
                 continue
@@ -52,9 +61,11 @@ class Guard:
             names = [name for name in own if name in known]
             if names:
                 undo += self._guard(path, module, names)
+                filled += names
         return undo
 
     def _guard(self, path: str, module: nn.Module, names: list[str]) -> list[Callable[[], None]]:
+        """Sets one module up; what is left in ``names`` is to be filled as a whole."""
         weight = module._parameters.get("weight")
         undo: list[Callable[[], None]] = []
         if self._large and weight is not None and weight.numel() * 4 > LARGE_BYTES:
@@ -63,16 +74,15 @@ class Guard:
                 undo += _by_rows(
                     module, _Rows(module, makers[0], self._weights, self._skeleton.dtype, self._device)
                 )
-                names = [name for name in names if name != f"{path}.weight"]
+                names.remove(f"{path}.weight")
             elif type(module) is nn.Linear:
                 undo.append(_without_product(module))
-                names = []
+                names.clear()
 
-        def fill(_: nn.Module, args: Any, kwargs: Any) -> None:
+        def see(_: nn.Module, args: Any, kwargs: Any) -> None:
             self._see((args, kwargs))
-            self._skeleton.fill(names, self._weights, self._device, gradients=self._gradients)
 
-        undo.append(module.register_forward_pre_hook(fill, with_kwargs=True).remove)
+        undo.append(module.register_forward_pre_hook(see, with_kwargs=True).remove)
         return undo
 
 

@@ -35,8 +35,8 @@ SEED = 42
 MAX_BYTES = 256 << 20
 LEAST_CHARACTERS = 32
 """Files of less are refused without a tokenizer being asked: hardly more than a token or two."""
-_TEXTS = (".txt", ".md")
-_LINES = (".jsonl", ".ndjson")
+TEXTS = (".txt", ".md")
+LINES = (".jsonl", ".ndjson")
 _LINE = 'write each line as {"text": "..."}'
 _ARRAYS = (".npy", ".safetensors")
 
@@ -46,7 +46,8 @@ class Samples:
     """A calibration set and the rule by which it is used.
 
     ``texts`` are whole documents, before the rule has chosen; ``pixels`` are files of arrays (channels,
-    height, width), or of a batch of them. ``sha256`` (hex) is that of the data as it lay in its file.
+    height, width), or of a batch of them. ``sha256`` (hex) is that of the data as it lay in its file, which
+    was read as ``lines`` of JSON or not.
     """
 
     label: str
@@ -57,11 +58,13 @@ class Samples:
     tokens: int = TOKENS
     rule: Rule = "blocks"
     seed: int = SEED
+    lines: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides, besides the data, on which tokens a model is run."""
-        return {"documents": self.documents, "tokens": self.tokens, "rule": self.rule, "seed": self.seed}
+        """What decides, besides the data's bytes, on which tokens a model is run."""
+        names = ("documents", "tokens", "rule", "seed", "lines")
+        return {name: getattr(self, name) for name in names}
 
 
 def read_samples(
@@ -91,7 +94,8 @@ def read_samples(
         pixels, sha256 = _pixel_files(Path(source), name)
     else:
         texts, sha256 = _read_file(Path(source), name)
-    return Samples(name, sha256, texts, pixels, documents, tokens, rule, seed)
+    lines = Path(source).suffix.lower() in LINES
+    return Samples(name, sha256, texts, pixels, documents, tokens, rule, seed, lines)
 
 
 def samples_of(texts: Sequence[str], label: str = "texts", **settings: Any) -> Samples:
@@ -121,9 +125,9 @@ def chosen(samples: Samples) -> tuple[str, ...]:
     """
     order = list(range(len(samples.texts)))
     random.Random(samples.seed).shuffle(order)
-    if samples.rule == "blocks":
-        order = sorted(order[: samples.documents])
-    return tuple(samples.texts[place] for place in order)
+    if samples.rule == "paper":
+        return tuple(samples.texts[place].strip() for place in order)
+    return tuple(samples.texts[place] for place in sorted(order[: samples.documents]))
 
 
 def cut(tokenized: Iterable[Sequence[int]], samples: Samples, longest: int | None = None) -> list[list[int]]:
@@ -150,7 +154,7 @@ def _read_file(path: Path, name: str) -> tuple[tuple[str, ...], str]:
         raise CalibrationMissing(f"{name}: there is no calibration file or folder of that name.")
     if kind == ".parquet":
         raise CalibrationFormat(f"{name} is Parquet, which is not read here; give its texts as .jsonl.")
-    if kind not in (*_TEXTS, *_LINES):
+    if kind not in (*TEXTS, *LINES):
         raise CalibrationFormat(
             f"{name} is no calibration data that is known: give a .txt (documents separated by blank lines), "
             'a .jsonl (lines of {"text": ...}), or a folder of .npy or .safetensors pixel arrays.'
@@ -169,7 +173,7 @@ def documents_of(raw: bytes, kind: str, name: str) -> tuple[str, ...]:
     subclass of ``CalibrationInvalid``.
     """
     text = decoded(raw, name)
-    return enough(_lines(text, name) if kind in _LINES else _documents(text), name)
+    return enough(_lines(text, name) if kind in LINES else _documents(text), name)
 
 
 def enough(texts: Sequence[str], name: str) -> tuple[str, ...]:

@@ -94,6 +94,7 @@ class Skeleton:
         for first, members in groups.items():
             self._place(first, tuple(members), known)
         self._check(known)
+        self._homes.forget(self.makers)
 
     def _renamed(self, name: str, renamings: Any, converters: Any, known: dict[str, Tensor]) -> Any:
         from transformers.core_model_loading import rename_source_key
@@ -163,9 +164,8 @@ class Skeleton:
         return [name for name in self._homes.names if not prefix or name.startswith(f"{prefix}.")]
 
     def is_transposed(self, parameter: str) -> bool:
-        """Whether a matrix is held as (in, out)."""
-        owner = self.module.get_submodule(parameter.rpartition(".")[0])
-        return type(owner).__name__ == "Conv1D"
+        """Whether a weight is held as (in, out)."""
+        return is_in_out(self.module.get_submodule(parameter.rpartition(".")[0]))
 
     def is_filled(self, parameter: str) -> bool:
         """Whether a parameter has its values."""
@@ -287,6 +287,18 @@ class _Homes:
             here: Any = owner._parameters if is_parameter else owner._buffers
             here[leaf] = shared if is_parameter else value
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Takes away what a class has put there itself: some make their parameters on the CPU, without
+        values, whatever the default device is.
+        """
+        for name in names:
+            held = self._empty[name]
+            if not held.is_meta:
+                away = held.detach().to("meta")
+                away = nn.Parameter(away, requires_grad=False) if isinstance(held, nn.Parameter) else away
+                self._empty |= dict.fromkeys(self.aliases(name), away)
+                self.clear(name)
+
     def clear(self, name: str) -> None:
         for alias in self.aliases(name):
             owner, leaf, is_parameter = self._places[alias]
@@ -317,7 +329,7 @@ def _build(index: ModelIndex, dtype: torch.dtype) -> Any:
             f"cannot be run."
         )
     try:
-        known = dict(index.config)
+        known = _with_floats(index.config)
         known.pop("quantization_config", None)
         kind = known.pop("model_type", None)
         config = transformers.AutoConfig.for_model(str(kind), **known)
@@ -331,6 +343,20 @@ def _build(index: ModelIndex, dtype: torch.dtype) -> Any:
     model.tie_weights()
     _compute_buffers(model)
     return model.eval().requires_grad_(False)
+
+
+def is_in_out(module: nn.Module) -> bool:
+    """Whether a module's weight has its input channels first."""
+    return type(module).__name__ == "Conv1D" or isinstance(module, nn.modules.conv._ConvTransposeNd)
+
+
+def _with_floats(told: Any) -> Any:
+    """A config with the numbers that JSON lacks, which Transformers writes as ``{"__float__": ...}``."""
+    if isinstance(told, Mapping):
+        if told.keys() == {"__float__"}:
+            return float(told["__float__"])
+        return {key: _with_floats(value) for key, value in told.items()}
+    return [_with_floats(each) for each in told] if isinstance(told, list) else told
 
 
 def _class_of(index: ModelIndex, config: Any) -> Any:
@@ -351,19 +377,22 @@ def _class_of(index: ModelIndex, config: Any) -> Any:
 
 
 def _compute_buffers(model: Any) -> None:
-    """Buffers that are computed and not stored (rotary frequencies, position numbers), made for real."""
+    """Buffers that are computed and not stored (rotary frequencies, position numbers), made for real: by the
+    module that has them, or by one above it.
+    """
     from transformers import PreTrainedModel
 
-    def visit(module: nn.Module, above: Any) -> None:
+    def visit(module: nn.Module, above: Any) -> bool:
         own: Any = module if isinstance(module, PreTrainedModel) else above
         missing = {name: each for name, each in module._buffers.items() if each is not None and each.is_meta}
         computed = [name for name in missing if name in module._non_persistent_buffers_set]
         for name in computed:
             module._buffers[name] = torch.zeros_like(missing[name], device="cpu")
-        if computed:
+        below = [visit(child, own) for child in module.children()]
+        found = bool(computed) or any(below)
+        if found:
             own._init_weights(module)
-        for child in module.children():
-            visit(child, own)
+        return found
 
     with torch.no_grad():
         visit(model, model)

@@ -41,7 +41,8 @@ def block_lists(module: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
         if not isinstance(each, nn.ModuleList) or any(path.startswith(f"{above}.") for above in found):
             continue
         alike = len({type(block) for block in each}) == 1 or path.rpartition(".")[2] in _USUAL
-        if len(each) and alike and all(any(True for _ in block.parameters()) for block in each):
+        called = not any(isinstance(block, nn.ModuleList) for block in each)
+        if len(each) and alike and called and all(any(True for _ in block.parameters()) for block in each):
             found.append(path)
             yield path, each
 

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from merge.errors import NotFinite
 from merge.learn.batches import Batch
+from merge.learn.calling import NotByBlocks as NotByBlocks
+from merge.learn.calling import called
 from merge.learn.outside import Guard, moved_buffers
 from merge.learn.skeleton import Skeleton, Weights
 from merge.learn.states import States
@@ -32,10 +34,6 @@ from merge.learn.trees import TreeUnknown, detached, leaves_of, map_floats, tens
 
 REST = ""
 """The last stage: everything outside the blocks."""
-
-
-class NotByBlocks(Exception):
-    """Why a model cannot be run block by block."""
 
 
 class _Reached(Exception):
@@ -247,7 +245,8 @@ class Walk:
 
     def _run_model(self, batch: int) -> Any:
         plain = {"use_cache": False} if self._takes_cache else {}
-        return self.skeleton.module(**self.batches[batch].on(self.device), **plain)
+        with called(self.skeleton.index.label, self.device, batch, whole=self.whole):
+            return self.skeleton.module(**self.batches[batch].on(self.device), **plain)
 
     def _find_blocks(self) -> None:
         for number, (path, blocks) in enumerate(block_lists(self.skeleton.module)):

@@ -2,6 +2,7 @@
 
 import re
 import string
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +108,8 @@ def continued(loaded: LoadedModel, prompts: Sequence[Sequence[int]], asked: Exac
     ends = _ends(loaded)
     whole = torch.tensor([list(each) for each in prompts], device=loaded.device)
     fed, past = whole, None
-    for _ in range(asked.max_new_tokens):
+    room = longest(loaded, sys.maxsize) - whole.shape[1] + 1
+    for _ in range(min(asked.max_new_tokens, max(room, 1))):
         logits, past = _next(loaded, fed, whole, past)
         if not bool(torch.isfinite(logits).all()):
             raise ScoreNotFinite(f"{loaded.folder.name} answers with NaN or infinity; its weights are broken")

@@ -2,12 +2,22 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from jobs.calibration import FIRST_BYTES, DataSeen, bindings, check_start, kind_of, pin
-from jobs.statistics import queue_of
+from jobs.calibration import (
+    FIRST_BYTES,
+    DataSeen,
+    Places,
+    Upload,
+    bindings,
+    check_start,
+    kind_of,
+    pin,
+    see,
+)
+from jobs.statistics import queue_of, samples_for
 from merge.errors import CalibrationEmpty, CalibrationEncoding, CalibrationFormat, CalibrationTooLarge
 from merge.measuring import StatisticsPlan
 from merge.recipe import recipe_from
@@ -84,3 +94,14 @@ def test_data_of_the_hub_is_named_by_its_commit() -> None:
 def test_long_measuring_goes_to_a_gpu_where_there_is_one(seconds: float, limit: float, queue: str) -> None:
     plan: Any = SimpleNamespace(statistics=replace(StatisticsPlan(), seconds=seconds), queue="cpu")
     assert queue_of(plan, limit) == queue
+
+
+@pytest.mark.parametrize(("name", "lines"), [("x.jsonl", True), ("x.txt", False), ("unnamed", True)])
+def test_how_an_upload_is_read_is_part_of_what_is_measured(name: str, lines: bool) -> None:
+    body = b'{"text": "words and words, and words again"}\n'
+    row = Upload(name, "d" * 64, len(body), body)
+    places = SimpleNamespace(uploads=lambda _: row, limit=LIMIT)
+    seen = see(CalibrationData(dataset="ds_1"), cast(Places, places))
+    assert seen.lines is lines
+    recipe = recipe_from(AIM)
+    assert samples_for(recipe, "base", seen.sha256, lines=seen.lines).settings["lines"] is lines

@@ -53,6 +53,13 @@ def _bert() -> Any:
     return transformers.BertForMaskedLM(config)
 
 
+def _roberta() -> Any:
+    config = transformers.RobertaConfig(
+        **_SIZE, vocab_size=tiny.VOCAB, pad_token_id=1, max_position_embeddings=34
+    )
+    return transformers.RobertaForMaskedLM(config)
+
+
 def _classifier() -> Any:
     config = transformers.BertConfig(
         **_SIZE, vocab_size=tiny.VOCAB, pad_token_id=259, max_position_embeddings=64, num_labels=3
@@ -122,17 +129,106 @@ def _albert() -> Any:
     return transformers.AlbertForMaskedLM(config)
 
 
+def _deberta() -> Any:
+    """Its encoder takes the weights of an embedding that it never calls."""
+    config = transformers.DebertaV2Config(
+        **_SIZE, **_WORDS, max_position_embeddings=64, relative_attention=True, pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+    )  # fmt: skip
+    return transformers.DebertaV2ForMaskedLM(config)
+
+
+def _siglip() -> Any:
+    """Its head is torch's own attention, which takes the weights of a layer in it."""
+    text = {**_SIZE, **_WORDS, "max_position_embeddings": 64}
+    return transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=dict(_VISION)))
+
+
+def _xlnet() -> Any:
+    """Its attention is made of parameters that are on the CPU from the beginning, without values."""
+    config = transformers.XLNetConfig(vocab_size=tiny.VOCAB, d_model=16, n_layer=2, n_head=4, d_inner=24)
+    return transformers.XLNetLMHeadModel(config)
+
+
+def _funnel() -> Any:
+    """Its blocks are lists of layers."""
+    config = transformers.FunnelConfig(
+        vocab_size=tiny.VOCAB, block_sizes=[1, 1], d_model=16, n_head=4, d_head=4, d_inner=24,
+        num_decoder_layers=1, pad_token_id=259,
+    )  # fmt: skip
+    return transformers.FunnelForMaskedLM(config)
+
+
+def _falcon_h1() -> Any:
+    """The model computes a buffer of every layer."""
+    config = transformers.FalconH1Config(
+        **_SIZE, **_WORDS, num_key_value_heads=2, head_dim=4, mamba_d_ssm=16, mamba_n_heads=4, mamba_d_head=4,
+        mamba_d_state=4, mamba_chunk_size=8, ssm_in_multiplier=0.5,
+    )  # fmt: skip
+    return transformers.FalconH1ForCausalLM(config)
+
+
+def _mamba2() -> Any:
+    """Its config has an infinity."""
+    config = transformers.Mamba2Config(
+        hidden_size=16, num_hidden_layers=2, state_size=4, num_heads=4, head_dim=8, n_groups=1, chunk_size=8,
+        **_WORDS,
+    )  # fmt: skip
+    return transformers.Mamba2ForCausalLM(config)
+
+
+def _masked_autoencoder() -> Any:
+    """It draws what it hides."""
+    decoder = {f"decoder_{name}": size for name, size in _SIZE.items()}
+    return transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**_VISION, **decoder))
+
+
+def _segmenter() -> Any:
+    """Pictures throughout: norms of their second axis, and a convolution that is turned around."""
+    taken = {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "use_auxiliary_head": False}
+    config = transformers.BeitConfig(**{**_VISION, **taken}, num_labels=3)
+    return transformers.BeitForSemanticSegmentation(config)
+
+
+def _resnet() -> Any:
+    """It takes images of any size, and its config tells none."""
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], num_labels=3, layer_type="basic"
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+def _reward() -> Any:
+    """A decoder that classifies and has no token for padding."""
+    words = {key: value for key, value in _WORDS.items() if key != "pad_token_id"}
+    config = transformers.LlamaConfig(**_SIZE, **words, num_key_value_heads=2, num_labels=1)
+    return transformers.LlamaForSequenceClassification(config)
+
+
+def _bart_classifier() -> Any:
+    config = _bart().config
+    config.num_labels = 3
+    return transformers.BartForSequenceClassification(config)
+
+
+OTHERS: Mapping[str, Callable[[], Any]] = {
+    "roberta": _roberta, "masked_autoencoder": _masked_autoencoder, "segmenter": _segmenter,
+    "resnet": _resnet,
+}  # fmt: skip
+"""Those that are only measured for one thing each."""
 MAKERS: Mapping[str, Callable[[], Any]] = {
     "llama": _llama, "tied": _tied, "gemma2": _gemma2, "gpt2": _gpt2, "bert": _bert, "t5": _t5, "bart": _bart,
     "classifier": _classifier, "vit": _vit, "clip": _clip, "mixtral": _mixtral, "qwen_moe": _qwen_moe,
-    "gpt_oss": _gpt_oss, "albert": _albert,
+    "gpt_oss": _gpt_oss, "albert": _albert, "deberta": _deberta, "siglip": _siglip, "xlnet": _xlnet,
+    "funnel": _funnel, "falcon_h1": _falcon_h1, "mamba2": _mamba2, "reward": _reward,
+    "bart_classifier": _bart_classifier,
 }  # fmt: skip
 
 
 def make(folder: Path, kind: str) -> Path:
     """A folder with a tiny model of random weights large enough to matter, and a byte-level tokenizer."""
     torch.manual_seed(7)
-    model = MAKERS[kind]().eval()
+    model = {**MAKERS, **OTHERS}[kind]().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

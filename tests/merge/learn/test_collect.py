@@ -1,12 +1,16 @@
 """Statistics collected block by block are those of a plain run of the whole model."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from merge.checkpoint.index import index_folder
+from merge.errors import ModelNotRun
 from merge.learn import outside
 from merge.learn.collect import Progress, Statistics, collect, read_statistics
 from merge.learn.samples import Samples, samples_of
@@ -174,3 +178,73 @@ def test_progress_goes_on_over_all_passes(tmp_path: Path) -> None:
     assert shares == sorted(shares) and shares[-1] == 1.0
     assert {each.turns for each in told} == {3} and {each.turn for each in told} == {0, 1, 2}
     assert all(each.tokens_per_second > 0 for each in told)
+
+
+def test_channels_of_pictures_are_their_second_axis(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "segmenter")
+    index, seen = index_folder(folder), dict[str, list[torch.Tensor]]()
+    manifest = collect(folder, index, models.samples(), ["mean_abs_input"], tmp_path / "out")
+    found, model = read_statistics(tmp_path / "out"), models.whole(folder)
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
+    paths = [path for path, each in model.named_modules() if isinstance(each, kinds)]
+    for path in paths:
+        model.get_submodule(path).register_forward_pre_hook(
+            lambda _, args, path=path: seen.setdefault(path, []).append(args[0].abs().double())
+        )
+    with torch.no_grad():
+        for batch in models.batches(folder, models.samples()):
+            model(**batch.inputs)
+    assert {type(model.get_submodule(path)) for path in seen} == set(kinds)
+    makers = Skeleton(index).makers
+    for path, given in seen.items():
+        (name,) = makers[f"{path}.weight"]
+        wanted = torch.cat([each.movedim(1, -1).flatten(0, -2) for each in given]).mean(0).float()
+        torch.testing.assert_close(found.get("mean_abs_input", name), wanted, rtol=1e-4, atol=1e-6)
+        turned = isinstance(model.get_submodule(path), nn.ConvTranspose2d | nn.BatchNorm2d)
+        assert manifest.axis[name] == (0 if turned else 1)
+
+
+def test_a_model_that_draws_numbers_draws_the_same_in_every_call(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "masked_autoencoder")
+    index = index_folder(folder)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    for name in "ab":
+        collect(folder, index, models.samples(), ["mean_abs_input"], tmp_path / name)
+    assert torch.equal(torch.get_rng_state(), before)
+    a, b = ((tmp_path / name / "statistics.safetensors").read_bytes() for name in "ab")
+    assert a == b
+
+
+def test_a_model_that_fails_block_by_block_is_run_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = models.make(tmp_path / "model", "llama")
+    forward = LlamaModel.forward
+
+    def all_at_once(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.layers[1].mlp.up_proj.weight.is_meta:
+            raise IndexError("of the model's own")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", all_at_once)
+    made = collect(folder, index_folder(folder), models.samples(), ["mean_abs_input"], tmp_path / "out")
+    assert "model.layers.1.mlp.up_proj.weight" in made.axis
+    monkeypatch.setattr(LlamaModel, "forward", lambda *_, **__: [][1])
+    with pytest.raises(ModelNotRun, match=r"fails when it is run .*\(IndexError: list index out of range\)"):
+        collect(folder, index_folder(folder), models.samples(), ["mean_abs_input"], tmp_path / "none")
+
+
+def test_other_rules_of_a_tokenizer_are_other_statistics(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "gpt2")
+
+    def digest(name: str) -> str:
+        return collect(folder, index_folder(folder), models.samples(), ["gram"], tmp_path / name).digest
+
+    first = digest("first")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert digest("template") == first
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["normalizer"] = {"type": "Lowercase"}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    assert digest("lowercase") != first

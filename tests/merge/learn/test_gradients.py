@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,3 +142,31 @@ def test_labels_are_drawn_again_alike_and_differ_between_seeds(tmp_path: Path) -
         collect(folder, index, models.samples(16, documents=8, seed=seed), ["fisher"], tmp_path / name)
     a, b, c = ((tmp_path / name / "statistics.safetensors").read_bytes() for name in "abc")
     assert a == b != c
+
+
+def test_what_is_not_one_label_of_many_has_its_own_likelihood(tmp_path: Path) -> None:
+    """Pictures label by label, answers with two ends, several labels at once, and numbers."""
+    skeleton = Skeleton(index_folder(models.make(tmp_path / "model", "classifier")))
+
+    def loss(kind: str, term: int = 0, **given: torch.Tensor) -> torch.Tensor:
+        return Loss(kind, skeleton, (), 0, term=term).of(SimpleNamespace(**given), 0)
+
+    picture = torch.randn(1, 3, 4, 5)
+    likeliest = picture.log_softmax(1).amax(1).sum() / 20**0.5
+    torch.testing.assert_close(loss("fisher_argmax", logits=picture), likeliest)
+    begin, end = torch.randn(2, 1, 7)
+    both = sum(each.log_softmax(1).max() for each in (begin, end)) / 2**0.5
+    torch.testing.assert_close(loss("fisher_argmax", start_logits=begin, end_logits=end), both)
+    number = torch.randn(1, 1, requires_grad=True)
+    for kind in ("fisher", "fisher_argmax", "fisher_exact"):
+        assert torch.equal(torch.autograd.grad(loss(kind, logits=number), number)[0].abs(), torch.ones(1, 1))
+    with pytest.raises(ModelNotRun, match="a number and no probabilities"):
+        loss("grad_weight", logits=number)
+    skeleton.config.problem_type = "multi_label_classification"
+    several = torch.randn(1, 3, requires_grad=True)
+    torch.testing.assert_close(
+        loss("fisher_argmax", logits=several), torch.nn.functional.logsigmoid(several.abs()).sum()
+    )
+    parts = [torch.autograd.grad(loss("fisher_exact", term, logits=several), several)[0] for term in range(6)]
+    share = several.detach().sigmoid()
+    torch.testing.assert_close(sum(part.square() for part in parts), share * (1 - share))

@@ -116,3 +116,43 @@ def test_plans_need_no_torch_for_samples_statistics_and_forecasts() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_the_paper_strips_documents() -> None:
+    assert chosen(samples_of(["  spaced out \n"], rule="paper")) == ("spaced out",)
+    assert chosen(samples_of(["  spaced out \n"])) == ("  spaced out \n",)
+
+
+def test_what_is_read_of_the_same_bytes_is_told_apart(tmp_path: Path) -> None:
+    """A file of lines that was given under the wrong name is measured again under the right one."""
+    content = json.dumps({"text": LONG * 2}) + "\n"
+    plain, lines = (read_samples(written(tmp_path / name, content)) for name in ("x.txt", "x.jsonl"))
+    assert plain.sha256 == lines.sha256 and plain.texts != lines.texts
+    assert plain.settings != lines.settings
+
+
+def test_positions_that_begin_behind_the_padding_token_bound_the_blocks(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "roberta")
+    (only,) = models.batches(folder, models.samples(64))
+    assert only.inputs["input_ids"].shape[1] == 32
+    models.whole(folder)(**only.inputs)
+
+
+def test_images_of_any_size_are_taken_where_a_config_tells_none(tmp_path: Path) -> None:
+    import numpy
+
+    folder = models.make(tmp_path / "model", "resnet")
+    with pytest.raises(errors.ModelNotRun, match="how large its images are; give some"):
+        models.batches(folder, models.samples())
+    (tmp_path / "images").mkdir()
+    numpy.save(tmp_path / "images" / "a.npy", numpy.ones((5, 3, 20, 24), numpy.float32))
+    (only,) = models.batches(folder, read_samples(tmp_path / "images"))
+    assert only.inputs["pixel_values"].shape == (5, 3, 20, 24)
+    models.whole(folder)(**only.inputs)
+    numpy.save(tmp_path / "images" / "b.npy", numpy.ones((1, 3, 24, 20), numpy.float32))
+    with pytest.raises(errors.CalibrationFormat, match=r"images are \[3, 24, 20\], but"):
+        models.batches(folder, read_samples(tmp_path / "images"))
+    for name in "ab":
+        numpy.save(tmp_path / "images" / f"{name}.npy", numpy.ones((0, 3, 20, 24), numpy.float32))
+    with pytest.raises(errors.CalibrationEmpty, match="no images"):
+        models.batches(folder, read_samples(tmp_path / "images"))

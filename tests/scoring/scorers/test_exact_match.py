@@ -10,6 +10,7 @@ from scoring.runner import score_loaded
 from scoring.scorers.exact_match import continued, normalised
 from scoring.settings import ExactMatchSettings
 from scoring.tasks import ExactMatchTask, Prompt
+from tests.merge.learn import models
 
 PROMPTS = ("One", "Two of", "The", "Something longer than that")
 
@@ -73,3 +74,12 @@ def test_a_model_without_a_past_reads_everything_again_and_writes_the_same(decod
 )
 def test_texts_are_compared_as_the_settings_say(how: str, text: str, expected: str) -> None:
     assert normalised(text, how) == expected
+
+
+def test_no_more_is_written_than_the_model_has_positions(tmp_path: Path) -> None:
+    folder = models.make(tmp_path, "gpt2")  # 64 positions
+    task = ExactMatchTask(
+        "g", (Prompt("One", ("x",)),), settings=ExactMatchSettings(max_new_tokens=90, stop=())
+    )
+    (score,) = score_loaded(load(folder), [task])
+    assert score.value == 0
