@@ -78,6 +78,14 @@ class Settings(BaseSettings):
     keep_deliveries_seconds: float = Field(
         30 * 24 * 3600, ge=0, description="Delivered and given up webhook messages are listed so long"
     )
+    keep_datasets_seconds: float = Field(
+        180 * 24 * 3600, ge=0, description="Uploads that no job has named for so long are forgotten; 0: never"
+    )
+    keep_jobs_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Jobs are deleted, with what is kept of them, so long after their end; 0: never",
+    )
 
     webhook_allow_http: bool = False
     webhook_allow_networks: Annotated[list[str], NoDecode] = Field(

@@ -1,13 +1,18 @@
 """Queries on what jobs made and on uploaded data sets."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import CursorResult, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, undefer
 
+from db.clock import now, seconds
 from db.models.artifact import Artifact, Dataset
 from db.models.base import new_id
+
+NOTED_SECONDS = 86_400.0
+"""Use is noted at most once in so long."""
 
 
 def put(
@@ -34,11 +39,13 @@ def of_job(session: Session, job_id: str) -> Sequence[Artifact]:
 
 
 def put_dataset(session: Session, tenant_id: str, name: str, sha256: str, body: bytes) -> Dataset:
-    """Keeps an uploaded file; the same bytes of the same tenant are kept once and keep their first name."""
+    """Keeps an uploaded file; the same bytes of the same tenant are kept once, keep their first name and
+    count as used.
+    """
     session.execute(
         insert(Dataset)
         .values(id=new_id("ds"), tenant_id=tenant_id, name=name, sha256=sha256, size=len(body), body=body)
-        .on_conflict_do_nothing(index_elements=["tenant_id", "sha256"])
+        .on_conflict_do_update(index_elements=["tenant_id", "sha256"], set_={"last_used_at": now()})
     )
     rows = select(Dataset).where(Dataset.tenant_id == tenant_id, Dataset.sha256 == sha256)
     return session.scalars(rows).one()
@@ -50,6 +57,33 @@ def dataset(session: Session, tenant_id: str, dataset_id: str, *, with_body: boo
     if with_body:
         rows = rows.options(undefer(Dataset.body))
     return session.scalars(rows).one_or_none()
+
+
+def use_dataset(
+    session: Session, tenant_id: str, dataset_id: str, *, with_body: bool = False
+) -> Dataset | None:
+    """As ``dataset``, for whoever goes on with it: it counts as used. That is left to somebody else who notes
+    it at this moment.
+    """
+    unnoted = (
+        select(Dataset.id)
+        .where(
+            Dataset.id == dataset_id,
+            Dataset.tenant_id == tenant_id,
+            Dataset.last_used_at < now() - seconds(NOTED_SECONDS),
+        )
+        .with_for_update(skip_locked=True)
+    )
+    noted = update(Dataset).where(Dataset.id.in_(unnoted)).values(last_used_at=now())
+    session.execute(noted.execution_options(synchronize_session=False))
+    return dataset(session, tenant_id, dataset_id, with_body=with_body)
+
+
+def prune_datasets(session: Session, keep_seconds: float) -> int:
+    """Forgets uploads that nobody has named for ``keep_seconds``; says how many."""
+    old = delete(Dataset).where(Dataset.last_used_at < now() - seconds(keep_seconds))
+    gone = session.execute(old.execution_options(synchronize_session=False))
+    return cast("CursorResult[Any]", gone).rowcount
 
 
 def start_of(session: Session, dataset_id: str, count: int) -> bytes:

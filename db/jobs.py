@@ -8,7 +8,6 @@ from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, or_
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session, defer
 
-from db import removals
 from db.clock import now, seconds
 from db.models.base import Json
 from db.models.job import Job, JobInput
@@ -51,8 +50,8 @@ def standing(session: Session, tenant_id: str, job_id: str) -> tuple[str, int] |
 
 
 def lock(session: Session, job_id: str) -> Job | None:
-    """The job, held until the transaction ends."""
-    found = select(Job).where(Job.id == job_id).with_for_update()
+    """The job, held until the transaction ends; rows that refer to it may still be made and changed."""
+    found = select(Job).where(Job.id == job_id).with_for_update(key_share=True)
     return session.scalars(found, execution_options={"populate_existing": True}).one_or_none()
 
 
@@ -253,34 +252,46 @@ def lost(session: Session) -> Sequence[Job]:
     return session.scalars(rows.limit(SWEEP).with_for_update(skip_locked=True)).all()
 
 
+def date_anew(session: Session) -> None:
+    """Has leases that were given in what is the future now that the database's clock was set back count from
+    now on: whoever is at work renews them, and of the others one hears no later than ever.
+    """
+    session.execute(
+        update(Job)
+        .where(Job.state.in_(ACTIVE), Job.heartbeat_at > now())
+        .values(heartbeat_at=now(), lease_until=now() + (Job.lease_until - Job.heartbeat_at))
+        .execution_options(synchronize_session=False)
+    )
+
+
 def outdated(session: Session) -> Sequence[Job]:
     """Queued jobs past their ``expires_at`` that were never started, held."""
     rows = select(Job).where(Job.state == "queued", Job.started_at.is_(None), Job.expires_at <= now())
     return session.scalars(rows.limit(SWEEP).with_for_update(skip_locked=True)).all()
 
 
-def announce(session: Session, after_seconds: float) -> list[tuple[str, str]]:
-    """(id, queue) of ready jobs not announced within ``after_seconds``, marked as announced now."""
+def announce(session: Session, after_seconds: float) -> list[tuple[str, str, bool]]:
+    """(id, queue, whether for the first time) of ready jobs not announced within ``after_seconds``, marked as
+    announced now.
+    """
     quiet = or_(Job.announced_at.is_(None), Job.announced_at < now() - seconds(after_seconds))
     due = (
-        select(Job.id)
+        select(Job.id, Job.queue, Job.announced_at.is_(None))
         .where(Job.state == "queued", _ready(), _unexpired(), quiet)
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
         .limit(SWEEP)
         .with_for_update(skip_locked=True)
     )
-    ids = session.scalars(due).all()
-    if not ids:
+    found = [(job_id, queue, first) for job_id, queue, first in session.execute(due)]
+    if not found:
         return []
-    marked = (
+    session.execute(
         update(Job)
-        .where(Job.id.in_(ids))
+        .where(Job.id.in_([job_id for job_id, _, _ in found]))
         .values(announced_at=now())
-        .returning(Job.id, Job.queue)
         .execution_options(synchronize_session=False)
     )
-    queues = {row.id: row.queue for row in session.execute(marked)}
-    return [(job_id, queues[job_id]) for job_id in ids]
+    return found
 
 
 def put_inputs(session: Session, job_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -326,34 +337,10 @@ def unfinished_children(session: Session, job_id: str) -> Sequence[Job]:
     return session.scalars(rows, execution_options={"populate_existing": True}).all()
 
 
-def readers(session: Session, job: Job) -> Sequence[str]:
-    """Jobs of the same tenant, not over yet, that read what this one has made."""
-    rows = (
-        select(Job.id)
-        .join(JobInput, JobInput.job_id == Job.id)
-        .where(
-            Job.tenant_id == job.tenant_id,
-            Job.state.in_(("queued", *ACTIVE)),
-            JobInput.kind == "folder",
-            JobInput.repo.contains(job.id, autoescape=True),
-        )
-        .distinct()
-    )
-    return session.scalars(rows.order_by(Job.id)).all()
-
-
 def moment(session: Session, job_id: str) -> tuple[str, str | None] | None:
     """State and phase of a job; nothing if it is gone."""
     found = session.execute(select(Job.state, Job.phase).where(Job.id == job_id)).one_or_none()
     return None if found is None else (found[0], found[1])
-
-
-def remove(session: Session, job: Job) -> None:
-    """Deletes the job with its events, inputs, artifacts and scores, and notes that for those who keep files
-    of it.
-    """
-    removals.note(session, job)
-    session.execute(delete(Job).where(Job.id == job.id))
 
 
 def _owned(attempt: int, owner: str) -> tuple[ColumnElement[bool], ...]:

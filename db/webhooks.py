@@ -1,10 +1,22 @@
 """Queries on webhook endpoints and deliveries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, delete, func, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    CursorResult,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from db.clock import now, seconds
@@ -30,7 +42,9 @@ def endpoints(session: Session, tenant_id: str) -> Sequence[WebhookEndpoint]:
 
 
 def listening(session: Session, job: Job, type_: str, *, by_name_only: bool) -> Sequence[WebhookEndpoint]:
-    """Endpoints that want this type from this job; ``by_name_only`` types are not meant by ``*``."""
+    """Endpoints that want this type from this job, held against their removal until the transaction ends;
+    ``by_name_only`` types are not meant by ``*``.
+    """
     named = WebhookEndpoint.events.contains([type_])
     wanted = named if by_name_only else or_(named, WebhookEndpoint.events.contains(["*"]))
     rows = select(WebhookEndpoint).where(
@@ -39,7 +53,8 @@ def listening(session: Session, job: Job, type_: str, *, by_name_only: bool) -> 
         WebhookEndpoint.disabled_at.is_(None),
         wanted,
     )
-    return session.scalars(rows.order_by(WebhookEndpoint.id)).all()
+    rows = rows.order_by(WebhookEndpoint.id).with_for_update(read=True, key_share=True)
+    return session.scalars(rows).all()
 
 
 def keep_old_secret(session: Session, row: WebhookEndpoint, keep_seconds: float) -> None:
@@ -60,16 +75,23 @@ def enable(session: Session, row: WebhookEndpoint) -> None:
 
 
 def disable(session: Session, endpoint_id: str, reason: str) -> None:
-    """Stops an endpoint; what still waits for it is dead."""
+    """Stops an endpoint; what still waits for it is dead. What another process holds at this moment is left
+    to it, or the two could block each other; ``claim_due`` comes upon the rest.
+    """
     session.execute(
         update(WebhookEndpoint)
         .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.disabled_at.is_(None))
         .values(disabled_at=now(), disabled_reason=reason)
         .execution_options(synchronize_session=False)
     )
+    waiting = (
+        select(WebhookDelivery.id)
+        .where(WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.state == "pending")
+        .with_for_update(skip_locked=True)
+    )
     session.execute(
         update(WebhookDelivery)
-        .where(WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.state == "pending")
+        .where(WebhookDelivery.id.in_(waiting))
         .values(state="dead", lease_owner=None, lease_until=None)
         .execution_options(synchronize_session=False)
     )
@@ -94,6 +116,7 @@ def add_delivery(
     row = WebhookDelivery(
         id=new_id("dlv"),
         endpoint_id=endpoint_.id,
+        receiver=endpoint_.receiver,
         tenant_id=endpoint_.tenant_id,
         job_id=job_id,
         event_seq=event_seq,
@@ -106,11 +129,14 @@ def add_delivery(
     return row
 
 
-def delivery(session: Session, tenant_id: str, delivery_id: str) -> WebhookDelivery | None:
-    """One delivery of a tenant."""
+def delivery(
+    session: Session, tenant_id: str, delivery_id: str, *, held: bool = False
+) -> WebhookDelivery | None:
+    """One delivery of a tenant; ``held`` until the transaction ends."""
     rows = select(WebhookDelivery).where(
         WebhookDelivery.id == delivery_id, WebhookDelivery.tenant_id == tenant_id
     )
+    rows = rows.with_for_update() if held else rows
     return session.scalars(rows, execution_options={"populate_existing": True}).one_or_none()
 
 
@@ -142,29 +168,46 @@ def waiting(session: Session) -> tuple[int, float]:
     return count, float(age or 0.0)
 
 
-def claim_due(
-    session: Session, owner: str, limit: int, lease_seconds: float
-) -> list[tuple[WebhookDelivery, WebhookEndpoint, bool]]:
-    """Deliveries whose time has come, each given to ``owner`` alone.
-
-    With each come its endpoint and whether that one's old secret still holds. A delivery whose sender died
-    is given out again when its lease is over.
+# Few of each receiver, found by stepping from one to the next: however many messages wait for one of them,
+# they are not read. The clock is asked once, or no index would help.
+_FIRST_OF_EACH = text(
     """
-    free = or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < now())
-    due = (
-        select(WebhookDelivery.id)
-        .join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
-        .where(
-            WebhookDelivery.state == "pending",
-            WebhookDelivery.next_attempt_at <= now(),
-            WebhookEndpoint.disabled_at.is_(None),
-            free,
-        )
-        .order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=WebhookDelivery)
+    WITH RECURSIVE receivers AS (
+        SELECT min(receiver) AS name FROM webhook_delivery WHERE state = 'pending'
+        UNION ALL
+        SELECT (SELECT min(receiver) FROM webhook_delivery WHERE state = 'pending' AND receiver > name)
+        FROM receivers WHERE name IS NOT NULL
+    ), first AS (
+        SELECT id FROM receivers CROSS JOIN LATERAL (
+            SELECT id, row_number() OVER () AS place FROM (
+                SELECT id FROM webhook_delivery
+                WHERE receiver = name AND state = 'pending'
+                    AND next_attempt_at <= (SELECT clock_timestamp())
+                    AND (lease_until IS NULL OR lease_until < (SELECT clock_timestamp()))
+                ORDER BY next_attempt_at, id LIMIT :each
+            ) AS few
+        ) AS numbered
+        WHERE place + coalesce((:held ->> name)::int, 0) <= :each
     )
-    ids = session.scalars(due).all()
+    SELECT id FROM webhook_delivery JOIN first USING (id)
+    WHERE state = 'pending' AND next_attempt_at <= clock_timestamp()
+        AND (lease_until IS NULL OR lease_until < clock_timestamp())
+    ORDER BY next_attempt_at, id LIMIT :limit FOR UPDATE OF webhook_delivery SKIP LOCKED
+    """
+).bindparams(bindparam("held", type_=JSONB))
+
+
+def claim_due(
+    session: Session, owner: str, limit: int, lease_seconds: float, each: int, held: Mapping[str, int]
+) -> list[tuple[WebhookDelivery, WebhookEndpoint, bool]]:
+    """Deliveries whose time has come, each given to ``owner`` alone: at most ``limit``, and for one receiver
+    at most ``each``, with the number ``held`` that the owner has for it already.
+
+    With each come its endpoint, which may be disabled by now, and whether that one's old secret still holds.
+    A delivery whose sender died is given out again when its lease is over.
+    """
+    asked = {"limit": limit, "each": each, "held": dict(held)}
+    ids = session.scalars(_FIRST_OF_EACH, asked).all()
     if not ids:
         return []
     session.execute(
@@ -247,22 +290,19 @@ def mark_failed(
         "lease_until": None,
         "next_attempt_at": now() + seconds(wait_seconds or 0.0),
     }
-    endpoint_id = session.scalar(
-        update(WebhookDelivery)
-        .where(*_sent_by(delivery_id, attempt, owner))
-        .values(values)
-        .returning(WebhookDelivery.endpoint_id)
+    failed = update(WebhookDelivery).where(*_sent_by(delivery_id, attempt, owner)).values(values)
+    given = failed.returning(WebhookDelivery.endpoint_id)
+    return session.scalar(given.execution_options(synchronize_session=False))
+
+
+def note_failure(session: Session, endpoint_id: str) -> None:
+    """An endpoint fails from now on, if it did not before."""
+    session.execute(
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.failing_since.is_(None))
+        .values(failing_since=now())
         .execution_options(synchronize_session=False)
     )
-    if endpoint_id is not None:
-        first = func.coalesce(WebhookEndpoint.failing_since, now())
-        session.execute(
-            update(WebhookEndpoint)
-            .where(WebhookEndpoint.id == endpoint_id)
-            .values(failing_since=first)
-            .execution_options(synchronize_session=False)
-        )
-    return endpoint_id
 
 
 def failing_for(session: Session, endpoint_id: str, at_least_seconds: float) -> bool:
@@ -274,12 +314,23 @@ def failing_for(session: Session, endpoint_id: str, at_least_seconds: float) -> 
     return session.scalar(rows) is not None
 
 
-def repeat(session: Session, row: WebhookDelivery) -> None:
+def readdress(session: Session, row: WebhookEndpoint) -> None:
+    """What waits for an endpoint goes to the receiver where the endpoint is now."""
+    session.execute(
+        update(WebhookDelivery)
+        .where(WebhookDelivery.endpoint_id == row.id, WebhookDelivery.state == "pending")
+        .values(receiver=row.receiver)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def repeat(session: Session, row: WebhookDelivery, endpoint_: WebhookEndpoint) -> None:
     """Makes a delivery due again from the start of the schedule, under the same message id."""
+    anew = {"state": "pending", "attempts": 0, "lease_owner": None, "lease_until": None}
     session.execute(
         update(WebhookDelivery)
         .where(WebhookDelivery.id == row.id)
-        .values(state="pending", attempts=0, next_attempt_at=now(), lease_owner=None, lease_until=None)
+        .values(**anew, receiver=endpoint_.receiver, next_attempt_at=now())
         .execution_options(synchronize_session=False)
     )
     session.refresh(row)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import artifacts, evaluations, fronts, jobs, reports
+from db import artifacts, evaluations, fronts, jobs, removals, reports
 from db.clock import now, seconds
 from db.models.job import Job
 from jobs import events, tally
@@ -266,6 +266,7 @@ def _dismiss(session: Session, job: Job) -> None:
 
 def recover_lost(session: Session) -> list[str]:
     """Takes jobs whose lease is over: back to the queue, or ended when cancelled or out of attempts."""
+    jobs.date_anew(session)
     changed = []
     for job in jobs.lost(session):
         tally.note(session, "lease_lost_total")
@@ -291,8 +292,10 @@ def expire(session: Session) -> list[str]:
     return changed
 
 
-def announce_due(session: Session, after_seconds: float) -> list[tuple[str, str]]:
-    """(job id, queue) of ready jobs not announced within ``after_seconds``; send after the commit."""
+def announce_due(session: Session, after_seconds: float) -> list[tuple[str, str, bool]]:
+    """(job id, queue, whether for the first time) of ready jobs not announced within ``after_seconds``; send
+    after the commit.
+    """
     return jobs.announce(session, after_seconds)
 
 
@@ -306,7 +309,7 @@ def delete(session: Session, job: Job) -> None:
         raise NotFound("job", job.id)
     if not is_terminal(held.state):
         raise IllegalState(f"The job {held.id} is {held.state}; cancel it before deleting it.")
-    if readers := jobs.readers(session, held):
+    if readers := removals.readers(session, held):
         raise IllegalState(
             f"The job {held.id} has made what {', '.join(readers)} reads; delete it when that is over."
         )
@@ -316,7 +319,7 @@ def delete(session: Session, job: Job) -> None:
             f"The job {held.id} was tried again, and its retries share what it has found; delete "
             f"{', '.join(retries)} before it."
         )
-    jobs.remove(session, held)
+    removals.remove(session, held)
 
 
 def _owned(session: Session, fence: Fence) -> Job:

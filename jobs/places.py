@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -85,9 +86,11 @@ def find_inside(name: str, roots: Sequence[Path], *, folder: bool) -> Path:
     what = "folder" if folder else "file"
     if "\0" not in name and not name.startswith("~"):
         for root in (each.resolve() for each in roots):
-            path = (root / name).resolve()
-            if path.is_relative_to(root) and (path.is_dir() if folder else path.is_file()):
-                return path
+            # No file can be called so, or links go in circles.
+            with suppress(OSError, ValueError, RuntimeError):
+                path = (root / name).resolve()
+                if path.is_relative_to(root) and (path.is_dir() if folder else path.is_file()):
+                    return path
     if not roots:
         raise ModelNameInvalid(
             f"{name!r} is no Hub repository (org/name or org/name@revision), "

@@ -43,7 +43,7 @@ class Shelf:
     def upload(self, tenant: str, name: str) -> Upload | None:
         """An uploaded file of the tenant's."""
         with self.transaction() as session:
-            row = artifacts.dataset(session, tenant, name)
+            row = artifacts.use_dataset(session, tenant, name)
             if row is None:
                 return None
             first = artifacts.start_of(session, row.id, FIRST_BYTES)

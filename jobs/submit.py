@@ -209,7 +209,7 @@ def _check_parts(session: Session, caller: Caller, request: JobOrder, rules: Rul
         if each.data is None:
             continue
         if each.data.dataset is not None:
-            found = artifacts.dataset(session, caller.tenant_id, each.data.dataset)
+            found = artifacts.use_dataset(session, caller.tenant_id, each.data.dataset)
             if found is None:
                 raise RequestInvalid(
                     f"There is no dataset {each.data.dataset!r}; upload it first.", f"{pointer}/dataset"

@@ -1,6 +1,6 @@
 """Rules of webhook endpoints and deliveries; a sender asks for each try here and tells how it ended."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
@@ -41,6 +41,7 @@ class DueDelivery:
     type: str
     body: bytes
     secrets: tuple[str, ...] = field(repr=False)
+    receiver: str
     lag_seconds: float = 0.0
 
 
@@ -112,6 +113,7 @@ def update_endpoint(
     if url is not None:
         check_url(url, allow_http=allow_http)
         row.url = url
+        webhooks.readdress(session, row)
     if events is not None:
         row.events = check_events(events)
     if description is not None:
@@ -183,25 +185,41 @@ def redeliver(session: Session, tenant_id: str, delivery_id: str) -> WebhookDeli
     row = webhooks.delivery(session, tenant_id, delivery_id)
     if row is None:
         raise NotFound("webhook delivery", delivery_id)
-    if row.lease_owner is not None:
-        raise IllegalState(f"The delivery {row.id} is being sent at this moment.")
     endpoint = get_endpoint(session, tenant_id, row.endpoint_id)
     _hold(session, endpoint)
+    row = webhooks.delivery(session, tenant_id, delivery_id, held=True)
+    if row is None:
+        raise NotFound("webhook delivery", delivery_id)
+    if row.lease_owner is not None:
+        raise IllegalState(f"The delivery {row.id} is being sent at this moment.")
     if endpoint.disabled_at is not None:
         raise IllegalState(f"The endpoint {endpoint.id} is disabled; enable it first.")
-    webhooks.repeat(session, row)
+    webhooks.repeat(session, row, endpoint)
     return row
 
 
 def claim_due(
-    session: Session, keyring: Keyring, owner: str, *, limit: int = 20, lease_seconds: float = 60.0
+    session: Session,
+    keyring: Keyring,
+    owner: str,
+    *,
+    limit: int = 20,
+    lease_seconds: float = 60.0,
+    each: int = 1000,
+    held: Mapping[str, int] | None = None,
 ) -> list[DueDelivery]:
-    """Tries to be made now, each given to one owner only; commit before sending.
+    """Tries to be made now, each given to one owner only; commit before sending. The owner gets no more than
+    ``each`` for one receiver, with those that it has ``held`` since before.
 
     An endpoint whose secret cannot be opened is disabled with the reason, and holds up nobody else's tries.
+    What was announced to an endpoint in the moment in which it was disabled is dead, like all that waited.
     """
     due = []
-    for row, endpoint, old_holds in webhooks.claim_due(session, owner, limit, lease_seconds):
+    taken = webhooks.claim_due(session, owner, limit, lease_seconds, each, held or {})
+    for row, endpoint, old_holds in taken:
+        if endpoint.disabled_at is not None:
+            webhooks.disable(session, endpoint.id, endpoint.disabled_reason or "")
+            continue
         try:
             secrets = _open_secrets(keyring, endpoint, old_holds)
         except CredentialUnreadable as error:
@@ -218,6 +236,7 @@ def claim_due(
                 row.type,
                 row.body.encode(),
                 tuple(secrets),
+                row.receiver,
                 max(0.0, (row.attempted_at - row.created_at).total_seconds()) if row.attempted_at else 0.0,
             )
         )
@@ -284,6 +303,7 @@ def _record(
     if gone:
         webhooks.disable(session, endpoint_id, "the receiver answered 410 Gone")
         return "gone"
+    webhooks.note_failure(session, endpoint_id)
     if webhooks.failing_for(session, endpoint_id, GIVE_UP_SECONDS):
         webhooks.disable(session, endpoint_id, "every delivery failed for five days")
         return "dead"

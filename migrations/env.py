@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 
 from db.schema import metadata
 from db.session import make_engine
+from migrations.run import LOCK_SECONDS
 from settings import Settings
 
 LOCK = 7_266_358_241
@@ -14,9 +15,13 @@ LOCK = 7_266_358_241
 
 
 def migrate(connection: Connection) -> None:
-    """Runs the migrations in one transaction on ``connection``."""
-    connection.exec_driver_sql("SET lock_timeout = '10s'")
+    """Runs the migrations in one transaction on ``connection``. Those of another process are waited for until
+    they are done; a statement waits for its table only so long as ``upgrade`` says.
+    """
+    patience = context.config.attributes.get("lock_seconds", LOCK_SECONDS)
+    connection.exec_driver_sql("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")
     connection.exec_driver_sql(f"SELECT pg_advisory_lock({LOCK})")
+    connection.exec_driver_sql(f"SET lock_timeout = {round(patience * 1000)}")
     connection.commit()
     try:
         context.configure(connection=connection, target_metadata=metadata(), compare_server_default=True)

@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from db.session import make_engine
 
 FOLDER = Path(__file__).parent
+LOCK_SECONDS = 10.0
 
 
 def config() -> Config:
@@ -21,9 +22,11 @@ def config() -> Config:
     return made
 
 
-def upgrade(url: str, revision: str = "head") -> None:
-    """Brings the database up to ``revision``. Two processes may ask at once: the second one waits."""
-    _run(url, lambda made: command.upgrade(made, revision))
+def upgrade(url: str, revision: str = "head", lock_seconds: float = LOCK_SECONDS) -> None:
+    """Brings the database up to ``revision``. Two processes may ask at once: the second one waits for the
+    first. A statement fails whose table others hold for ``lock_seconds``.
+    """
+    _run(url, lambda made: command.upgrade(made, revision), lock_seconds)
 
 
 def downgrade(url: str, revision: str) -> None:
@@ -49,12 +52,13 @@ def current(url: str) -> str | None:
         engine.dispose()
 
 
-def _run(url: str, work: Callable[[Config], None]) -> None:
+def _run(url: str, work: Callable[[Config], None], lock_seconds: float = LOCK_SECONDS) -> None:
     engine = make_engine(url, pool_size=1)
     try:
         with engine.connect() as connection:
             made = config()
             made.attributes["connection"] = connection
+            made.attributes["lock_seconds"] = lock_seconds
             work(made)
     finally:
         engine.dispose()

@@ -86,6 +86,15 @@ def announce(app: Celery, job_id: str, queue: str, connection: Any = None) -> No
     app.send_task(TASK, args=[job_id], queue=queue, ignore_result=True, retry=False, connection=connection)
 
 
+def lying(app: Celery, queue: str) -> int:
+    """How many messages of ``queue`` no worker has taken."""
+    with app.pool.acquire(block=True) as connection, connection.channel() as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except connection.channel_errors:
+            return 0  # nothing was ever sent there
+
+
 def run_worker(
     settings: Settings, queues: Sequence[str], concurrency: int = 1, device: str | None = None
 ) -> int:

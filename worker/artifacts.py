@@ -17,11 +17,15 @@ def artifact_folder(data_dir: Path, job_id: str) -> Path:
     return data_dir / ARTIFACTS / job_id
 
 
-def keep(output: Path, target: Path) -> None:
-    """Moves the finished folder ``output`` to ``target``, over disks if need be; nothing if done before."""
+def keep(output: Path, target: Path, hold: Callable[[Path], None] = lambda _: None) -> None:
+    """Moves the finished folder ``output`` to ``target``, over disks if need be; nothing if done before.
+
+    ``hold`` is handed the folder that is about to get its name, to lock it before anybody finds it.
+    """
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    hold(output)
     try:
         output.rename(target)
     except OSError as error:
@@ -34,6 +38,7 @@ def keep(output: Path, target: Path) -> None:
         except OSError:
             shutil.rmtree(draft, ignore_errors=True)  # no later job would: a retry is a job of its own
             raise
+        hold(draft)
         draft.rename(target)
 
 

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,11 +20,14 @@ log = structlog.get_logger("worker.courier")
 
 HANDS = 16
 LEASE_SECONDS = 60.0
+FOR_ONE = 4
+"""Hands that may send to one receiver."""
 
 
 @dataclass
 class Courier:
-    """Never holds more messages than it has hands, so that a slow receiver delays nobody else's webhooks.
+    """Never holds more messages than it has hands, nor more than four for one receiver, so that a slow
+    receiver delays nobody else's webhooks.
 
     ``schedule`` holds the seconds before each try, also the first; ``on_free`` is called when a hand is free.
     """
@@ -37,7 +41,7 @@ class Courier:
     now: Callable[[], float] = time.time
     chance: Callable[[], float] = random.random
     hands: int = HANDS
-    _busy: int = field(default=0, init=False)
+    _busy: Counter[str] = field(default_factory=Counter, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _pool: ThreadPoolExecutor = field(init=False)
 
@@ -47,15 +51,22 @@ class Courier:
     def deliver_due(self) -> int:
         """Takes as many due messages as there are free hands and begins to send them; returns how many."""
         with self._lock:
-            free = self.hands - self._busy
+            busy = Counter(self._busy)
+        free = self.hands - busy.total()
         if free <= 0:
             return 0
         with self.transaction() as session:
             due = webhooks.claim_due(
-                session, self.keyring, self.owner, limit=free, lease_seconds=LEASE_SECONDS
+                session,
+                self.keyring,
+                self.owner,
+                limit=free,
+                lease_seconds=LEASE_SECONDS,
+                each=FOR_ONE,
+                held=busy,
             )
         with self._lock:
-            self._busy += len(due)
+            self._busy.update(each.receiver for each in due)
         for each in due:
             self._pool.submit(self._deliver, each)
         return len(due)
@@ -72,7 +83,7 @@ class Courier:
             log.warning("delivery_not_recorded", delivery_id=due.id, error=str(error))
         finally:
             with self._lock:
-                self._busy -= 1
+                self._busy -= Counter([due.receiver])  # a host of which nothing is left is forgotten
             self.on_free()
 
     def deliver(self, due: DueDelivery) -> str:

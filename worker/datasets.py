@@ -47,7 +47,7 @@ def read_file(
         return wanted.file, hub.read_file(snapshot, wanted.file, limit)
     if wanted.dataset is not None:
         with workshop.transaction() as session:
-            row = artifacts.dataset(session, tenant_id, wanted.dataset, with_body=True)
+            row = artifacts.use_dataset(session, tenant_id, wanted.dataset, with_body=True)
             if row is None:
                 raise NotFound("dataset", wanted.dataset)
             return row.name, row.body

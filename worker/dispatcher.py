@@ -22,7 +22,7 @@ from jobs.keyring import Keyring
 from jobs.tally import Hear
 from settings import Settings
 from worker.address import parse_networks
-from worker.app import announce, database_of, make_app
+from worker.app import announce, database_of, lying, make_app
 from worker.context import Transaction
 from worker.courier import Courier
 from worker.deliver import Sender
@@ -158,10 +158,16 @@ def open_dispatcher(settings: Settings, hear: Hear = lambda _fact: None) -> Disp
             sessions.begin,
             lambda job_id, queue: announce(app, job_id, queue),
             settings.announce_after_seconds,
+            partial(lying, app),
         ),
         courier,
         partial(listen, database_of(settings)),
-        Keeping(settings.keep_scores_seconds, settings.keep_deliveries_seconds),
+        Keeping(
+            settings.keep_scores_seconds,
+            settings.keep_deliveries_seconds,
+            settings.keep_datasets_seconds,
+            settings.keep_jobs_seconds,
+        ),
         settings.dispatch_poll_seconds,
         min(SWEEP_SECONDS, settings.lease_seconds / 4),
     )

@@ -38,9 +38,8 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for lock in self._held.values():
-            os.close(lock)
-        self._held.clear()
+        for digest in tuple(self._held):
+            self._let_go(digest)
 
     def folder(self, digest: str) -> Path:
         """Where the statistics of a digest are, or would be."""
@@ -56,10 +55,21 @@ class Store:
         return True
 
     def put(self, digest: str, made: Path) -> Path:
-        """Moves a finished folder in, and holds it."""
-        keep(made, self.folder(digest))
-        self.hold(digest)
+        """Moves a finished folder in, held from before it has its name: nobody can remove it in between."""
+
+        def hold(folder: Path) -> None:
+            self._let_go(digest)
+            if (lock := _lock(folder, fcntl.LOCK_SH)) >= 0:
+                self._held[digest] = lock
+
+        while not self.hold(digest):
+            keep(made, self.folder(digest), hold)
         return self.folder(digest)
+
+    def _let_go(self, digest: str) -> None:
+        lock = self._held.pop(digest, None)
+        if lock is not None:
+            os.close(lock)
 
     @contextmanager
     def only_one(self, digest: str, checkpoint: Callable[[], None]) -> Iterator[None]:

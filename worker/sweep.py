@@ -3,29 +3,39 @@ the dispatcher.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import structlog
 
-from db import removals, scores, webhooks
+from db import artifacts, removals, scores, webhooks
 from jobs import idempotency, lifecycle
+from jobs.errors import IllegalState, NotFound
 from worker.context import Transaction
 
 log = structlog.get_logger("worker.sweep")
+
+ENOUGH = 200
+"""Messages that may lie in a queue when a job is announced once more."""
 
 Ring = Callable[[str, str], None]
 
 
 @dataclass
 class Doorbell:
-    """Tells workers which jobs are ready. What the broker did not take is rung again in the next round."""
+    """Tells workers which jobs are ready. What the broker did not take is rung again in the next round.
+
+    Nobody is told again of a queue where many messages lie that no worker has taken: they would only become
+    more, for as long as no worker listens, and new jobs would wait behind them all. ``lying`` counts them.
+    """
 
     transaction: Transaction
     ring: Ring
     after_seconds: float
-    unsent: list[tuple[str, str]] = field(default_factory=list)
+    lying: Callable[[str], int] = lambda _queue: 0
+    unsent: dict[tuple[str, str], bool] = field(default_factory=dict)
 
     def announce_due(self) -> int:
         """Announces every ready job not announced within ``after_seconds``; says how many went.
@@ -36,14 +46,20 @@ class Doorbell:
         with self.transaction() as session:
             due = lifecycle.announce_due(session, self.after_seconds)
         # While the broker is away the same jobs come again and again; each is rung for once.
-        self.unsent = list(dict.fromkeys([*self.unsent, *due]))
+        for job_id, queue, first in due:
+            self.unsent.setdefault((job_id, queue), first)
         sent = 0
-        while self.unsent:
-            job_id, queue = self.unsent[0]
-            self.ring(job_id, queue)
-            self.unsent.pop(0)
-            sent += 1
-            log.info("job_announced", job_id=job_id, queue=queue)
+        room: dict[str, int] = {}
+        for (job_id, queue), first in list(self.unsent.items()):
+            if not first and queue not in room:
+                room[queue] = ENOUGH - self.lying(queue)
+            if not first:
+                room[queue] -= 1
+            if first or room[queue] >= 0:
+                self.ring(job_id, queue)
+                sent += 1
+                log.info("job_announced", job_id=job_id, queue=queue)
+            del self.unsent[job_id, queue]
         return sent
 
 
@@ -67,17 +83,20 @@ def expire(transaction: Transaction) -> list[str]:
 
 @dataclass(frozen=True)
 class Keeping:
-    """For how many seconds what nobody needs any more is kept: known scores from their last use, webhook
-    messages that were delivered or given up from when they were made.
+    """For how many seconds what nobody needs any more is kept: known scores and uploads from their last use,
+    webhook messages that were delivered or given up from when they were made, jobs from their end. Uploads
+    and jobs stay where that is 0.
     """
 
     scores: float
     deliveries: float
+    datasets: float = 0.0
+    jobs: float = 0.0
 
 
 def prune(transaction: Transaction, keeping: Keeping) -> dict[str, int]:
     """Forgets answers of requests with an idempotency key after three days, which jobs were deleted after a
-    year, scores and webhook messages as ``keeping`` says; how many of each. Each is a transaction of its own.
+    year, the rest as ``keeping`` says; how many of each. Each is a transaction of its own.
     """
     duties: dict[str, Callable[[Any], int]] = {
         "answers": idempotency.prune,
@@ -85,10 +104,26 @@ def prune(transaction: Transaction, keeping: Keeping) -> dict[str, int]:
         "deliveries": partial(webhooks.prune, keep_seconds=keeping.deliveries),
         "removals": removals.prune,
     }
+    if keeping.datasets:
+        duties["datasets"] = partial(artifacts.prune_datasets, keep_seconds=keeping.datasets)
     found = {}
     for what, forget in duties.items():
         with transaction() as session:
             found[what] = forget(session)
+    if keeping.jobs:
+        found["jobs"] = _delete_jobs(transaction, keeping.jobs)
     if any(found.values()):
         log.info("rows_forgotten", **found)
     return found
+
+
+def _delete_jobs(transaction: Transaction, keep_seconds: float) -> int:
+    """One at a time, since a deletion touches what others are at work on; those that cannot go yet stay."""
+    with transaction() as session:
+        ended = removals.outlived(session, keep_seconds)
+    gone = 0
+    for job in ended:
+        with suppress(IllegalState, NotFound), transaction() as session:
+            lifecycle.delete(session, job)
+            gone += 1
+    return gone

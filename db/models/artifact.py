@@ -23,7 +23,10 @@ class Artifact(Base):
 
 
 class Dataset(Base):
-    """A small JSONL or text file uploaded for scoring; the same bytes are kept once per tenant."""
+    """A small JSONL or text file uploaded for scoring; the same bytes are kept once per tenant.
+
+    ``last_used_at`` may be up to a day behind.
+    """
 
     __tablename__ = "dataset"
     __table_args__ = (UniqueConstraint("tenant_id", "sha256"),)
@@ -35,3 +38,4 @@ class Dataset(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     body: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
     created_at: Mapped[CreatedAt]
+    last_used_at: Mapped[CreatedAt]

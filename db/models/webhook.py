@@ -1,5 +1,7 @@
 """Where to announce, and every announcement."""
 
+from urllib.parse import urlsplit
+
 from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, text
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -27,6 +29,11 @@ class WebhookEndpoint(Base):
     disabled_reason: Mapped[str | None]
     created_at: Mapped[CreatedAt]
 
+    @property
+    def receiver(self) -> str:
+        """The host that its messages go to, by which they take turns."""
+        return (urlsplit(self.url).hostname or "").rstrip(".")
+
 
 class WebhookDelivery(Base):
     """One message to one endpoint. ``message_id`` stays the same on every try.
@@ -38,6 +45,13 @@ class WebhookDelivery(Base):
     __table_args__ = (
         CheckConstraint("state IN ('pending', 'delivered', 'dead')", name="state"),
         Index("ix_webhook_delivery_due", "next_attempt_at", postgresql_where=text("state = 'pending'")),
+        Index(
+            "ix_webhook_delivery_turn",
+            "receiver",
+            "next_attempt_at",
+            "id",
+            postgresql_where=text("state = 'pending'"),
+        ),
         Index("ix_webhook_delivery_endpoint", "endpoint_id", "created_at"),
     )
 
@@ -49,6 +63,7 @@ class WebhookDelivery(Base):
     message_id: Mapped[str]
     type: Mapped[str]
     body: Mapped[str]
+    receiver: Mapped[str] = mapped_column(server_default="")
     state: Mapped[str] = mapped_column(server_default="pending")
     attempts: Mapped[int] = mapped_column(server_default="0")
     next_attempt_at: Mapped[CreatedAt]

@@ -235,11 +235,11 @@ def test_a_released_job_that_was_being_cancelled_is_cancelled(session: Session) 
 
 def test_a_job_that_comes_back_is_announced_at_once(session: Session) -> None:
     job = make_job(session)
-    assert lifecycle.announce_due(session, 60) == [(job.id, "cpu")]
+    assert lifecycle.announce_due(session, 60) == [(job.id, "cpu", True)]
     claimed = lifecycle.claim(session, job.id, "w", 60)
     assert claimed is not None
     lifecycle.release(session, lifecycle.fence_of(claimed))
-    assert lifecycle.announce_due(session, 60) == [(job.id, "cpu")]
+    assert lifecycle.announce_due(session, 60) == [(job.id, "cpu", True)]
 
 
 def test_a_lost_job_comes_back_and_its_old_worker_is_shut_out(session: Session) -> None:
@@ -303,17 +303,17 @@ def test_a_job_that_was_started_in_time_goes_on_after_it(session: Session) -> No
     session.execute(text("UPDATE job SET expires_at = now() WHERE id = :id"), {"id": job.id})
     lifecycle.release(session, fence)
     assert lifecycle.expire(session) == []
-    assert lifecycle.announce_due(session, 60) == [(job.id, "cpu")]
+    assert lifecycle.announce_due(session, 60) == [(job.id, "cpu", True)]
     assert lifecycle.claim(session, job.id, "w", 60) is not None
 
 
 def test_a_ready_job_is_announced_once_until_it_has_been_quiet_too_long(session: Session) -> None:
     low, high = make_job(session), make_job(session, priority=5)
-    assert lifecycle.announce_due(session, 60) == [(high.id, "cpu"), (low.id, "cpu")]
+    assert lifecycle.announce_due(session, 60) == [(high.id, "cpu", True), (low.id, "cpu", True)]
     assert lifecycle.announce_due(session, 60) == []
     assert len(lifecycle.announce_due(session, 0)) == 2
     lifecycle.claim(session, low.id, "w", 60)
-    assert lifecycle.announce_due(session, 0) == [(high.id, "cpu")]
+    assert lifecycle.announce_due(session, 0) == [(high.id, "cpu", False)]
 
 
 def test_only_an_ended_job_can_be_deleted(session: Session) -> None:

@@ -84,11 +84,15 @@ def test_other_forms_are_folders_inside_the_roots(root: Path, name: str) -> None
         "~root",
         "plain/../../outside",
         "a\0b",
+        "a" * 256,
+        "\ud800",
+        "circle",
         "absent",
         "texts.jsonl",
     ],
 )
 def test_nothing_outside_the_roots_is_reached_and_the_error_names_the_roots(root: Path, name: str) -> None:
+    (root / "circle").symlink_to("circle")
     with pytest.raises(ModelNameInvalid) as refused:
         find_model(name, [root])
     assert f"allowed roots ({root})" in str(refused.value)

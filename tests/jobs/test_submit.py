@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import artifacts, jobs
@@ -147,6 +148,23 @@ def test_two_who_retry_at_once_make_one_job(sessions: sessionmaker[Session]) -> 
     for thread in threads:
         thread.join()
     assert refused == ["illegal_state"] * 3
+
+
+def test_whoever_asks_for_a_retry_does_not_stop_the_one_that_is_at_work(
+    sessions: sessionmaker[Session],
+) -> None:
+    """The asker holds the first job of the chain and waits for the one at work, which must not wait too."""
+    with sessions.begin() as session:
+        caller = make_caller(session)
+        first = lifecycle.fail(session, make_running(session)[1], "no", "no")
+        again = retry(session, caller, first, make_rules())
+        claimed = lifecycle.claim(session, again.id, "w", 60)
+        assert claimed is not None
+        fence = lifecycle.fence_of(claimed)
+    with sessions.begin() as asking, sessions.begin() as working:
+        assert jobs.lock(asking, first.id) is not None
+        working.execute(text("SET LOCAL lock_timeout = '200ms'"))
+        lifecycle.enter_phase(working, fence, "merging")
 
 
 def test_a_job_deleted_meanwhile_is_not_retried(sessions: sessionmaker[Session]) -> None:

@@ -2,8 +2,6 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 from sqlalchemy import text
@@ -18,7 +16,6 @@ from jobs.keyring import Keyring
 from jobs.webhooks import DueDelivery
 from tests.factories import make_caller
 
-Change = Callable[[Session, Keyring, WebhookEndpoint], object]
 SCHEDULE = [0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
 
 
@@ -153,6 +150,22 @@ def test_410_disables_the_endpoint_and_drops_what_waits(
     webhooks.update_endpoint(session, endpoint, enabled=True)
     webhooks.send_test(session, endpoint)
     assert len(webhooks.claim_due(session, keyring, "w")) == 1
+
+
+def test_a_receiver_is_a_host_however_it_is_written_and_gets_no_more_than_its_part(
+    session: Session, keyring: Keyring
+) -> None:
+    caller = make_caller(session)
+    urls = ("https://a.example/x", "https://A.example:8443?y", "https://a.example./z", "https://b.example")
+    ends = [webhooks.create_endpoint(session, keyring, caller.tenant_id, url)[0] for url in urls]
+    for _ in range(2):
+        for each in ends:
+            webhooks.send_test(session, each)
+    taken = webhooks.claim_due(session, keyring, "w", each=3, held={"a.example": 1})
+    assert [each.receiver for each in taken] == ["a.example", "a.example", "b.example", "b.example"]
+    webhooks.update_endpoint(session, ends[0], url="https://c.example")
+    taken = webhooks.claim_due(session, keyring, "w", each=3, held={"a.example": 3})
+    assert [(each.receiver, each.endpoint_id) for each in taken] == [("c.example", ends[0].id)]
 
 
 def test_senders_that_report_at_once_do_not_block_each_other(
@@ -304,50 +317,3 @@ def test_an_endpoint_whose_secret_is_lost_holds_up_nobody_else(session: Session,
     session.refresh(lost)
     assert lost.disabled_at is not None
     assert "key" in (lost.disabled_reason or "")
-
-
-@contextmanager
-def seen_twice(
-    sessions: sessionmaker[Session], keyring: Keyring
-) -> Iterator[tuple[Session, WebhookEndpoint, Session, WebhookEndpoint]]:
-    """An endpoint as two transactions have read it, each with its session."""
-    with sessions.begin() as session:
-        tenant = make_caller(session).tenant_id
-        made, _ = webhooks.create_endpoint(session, keyring, tenant, "https://example.org/hook")
-        made_id = made.id
-    with sessions() as slow, sessions() as quick:
-        seen, same = (webhooks.get_endpoint(each, tenant, made_id) for each in (slow, quick))
-        yield slow, seen, quick, same
-
-
-CHANGES: list[Change] = [
-    lambda session, _, row: webhooks.update_endpoint(session, row),
-    lambda session, _, row: webhooks.update_endpoint(session, row, description="ours"),
-    lambda session, _, row: webhooks.update_endpoint(session, row, enabled=False),
-    lambda session, keyring, row: webhooks.rotate_secret(session, keyring, row),
-    lambda session, _, row: webhooks.send_test(session, row),
-]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_an_endpoint_that_somebody_removes_meanwhile_is_not_found(
-    sessions: sessionmaker[Session], keyring: Keyring, change: Change
-) -> None:
-    with seen_twice(sessions, keyring) as (slow, row, quick, same):
-        webhooks.delete_endpoint(quick, same)
-        quick.commit()
-        with pytest.raises(NotFound):
-            change(slow, keyring, row)
-
-
-def test_of_two_rotations_at_once_the_first_secret_goes_on_for_a_day(
-    sessions: sessionmaker[Session], keyring: Keyring
-) -> None:
-    with seen_twice(sessions, keyring) as (slow, row, quick, same):
-        first = webhooks.rotate_secret(quick, keyring, same)
-        quick.commit()
-        second = webhooks.rotate_secret(slow, keyring, row)
-        webhooks.send_test(slow, row)
-        slow.commit()
-    with sessions.begin() as session:
-        assert claim_one(session, keyring).secrets == (second, first)

@@ -1,11 +1,14 @@
 """The migrations and the models say the same; every step can be taken back."""
 
 import importlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy.exc import OperationalError
 
 from db.models.job import STATES
 from db.schema import metadata
@@ -13,6 +16,8 @@ from jobs.states import ALLOWED, State
 from migrations.run import current, downgrade, head, upgrade
 
 first = importlib.import_module("migrations.versions.0001_first_tables")
+MIGRATING = 7_266_358_241
+"""The advisory lock of ``migrations/env.py``."""
 
 
 def differences(engine: Engine) -> list[object]:
@@ -52,6 +57,30 @@ def test_downgrade_removes_everything_and_upgrade_brings_it_back(empty_postgres_
 def test_a_second_upgrade_changes_nothing(postgres_url: str) -> None:
     upgrade(postgres_url)
     assert current(postgres_url) == head()
+
+
+def test_an_upgrade_waits_for_another_one_however_long_that_takes(own_postgres_url: str) -> None:
+    engine = create_engine(own_postgres_url)
+    with engine.connect() as other, ThreadPoolExecutor(1) as pool:
+        other.execute(text(f"SELECT pg_advisory_lock({MIGRATING})"))
+        waiting = pool.submit(upgrade, own_postgres_url, lock_seconds=0.05)
+        time.sleep(0.4)
+        assert not waiting.done()
+        other.execute(text("SELECT pg_advisory_unlock_all()"))
+        waiting.result(timeout=5)
+    engine.dispose()
+
+
+def test_a_step_does_not_wait_long_for_a_table_that_is_in_use(own_postgres_url: str) -> None:
+    downgrade(own_postgres_url, "0008")
+    engine = create_engine(own_postgres_url)
+    with engine.connect() as other:
+        other.execute(text("LOCK TABLE known_score IN ACCESS SHARE MODE"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            upgrade(own_postgres_url, lock_seconds=0.05)
+    upgrade(own_postgres_url)
+    assert current(own_postgres_url) == head()
+    engine.dispose()
 
 
 def test_states_are_the_same_in_rules_models_and_migration() -> None:

@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 
 from settings import Settings
-from worker.app import announce, check_health, database_of, export, library_environment, make_app
+from worker.app import announce, check_health, database_of, export, library_environment, lying, make_app
 from worker.board import Board, health_path
 from worker.errors import SettingMissing
 
@@ -29,6 +29,14 @@ def test_a_message_carries_the_jobs_id_and_nothing_else(valkey_url: str) -> None
     assert (arguments, named) == (["job_1"], {})
     assert message["headers"]["task"] == "mergery.run_job"
     assert "s3cret" not in raw.decode()
+
+
+def test_messages_that_no_worker_has_taken_are_counted(valkey_url: str) -> None:
+    app = make_app(Settings(broker_url=valkey_url))
+    for number in range(3):
+        announce(app, f"job_{number}", "gpu")
+    assert (lying(app, "gpu"), lying(app, "cpu")) == (3, 0)
+    app.pool.force_close_all()
 
 
 @pytest.fixture

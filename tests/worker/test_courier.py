@@ -155,6 +155,32 @@ def test_a_slow_receiver_keeps_one_hand_busy_and_the_others_deliver(sessions: se
     assert sent[-1] == "http://slow.example/"
 
 
+def test_a_slow_receiver_with_many_messages_leaves_hands_to_a_quick_one(
+    sessions: sessionmaker[Session],
+) -> None:
+    """Also where each message is of an endpoint of its own and the host is written otherwise."""
+    gate = threading.Event()
+    sender = Sender(allow_http=True, allowed=parse_networks(["127.0.0.0/8", "::1/128"]))
+    with receiver(lambda *_: gate.wait(10)) as (slow, _), receiver(answer("200 OK")) as (quick, arrived):
+        for number in range(20):
+            host = "LOCALHOST" if number % 2 else "localhost"
+            order(sessions, f"http://{host}:{slow}/{number}", new_secret())
+        courier = courier_of(sessions, sender, schedule=(0.0,))
+        assert (courier.deliver_due(), courier.deliver_due()) == (4, 0)
+        for number in range(20):
+            order(sessions, f"http://127.0.0.1:{quick}/{number}", new_secret())
+
+        def all_arrived() -> bool:
+            courier.deliver_due()
+            return len(arrived) == 20
+
+        try:
+            until(all_arrived)
+        finally:
+            gate.set()
+            courier.close()
+
+
 def test_a_sender_that_died_leaves_the_message_to_the_next(sessions: sessionmaker[Session]) -> None:
     order(sessions, "http://hook.example/", new_secret())
     with sessions.begin() as session:

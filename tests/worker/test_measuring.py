@@ -27,7 +27,6 @@ from merge.run import run as run_merge
 from tests.factories import let_lease_run_out, make_caller, make_job, make_rules
 from tests.worker.conftest import Floor, family_recipe
 from worker.measuring import Measurer
-from worker.statistics import Store, evict
 from worker.sweep import recover
 
 AIM: dict[str, Any] = {
@@ -264,17 +263,6 @@ def test_the_longest_unused_go_when_there_are_too_many(floor: Floor) -> None:
     assert [path.name for path in store_of(floor).glob("*/[!.]*")] == [kept.digest]
     third = floor.run(floor.order(aim_recipe()))
     assert third.state == "succeeded" and measured(floor, third)[0]["found"] is False
-
-
-def test_nothing_that_a_job_holds_is_removed(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / "t" / name).mkdir(parents=True)
-        (tmp_path / "t" / name / "file").write_bytes(bytes(5000))
-    with Store(tmp_path, "t") as store:
-        assert store.hold("a") and not store.hold("c")
-        assert evict(tmp_path, 0, [("t", "a"), ("t", "b")]) == [("t", "b")]
-    assert evict(tmp_path, 0, []) == [("t", "a")]
-    assert not any((tmp_path / "t").iterdir())
 
 
 def test_a_folder_that_was_lost_is_measured_again(floor: Floor) -> None:

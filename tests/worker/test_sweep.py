@@ -1,16 +1,64 @@
 """The dispatcher's rounds over the rows."""
 
+import time
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
+from db import artifacts, removals, scores
 from db import jobs as rows
-from db import removals, scores
 from jobs.keyring import Keyring
-from jobs.lifecycle import delete, succeed
+from jobs.lifecycle import delete, fail, request_cancel, succeed
+from jobs.submit import retry
 from jobs.webhooks import create_endpoint, send_test
-from tests.factories import TEST_SECRET, let_lease_run_out, make_caller, make_job, make_running
-from worker.sweep import Doorbell, Keeping, expire, prune, recover
+from tests.factories import TEST_SECRET, let_lease_run_out, make_caller, make_job, make_rules, make_running
+from worker.sweep import ENOUGH, Doorbell, Keeping, expire, prune, recover
+
+DAY = 86_400.0
+
+
+def test_jobs_that_ended_long_ago_are_deleted_where_that_is_asked_for(
+    sessions: sessionmaker[Session],
+) -> None:
+    """A retry before what it retried, and nothing that another job reads, waits or runs."""
+    with sessions.begin() as session:
+        caller = make_caller(session)
+        old, new, read = (succeed(session, make_running(session)[1], {}) for _ in range(3))
+        failed = fail(session, make_running(session)[1], "no", "no")
+        again = retry(session, caller, failed, make_rules())
+        request_cancel(session, again)
+        reader, running = make_job(session), make_running(session)[0]
+        inputs = [{"role": "base", "kind": "folder", "repo": f"/data/artifacts/{read.id}"}]
+        rows.put_inputs(session, reader.id, inputs)
+        session.execute(
+            text("UPDATE job SET finished_at = finished_at - interval '2 h' WHERE id <> :id"), {"id": new.id}
+        )
+    keeping = Keeping(scores=DAY, deliveries=DAY, jobs=3600)
+    assert prune(sessions.begin, Keeping(DAY, DAY)).get("jobs") is None
+    assert prune(sessions.begin, keeping)["jobs"] == 2
+    assert prune(sessions.begin, keeping)["jobs"] == 1
+    with sessions() as session:
+        left = set(session.scalars(text("SELECT id FROM job")))
+        assert left == {new.id, read.id, reader.id, running.id}
+        assert removals.among(session, {old.id, failed.id, again.id}) == {old.id, failed.id, again.id}
+
+
+def test_uploads_that_nobody_names_are_forgotten(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        caller = make_caller(session)
+        names = ("unused", "scored on", "uploaded again", "read")
+        ids = [
+            artifacts.put_dataset(session, caller.tenant_id, name, name, name.encode()).id for name in names
+        ]
+        session.execute(text("UPDATE dataset SET last_used_at = now() - interval '2 days'"))
+        score = {"name": "s", "kind": "exact_match", "data": {"dataset": ids[1]}}
+        make_job(session, caller, evaluate={"sets": [score]})
+        artifacts.put_dataset(session, caller.tenant_id, "again", names[2], b"")
+        assert artifacts.use_dataset(session, caller.tenant_id, ids[3], with_body=True) is not None
+    assert prune(sessions.begin, Keeping(DAY, DAY, datasets=DAY))["datasets"] == 1
+    with sessions() as session:
+        assert {each.id for each in artifacts.datasets(session, caller.tenant_id)} == set(ids[1:])
 
 
 def queued(sessions: sessionmaker[Session]) -> str:
@@ -79,6 +127,23 @@ def test_a_broker_that_is_away_for_long_hears_of_each_job_once(sessions: session
     assert rung == [job_id]
 
 
+def test_a_queue_that_nobody_empties_is_not_filled_for_ever(sessions: sessionmaker[Session]) -> None:
+    lying: list[str] = []
+    doorbell = Doorbell(
+        sessions.begin, lambda job_id, _: lying.append(job_id), 0, lambda _: len(lying) + ENOUGH - 3
+    )
+    old = queued(sessions)
+    for _ in range(5):
+        doorbell.announce_due()
+    assert lying == [old] * 3
+    new = queued(sessions)
+    doorbell.announce_due()
+    assert lying == [old] * 3 + [new]
+    lying.clear()
+    doorbell.announce_due()
+    assert lying == [old, new]
+
+
 def test_a_lost_job_comes_back_to_the_queue_and_is_announced_at_once(sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
         job, _ = make_running(session)
@@ -88,6 +153,21 @@ def test_a_lost_job_comes_back_to_the_queue_and_is_announced_at_once(sessions: s
     rung: list[str] = []
     assert Doorbell(sessions.begin, lambda job_id, _: rung.append(job_id), 60).announce_due() == 1
     assert rung == [job.id]
+
+
+def test_a_clock_that_is_set_back_does_not_keep_a_dead_worker_in_office(
+    sessions: sessionmaker[Session],
+) -> None:
+    """An hour back is as if everything had been written an hour ahead."""
+    with sessions.begin() as session:
+        job, _ = make_running(session, lease_seconds=0.05)
+        ahead = (
+            "heartbeat_at = heartbeat_at + interval '1 hour', lease_until = lease_until + interval '1 hour'"
+        )
+        session.execute(text(f"UPDATE job SET {ahead}"))
+    assert recover(sessions.begin) == []
+    time.sleep(0.06)
+    assert recover(sessions.begin) == [job.id]
 
 
 def test_a_job_nobody_started_in_time_expires(sessions: sessionmaker[Session]) -> None:
