@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from db.session import is_away
 from hub.errors import HubError
@@ -146,8 +147,13 @@ def problem_body(
     return body
 
 
-def problem_response(request: Request, problem: Problem) -> JSONResponse:
-    """``problem`` as the answer to ``request``."""
+def problem_response(request: Request, problem: Problem) -> Response:
+    """``problem`` as the answer to ``request``: a problem body, or a page to a browser on its way through
+    pages.
+    """
+    if is_page(request):
+        shown: Response = request.app.state.show_problem(request, problem)
+        return shown
     body = problem_body(
         problem.code,
         problem.detail,
@@ -160,9 +166,27 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
     return JSONResponse(body, problem.status_code, dict(problem.headers or {}), PROBLEM_TYPE)
 
 
+def is_page(request: Request) -> bool:
+    """Whether a browser asks for a page: programs ask below ``/v1``, or for no HTML."""
+    return "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/v1")
+
+
 def pointer_of(location: Iterable[int | str]) -> str:
     """JSON pointer (RFC 6901) of a pydantic location."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def location_in(sent: Any, location: Sequence[int | str], absent: bool) -> tuple[int | str, ...]:
+    """A pydantic location as a way into what was sent: without the forms that were tried there. What lies at
+    its end may be ``absent``.
+    """
+    way = []
+    for part in location:
+        places = sent if isinstance(sent, dict) else range(len(sent)) if isinstance(sent, list) else ()
+        if part in places:
+            sent = sent[part]
+            way.append(part)
+    return (*way, *location[-1:]) if absent else tuple(way)
 
 
 def field_errors(details: Sequence[Any], place: str | None = None) -> list[dict[str, Any]]:
@@ -198,12 +222,16 @@ def from_validation(details: Sequence[Any], place: str | None = None) -> Problem
 
 
 def from_room(error: JobError | HubError | MergeError, prefix: str = "") -> Problem:
-    """A failure of another room, with all its findings. ``prefix`` is where the recipe lies in the body."""
+    """A failure of another room, with all its findings. ``prefix`` is where the recipe lies in the body; what
+    a search varies lies beside it.
+    """
     findings = error.findings if isinstance(error, FindingsError) else ()
+    pointers = [each.pointer or "" for each in findings]
+    placed = [each if each.startswith("/search/") else prefix + each for each in pointers]
     errors = [
-        {"in": "body", "pointer": prefix + (each.pointer or ""), "code": each.code, "detail": each.message}
+        {"in": "body", "pointer": pointer, "code": each.code, "detail": each.message}
         | {key: value for key, value in each.as_dict().items() if key in ("severity", "model", "tensor")}
-        for each in findings
+        for each, pointer in zip(findings, placed, strict=True)
     ]
     if isinstance(error, RequestInvalid):
         errors = [{"in": "body", "pointer": error.pointer, "code": error.code, "detail": str(error)}]
@@ -227,8 +255,11 @@ def from_http(error: HTTPException) -> Problem:
 def install(app: FastAPI) -> None:
     """Registers the one way from an exception to an answer."""
 
-    def on_problem(request: Request, error: Exception) -> JSONResponse:
-        return problem_response(request, to_problem(error))
+    def on_problem(request: Request, error: Exception) -> Response:
+        problem = to_problem(error)
+        if problem.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            problem.headers = {**(problem.headers or {}), "Allow": _allowed(request)}
+        return problem_response(request, problem)
 
     def on_nothing_more(_request: Request, _error: Exception) -> Response:
         return Response(status_code=204)
@@ -236,6 +267,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(NothingMore, on_nothing_more)
     for kind in (HTTPException, RequestValidationError, JobError, HubError, MergeError):
         app.add_exception_handler(kind, on_problem)
+
+
+def _allowed(request: Request) -> str:
+    """Every method that the address takes; the framework names those of one route alone."""
+    routes = [each for each in request.app.routes if not isinstance(each, Mount)]
+
+    def takes(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(each.matches(asked)[0] is Match.FULL for each in routes)
+
+    allowed = set(filter(takes, ("DELETE", "GET", "PATCH", "POST", "PUT"))) or {"GET"}
+    return ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
 
 
 def to_problem(error: Exception) -> Problem:

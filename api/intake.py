@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from api.bodies import check_tree, load_json
 from api.deps import Desk, found
-from api.errors import Problem, from_room, from_validation
+from api.errors import Problem, from_room, from_validation, location_in
 from api.schemas.jobs import job_out
 from db import jobs, trials
 from hub.errors import HubError
@@ -92,7 +92,7 @@ def order_of(document: Any) -> Order:
     problem with a pointer for every mistake.
     """
     if isinstance(document, dict) and document.get("kind", "merge") != "merge":
-        return Order(_request(document), prefix="")
+        return Order(_request(document), prefix=RECIPE if document["kind"] == "search" else "")
     recipe = document.get("recipe") if isinstance(document, dict) else None
     documents: list[Any] = recipe if isinstance(recipe, list) else [recipe]
     if not isinstance(document, dict) or not documents or not all(isinstance(d, dict) for d in documents):
@@ -254,7 +254,10 @@ def _request(document: dict[str, Any]) -> JobOrder:
     try:
         return read_order(document)
     except ValidationError as error:
-        raise from_validation(error.errors(include_url=False, include_input=False), "body") from None
+        found = error.errors(include_url=False, include_input=False)
+        for each in found:
+            each["loc"] = location_in(document, each["loc"], each["type"] == "missing")
+        raise from_validation(found, "body") from None
 
 
 def _options(query: Mapping[str, str]) -> dict[str, Any]:

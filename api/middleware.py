@@ -64,6 +64,8 @@ class Front:
         request_id = request_id_of(scope)
         scope["request_id"] = request_id
         scope["answer_headers"] = {}
+        # HEAD is a GET whose body the server keeps to itself, as it does for files.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         status = 0
 
         async def finish(message: Message) -> None:
@@ -84,14 +86,14 @@ class Front:
             try:
                 if "\0" in scope["path"] or b"%00" in scope["query_string"]:
                     raise Problem("malformed", "the address holds a NUL")
-                await self.app(scope, receive, finish)
+                await self.app(inner, receive, finish)
             except Exception as error:
                 if status:
                     raise
                 await problem_response(Request(scope), to_problem(error))(scope, receive, finish)
             finally:
                 if self.measure:
-                    route = getattr(scope.get("route"), "path", "unmatched")
+                    route = getattr(inner.get("route"), "path", "unmatched")
                     self.measure(scope["method"], route, status, time.perf_counter() - started)
 
 

@@ -19,7 +19,7 @@ from jobs.candidates import way_of
 from jobs.kinds import begun
 from jobs.request import SearchRequest
 from jobs.sets import EvalSet
-from merge.document import load_document
+from merge.document import dump_document, load_document
 from merge.plan import make_plan
 from merge.recipe import Recipe
 from search.drive import Candidate, Trial, drive
@@ -116,10 +116,8 @@ def run(options: argparse.Namespace, hub_endpoint: str) -> int:
 
 def printed(recipe: Mapping[str, Any]) -> str:
     """A recipe as YAML, without what is so by default."""
-    import yaml
-
     plain = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return dump_document(plain, flow=False, width=80)
 
 
 def _search(

@@ -86,7 +86,7 @@ def find_inside(name: str, roots: Sequence[Path], *, folder: bool) -> Path:
     what = "folder" if folder else "file"
     if "\0" not in name and not name.startswith("~"):
         for root in (each.resolve() for each in roots):
-            # No file can be called so, or links go in circles.
+            # No file can be called so, a folder is closed, or links go in circles.
             with suppress(OSError, ValueError, RuntimeError):
                 path = (root / name).resolve()
                 if path.is_relative_to(root) and (path.is_dir() if folder else path.is_file()):

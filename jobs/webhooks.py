@@ -106,8 +106,8 @@ def update_endpoint(
     enabled: bool | None = None,
     allow_http: bool = False,
 ) -> WebhookEndpoint:
-    """Changes what is given. Enabling clears the record of failures; disabling drops what waits. Raises
-    ``NotFound``.
+    """Changes what is given; an empty description takes it away. Enabling clears the record of failures;
+    disabling drops what waits. Raises ``NotFound``.
     """
     _hold(session, row)
     if url is not None:
@@ -117,7 +117,7 @@ def update_endpoint(
     if events is not None:
         row.events = check_events(events)
     if description is not None:
-        row.description = description
+        row.description = description or None
     session.flush()
     if enabled is True and row.disabled_at is not None:
         webhooks.enable(session, row)

@@ -1,4 +1,4 @@
-"""Pickled weights (``.bin``, ``.pt``, ``.pth``, ``.ckpt``) to safetensors, each file in a guarded child.
+"""Pickled weights (``.bin``, ``.pt``, ``.pth``, ``.ckpt``, ``.pkl``) as safetensors, each in a guarded child.
 
 The child (``merge.unpickle``) has no network, can start no program, sees no secret of the environment, and is
 bounded in time, memory and what it writes; torch unpickles tensors alone. Loads no torch itself.
@@ -19,7 +19,7 @@ from merge.arch.ties import tied_names
 from merge.checkpoint.adapter import CONFIG_FILE as ADAPTER_CONFIG
 from merge.checkpoint.header import TensorInfo, check_file_name, parse_header, parse_json_object
 from merge.checkpoint.index import index_adapter_folder, index_folder, read_header
-from merge.checkpoint.places import NAMED_TEMPLATES, safe_path
+from merge.checkpoint.places import NAMED_TEMPLATES, pickles_among, safe_path
 from merge.checkpoint.shard_index import STEMS
 from merge.checkpoint.tokenizer import READER_FILES
 from merge.errors import OutputExists
@@ -33,9 +33,7 @@ from merge.file_errors import (
 )
 from merge.finish import MODEL_FILES, sync_folder
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ADAPTER = "adapter_model.bin"
-_NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "scheduler.bin")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.bin")
 _SPARE_BYTES = 6 << 30
 _SECONDS = 300
@@ -90,7 +88,7 @@ def pickled_files(folder: Path) -> list[str]:
             return [f"{stem}.bin"]
     if _ADAPTER in names and ADAPTER_CONFIG in names:
         return [_ADAPTER]
-    found = [name for name in names if name.endswith(PICKLES) and name not in _NO_WEIGHTS]
+    found = pickles_among(names)
     shards = [shard for name in found if (shard := _SHARD.fullmatch(name)) is not None]
     if shards and len(shards) == len(found) and len({(shard[1], shard[3]) for shard in shards}) == 1:
         if len(shards) != int(shards[0][3]):  # without an index only the names tell
@@ -103,7 +101,7 @@ def pickled_files(folder: Path) -> list[str]:
         return found
     if found:
         raise NoWeights(f"It is not clear which of {', '.join(found[:5])} are the weights.")
-    raise NoWeights(f"There is no pickle ({', '.join(PICKLES)}) in {folder}.")
+    raise NoWeights(f"There are no pickled weights (.bin, .pt, .pth, .ckpt, .pkl) in {folder}.")
 
 
 def _indexed(folder: Path, index: str, names: list[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, NoReturn
 
 import yaml
@@ -53,6 +53,20 @@ def load_documents(text: str | bytes, content: Content) -> list[dict[str, Any]]:
             refuse("document_malformed", "The recipe must be a mapping of fields to values.")
         _check_tree(document, "", 0)
     return documents
+
+
+def dump_document(document: Mapping[str, Any], *, flow: bool | None = None, width: int = 88) -> str:
+    """A mapping as YAML that ``load_document`` reads as it is, in the order it was made. ``flow`` is how
+    collections are written: all on one line, none, or (``None``) those that hold no others.
+    """
+    return yaml.dump(
+        dict(document),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=flow,
+        width=width,
+    )
 
 
 def refuse(code: str, message: str, pointer: str | None = None) -> NoReturn:
@@ -134,6 +148,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML that ``_Loader`` reads as it was: in quotes what it would take for a number."""
+
+
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE|yes|Yes|no|No|on|On|off|Off", list("tTfFyYnNoO")),
@@ -145,7 +163,8 @@ for _tag, _pattern, _first in (
     ),
     ("merge", r"<<", ["<"]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from merge.document import Content, load_documents, pointer_of
+from merge.document import Content, dump_document, load_documents, pointer_of
 from merge.errors import Finding, RecipeInvalid
 from merge.mergekit_methods import METHODS, NUSLERP_FLAGS, RESCALED_TIES, Method, along
 from merge.mergekit_moe import is_moe, translate_moe
@@ -45,7 +43,7 @@ class Translation:
         """What one would write in our form, with the notes as comments; reads back as the same recipe."""
         said = self.recipe.model_dump(mode="json", exclude_defaults=True)
         comments = "".join(f"# {note}\n" for note in self.notes)
-        return comments + yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
+        return comments + dump_document(said, flow=False, width=110)
 
     def as_json(self) -> dict[str, Any]:
         """The recipe with every default, and the notes."""

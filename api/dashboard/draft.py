@@ -5,18 +5,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
-from api.dashboard.forms import MOST_DIGITS, Field, Mistyped, fields_of, read_curve, shown, values_of
+from api.dashboard.forms import MOST_DIGITS, Field, Mistyped, fields_of, read_curve, shown, trimmed, values_of
+from api.dashboard.told import beyond, data_at, not_shown, typed_recipe, typed_set, with_rest
 from merge.catalog import MethodEntry, catalogue
-from merge.document import load_document, load_documents
+from merge.document import dump_document, load_document, load_documents
 from merge.errors import MergeError
+from merge.mergekit import read_documents
 from merge.presets import PRESETS, listing
 
 FIRST_METHODS = ("linear", "slerp", "task_arithmetic")
 MOST_ROWS = 32
 IN_RECIPE = ("base", "dtype", "seed", "calibration")
 WHOLE = ("combine", "block")
+MOST_SAID = 4
 PUBLISH = {
     "checked": "Only if the result passes its checks",
     "always": "Always, even if a check fails",
@@ -33,7 +34,6 @@ SET_KINDS = {
     "lm_eval": "lm-evaluation-harness",
 }
 _ROW = re.compile(r"(sources|steps|evaluate)-(\d{1,3})-([a-z0-9_]+)")
-_HUB_FILE = re.compile(r"(?P<hub>[^\s:]+/[^\s:]+):(?P<file>[^\s:]+)")
 
 
 @dataclass
@@ -56,6 +56,10 @@ class Draft:
     parents: bool = True
     webhook_url: str = ""
     credential: str = ""
+    rest: str = ""
+    """What has no field of its own, as YAML."""
+    stays: str = ""
+    """Why the YAML cannot be shown as a form."""
     wrong: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,8 +81,8 @@ class Draft:
             overwrite="overwrite" in texts,
             parents="parents" in texts,
         )
-        for name in (*IN_RECIPE, "document", "repo", "publish", "webhook_url", "credential"):
-            setattr(draft, name, texts.get(name, getattr(draft, name)).strip())
+        for name in (*IN_RECIPE, "document", "repo", "publish", "webhook_url", "credential", "rest"):
+            setattr(draft, name, trimmed(texts.get(name, getattr(draft, name))))
         return draft
 
     @classmethod
@@ -96,16 +100,27 @@ class Draft:
 
     @classmethod
     def from_order(cls, order: Mapping[str, Any]) -> "Draft":
-        """A draft to start from an earlier order: its recipe as YAML, its other wishes in the form."""
+        """A draft to start from an earlier order: its recipe as YAML, its other wishes in the form, and as
+        YAML what has no field.
+        """
         output, evaluate = order.get("output", {}), order.get("evaluate", {})
-        draft = cls(tab="yaml", document=to_yaml(order["recipe"]))
+        draft = cls(tab="yaml", document=dump_document(order["recipe"]))
         draft.credential = order.get("hub_credential") or ""
         draft.repo, draft.publish = output.get("repo") or "", output.get("publish", "checked")
         draft.private, draft.overwrite = output.get("private", True), output.get("overwrite", False)
         draft.parents = evaluate.get("parents", True)
         draft.webhook_url = (order.get("webhook") or {}).get("url", "")
-        draft.evaluate = [_set_row(each) for each in evaluate.get("sets", ())]
+        draft.evaluate = [typed_set(each) for each in evaluate.get("sets", ())]
+        if draft.wishes().get("evaluate", {}).get("sets", []) != evaluate.get("sets", []):
+            draft.evaluate = []
+        draft.keep_rest(order, {"recipe": order["recipe"], **draft.wishes()})
         return draft
+
+    def keep_rest(self, order: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+        """Keeps what of an order the fields, which tell this of it, have no place for."""
+        rest = beyond(order, told)
+        self.rest = dump_document(rest) if rest else ""
+        self.wrong.clear()
 
     def act(self, action: str) -> "Draft":
         """What a button of the form does to it: adds or removes a row, or opens the other tab."""
@@ -140,7 +155,7 @@ class Draft:
 
     def inputs(self) -> set[str]:
         """Names of the inputs that the page shows and that can be marked as wrong."""
-        names = {"repo", "publish", "webhook_url", "credential"}
+        names = {"repo", "publish", "webhook_url", "credential", "rest"}
         rows: list[tuple[str, tuple[str, ...]]] = [
             (f"evaluate-{at}-", ("name", "kind", "where", "limit", "settings"))
             for at in range(len(self.evaluate))
@@ -167,7 +182,9 @@ class Draft:
     def input_of(self, pointer: str) -> str:
         """Name of the input that a JSON pointer means; nothing for what the page does not show."""
         name = input_of(pointer)
-        return name if name in self.inputs() else ""
+        if name in self.inputs():
+            return name
+        return "rest" if self.rest and not pointer.startswith("/recipe") else ""
 
     def base_needed_by(self) -> list[str]:
         """Titles of the chosen methods that need a base."""
@@ -196,13 +213,21 @@ class Draft:
         if self.seed:
             document["seed"] = self._whole("seed", self.seed)
         if self.measured_by() and self.calibration not in ("", "default"):
-            document["calibration"] = {"data": _data_at(self.calibration)}
+            document["calibration"] = {"data": data_at(self.calibration)}
         return document
 
     def body(self) -> dict[str, Any]:
         """The whole order, as plain data; raises ``MergeError`` where the recipe is no YAML."""
         recipe = load_documents(self.document, "yaml") if self.tab == "yaml" else self.recipe()
-        return {"recipe": recipe, **self.wishes()}
+        return self.completed({"recipe": recipe, **self.wishes()})
+
+    def completed(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """An order with what has no field of its own; what cannot be read is noted in ``wrong``."""
+        try:
+            return with_rest(order, self.rest)
+        except Mistyped as error:
+            self.wrong["rest"] = str(error)
+            return dict(order)
 
     def wishes(self) -> dict[str, Any]:
         """Everything of the request besides the recipe, in the form of the API's body."""
@@ -219,10 +244,33 @@ class Draft:
         return body
 
     def _open(self, tab: str) -> None:
-        if tab == "yaml" and not self.document:
-            self.document = to_yaml(self.recipe())
-            self.wrong.clear()
-        self.tab = "yaml" if tab == "yaml" else "form"
+        if tab == "yaml":
+            self.tab, self.document = "yaml", self.document or self._as_yaml()
+        elif not self.document or self.document == self._as_yaml() or self._carried_over():
+            self.tab = "form"
+
+    def _as_yaml(self) -> str:
+        """The recipe that the form describes, as far as it can be read."""
+        text = dump_document(self.recipe()).strip()
+        self.wrong.clear()
+        return text
+
+    def _carried_over(self) -> bool:
+        """Whether the form can show the YAML, and does now; else ``stays`` says why not."""
+        try:
+            recipe = read_documents(load_documents(self.document, "yaml")).recipe
+            form = Draft(**typed_recipe(recipe))
+            lost = not_shown(recipe, read_documents([form.recipe()]).recipe) or [*form.wrong.values()]
+        except MergeError as error:
+            self.stays = f"This is no recipe yet that a form could show: {error}"
+            return False
+        if lost:
+            more = f" and {len(lost) - MOST_SAID} more" if len(lost) > MOST_SAID else ""
+            self.stays = f"The form has no fields for {', '.join(lost[:MOST_SAID])}{more}; go on here."
+            return False
+        for name in ("sources", "steps", *IN_RECIPE):
+            setattr(self, name, getattr(form, name))
+        return True
 
     def _source(self, position: int, row: Mapping[str, str]) -> dict[str, Any]:
         source: dict[str, Any] = {"model": row.get("model", "").strip()}
@@ -248,7 +296,7 @@ class Draft:
         return {"method": entry.name, **values}
 
     def _set(self, position: int, row: Mapping[str, str]) -> dict[str, Any]:
-        data = _data_at(row.get("where", "").strip())
+        data = data_at(row.get("where", "").strip())
         made: dict[str, Any] = {
             "name": row.get("name", "").strip() or f"set{position + 1}",
             "kind": row.get("kind") or "perplexity",
@@ -280,34 +328,6 @@ def _is_set(row: Mapping[str, str]) -> bool:
     """Whether a row is more than an empty one: it says where its data are, or which built-in task it is."""
     told = row.get("settings", "") if row.get("kind") == "lm_eval" else ""
     return bool((row.get("where", "") + told).strip())
-
-
-def _data_at(where: str) -> dict[str, str]:
-    """A file as it is typed: an upload, ``org/dataset@revision:file``, or a path."""
-    if where.startswith("ds_"):
-        return {"dataset": where}
-    if not where.startswith(("/", "./", "~")) and (found := _HUB_FILE.fullmatch(where)):
-        return found.groupdict()
-    return {"path": where}
-
-
-def _set_row(wanted: Mapping[str, Any]) -> dict[str, str]:
-    """An evaluation set as it is typed."""
-    data = wanted.get("data") or {}
-    where = f"{data['hub']}:{data['file']}" if data.get("hub") else data.get("dataset") or data.get("path")
-    row = {"name": wanted["name"], "kind": wanted["kind"], "where": where or ""}
-    if wanted.get("settings"):
-        row["settings"] = yaml.safe_dump(wanted["settings"], default_flow_style=True, width=10_000).strip()[
-            1:-1
-        ]
-    return row | ({"limit": str(wanted["limit"])} if wanted.get("limit") else {})
-
-
-def to_yaml(recipe: Mapping[str, Any]) -> str:
-    """A recipe as YAML, in the order it was made."""
-    return yaml.safe_dump(
-        dict(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None, width=88
-    )
 
 
 def input_of(pointer: str) -> str:

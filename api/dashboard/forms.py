@@ -79,6 +79,12 @@ def read_curve(text: str, whole: bool = False) -> float | int | list[float | int
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def trimmed(text: str) -> str:
+    """What was typed, without the space around it; of several lines the first keeps its indent."""
+    text = text.replace("\r\n", "\n").rstrip().lstrip("\n")
+    return text if "\n" in text else text.strip()
+
+
 def shown(value: Any) -> str:
     """A value as it stands in a field."""
     if isinstance(value, bool):

@@ -5,11 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from api.dashboard.draft import PUBLISH, SET_KINDS, Draft, methods_by_kind
-from api.dashboard.ordering import carry_out, form_page, plan_alone
-from api.dashboard.views import order_of
-from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
-from api.deps import found as must_be
-from db import jobs
+from api.dashboard.ordering import EarlierAsked, carry_out, earlier_order, form_page, plan_alone
+from api.dashboard.told import DTYPES
+from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -18,16 +16,14 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 def blank(
     visit: Visitor,
     method: Annotated[str, Query(max_length=64)] = "",
-    from_: Annotated[str, Query(alias="from", max_length=64)] = "",
+    from_: EarlierAsked = "",
 ) -> Response:
     """An empty form, one that begins with a method, or one filled in from an earlier job."""
     visit.caller.require("merges:write")
-    draft = Draft.with_method(method)
-    if from_:
-        with visit.desk.begin() as session:
-            row = must_be(jobs.of_tenant(session, visit.caller.tenant_id, from_), "job", from_)
-            draft = Draft.from_order(order_of(row)) if "recipe" in row.spec else draft
-    return _form(visit, draft)
+    earlier = earlier_order(visit, from_)
+    if earlier.get("kind") == "search":
+        return see(f"/jobs/search?from={from_}")
+    return _form(visit, Draft.from_order(earlier) if earlier else Draft.with_method(method))
 
 
 @router.post("/jobs/new")
@@ -55,5 +51,6 @@ def _form(visit: Visit, draft: Draft, plan: dict[str, Any] | None = None, status
         draft=draft,
         groups=methods_by_kind(),
         publish=PUBLISH,
+        dtypes=DTYPES,
         set_kinds=SET_KINDS,
     )

@@ -1,19 +1,22 @@
 """What the forms of all kinds of jobs have in common: an order is planned beside its form, then placed."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import anyio.to_thread
 import yaml
-from fastapi import Response
+from fastapi import Query, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api import intake
+from api.bodies import check_tree
 from api.dashboard.render import page
 from api.dashboard.searches import candidates_said, trying_of
-from api.dashboard.views import estimate_of, found, measuring_of, stage_said
+from api.dashboard.views import estimate_of, found, measuring_of, order_of, stage_said
 from api.dashboard.visit import Visit, see
+from api.deps import found as must_be
 from api.errors import Problem, kind_of, to_problem
+from db import jobs
 from hub.errors import HubError
 from jobs import credentials
 from jobs.errors import JobError, PlanTimeout
@@ -39,6 +42,10 @@ Show = Callable[[dict[str, Any] | None, int], Response]
 """The form again, with a plan beside it and a status."""
 
 
+EarlierAsked = Annotated[str, Query(alias="from", max_length=64)]
+"""The job whose order a form begins with."""
+
+
 class Wanted(Protocol):
     """What stands in a form."""
 
@@ -58,6 +65,15 @@ class Wanted(Protocol):
 
     def act(self, action: str) -> object:
         """What a button of the form does to it."""
+
+
+def earlier_order(visit: Visit, job_id: str) -> dict[str, Any]:
+    """The order for an earlier job, if one is named and it was about a recipe. Raises a 404 problem."""
+    if not job_id:
+        return {}
+    with visit.desk.begin() as session:
+        row = must_be(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        return order_of(row) if "recipe" in row.spec else {}
 
 
 async def carry_out(visit: Visit, wanted: Wanted, action: str, show: Show) -> Response:
@@ -122,6 +138,7 @@ def _order(wanted: Wanted) -> intake.Order:
     body = wanted.body()
     if wanted.wrong:
         raise Problem("validation_failed", "Some fields cannot be read.")
+    check_tree(body)
     return intake.order_of(body)
 
 

@@ -11,10 +11,10 @@ from pydantic import StringConstraints, ValidationError
 from api.auth import session_of
 from api.cursors import Position
 from api.dashboard import access, bundles, fronts, hooks, live, measured, new, score, search, searches, teach
-from api.dashboard.draft import methods_by_kind, to_yaml
+from api.dashboard.draft import methods_by_kind
 from api.dashboard.forms import fields_of
 from api.dashboard.proven import evidence_of
-from api.dashboard.render import STATIC, page
+from api.dashboard.render import STATIC, TEMPLATES, page
 from api.dashboard.views import calls_of, job_row, order_of, recipe_of
 from api.dashboard.visit import (
     HOME,
@@ -27,6 +27,7 @@ from api.dashboard.visit import (
     safe_path,
     same_site,
     see,
+    trouble,
 )
 from api.deps import Desk, Id, InDesk, found
 from api.errors import Problem, from_validation
@@ -37,6 +38,7 @@ from jobs.append import AppendRequest
 from jobs.errors import Unauthenticated
 from jobs.states import State
 from merge import presets
+from merge.document import dump_document
 from merge.guide import advice_on
 from merge.survey.page import render_page
 from search.choice import Among
@@ -68,6 +70,8 @@ def mount(app: FastAPI) -> None:
     ):
         app.include_router(each)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.state.show_problem = trouble
+    TEMPLATES.globals["description"] = app.openapi_url
 
 
 @router.get("/")
@@ -139,7 +143,7 @@ def job(visit: Visitor, job_id: Id, say: SayAsked = None, among: Among = "measur
     watch = live.Watch(visit, job_id, tuple(say or ()), among)
     row, shown = watch.look()
     calls = calls_of(order_of(row), visit.desk.settings.url)
-    recipe = to_yaml(recipe_of(row))
+    recipe = dump_document(recipe_of(row))
     return page("job.html", here="/jobs", seq=watch.seq, calls=calls, recipe=recipe, **shown)
 
 

@@ -116,7 +116,7 @@ TEMPLATES.filters |= {
     "coded": coded,
     "span": span_said,
 }
-TEMPLATES.globals |= {"version": _version(), "csrf": "", "here": ""}
+TEMPLATES.globals |= {"version": _version(), "csrf": "", "here": "", "description": None}
 
 
 def text(template: str, **values: Any) -> str:

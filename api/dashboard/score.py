@@ -25,7 +25,7 @@ class Wanted(Typed):
     def body(self) -> dict[str, Any]:
         """The order, as plain data; what cannot be read is noted in ``wrong``."""
         order = {"kind": "score", "models": models_of(self.texts["models"]), "evaluate": {"sets": []}}
-        return order | self.wishes("evaluate")
+        return self.completed(order | self.wishes("evaluate"))
 
 
 def models_of(text: str) -> list[Any]:

@@ -1,16 +1,19 @@
 """The page on which a search is ordered: a recipe, what of it may vary, how it is tried, and on what."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Response
 
-from api.dashboard.draft import SET_KINDS
-from api.dashboard.ordering import carry_out, form_page, plan_alone
+from api.dashboard.draft import SET_KINDS, Draft
+from api.dashboard.forms import shown
+from api.dashboard.ordering import EarlierAsked, carry_out, earlier_order, form_page, plan_alone
+from api.dashboard.told import inline
 from api.dashboard.typed import Typed
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
-from merge.document import load_document
+from merge.document import dump_document, load_document
 from merge.errors import MergeError
 from merge.recipe import Recipe
 from search.settings import BY_METHOD
@@ -54,8 +57,8 @@ class Wanted(Typed):
             "method": self.texts["method"],
             "settings": self._mapping("settings", "Write name: value, name: value.", inline=True),
             "space": self._mapping("space", "Write one dimension a line: name: {at: …, low: …, high: …}."),
-            "objectives": self._objectives() or [{"set": each["name"]} for each in sets[:1]],
             "budget": {name: value for name, value in budget.items() if value is not None},
+            **({"objectives": objectives} if (objectives := self._objectives()) else {}),
             **({"halving": {}} if self.texts["halving"] else {}),
             **{name: value for name, value in rest.items() if value is not None},
         }
@@ -63,10 +66,40 @@ class Wanted(Typed):
             "kind": "search",
             "recipe": self._recipe(),
             "search": search,
-            "evaluate": {"sets": sets},
+            "evaluate": {"sets": sets} if sets else {},
         }
         workers = self.number("workers")
-        return order | wishes | ({} if workers is None else {"workers": workers})
+        order = self.completed(order | wishes | ({} if workers is None else {"workers": workers}))
+        told = order["evaluate"].setdefault("sets", [])
+        names = (
+            [each.get("name") for each in told if isinstance(each, dict)] if isinstance(told, list) else []
+        )
+        order["search"].setdefault("objectives", [{"set": name} for name in names[:1]])
+        return order
+
+    @classmethod
+    def from_order(cls, order: Mapping[str, Any]) -> "Wanted":
+        """What would be typed for an earlier order, and as YAML what has no field."""
+        search, budget = order["search"], order["search"].get("budget", {})
+        seconds = budget.get("seconds") or 0.5
+        texts = {
+            "recipe": dump_document(order["recipe"]),
+            "space": dump_document(search["space"]),
+            "method": search["method"],
+            "settings": inline(search.get("settings", {})),
+            "objectives": "\n".join(map(_objective_said, search["objectives"])),
+            "halving": "on" if search.get("halving") is not None else "",
+            "evaluations": shown(budget.get("evaluations")),
+            "seconds": str(int(seconds)) if seconds == int(seconds) else "",
+            "workers": shown(order.get("workers")),
+            **{name: shown(search.get(name)) for name in (*LISTS, "seed")},
+        }
+        wanted = cls(texts, Draft.from_order(order))
+        if wanted._objectives() != search["objectives"]:
+            texts["objectives"] = ""
+        wanted.sets.rest = ""
+        wanted.sets.keep_rest(order, wanted.body())
+        return wanted
 
     def _recipe(self) -> dict[str, Any]:
         try:
@@ -106,14 +139,24 @@ class Wanted(Typed):
             except ValueError:
                 self.wrong[name] = f"{text[:40]!r} is not a number. Write one an objective: 2, 1."
                 return None
+        if not all(map(math.isfinite, found)):
+            self.wrong[name] = "Each must be a finite number."
         return found or None
 
 
+def _objective_said(objective: Mapping[str, Any]) -> str:
+    member = f"@{objective['member']}" if objective.get("member") else None
+    said = [*(objective.get(name) for name in ("set", "metric", "goal")), member]
+    return " ".join(filter(None, said))
+
+
 @router.get("/jobs/search")
-def blank(visit: Visitor) -> Response:
-    """An empty form."""
+def blank(visit: Visitor, from_: EarlierAsked = "") -> Response:
+    """An empty form, or one filled in from an earlier search."""
     visit.caller.require("merges:write")
-    return _form(visit, Wanted(dict(FIRST)))
+    earlier = earlier_order(visit, from_)
+    begun = Wanted.from_order(earlier) if earlier.get("kind") == "search" else Wanted(dict(FIRST))
+    return _form(visit, begun)
 
 
 @router.post("/jobs/search")

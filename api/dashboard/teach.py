@@ -28,7 +28,7 @@ class Wanted(Typed):
         if not told["bundle"]:
             self.wrong["bundle"] = "Name a bundle."
         asked = {name: value for name, value in told.items() if value not in ("", None)}
-        return {"kind": "router"} | asked | self.wishes()
+        return self.completed({"kind": "router"} | asked | self.wishes())
 
     def _examples(self) -> list[dict[str, str]] | None:
         """One a line: ``member: text``, or an object as the API has it."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from api.dashboard.draft import Draft
+from api.dashboard.forms import trimmed
 
 MOST_DIGITS = 18
 INPUTS = {"/hub_credential": "credential", "/webhook": "webhook_url"}
@@ -28,7 +29,7 @@ class Typed(ABC):
     @classmethod
     def from_form(cls, form: Mapping[str, Any]) -> Self:
         """What a posted form holds."""
-        return cls({name: str(form.get(name) or "").strip() for name in cls.TEXTS}, Draft.from_form(form))
+        return cls({name: trimmed(str(form.get(name) or "")) for name in cls.TEXTS}, Draft.from_form(form))
 
     @abstractmethod
     def body(self) -> dict[str, Any]:
@@ -51,7 +52,8 @@ class Typed(ABC):
         if pointer.startswith("/evaluate/sets"):
             return "evaluate-0-where"
         known = {**self.INPUTS, **INPUTS}
-        return next((name for start, name in known.items() if pointer.startswith(start)), "")
+        rest = "rest" if self.sets.rest else ""
+        return next((name for start, name in known.items() if pointer.startswith(start)), rest)
 
     def act(self, action: str) -> None:
         """What a button does: adds or removes an evaluation set."""
@@ -61,6 +63,10 @@ class Typed(ABC):
         """Of what every form has, these parts of the order, as far as they were filled in."""
         wished = self.sets.wishes()
         return {name: wished[name] for name in ("webhook", "hub_credential", *names) if name in wished}
+
+    def completed(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """An order with what has no field of its own."""
+        return self.sets.completed(order)
 
     def number(self, name: str) -> int | None:
         """The whole number that was typed into an input, if one was."""

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 
 from api.auth import CSRF_FIELD, check_csrf, session_of, unauthenticated
+from api.bodies import check_tree
 from api.dashboard.render import page
 from api.deps import Desk, desk_of
 from api.errors import Problem, kind_of, to_problem
@@ -36,10 +37,15 @@ class Visit:
 
 
 async def form_of(request: Request) -> FormData:
-    """The posted form; raises a 400 problem for texts that no database keeps, as for any other body."""
-    form = await request.form()
-    if any("\0" in text for field in form.multi_items() for text in field if isinstance(text, str)):
-        raise Problem("malformed", "the form holds a NUL")
+    """The posted form; raises a 400 problem for what cannot be read, or kept by a database, as for any other
+    body.
+    """
+    try:
+        form = await request.form()
+    except UnicodeError:
+        raise Problem("malformed", "the form is not in the charset that it names") from None
+    for name, value in form.multi_items():
+        check_tree({name: value})
     return form
 
 
@@ -140,7 +146,9 @@ def trouble(request: Request, problem: Problem) -> Response:
     desk = desk_of(request)
     session = session_of(request, desk.signer)
     csrf = desk.signer.csrf_token(session) if session else ""
-    return page("error.html", problem.status_code, problem=shown, csrf=csrf)
+    answer = page("error.html", problem.status_code, problem=shown, csrf=csrf)
+    answer.headers.update(problem.headers or {})
+    return answer
 
 
 Visitor = Annotated[Visit, Depends(visitor)]

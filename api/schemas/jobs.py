@@ -226,12 +226,11 @@ def order_schemas() -> dict[str, Any]:
         schema = order.model_json_schema(ref_template="#/components/schemas/{model}", mode="validation")
         parts |= schema.pop("$defs", {})
         parts[_order_name(kind)] = schema | {"title": _order_name(kind)}
+    mergekit = {"type": "object", "required": ["merge_method"], "title": "Mergekit configuration"}
+    several = {"type": "array", "items": mergekit, "minItems": 1, "title": "Mergekit configurations"}
     parts[_order_name("merge")]["properties"]["recipe"] = {
-        "description": "A recipe, or a mergekit configuration as it is",
-        "anyOf": [
-            {"$ref": "#/components/schemas/Recipe"},
-            {"type": "object", "required": ["merge_method"], "title": "Mergekit configuration"},
-        ],
+        "description": "A recipe, or a mergekit configuration as it is, or several that use each other",
+        "anyOf": [{"$ref": "#/components/schemas/Recipe"}, mergekit, several],
     }
     orders = [{"$ref": f"#/components/schemas/{_order_name(kind)}"} for kind in ORDERS]
     return {**parts, ORDER_SCHEMA: {"title": ORDER_SCHEMA, "anyOf": orders}}

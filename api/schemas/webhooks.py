@@ -1,8 +1,10 @@
 """Bodies of webhook endpoints and deliveries."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
 from api.schemas.common import In, Moment, Out
 from jobs.announcements import DEFAULT_TYPES, TYPES
@@ -27,12 +29,24 @@ class EndpointCreate(In):
 
 
 class EndpointUpdate(In):
-    """What to change; fields left out stay."""
+    """What to change; fields left out stay. Only a description can be taken away, by ``null``."""
 
-    url: Url | None = None
-    events: Events | None = None
+    url: Url | SkipJsonSchema[None] = None
+    events: Events | SkipJsonSchema[None] = None
     description: Description | None = None
-    enabled: bool | None = None
+    enabled: bool | SkipJsonSchema[None] = None
+
+    @field_validator("url", "events", "enabled", mode="before")
+    @classmethod
+    def _stays(cls, given: Any) -> Any:
+        if given is None:
+            raise PydanticCustomError("null", "cannot be null; leave it out and it stays")
+        return given
+
+    @field_validator("description", mode="before")
+    @classmethod
+    def _taken_away(cls, given: Any) -> Any:
+        return "" if given is None else given
 
 
 class EndpointOut(Out):

@@ -32,7 +32,7 @@ from merge.checkpoint.header import (
 )
 from merge.checkpoint.header import parse_json_object as parse_object
 from merge.checkpoint.logical import Decoding, decoded_view
-from merge.checkpoint.places import NAMED_TEMPLATES, Pieces, pieces_in, safe_path
+from merge.checkpoint.places import NAMED_TEMPLATES, Pieces, pickles_among, pieces_in, safe_path
 from merge.checkpoint.shard_index import STEMS, check_against_index, index_name, is_index, weight_map_of
 from merge.checkpoint.tokenizer import TOKENIZER_FILES, TokenizerFacts, made_facts, tokenizer_facts
 
@@ -44,7 +44,6 @@ FIRST_BYTES = 1 << 20
 """How much of a GGUF file is read first in search of its header's end; then twice as much, and so on."""
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TEXTS = frozenset({"config.json", *TOKENIZER_FILES, adapters.CONFIG_FILE, bundles.MANIFEST})
 
 
@@ -166,8 +165,7 @@ def weight_files(
             f"The weights are there in several forms ({', '.join(ggufs[:5])}); name one: "
             f"org/repo:{ggufs[0]} or folder/{ggufs[0]}."
         )
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles:
+    if pickles := pickles_among(names):
         raise file_errors.PickleRefused(
             f"The weights are only there as pickles ({pickles[0]}), which can run code when opened; make "
             "safetensors of them with `python -m merge convert FOLDER OUT` and use those."

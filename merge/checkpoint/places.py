@@ -1,6 +1,6 @@
 """Files of a model's folder: where a name leads, and single tensors of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from merge.checkpoint.header import TensorInfo, check_file_name
@@ -11,6 +11,10 @@ NAMED_TEMPLATES = "additional_chat_templates/"
 
 Pieces = Callable[[Sequence[TensorInfo]], Mapping[str, bytes]]
 """Gives the bytes of stored tensors by their names."""
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PLAIN_PICKLES = (".pkl", ".pickle")
+_NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "scheduler.bin")
 
 
 def safe_path(folder: Path, name: str) -> Path:
@@ -31,6 +35,15 @@ def _blobs_of(inside: Path) -> list[Path]:
         if place.parent.name == "snapshots"
         and (place == inside or place.parent.parent.name.startswith("models--"))
     ]
+
+
+def pickles_among(file_names: Iterable[str]) -> list[str]:
+    """The files that may be pickled weights, which ``merge.convert`` makes safetensors of; by the endings of
+    any pickle only where no file has one that weights have.
+    """
+    names = sorted(name for name in file_names if name.rpartition("/")[2] not in _NO_WEIGHTS)
+    usual = [name for name in names if name.endswith(_PICKLES)]
+    return usual or [name for name in names if name.endswith(_PLAIN_PICKLES)]
 
 
 def pieces_in(path: Path) -> Pieces:

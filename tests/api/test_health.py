@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import httpx2
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
@@ -71,6 +72,15 @@ def test_metrics_name_routes_by_template_and_no_tenant(api: TestClient, anna: Wh
     assert 'route="unmatched",status="404"' in text
     assert job["id"] not in text
     assert anna.caller.tenant_id not in text
+
+
+def test_who_asks_for_the_head_alone_is_answered_as_for_the_whole(served: str, anna: Who) -> None:
+    with httpx2.Client(base_url=served, headers=anna.headers) as client:
+        for path in ("/livez", "/v1/jobs", "/methods", "/login", "/v1/jobs/job_x", "/static/app.css"):
+            answer, whole = client.head(path), client.get(path)
+            assert (answer.status_code, answer.content) == (whole.status_code, b""), path
+            assert answer.headers["content-length"] == str(len(whole.content))
+        assert 'method="HEAD",route="/livez",status="200"' in client.get("/metrics").text
 
 
 def test_metrics_can_be_switched_off(settings: Settings) -> None:

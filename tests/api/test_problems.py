@@ -115,7 +115,8 @@ def test_another_content_type_is_refused(api: TestClient, content_type: str) -> 
 def test_a_wrong_method_says_which_are_right(api: TestClient) -> None:
     answer = api.put("/v1/jobs")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
-    assert answer.headers["allow"]
+    assert answer.headers["allow"] == "GET, HEAD, POST"
+    assert api.delete("/v1/webhook-endpoints/we_x/test").headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize(

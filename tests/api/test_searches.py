@@ -121,6 +121,9 @@ def test_what_cannot_be_searched_is_refused_at_submit(
 
 def test_values_out_of_a_setting_s_range_are_refused_at_submit(api: TestClient) -> None:
     recipe = {**order()["recipe"], "steps": ["ties"]}
+    for space, pointer in (({"w": {"at": 3}}, "/search/space/w/at"), ({"w": []}, "/search/space/w")):
+        refused = api.post("/v1/jobs", json=order({"space": space}))
+        assert {each["pointer"] for each in refused.json()["errors"]} == {pointer}, refused.text
     space = {"density": {"at": "steps.ties.density", "low": 0.1, "high": 2}}
     answer = api.post("/v1/jobs", json=order({"space": space}, recipe=recipe))
     assert answer.status_code == 422 and "density must be" in answer.text, answer.text
@@ -157,6 +160,24 @@ def test_a_candidate_that_nothing_can_load_is_refused_at_submit(api: TestClient)
     answer = api.post("/v1/jobs", json=order({"space": space}, recipe={**recipe}))
     assert answer.status_code == 422 and "no class for a deepseek mixture" in answer.text, answer.text
     assert answer.json()["errors"][0]["pointer"] == "/recipe/result"
+
+
+def test_what_is_wrong_with_the_recipe_or_the_space_is_told_where_it_lies(api: TestClient) -> None:
+    right = order()["recipe"]
+    for recipe, pointer in (
+        ({"steps": [{"method": "tise"}]}, "/recipe/steps/0/method"),
+        ({"steps": ["task_arithmetic", "ties"]}, "/recipe/steps"),
+        ({"sources": [*right["sources"], "nowhere"]}, "/recipe/sources/2/model"),
+        ({"reference": "nobody"}, "/recipe/reference"),
+    ):
+        space = {"weight": {"at": "sources.a.weight", "low": 0, "high": 1}}
+        answer = api.post("/v1/plans", json=order({"space": space}, recipe={**right, **recipe}))
+        assert answer.status_code == 422, recipe
+        assert pointer in [each["pointer"] for each in answer.json()["errors"]], answer.text
+    space = {"density": {"at": "steps.ties.density", "low": 0, "high": 1}}
+    refused = api.post("/v1/jobs", json=order({"space": space}, recipe={**right, "steps": ["ties"]}))
+    assert refused.status_code == 422
+    assert {each["pointer"] for each in refused.json()["errors"]} == {"/search/space"}, refused.text
 
 
 def test_a_member_that_the_bundle_will_not_have_is_refused_at_submit(api: TestClient) -> None:

@@ -18,6 +18,12 @@ def test_an_endpoint_lives_from_creation_to_removal(api: TestClient) -> None:
     assert changed["disabled_at"]
     assert api.post(f"{here}/test").status_code == 409
     assert api.patch(here, json={"enabled": True}).json()["disabled_at"] is None
+    assert api.patch(here, json={"description": "ours"}).json()["description"] == "ours"
+    assert api.patch(here, json={}).json()["description"] == "ours"
+    assert api.patch(here, json={"description": None}).json()["description"] is None
+    for name in ("url", "events", "enabled"):
+        refused = api.patch(here, json={name: None})
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, f"/{name}")
     assert api.delete(here).status_code == 204
     assert api.get(here).status_code == 404
 

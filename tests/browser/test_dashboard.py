@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import Desktop
 
@@ -69,6 +69,24 @@ def test_the_plan_follows_the_form_and_refuses_what_cannot_work(page: Page) -> N
     page.get_by_role("button", name="YAML").click()
     expect(page.get_by_role("textbox", name="Recipe")).to_be_visible()
     assert "method: ties" in page.get_by_role("textbox", name="Recipe").input_value()
+
+
+def test_who_clicks_twice_sends_once(page: Page) -> None:
+    fill_in(page)
+    sent: list[str] = []
+
+    def take(route: Route) -> None:
+        sent.append(route.request.method)
+        route.fulfill(status=204)
+
+    page.route("**/jobs/new", take)
+    for _ in range(2):
+        page.get_by_role("button", name="Start the job").click()
+        page.wait_for_timeout(100)
+    assert sent == ["POST"]
+    page.get_by_role("button", name="YAML").click()
+    page.wait_for_timeout(100)
+    assert sent == ["POST", "POST"]
 
 
 def test_a_search_for_a_front_is_corrected_and_found(page: Page, desktop: Desktop) -> None:

@@ -84,6 +84,20 @@ def test_shards_stay_shards_with_an_index(tmp_path: Path) -> None:
     assert set(made.tensors) == {"w0", "w1"}
 
 
+@pytest.mark.parametrize("name", ["weights.pkl", "weights.pickle"])
+def test_what_is_pointed_to_convert_is_taken_by_it(tmp_path: Path, name: str) -> None:
+    folder = pickled(tmp_path / "m", {"w": torch.ones(2)}, name)
+    with pytest.raises(PickleRefused, match="merge convert"):
+        index_folder(folder)
+    assert set(index_folder(convert(folder, tmp_path / "out")).tensors) == {"w"}
+
+
+def test_what_training_leaves_beside_the_weights_is_not_pointed_to_convert(tmp_path: Path) -> None:
+    (tmp_path / "training_args.bin").write_bytes(b"x")
+    with pytest.raises(NoWeights, match=r"no \.safetensors file"):
+        index_folder(tmp_path)
+
+
 def test_views_copies_and_the_older_format_are_written_apart(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
     tensors = {"a": whole, "b": whole.T, "c": whole[1], "d": whole, "step": 7, "e": torch.tensor(3)}

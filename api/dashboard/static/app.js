@@ -1,4 +1,5 @@
-// Copy buttons; a new plan whenever the form of a job was redrawn; what a plan finds wrong, said at the fields too.
+// Copy buttons; a new plan whenever the form of a job was redrawn; what a plan finds wrong, said at the fields too;
+// no form sent twice.
 (() => {
   "use strict";
 
@@ -57,6 +58,17 @@
   document.addEventListener("htmx:sse:error", (event) => {
     if (event.detail?.status === 401) location.reload();
   });
+
+  // Who clicks twice sends once: every sending would make a job, or a key.
+  const AGAIN = 15_000;
+  const sent = new Map();
+  document.addEventListener("submit", (event) => {
+    if (event.target.getAttribute("method") !== "post") return;
+    const what = `${event.target.getAttribute("action")} ${event.submitter?.value}`;
+    if (event.timeStamp - (sent.get(what) ?? -AGAIN) < AGAIN) event.preventDefault();
+    else sent.set(what, event.timeStamp);
+  });
+  window.addEventListener("pageshow", () => sent.clear());
 
   prepare(document);
 })();

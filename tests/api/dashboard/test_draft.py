@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from api.dashboard.draft import MOST_ROWS, Draft, input_of
+from jobs.request import read_order
 from merge.recipe import recipe_from
 
 FORM = {
@@ -129,7 +130,51 @@ def test_the_form_is_as_it_was_after_a_look_at_its_yaml() -> None:
     draft = Draft.from_form(FORM).act("tab:yaml")
     seen = {"tab": "yaml", "document": draft.document, **dict(draft.kept())}
     assert Draft.from_form(seen).act("tab:form").recipe() == Draft.from_form(FORM).recipe()
-    assert len(Draft.from_form({"tab": "yaml", "document": "x"}).act("tab:form").sources) == 2
+    emptied = Draft.from_form({**seen, "document": " "}).act("tab:form")
+    assert (emptied.tab, emptied.recipe()) == ("form", Draft.from_form(FORM).recipe())
+    blank = {"tab": "yaml", "document": Draft.from_form({}).act("tab:yaml").document.replace("\n", "\r\n")}
+    assert Draft.from_form(blank).act("tab:form").tab == "form"
+
+
+def test_what_was_changed_in_the_yaml_is_in_the_form_afterwards() -> None:
+    document = """
+        base: org/new
+        sources: [{model: org/a, weight: [0.1, 0.9]}, org/b, {model: org/c, adapter: org/lora}]
+        steps: [dare, {method: ties, density: 0.3, normalize: false}]
+        dtype: {output: float16}
+        seed: 9
+    """
+    seen = {"tab": "yaml", "document": document, **dict(Draft.from_form(FORM).kept())}
+    draft = Draft.from_form(seen).act("tab:form")
+    assert (draft.tab, draft.stays) == ("form", "")
+    assert (draft.base, draft.seed, draft.dtype, draft.calibration) == ("org/new", "9", "float16", "")
+    assert draft.sources[0] == {"model": "org/a", "weight": "0.1, 0.9"}
+    assert [each["method"] for each in draft.steps] == ["dare", "ties"]
+    assert recipe_from(draft.recipe()) == recipe_from(yaml.safe_load(document))
+    weighted = [{"model": f"a/{name}", "parameters": {"weight": 0.3}} for name in "bc"]
+    mergekit = yaml.safe_dump({"merge_method": "task_arithmetic", "base_model": "a/a", "models": weighted})
+    draft = Draft.from_form({"tab": "yaml", "document": mergekit}).act("tab:form")
+    assert (draft.base, draft.sources[1]) == ("a/a", {"model": "a/c", "weight": "0.3"}), draft.stays
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("sources: [{id: math, model: a/b}]", "sources.0.id"),
+        ("sources: [{model: a/b, settings: {density: 0.2}}]", "sources.0.settings"),
+        ("sources: [a/b]\nresult: {form: adapter, rank: 8}", "no fields for result; go on"),
+        ("sources: [a/b]\ndtype: {compute: float64}", "dtype.compute"),
+        ("sources: [a/b]\nsteps: [{method: ties, density: {a: 1}}]", "steps.0.density"),
+        ("sources: [a/b]\nsteps: [{method: tise}]", "Choose a method."),
+        ("sources: []", "no recipe yet"),
+        ("a: [", "Not valid YAML"),
+    ],
+)
+def test_what_a_form_cannot_show_stays_in_the_yaml(part: str, said: str) -> None:
+    document = part if "steps" in part else f"{part}\nsteps: [linear]"
+    draft = Draft.from_form({"tab": "yaml", "document": document}).act("tab:form")
+    assert (draft.tab, draft.document) == ("yaml", document)
+    assert said in draft.stays
 
 
 def test_a_method_that_only_prepares_is_followed_by_one_that_combines() -> None:
@@ -165,3 +210,57 @@ def test_an_earlier_order_fills_in_the_whole_form() -> None:
     again = Draft.from_order({"recipe": first.recipe(), **first.wishes()})
     assert again.wishes() == first.wishes()
     assert yaml.safe_load(again.document) == first.recipe()
+    assert again.rest == ""
+
+
+ORDER = {
+    "output": {"repo": "acme/x", "revision": "next", "confirm_public": True, "private": False},
+    "evaluate": {
+        "sets": [{"name": "a", "kind": "perplexity", "data": {"path": "/data/a.jsonl"}}],
+        "margin": 0.05,
+        "loss_margin": 0.5,
+    },
+    "webhook": {"url": "https://example.org/hook", "events": ["merge.failed"]},
+    "metadata": {"commit": "12e4567", "team": "nlp"},
+    "priority": 7,
+    "timeout": 600.0,
+    "expires_in": 3600.0,
+    "hub_credential": "cred_1",
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"evaluate": {"parents": False, "loss_margin": None}},
+        {"evaluate": {"sets": [{"name": "a", "kind": "choice", "data": {"hub": "a/b", "file": "the file"}}]}},
+        {"webhook": {"url": "https://example.org/hook", "events": ["merge.failed"]}, "output": {}},
+    ],
+)
+def test_nothing_of_an_earlier_order_is_lost(changes: dict[str, object]) -> None:
+    order = {"recipe": {"sources": ["org/a"], "steps": ["linear"]}, **ORDER, **changes}
+    page = Draft.from_order(order)
+    sent = {"tab": "yaml", "document": page.document, "rest": page.rest, "parents": "on"}
+    sent |= {name: getattr(page, name) for name in ("repo", "publish", "webhook_url", "credential")}
+    sent |= {name: "on" for name in ("private", "overwrite") if getattr(page, name)}
+    sent |= {
+        f"evaluate-{at}-{key}": text for at, row in enumerate(page.evaluate) for key, text in row.items()
+    }
+    draft = Draft.from_form(sent)
+    made = read_order({**draft.body(), "recipe": order["recipe"]})
+    assert draft.wrong == {}
+    assert made == read_order(order)
+
+
+def test_what_has_a_field_is_not_said_again_beside_it() -> None:
+    for rest, said in (
+        ("output: {repo: a/b}", "output.repo has a field of its own"),
+        ("recipe: {seed: 1}", "recipe has a field"),
+        ("- 1", "Write name: value"),
+        ("priority: [", "Write name: value"),
+    ):
+        draft = Draft.from_form({**FORM, "tab": "yaml", "document": "a: 1", "rest": rest})
+        draft.body()
+        assert said in draft.wrong["rest"]
+    assert Draft.from_form({**FORM, "rest": "priority: 1000"}).input_of("/priority") == "rest"

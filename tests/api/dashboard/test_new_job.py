@@ -79,6 +79,28 @@ def test_what_was_typed_stays_behind_the_yaml(site: Site) -> None:
     assert '<input type="hidden" name="steps-0-scale" value="0.7">' in text
 
 
+def test_a_yaml_that_no_form_can_show_stays_and_the_page_says_why(site: Site) -> None:
+    site.sign_in()
+    document = "sources: [a/b]\nsteps: [linear]\nresult: {form: adapter, rank: 2}"
+    text = site.post("/jobs/new", action="tab:form", tab="yaml", document=document).text
+    assert "The form has no fields for result; go on here." in text and "rank: 2}" in text
+    text = site.post("/jobs/new", action="tab:form", tab="yaml", document=document[:31]).text
+    assert 'name="sources-0-model" type="text" value="a/b"' in text
+
+
+def test_nothing_of_a_job_is_lost_in_another_from_it(site: Site) -> None:
+    site.sign_in()
+    more = "metadata: {team: nlp}\noutput: {revision: next}\npriority: 3"
+    made = site.post("/jobs/new", action="submit", **site.draft(repo="acme/x", rest=more))
+    text = site.get("/jobs/new?from=" + made.headers["location"].removeprefix("/jobs/")).text
+    rest = text.split('name="rest"')[1].split("</textarea>")[0].split(">", 1)[1]
+    assert yaml.safe_load(rest) == yaml.safe_load(more)
+    for odd in ('metadata: {a: "\\0"}', 'metadata: {a: "\\ud800"}'):
+        assert site.post("/jobs/new", action="submit", **site.draft(rest=odd)).status_code == 400
+    refused = site.post("/jobs/new", action="submit", **site.draft(rest="priority: 1000"))
+    assert refused.status_code == 422 and 'id="rest-wrong"' in refused.text
+
+
 def test_a_page_with_javascript_gets_the_form_alone(site: Site) -> None:
     site.sign_in()
     text = site.post("/jobs/new", {"HX-Request": "true"}, action="add:source", **site.draft()).text

@@ -1,11 +1,13 @@
 """A search ordered from the browser: the form becomes a job, and what is wrong is said at its field."""
 
 import re
+from typing import Any
 
 import pytest
 
 from api.dashboard.search import Wanted
 from db import jobs
+from jobs.request import read_order
 from tests.api.dashboard.conftest import Site
 
 
@@ -206,3 +208,51 @@ def test_where_an_error_belongs() -> None:
     assert input_of("/search/space/a/at") == "space" and input_of("/steps/0/density") == "recipe"
     assert input_of("/result/form") == "recipe" and input_of("/search/seed") == "seed"
     assert input_of("/evaluate/sets/1/data/file") == "evaluate-1-where" and input_of("/metadata") == ""
+
+
+def test_an_earlier_search_fills_in_the_form_and_nothing_of_it_is_lost() -> None:
+    first: dict[str, Any] = {
+        "kind": "search",
+        "recipe": {"base": "a/b", "sources": [{"id": "x", "model": "a/c"}], "steps": [{"method": "ties"}]},
+        "search": {
+            "method": "nsga",
+            "settings": {"population": 4},
+            "space": {"x": {"at": "sources.x.weight", "low": 0.0, "high": 1.0}},
+            "objectives": [{"set": "texts"}, {"set": "quiz", "metric": "accuracy", "goal": "max"}],
+            "budget": {"evaluations": 60, "seconds": 600.0, "gpu_seconds": 3.5},
+            "halving": {"begin": 0.5},
+            "preference": [2.0, 1.0],
+            "seed": 3,
+        },
+        "evaluate": {
+            "sets": [
+                {"name": "texts", "kind": "perplexity", "data": {"path": "/t.jsonl"}},
+                {"name": "quiz", "kind": "choice", "data": {"hub": "a/quiz", "file": "q.jsonl"}, "limit": 9},
+            ]
+        },
+        "workers": 2,
+        "metadata": {"commit": "12e4567"},
+        "webhook": {"url": "https://example.org", "events": ["search.failed"]},
+    }
+    weighted = [{"set": "texts", "weight": 2.0}, {"set": "quiz"}]
+    texts, quiz = first["evaluate"]["sets"]
+    spaced = {"sets": [{**texts, "data": {"hub": "a/b", "file": "two words"}}, quiz]}
+    for search, evaluate in (({}, {}), ({"objectives": weighted}, spaced)):
+        order = first | {"search": first["search"] | search, "evaluate": first["evaluate"] | evaluate}
+        wanted = Wanted.from_order(order)
+        assert read_order(wanted.body()) == read_order(order), wanted.wrong
+        assert "space" not in wanted.sets.rest and wanted.wrong == {}
+
+
+@pytest.mark.parametrize("rest", ["evaluate: {sets: 5}", "evaluate: {sets: [1]}", "search: 1", "evaluate: "])
+def test_whatever_is_said_besides_the_fields_is_refused_in_words(site: Site, rest: str) -> None:
+    form = filled(site.sign_in(), rest=rest) | {"evaluate-0-where": ""}
+    assert site.post("/jobs/search", None, **form).status_code == 422
+
+
+def test_another_search_is_begun_with_the_order_of_the_first(site: Site) -> None:
+    made = site.sign_in().post("/jobs/search", None, **filled(site)).headers["location"]
+    onward = site.get("/jobs/new?from=" + made.removeprefix("/jobs/"))
+    assert onward.headers["location"] == "/jobs/search?from=" + made.removeprefix("/jobs/")
+    text = site.get(onward.headers["location"]).text
+    assert "steps.ties.density" in text and "batch: 2, startup: 4" in text
