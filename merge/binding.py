@@ -29,8 +29,8 @@ class Binder:
         longest = self._towers.longest
         site = Site(output.name, output.role, output.shape, sources, turned, layers, counts, longest)
         if output.policy == "method":
-            models = tuple(source.model for source in output.sources)
-            return Chain(site, self._bound(output), output.weights, self._plan.recipe.seed, models=models)
+            seed = self._plan.recipe.seed
+            return Chain(site, self._bound(output), output.weights, seed, sources=output.ids)
         method, count = get("linear"), len(output.sources)
         bound = Bound(method, (method.settings({}, count),), "policy")
         return Chain(site, (bound,), tuple(map(float, counts)), self._plan.recipe.seed)

@@ -94,7 +94,9 @@ class Block:
 
 @dataclass
 class Chain:
-    """Everything needed to compute one tensor from blocks of its inputs."""
+    """Everything needed to compute one tensor from blocks of its inputs; ``sources`` are their ids, where
+    those differ from the site's models (which name tensors too, where layers are moved).
+    """
 
     site: Site
     steps: tuple[Bound, ...]
@@ -105,8 +107,7 @@ class Chain:
     levels: int = 0
     shown: Site | None = None
     """What methods see in place of the site, if that is another."""
-    models: tuple[str, ...] = ()
-    """The sources' models, where the site names their tensors too."""
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if prod(self.site.shape):

@@ -176,6 +176,12 @@ class OutputExists(MergeError):
     code = "output_exists"
 
 
+class OutputBusy(MergeError):
+    """Another merge is at work in the output folder."""
+
+    code = "output_busy"
+
+
 class BudgetTooSmall(MergeError):
     """A run was given less memory than the smallest blocks of its method take."""
 

@@ -1,13 +1,17 @@
 """What a run has finished, one line a fact, so that a later run goes on from there."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from merge.errors import OutputBusy
 
 FILE = ".mergery-journal"
 _SAMPLES = 16
@@ -49,27 +53,58 @@ class Journal:
         _append(self.folder, {"shared": values})
 
 
-def open_journal(folder: Path, plan_digest: str, inputs: Mapping[str, Any]) -> Journal:
-    """The journal of ``folder``, which is emptied first where it belongs to another plan or to other inputs.
-
-    Finished shards whose file is gone, or has another sha256 or none, are forgotten.
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of an unfinished output folder, until the process ends at the latest. Raises
+    ``OutputBusy`` where another one is at work in it.
     """
-    head = {"plan": plan_digest, "inputs": dict(inputs)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / FILE).open("ab") as journal:
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputBusy(
+                f"Another merge is at work in {folder}; wait for its end, or choose another folder."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def open_journal(
+    folder: Path,
+    plan_digest: str,
+    inputs: Mapping[str, Any],
+    written: Mapping[str, int],
+    survey: str = "none",
+) -> Journal:
+    """The journal of ``folder``, which is emptied first where it belongs to another plan or to other inputs,
+    or to inputs that were ``written`` to (when each last was) since.
+
+    Finished shards whose file is gone, or has another sha256 or none, are forgotten; so are those that were
+    measured to another extent than the ``survey`` asks for, if it asks for any.
+    """
+    head = {"plan": plan_digest, "inputs": dict(inputs), "written": dict(written)}
     lines = _lines(folder / FILE)
     if not lines or lines[0] != head:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        _empty(folder)
         _append(folder, head)
-        return Journal(folder)
+        lines = [head]
     found = Journal(folder)
+    extent, extents = None, dict[str, str | None]()
     for line in lines[1:]:
+        extent = line.get("survey", extent)
         if "shard" in line:
             done = Finished(**line["shard"])
-            found.shards[done.file] = done
+            found.shards[done.file], extents[done.file] = done, extent
         found.shared = line.get("shared", found.shared)
+    fit = {file for file, its in extents.items() if survey in ("none", its)}
     found.shards = {
-        file: done for file, done in found.shards.items() if done.released or _whole(folder, done)
+        file: done
+        for file, done in found.shards.items()
+        if done.released or (file in fit and _whole(folder, done))
     }
+    _append(folder, {"survey": survey})
     return found
 
 
@@ -111,6 +146,17 @@ def sample_of(path: Path) -> str:
             file.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _empty(folder: Path) -> None:
+    """Leaves nothing but the journal, empty: it is the one that the run has claimed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_bytes(b"")
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each, ignore_errors=True)
+        elif each.name != FILE:
+            each.unlink(missing_ok=True)
 
 
 def _whole(folder: Path, done: Finished) -> bool:

@@ -74,7 +74,8 @@ def _present(output: OutputTensor, recipe: Recipe, models: Mapping[str, ModelInd
         only = left or ((output.base,) if output.base else ())
         return replace(output, policy="mean", inputs=only, weights=weights, settings=settings)
     base = (output.base,) if output.base is not None else ()
-    return replace(output, inputs=(*base, *left), weights=weights, settings=settings)
+    ids = tuple(output.ids[place] for place in kept)
+    return replace(output, inputs=(*base, *left), weights=weights, settings=settings, ids=ids)
 
 
 def _of_sources(settings: Mapping[str, Any], kept: Sequence[int], count: int) -> Mapping[str, Any]:

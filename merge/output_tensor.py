@@ -23,7 +23,8 @@ class OutputTensor:
     """One tensor to be written. ``policy`` is ``method``, ``mean``, ``base``, ``source:<id>`` or ``equal``.
 
     ``settings`` holds the resolved settings of every step (shared between tensors that have the same),
-    ``weights`` the weight of each of its sources, ``inputs`` what is read, the base first where it is read.
+    ``weights`` the weight of each of its sources, ``inputs`` what is read, the base first where it is read;
+    ``ids`` are the sources that a method merges, also where one is given a tensor of another model.
     """
 
     name: str
@@ -35,6 +36,7 @@ class OutputTensor:
     settings: tuple[Mapping[str, Any], ...]
     weights: tuple[float, ...]
     inputs: tuple[Input, ...]
+    ids: tuple[str, ...] = ()
 
     @property
     def base(self) -> Input | None:

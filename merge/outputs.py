@@ -87,8 +87,9 @@ class Resolver:
         chosen = policy_for(spot, stretch.section, self._recipe.classes)
         policy = chosen or self._fallback(name, role, info, stretch)
         inputs = tuple(Input(each.model, stretch.name_in(each, name)) for each in self._read(policy, stretch))
+        ids = tuple(each.model for each in stretch.sources)
         return OutputTensor(
-            name, self._dtype(info), info.shape, role, spot.layer, policy, settings, weights, inputs
+            name, self._dtype(info), info.shape, role, spot.layer, policy, settings, weights, inputs, ids
         )
 
     def _fallback(self, name: str, role: Role, info: TensorInfo, stretch: Stretch) -> str:

@@ -64,13 +64,13 @@ def share_global(chains: Sequence[Chain]) -> SharedStats:
 
 def _whose(chain: Chain, task: Task) -> Hashable:
     """Slices, modules and models that lack tensors make that not all tensors have the same sources."""
-    models = chain.models or chain.site.models
     if task.stat.by_place:
         return task.position
+    sources = chain.sources or chain.site.models
     if task.position is None:
-        return models
-    model = models[task.position]
-    return model, models[: task.position].count(model)
+        return sources
+    own = sources[task.position]
+    return own, sources[: task.position].count(own)
 
 
 def take_over(chains: Sequence[Chain], shared: SharedStats, values: Sequence[Any]) -> None:

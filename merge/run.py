@@ -32,7 +32,7 @@ from merge.finish import (
     write_survey,
 )
 from merge.forms.factored import factor_bytes
-from merge.journal import FILE, Journal, open_journal, partial_folder, sha256_of
+from merge.journal import FILE, Journal, claimed, open_journal, partial_folder, sha256_of
 from merge.meter import Meter, Silent
 from merge.methods import load as load_methods
 from merge.plan import Plan
@@ -45,7 +45,7 @@ from merge.sizing import Sizes, sizes
 from merge.stage_reader import FOLDER as STAGES
 from merge.stage_reader import Alone, Lent, Stages
 from merge.stages import Stage
-from merge.stamps import Stamp, input_stamps
+from merge.stamps import Stamp, input_stamps, last_written
 from merge.statistics import Informed, StatisticsFolder, open_statistics, with_statistics
 from merge.survey.measure import Extent, Surveyor
 from merge.tables import open_tables
@@ -73,6 +73,7 @@ def run(
     statistics: Mapping[str, Path] | None = None,
     lent: Lent | None = None,
     digests: bool = True,
+    within: bool = False,
 ) -> Report:
     """Merges into the folder ``out``, which appears when everything in it is complete.
 
@@ -85,27 +86,30 @@ def run(
     that are ``pinned``, by file, to what identifies them are not sampled. ``on_progress`` and
     ``should_stop`` are called from worker threads, one at a time. ``lent`` is what the stages of a recipe
     give to a stage that is written. Without ``digests`` shards get no sha256, and none is taken over from an
-    earlier run. Raises ``Stopped``, ``NotFinite``, ``TensorsDiffer``,
-    ``InputChanged``, ``OutputExists``, ``DiskFull`` and others of ``MergeError``.
+    earlier run. A run ``within`` another leaves it to that one to see whether inputs were written to since.
+    Raises ``Stopped``, ``NotFinite``, ``TensorsDiffer``,
+    ``InputChanged``, ``OutputExists``, ``OutputBusy``, ``DiskFull`` and others of ``MergeError``.
     """
     load_methods()
     stamps = input_stamps(plan, folders)
     measured = open_statistics(plan.statistics.folders, statistics or {})
     inputs = with_statistics(inputs_manifest(plan, folders, pinned), measured)
     check_bases(plan, inputs)
+    written = {} if within else last_written(stamps, pinned)
     if out.exists():
-        return _already_there(plan, inputs, out)
-    journal = open_journal(partial_folder(out), plan.digest, inputs)
-    this = _Run(
-        plan, journal, budget_bytes, max(1, threads), device, on_progress, should_stop, on_shard, wait_for,
-        pinned,
-    )  # fmt: skip
-    made = this.merged(folders, inputs, lent, measured, survey, digests)
-    if survey != "none":
-        made.small += write_survey(plan, survey, journal, journal.folder, statistics or {})
-    if wait_for is None:
-        _check_unchanged(stamps, journal.folder)
-    return this.published(out, inputs, made)
+        return _already_there(plan, inputs, max(written.values(), default=0), out)
+    with claimed(partial_folder(out)):
+        journal = open_journal(partial_folder(out), plan.digest, inputs, written, survey)
+        this = _Run(
+            plan, journal, budget_bytes, max(1, threads), device, on_progress, should_stop, on_shard,
+            wait_for, pinned,
+        )  # fmt: skip
+        made = this.merged(folders, inputs, lent, measured, survey, digests)
+        if survey != "none":
+            made.small += write_survey(plan, survey, journal, journal.folder, statistics or {})
+        if wait_for is None:
+            _check_unchanged(stamps, journal.folder)
+        return this.published(out, inputs, made)
 
 
 @dataclass
@@ -249,6 +253,7 @@ class _Run:
             on_progress=self.together.of(name),
             should_stop=self.should_stop,
             survey="none",
+            within=True,
             **how,
         )
 
@@ -303,12 +308,19 @@ def _check_unchanged(stamps: Sequence[Stamp], partial: Path) -> None:
         raise
 
 
-def _already_there(plan: Plan, inputs: Mapping[str, Any], out: Path) -> Report:
-    """A finished output of the same plan and inputs is the result; anything else is in the way."""
+def _already_there(plan: Plan, inputs: Mapping[str, Any], written: int, out: Path) -> Report:
+    """A finished output of the same plan and inputs is the result, unless an input was ``written`` to after
+    it; anything else is in the way.
+    """
     found = read_manifest(out)
     if found is None or found.get("plan_sha256") != plan.digest or found.get("inputs") != inputs:
         raise OutputExists(
             f"{out} is already there and is not this merge; choose another folder or remove it."
+        )
+    if written > (out / MANIFEST_FILE).stat().st_mtime_ns:
+        raise OutputExists(
+            f"{out} is already there, but a model was written to after it was made; choose another folder or "
+            "remove it."
         )
     (out / FILE).unlink(missing_ok=True)
     files = [

@@ -1,20 +1,23 @@
 """The input files of a run: there and of the planned sizes at its start, and the same at its end."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merge.checkpoint.places import safe_path
 from merge.errors import InputChanged
 from merge.file_errors import FileMissing
 from merge.plan import Plan
-from merge.recipe_stages import ADAPTER, of_stage, stage_of
+from merge.recipe_stages import ADAPTER, key_in, of_stage, stage_of
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """One file as it was: its size, when it was last written, and which file it is."""
+    """One file as it was: its size, when it was last written, and which file it is; ``key`` is that of its
+    folder.
+    """
 
+    key: str
     label: str
     file: str
     path: Path
@@ -41,10 +44,18 @@ def input_stamps(plan: Plan, folders: Mapping[str, Path]) -> list[Stamp]:
         facts = _facts(path)
         if facts is None or facts[0] != size:
             raise InputChanged(f"{file} of {index_label} is not the file that was planned with; plan again.")
-        found.append(Stamp(index_label, file, path, facts))
+        found.append(Stamp(key, index_label, file, path, facts))
     for name, stage in plan.staged.stages.items():
-        found += input_stamps(stage.plan, of_stage(folders, name))
+        inner = input_stamps(stage.plan, of_stage(folders, name))
+        found += (replace(stamp, key=key_in(name, stamp.key)) for stamp in inner)
     return found
+
+
+def last_written(stamps: Iterable[Stamp], pinned: Container[str]) -> dict[str, int]:
+    """When each file was last written, in nanoseconds, without folders that are ``pinned`` to something
+    better: samples alone would miss a change of a few tensors.
+    """
+    return {f"{each.key}/{each.file}": each.facts[1] for each in stamps if each.key not in pinned}
 
 
 def _wanted(plan: Plan) -> Iterator[tuple[str, str, str, int]]:

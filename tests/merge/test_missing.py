@@ -141,3 +141,15 @@ def test_settings_of_sources_follow_the_sources_that_are_left(
     assert [each.model for each in output.inputs] == ["base", "c"]
     assert output.settings[0]["density"] == (0.75,)
     assert output.weights == (3.0,)
+
+
+@pytest.mark.parametrize("method", ["ties", "pcb", "opcm"])
+def test_over_the_whole_model_tensors_that_fewer_have_are_ranked_by_themselves(
+    folders: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    steps = [{"method": method, "scope": "global"}]
+    based = {name: folders["c" if name == "base" else name] for name in ("base", "a", "b", "c")}
+    whole = merged(based, tmp_path / "whole", "present", "a", "b", "c", base="base", steps=steps)
+    fewer = merged(based, tmp_path / "fewer", "drop", "a", "b", "c", base="base", steps=steps)
+    assert EXTRA in whole
+    assert all(torch.equal(whole[name], tensor) for name, tensor in fewer.items())

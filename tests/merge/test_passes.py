@@ -138,5 +138,5 @@ def test_over_all_tensors_sources_are_not_taken_for_each_other(steps: Steps, wan
     chains = []
     for name, shape, models in (("x", (8,), "ab"), ("y", (4,), "ba"), ("z", (4,), "ab")):
         site = Site(name, "linear", shape, tuple(f"{model}:{name}" for model in models))
-        chains.append(Chain(site, bound(steps, 2), (1.0, 1.0), 0, models=tuple(models)))
+        chains.append(Chain(site, bound(steps, 2), (1.0, 1.0), 0, sources=tuple(models)))
     assert [held.elements for held in passes.share_global(chains).values()] == wanted

@@ -14,8 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from merge.checkpoint.index import attach, index_adapter_folder
-from merge.errors import BudgetTooSmall, InputChanged, NotFinite, OutputExists, Stopped, TensorsDiffer
-from merge.journal import partial_folder
+from merge.errors import (
+    BudgetTooSmall,
+    InputChanged,
+    NotFinite,
+    OutputBusy,
+    OutputExists,
+    Stopped,
+    TensorsDiffer,
+)
+from merge.journal import partial_folder, sample_of
 from merge.plan import Plan, make_plan
 from merge.recipe import recipe_from
 from merge.report import Progress, Report, ShardDone
@@ -177,6 +185,39 @@ def test_other_weights_in_the_same_place_start_over(tmp_path: Path) -> None:
     assert not any(file.reused for file in report.files)
 
 
+def change_between_samples(file: Path) -> None:
+    """Changes one number where no sample of the file is taken."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 30] ^= 1
+    before = sample_of(file)
+    file.write_bytes(content)
+    assert sample_of(file) == before
+
+
+def test_a_change_of_one_number_between_two_runs_starts_over(tmp_path: Path) -> None:
+    folders = exact.family(tmp_path)
+    plan, seen = planned(folders), list[str]()
+
+    def note(done: ShardDone) -> None:
+        seen.append(done.file)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merged(plan, folders, tmp_path / "out", on_shard=note)
+    change_between_samples(folders["a"] / "model.safetensors")
+    report = merged(plan, folders, tmp_path / "out")
+    assert seen and not any(file.reused for file in report.files)
+
+
+def test_a_result_from_before_an_input_was_written_to_is_in_the_way(tmp_path: Path) -> None:
+    folders = exact.family(tmp_path)
+    plan = planned(folders)
+    merged(plan, folders, tmp_path / "out")
+    change_between_samples(folders["a"] / "model.safetensors")
+    with pytest.raises(OutputExists, match="written to after"):
+        merged(plan, folders, tmp_path / "out")
+
+
 def test_files_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
     folders = exact.family(tmp_path)
     plan = planned(folders)
@@ -193,6 +234,21 @@ def test_running_again_finds_the_finished_result(folders: Mapping[str, Path], tm
     assert {f.file: f.sha256 for f in again.files} == {f.file: f.sha256 for f in first.files}
     with pytest.raises(OutputExists):
         merged(planned(folders, seed=8), folders, tmp_path / "out")
+
+
+def test_of_two_runs_into_one_folder_the_second_is_refused(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    plan, out, refused = planned(folders), tmp_path / "out", list[str]()
+
+    def another(_: ShardDone) -> None:
+        with pytest.raises(OutputBusy, match="Another merge is at work") as raised:
+            merged(planned(folders, seed=8), folders, out)
+        refused.append(raised.value.code)
+
+    merged(plan, folders, out, on_shard=another)
+    assert len(refused) == len(plan.shards)
+    assert tensors_digest(out) == COMMITTED["ties"]
 
 
 def test_too_little_memory_for_a_run_is_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:

@@ -205,6 +205,20 @@ def test_one_model_twice_in_a_slice_is_masked_by_draws_of_its_own(folders: Mappi
     assert found["lm_head.weight"] == ("a", "a#1", "a#2")
 
 
+def test_a_step_over_the_whole_model_goes_by_sources_and_not_by_their_places(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    steps = [{"method": "trim", "density": 0.3, "scope": "global"}, {"method": "task_arithmetic"}]
+    turned = [part(("a", 0, 2), ("b", 0, 2)), part(("b", 2, 4), ("a", 2, 4))]
+    straight = [part(("a", 0, 4), ("b", 0, 4))]
+    unlike = {**folders, "base": folders["a"]}
+    one, other = (
+        merged(unlike, tmp_path / str(number), document(slices, steps))
+        for number, slices in enumerate((turned, straight))
+    )
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
 def test_only_files_that_hold_a_needed_layer_are_asked_for_and_read(
     folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
