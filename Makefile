@@ -4,9 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 MODELS ?= tiny
-# Two at a time: each has servers of its own. `make test PYTEST_ARGS='tests/hub -x'` runs a part.
+# Three at a time, who wait for servers now and then: each has its own. `make test PYTEST_ARGS='tests/hub -x'` runs a part.
 # In the order of the folders: else files of few tests would come last, which are those that wait the longest.
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 # Tests that run side by side would wait for each other's threads, spinning.
 ALONE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
