@@ -1,13 +1,16 @@
 """A workshop over this test's own database, with a folder Hub in the same process."""
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
+from transformers import modeling_utils
 
 from db import jobs as rows
 from db.models.job import Job, JobEvent
@@ -128,7 +131,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def floor(tmp_path: Path, models: Path, sessions: sessionmaker[Session]) -> Iterator[Floor]:
+def made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here some jobs are threads of one process, where each has its own in the service: they would share
+    torch's default dtype, which Transformers sets while it makes a model, and two at once leave it wrong.
+    """
+    lock, local = threading.RLock(), modeling_utils.local_torch_dtype
+
+    @contextmanager
+    def alone(*arguments: Any) -> Iterator[None]:
+        with lock, local(*arguments):
+            yield
+
+    monkeypatch.setattr(modeling_utils, "local_torch_dtype", alone)
+
+
+@pytest.fixture
+def floor(
+    tmp_path: Path, models: Path, sessions: sessionmaker[Session], made_one_by_one: None
+) -> Iterator[Floor]:
     """Everything, with a folder Hub of this test's own."""
     shutil.copytree(models, tmp_path / "hub")
     hub = FolderHub(tmp_path / "hub", TOKENS)
