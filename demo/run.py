@@ -129,7 +129,8 @@ def _order(family: Family, api: Api, hub: Path, console: Console, began: float) 
     scores = standing(api.get(f"/v1/jobs/{job['id']}/evaluations")["data"], family)
     repo = family.repo("merged")
     console.print(
-        f"[bold]4.[/] Pushed to {repo}, commit {job['result']['commit'][:12]} (files: {hub / repo})"
+        f"[bold]4.[/] Pushed to {repo}, commit {job['result']['commit'][:12]} "
+        f"(files: {os.path.relpath(hub / repo)})"
     )
     console.print(score_table(scores, family))
     console.print(verdict(scores))

@@ -153,3 +153,18 @@ def test_over_the_whole_model_tensors_that_fewer_have_are_ranked_by_themselves(
     fewer = merged(based, tmp_path / "fewer", "drop", "a", "b", "c", base="base", steps=steps)
     assert EXTRA in whole
     assert all(torch.equal(whole[name], tensor) for name, tensor in fewer.items())
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_over_the_whole_model_a_tensor_that_is_filled_in_counts_as_its_source_s_own(
+    folders: dict[str, Path], tmp_path: Path, scope: str
+) -> None:
+    """As if the file of ``a`` held the base's tensor."""
+    extra = {EXTRA: torch.ones(16)}
+    given = exact.write(tmp_path / "a", "a", SHAPES, dtype=torch.float32, extra=extra)
+    based = {"base": folders["c"], "a": folders["a"], "b": folders["b"]}
+    steps = [{"method": "ties", "density": 0.3, "scope": scope}]
+    filled = merged(based, tmp_path / "filled", "fill", "a", "b", base="base", steps=steps)
+    whole = merged({**based, "a": given}, tmp_path / "whole", "error", "a", "b", base="base", steps=steps)
+    assert filled.keys() == whole.keys() and EXTRA in whole
+    assert all(torch.equal(filled[name], tensor) for name, tensor in whole.items())
