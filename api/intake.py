@@ -27,7 +27,7 @@ from jobs.kinds import Asking, Ready, plan_order
 from jobs.request import JobOrder, read_order
 from jobs.searching import PointRequest, point_order
 from merge.errors import FindingsError, MergeError
-from merge.mergekit import Translation, read_documents, read_recipe
+from merge.mergekit.translate import Translation, read_documents, read_recipe
 
 RECIPE = "/recipe"
 OUTPUT_OPTIONS = ("repo", "private", "revision", "overwrite", "publish", "confirm_public")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from merge.local import index_models, model_folders
-from merge.mergekit import read_recipe
+from merge.mergekit.translate import read_recipe
 from merge.plan import make_plan
 from merge.run import run
 from tests.tiny import family

@@ -24,9 +24,9 @@ from torch import Tensor
 from bench.agreement import HERE
 from merge.arch.rope import Spin
 from merge.local import index_models, model_folders
-from merge.mergekit import read_recipe
+from merge.mergekit.translate import read_recipe
 from merge.plan import make_plan
-from merge.recipe import Recipe, recipe_from
+from merge.recipe.recipe import Recipe, recipe_from
 from merge.run import run
 from merge.tokenizer.approximate import lengths
 from merge.tokenizer.turning import turning_pursuit

@@ -21,7 +21,7 @@ from merge.bundle.recipe import member_of_folder
 from merge.local import index_models, model_folders
 from merge.methods import load
 from merge.plan import make_plan
-from merge.recipe import Recipe, recipe_from
+from merge.recipe.recipe import Recipe, recipe_from
 from merge.run import run
 
 STEPS: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from typing import Any
 from merge.checkpoint.index import index_folder
 from merge.in_memory import InMemory
 from merge.plan import make_plan
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from scoring.candidates import Candidates
 from scoring.tasks import parse_task
 

@@ -26,7 +26,7 @@ from bench.family import SHARD_BYTES
 from bench.memory import Filler
 from merge.checkpoint.layout import plan_shards
 from merge.checkpoint.writer import ShardWriter, start_writeback
-from merge.sizing import MOST_BLOCK_ELEMENTS
+from merge.planning.sizing import MOST_BLOCK_ELEMENTS
 
 STEP = 64 << 20
 """Bytes are counted in steps of this size, the largest block."""

@@ -304,7 +304,7 @@ def _child(options: argparse.Namespace) -> None:
     from merge.local import index_models, model_folders
     from merge.methods import load
     from merge.plan import make_plan
-    from merge.recipe import recipe_from
+    from merge.recipe.recipe import recipe_from
     from merge.run import run
 
     load()

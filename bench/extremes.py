@@ -23,7 +23,7 @@ from merge.checkpoint.layout import index_file, index_json, plan_shards
 from merge.local import index_models, model_folders
 from merge.methods import load
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 
 TENSORS = 20_000

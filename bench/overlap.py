@@ -35,7 +35,7 @@ from jobs.request import JobRequest
 from jobs.submit import Rules, submit
 from merge.checkpoint.index import index_folder
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run as run_merge
 from migrations.run import upgrade
 from settings import Settings

@@ -18,7 +18,7 @@ from merge.learn.collect import collect
 from merge.learn.samples import Samples
 from merge.learn.skeleton import Skeleton
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 
 SHAPE = {"hidden_size": 2048, "intermediate_size": 5632, "heads": 32, "kv": 4}

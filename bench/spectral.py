@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.chain import Block, Bound, Chain
 from merge.contract.groups import Site
 from merge.contract.method import Method, registered
 from merge.methods import load
+from merge.running.chain import Block, Bound, Chain
 
 SHAPES = "2048x2048,2048x5632"
 DECOMPOSING = ("eigh", "svd", "qr", "cholesky_ex")

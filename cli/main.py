@@ -155,7 +155,7 @@ def run_hub_serve(options: argparse.Namespace, _settings: Settings) -> int:
 
 def run_methods(options: argparse.Namespace, _settings: Settings) -> int:
     """`mergery methods`"""
-    from merge.presets import entry, listing
+    from merge.recipe.presets import entry, listing
 
     if options.name is None:
         for name, method in listing().items():
@@ -207,7 +207,7 @@ def _count(text: str) -> int:
 def run_translate(options: argparse.Namespace, _settings: Settings) -> int:
     """`mergery translate`"""
     from merge.errors import FindingsError
-    from merge.mergekit import read_file
+    from merge.mergekit.translate import read_file
 
     try:
         read = read_file(options.config)

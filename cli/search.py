@@ -19,9 +19,9 @@ from jobs.candidates import way_of
 from jobs.kinds import begun
 from jobs.request import SearchRequest
 from jobs.sets import EvalSet
-from merge.document import dump_document, load_document
 from merge.plan import make_plan
-from merge.recipe import Recipe
+from merge.recipe.document import dump_document, load_document
+from merge.recipe.recipe import Recipe
 from search.drive import Candidate, Trial, drive
 from search.result import result_of
 from search.trial import Told
@@ -123,10 +123,12 @@ def printed(recipe: Mapping[str, Any]) -> str:
 def _search(
     order: SearchRequest, root: Path, out: Path, options: argparse.Namespace, hub_endpoint: str
 ) -> dict[str, Any]:
-    from merge.finish import inputs_manifest  # torch and transformers, which a wrong file does not wait for
     from merge.gather import gather
     from merge.kernels.device import check_device
     from merge.local import index_models, model_folders
+    from merge.results.finish import (
+        inputs_manifest,  # torch and transformers, which a wrong file does not wait for
+    )
     from worker.candidates import Bench, Nothing
     from worker.device import free_memory
     from worker.makers import Ground, Sets

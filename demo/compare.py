@@ -13,7 +13,7 @@ from typing import Any
 from demo.families import HERE
 from merge.checkpoint.index import index_folder
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from scoring.runner import score_model
 from scoring.tasks import Task, parse_task

@@ -80,9 +80,9 @@ def setting_row(name: str, schema: dict[str, Any]) -> str:
 
 def method_section(name: str, method: dict[str, Any]) -> list[str]:
     """One method: what it is, what it needs, its settings."""
+    from merge.contract.limits import Caution, Limit
     from merge.guide import advice_on
-    from merge.limits import Caution, Limit
-    from merge.presets import listing
+    from merge.recipe.presets import listing
 
     needs, advice = method["needs"], advice_on(listing()[name])
     least, most = needs["sources"]
@@ -179,7 +179,7 @@ def evidence_row(name: str, found: dict[str, Any], benches: list[str]) -> str:
 
 def methods_page() -> str:
     """`docs/methods.md`."""
-    from merge.presets import PRESETS, listing
+    from merge.recipe.presets import PRESETS, listing
 
     lines = [
         "# Methods",

@@ -10,8 +10,8 @@ from jobs.request import JobRequest, ModelOrder
 from jobs.states import State
 from merge.append import Joining, appended, obstacle, state_from
 from merge.errors import AppendRefused
-from merge.recipe import Recipe
-from merge.recipe_parts import ModelName, SourceId
+from merge.recipe.parts import ModelName, SourceId
+from merge.recipe.recipe import Recipe
 
 STATE = "state"
 """Where a job's result holds what a later one needs to go on from it."""

@@ -21,8 +21,8 @@ from merge.errors import (
     CalibrationTooShort,
 )
 from merge.learn.samples import LINES, TEXTS, default_set, documents_of
-from merge.recipe import Recipe
-from merge.recipe_calibration import CalibrationData, Data
+from merge.recipe.calibration import CalibrationData, Data
+from merge.recipe.recipe import Recipe
 
 PARQUET = ".parquet"
 FIRST_BYTES = 1 << 16

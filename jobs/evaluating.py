@@ -13,8 +13,8 @@ from jobs.sets import EvaluateRequest
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding, PlanRefused
 from merge.plan import Plan
-from merge.recipe import Recipe
-from merge.recipe_stages import ADAPTER, parted, stage_of
+from merge.recipe.recipe import Recipe
+from merge.recipe.stages import ADAPTER, parted, stage_of
 
 FLOAT_BYTES = 4
 LEAST_BYTES = 2

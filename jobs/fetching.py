@@ -2,7 +2,7 @@
 
 from merge.plan import Plan
 from merge.ranges import Spans, joined, length, ranges_in
-from merge.recipe_stages import ADAPTER, parted
+from merge.recipe.stages import ADAPTER, parted
 
 GAP_BYTES = 1 << 20
 """Ranges closer than this are fetched as one: a request costs more than the bytes between them."""

@@ -13,8 +13,8 @@ from jobs.errors import RequestInvalid
 from jobs.kept import Kept
 from jobs.statistics import Shelf
 from merge.errors import CalibrationMissing, Finding, MergeError, PlanRefused
-from merge.recipe import Recipe
-from merge.recipe_calibration import Data
+from merge.recipe.calibration import Data
+from merge.recipe.recipe import Recipe
 
 DATA_BYTES = 64 << 20
 CACHE = 64

@@ -36,10 +36,10 @@ from merge.checkpoint.bundle import ADAPTERS, BundleIndex
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding, GateUnsupported, PlanRefused
 from merge.file_errors import BundleBaseChanged, FileRefused
-from merge.forms.moe import FORWARD_BYTES
 from merge.plan import check_recipe
-from merge.recipe import Recipe, recipe_from
-from merge.recipe_stages import ADAPTER
+from merge.planning.forms.moe import FORWARD_BYTES
+from merge.recipe.recipe import Recipe, recipe_from
+from merge.recipe.stages import ADAPTER
 from scoring.settings import EMBEDDING, LIKELIHOOD
 
 GATE_COPIES = 8 * FLOAT_BYTES

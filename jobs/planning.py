@@ -31,8 +31,8 @@ from merge.checkpoint.bundle import BundleIndex
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding, MergeError, PlanRefused
 from merge.plan import Plan, check_recipe, make_plan
-from merge.recipe import Recipe
-from merge.recipe_stages import ADAPTER
+from merge.recipe.recipe import Recipe
+from merge.recipe.stages import ADAPTER
 
 THREADS = 16
 INDEX_CACHE = 64

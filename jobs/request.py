@@ -16,8 +16,8 @@ from pydantic import (
 from jobs.objectives import check_items, check_objectives
 from jobs.sets import EvalSet, EvaluateRequest
 from merge.bundle.gate import DIRECTIONS
-from merge.recipe import Recipe
-from merge.recipe_parts import ModelName, SourceId
+from merge.recipe.parts import ModelName, SourceId
+from merge.recipe.recipe import Recipe
 from scoring.settings import metrics_of
 from search.errors import SpaceInvalid, WrongAt
 from search.order import SearchOrder

@@ -16,7 +16,7 @@ from jobs.lifecycle import Fence
 from jobs.request import JobRequest, OutputRequest, SearchRequest
 from jobs.sets import EvaluateRequest
 from jobs.states import ACTIVE
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 
 HELP = "search_trials"
 """The kind of a job that scores trials of another one, its parent. Nobody can order it."""

@@ -24,9 +24,9 @@ from merge.contract.informed import JOINT
 from merge.learn.samples import Samples
 from merge.learn.statistics import statistics_digest
 from merge.plan import Plan
-from merge.recipe import Recipe
-from merge.recipe_calibration import CalibrationData, Data
-from merge.recipe_stages import ADAPTER
+from merge.recipe.calibration import CalibrationData, Data
+from merge.recipe.recipe import Recipe
+from merge.recipe.stages import ADAPTER
 
 Transaction = Callable[[], AbstractContextManager[Session]]
 

@@ -24,7 +24,7 @@ from jobs.planning import Planned
 from jobs.request import JobOrder, JobRequest, ModelOrder
 from jobs.states import RETRYABLE, is_terminal
 from merge.catalog import catalogue
-from merge.recipe import Recipe, recipe_digest
+from merge.recipe.recipe import Recipe, recipe_digest
 
 
 @dataclass(frozen=True)

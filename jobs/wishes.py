@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from merge.document import pointer_of
-from merge.recipe import Recipe
-from merge.recipe_stages import ADAPTER, leaves
+from merge.recipe.document import pointer_of
+from merge.recipe.recipe import Recipe
+from merge.recipe.stages import ADAPTER, leaves
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from merge.contract.informed import JOINT
 from merge.errors import FindingsError, MergeError
 from merge.learn.command import add_measure
 from merge.local import index_models, model_folders
-from merge.mergekit import read_file
+from merge.mergekit.translate import read_file
 from merge.plan import Plan, make_plan
-from merge.presets import entry, listing
+from merge.recipe.presets import entry, listing
 from merge.show import measuring_bar, plan_tables, progress_bar, terminal
 
 GIB = 1 << 30

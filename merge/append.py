@@ -14,8 +14,8 @@ from typing import Any
 from merge.catalog import catalogue
 from merge.checkpoint.index import index_folder
 from merge.errors import AppendRefused
-from merge.recipe import Recipe, recipe_from
-from merge.recipe_parts import Override, Source
+from merge.recipe.parts import Override, Source
+from merge.recipe.recipe import Recipe, recipe_from
 
 STATE_FILE = "merge_state.json"
 MANIFEST_FILE = "mergery.json"

@@ -31,7 +31,7 @@ from merge.file_errors import (
     ShardIndexMismatch,
     ShardMissing,
 )
-from merge.finish import MODEL_FILES, sync_folder
+from merge.results.finish import MODEL_FILES, sync_folder
 
 _ADAPTER = "adapter_model.bin"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.bin")

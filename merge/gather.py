@@ -11,9 +11,9 @@ from merge.learn.collect import Progress, collect, files_sha256
 from merge.learn.samples import Samples, read_samples
 from merge.learn.statistics import MANIFEST, statistics_digest
 from merge.plan import Plan
-from merge.recipe import Recipe
-from merge.recipe_calibration import CalibrationData
-from merge.recipe_stages import ADAPTER
+from merge.recipe.calibration import CalibrationData
+from merge.recipe.recipe import Recipe
+from merge.recipe.stages import ADAPTER
 
 FOLDER = "statistics"
 

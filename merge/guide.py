@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from merge.catalog import MethodEntry
-from merge.presets import PresetEntry
+from merge.recipe.presets import PresetEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,25 +15,25 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from merge import passes
-from merge.blocks import kept_memory, torch_threads
-from merge.chain import Block, Chain
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.reader import TensorReader
 from merge.contract.groups import Held
-from merge.crew import Crew
 from merge.errors import BudgetTooSmall, NotInMemory
-from merge.fused.spans import Writing
-from merge.kept import Kept
-from merge.meter import Meter
 from merge.methods import load as load_methods
-from merge.outputs import OutputTensor
 from merge.plan import Plan
-from merge.recipe_stages import ADAPTER
+from merge.planning.outputs import OutputTensor
+from merge.planning.sizing import Sizes
+from merge.recipe.stages import ADAPTER
 from merge.run import fitted_sizes
-from merge.sizing import Sizes
-from merge.statistics import NOTHING, Informed, open_statistics
-from merge.survey.measure import Surveyor
+from merge.running import passes
+from merge.running.blocks import kept_memory, torch_threads
+from merge.running.chain import Block, Chain
+from merge.running.crew import Crew
+from merge.running.fused.spans import Writing
+from merge.running.kept import Kept
+from merge.running.meter import Meter
+from merge.running.statistics import NOTHING, Informed, open_statistics
+from merge.running.survey.measure import Surveyor
 from merge.work import Work
 
 

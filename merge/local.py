@@ -4,8 +4,8 @@ from pathlib import Path
 
 from merge.checkpoint.index import ModelIndex, attach, index_adapter_folder, index_folder
 from merge.plan import collector_at_rest
-from merge.recipe import Recipe
-from merge.recipe_stages import ADAPTER, leaves
+from merge.recipe.recipe import Recipe
+from merge.recipe.stages import ADAPTER, leaves
 
 
 def model_folders(recipe: Recipe, root: Path) -> dict[str, Path]:

@@ -14,28 +14,28 @@ from functools import partial
 from math import prod
 from typing import Any, Literal
 
-from merge import draft
 from merge.catalog import MethodEntry
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.layout import ShardLayout
-from merge.checks import check_needs, check_settings, check_steps
-from merge.draft import Given
-from merge.effective import by_class
 from merge.errors import Finding, PlanRefused
-from merge.estimate import Estimate, granularity_of
-from merge.forms.adapter import AdapterPlan
-from merge.forms.asked import check_result
-from merge.forms.bundle import BundlePlan
-from merge.forms.factored import check_factors
-from merge.forms.moe import MoePlan
-from merge.measuring import NOTHING_MEASURED, StatisticsPlan
-from merge.members import with_members
-from merge.outputs import OutputTensor, tensors_read
-from merge.recipe import Recipe, canonical, recipe_digest
-from merge.recipe_stages import key_in, parted, stage_of, within
-from merge.result_config import cut_config
-from merge.stages import NO_STAGES, Staged
-from merge.together import Asked
+from merge.planning import draft
+from merge.planning.checks import check_needs, check_settings, check_steps
+from merge.planning.draft import Given
+from merge.planning.effective import by_class
+from merge.planning.estimate import Estimate, granularity_of
+from merge.planning.forms.adapter import AdapterPlan
+from merge.planning.forms.asked import check_result
+from merge.planning.forms.bundle import BundlePlan
+from merge.planning.forms.factored import check_factors
+from merge.planning.forms.moe import MoePlan
+from merge.planning.measuring import NOTHING_MEASURED, StatisticsPlan
+from merge.planning.members import with_members
+from merge.planning.outputs import OutputTensor, tensors_read
+from merge.planning.result_config import cut_config
+from merge.planning.stages import NO_STAGES, Staged
+from merge.planning.together import Asked
+from merge.recipe.recipe import Recipe, canonical, recipe_digest
+from merge.recipe.stages import key_in, parted, stage_of, within
 from merge.tokenizer.align import RowTable
 from merge.tokenizer.planned import VocabularyPlan
 

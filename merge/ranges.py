@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from merge.checkpoint.adapter import AdapterIndex
 from merge.checkpoint.header import TensorInfo
 from merge.plan import Plan
-from merge.recipe_stages import ADAPTER
+from merge.recipe.stages import ADAPTER
 
 Spans = tuple[tuple[int, int], ...]
 """Byte ranges (begin, end) of one file: sorted, none empty, with a gap between each two."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.checkpoint.header import nbytes_of
-from merge.output_tensor import OutputTensor
+from merge.planning.output_tensor import OutputTensor
 
 
 @dataclass(frozen=True)

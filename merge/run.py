@@ -14,13 +14,20 @@ from typing import Any
 import torch
 
 from merge.append import STATE_FILE, state_of
-from merge.blocks import kept_memory, settled_objects, torch_threads
 from merge.bundle.story import Tools, bundle_shards, finish_bundle
 from merge.checkpoint.reader import TensorReader
-from merge.crew import Crew
 from merge.errors import BudgetTooSmall, InputChanged, OutputExists
-from merge.estimate import compute_bytes, models_held, whole_entries, workspace_bytes
-from merge.finish import (
+from merge.journal import FILE, Journal, claimed, open_journal, partial_folder, sha256_of
+from merge.methods import load as load_methods
+from merge.plan import Plan
+from merge.planning.estimate import compute_bytes, models_held, whole_entries, workspace_bytes
+from merge.planning.forms.factored import factor_bytes
+from merge.planning.sizing import Sizes, sizes
+from merge.planning.stages import Stage
+from merge.recipe.stages import ADAPTER, key_in, of_stage
+from merge.report import OutputFile, Progress, Report, ShardDone, Together
+from merge.results.adapter import make_adapter
+from merge.results.finish import (
     MANIFEST_FILE,
     check_bases,
     inputs_manifest,
@@ -31,24 +38,17 @@ from merge.finish import (
     write_small_files,
     write_survey,
 )
-from merge.forms.factored import factor_bytes
-from merge.journal import FILE, Journal, claimed, open_journal, partial_folder, sha256_of
-from merge.meter import Meter, Silent
-from merge.methods import load as load_methods
-from merge.plan import Plan
-from merge.recipe_stages import ADAPTER, key_in, of_stage
-from merge.report import OutputFile, Progress, Report, ShardDone, Together
-from merge.results.adapter import make_adapter
 from merge.results.moe import make_routers
+from merge.running.blocks import kept_memory, settled_objects, torch_threads
+from merge.running.crew import Crew
+from merge.running.meter import Meter, Silent
+from merge.running.stamps import Stamp, input_stamps, last_written
+from merge.running.statistics import Informed, StatisticsFolder, open_statistics, with_statistics
+from merge.running.survey.measure import Extent, Surveyor
+from merge.running.tables import open_tables
 from merge.shards import hand_over, write_shards
-from merge.sizing import Sizes, sizes
 from merge.stage_reader import FOLDER as STAGES
 from merge.stage_reader import Alone, Lent, Stages
-from merge.stages import Stage
-from merge.stamps import Stamp, input_stamps, last_written
-from merge.statistics import Informed, StatisticsFolder, open_statistics, with_statistics
-from merge.survey.measure import Extent, Surveyor
-from merge.tables import open_tables
 from merge.tokenizer.making import RowMaker
 from merge.work import Work
 

@@ -12,16 +12,16 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from merge.chain import Chain
 from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
-from merge.crew import Crew
-from merge.finish import write_small_files
-from merge.output_tensor import OutputTensor
 from merge.plan import Plan
-from merge.recipe_stages import named_models, of_stage
-from merge.stages import Stage
+from merge.planning.output_tensor import OutputTensor
+from merge.planning.stages import Stage
+from merge.recipe.stages import named_models, of_stage
+from merge.results.finish import write_small_files
+from merge.running.chain import Chain
+from merge.running.crew import Crew
 
 FOLDER = "stages"
 J = TypeVar("J")

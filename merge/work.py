@@ -12,10 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge import guesses, passes
-from merge.binding import Binder
-from merge.blocks import Buffers, Inputs, Rooms, cast_out
-from merge.chain import Block, Chain, Task
 from merge.checkpoint.digests import Digests
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.layout import ShardLayout
@@ -23,23 +19,27 @@ from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.writer import ShardWriter
 from merge.contract.factors import Factors
 from merge.contract.method import get
-from merge.crew import Crew
-from merge.factored import Factored
-from merge.forms.moe import MADE
-from merge.fused.loop import NOWHERE, Target
-from merge.fused.loops import Loops
-from merge.fused.spans import Measuring, Writing
-from merge.fused.windows import Windows
-from merge.items import Item, even_spans, in_handfuls, names_in_turns
-from merge.meter import Meter
-from merge.outputs import INTEGERS, Input, OutputTensor, tensors_read
 from merge.plan import Plan
+from merge.planning.forms.moe import MADE
+from merge.planning.outputs import INTEGERS, Input, OutputTensor, tensors_read
+from merge.planning.sizing import Sizes
 from merge.results.moe import changed_expert
-from merge.sizing import Sizes
+from merge.running import guesses, passes
+from merge.running.binding import Binder
+from merge.running.blocks import Buffers, Inputs, Rooms, cast_out
+from merge.running.chain import Block, Chain, Task
+from merge.running.crew import Crew
+from merge.running.factored import Factored
+from merge.running.fused.loop import NOWHERE, Target
+from merge.running.fused.loops import Loops
+from merge.running.fused.spans import Measuring, Writing
+from merge.running.fused.windows import Windows
+from merge.running.items import Item, even_spans, in_handfuls, names_in_turns
+from merge.running.meter import Meter
+from merge.running.statistics import NOTHING, Informed, OutputStatistics
+from merge.running.survey.measure import Eager, LoadBlock, Surveyor
+from merge.running.survey.watch import Watch
 from merge.stage_reader import StageReader
-from merge.statistics import NOTHING, Informed, OutputStatistics
-from merge.survey.measure import Eager, LoadBlock, Surveyor
-from merge.survey.watch import Watch
 from merge.tokenizer.rows import TableReader
 
 BATCH_ENTRIES = 1 << 25

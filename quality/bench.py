@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from merge.checkpoint.index import ModelIndex, attach, index_adapter_folder, index_folder
-from merge.recipe_stages import ADAPTER
+from merge.recipe.stages import ADAPTER
 from quality.pouring import Weights
 from scoring.score import Score
 

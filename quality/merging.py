@@ -13,7 +13,7 @@ from typing import Any
 from bench.learn import anonymous, peak_of
 from merge.gather import gather
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from quality.bench import Family
 from quality.candidates import Steps

@@ -20,7 +20,7 @@ from merge.errors import FindingsError, MergeError
 from merge.evidence import NOT_YET
 from merge.in_memory import InMemory
 from merge.plan import make_plan
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from quality.bench import Held, Scores, Split
 from quality.cache import kept, key_of
 from quality.candidates import AVERAGE, candidate

@@ -15,7 +15,7 @@ from jobs.lifecycle import Fence
 from jobs.planning import Planned
 from jobs.request import JobRequest
 from jobs.submit import Rules, submit
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 
 TEST_SECRET = "a secret of the tests, thirty-two bytes and more"
 RECIPE: dict[str, Any] = {

@@ -12,8 +12,8 @@ import structlog
 from merge.checkpoint.index import ModelIndex
 from merge.errors import DiskFull, MergeError, Stopped
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
-from merge.recipe_stages import ADAPTER, leaves
+from merge.recipe.recipe import recipe_from
+from merge.recipe.stages import ADAPTER, leaves
 from scoring.errors import HarnessMissing, ScoringError, ScoringStopped
 from scoring.score import Score, is_perplexity
 from scoring.settings import metrics_of

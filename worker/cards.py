@@ -6,9 +6,9 @@ from typing import Any
 
 from hub.card import CardInput, render_card
 from jobs.planning import Planned
-from merge.finish import SURVEY_FILE
 from merge.plan import Plan
 from merge.report import Report
+from merge.results.finish import SURVEY_FILE
 from worker.evaluation import Verdict
 
 CARD = "README.md"

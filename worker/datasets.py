@@ -13,8 +13,8 @@ from jobs.places import find_inside
 from jobs.statistics import label_of, samples_for
 from merge.errors import CalibrationFormat, CalibrationTooLarge
 from merge.learn.samples import LINES, MAX_BYTES, Samples, default_set, documents_of, enough
-from merge.recipe import Recipe
-from merge.recipe_calibration import CalibrationData, Data
+from merge.recipe.calibration import CalibrationData, Data
+from merge.recipe.recipe import Recipe
 from worker.workshop import Workshop
 
 COLUMN = "text"

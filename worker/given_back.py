@@ -11,11 +11,11 @@ from pathlib import Path
 from merge.bundle.recipe import member_of_folder
 from merge.local import index_models, model_folders
 from merge.plan import Plan, make_plan
-from merge.recipe import Recipe, recipe_from
-from merge.recipe_stages import parted, stage_of
+from merge.planning.stages import alone
+from merge.recipe.recipe import Recipe, recipe_from
+from merge.recipe.stages import parted, stage_of
 from merge.report import Report
 from merge.run import run
-from merge.stages import alone
 from scoring.digest import model_digest
 from worker import device as devices
 from worker.workshop import Workshop

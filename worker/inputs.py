@@ -19,7 +19,7 @@ from merge.checkpoint.places import NAMED_TEMPLATES
 from merge.checkpoint.tokenizer import READER_FILES
 from merge.plan import Plan
 from merge.ranges import Spans, joined, length, needed_ranges, order_of
-from merge.recipe_stages import ADAPTER
+from merge.recipe.stages import ADAPTER
 from worker.context import JobContext
 from worker.scratch import WorkFolder
 

@@ -15,8 +15,8 @@ from jobs.places import WEIGHTS
 from jobs.planning import Planned
 from merge.checkpoint.index import ModelIndex
 from merge.plan import ENGINE_VERSION, Plan
-from merge.recipe import canonical
-from merge.recipe_stages import ADAPTER, leaves
+from merge.recipe.recipe import canonical
+from merge.recipe.stages import ADAPTER, leaves
 from scoring.digest import score_key
 from scoring.score import Score
 from scoring.tasks import ZeroShotTask

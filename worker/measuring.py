@@ -33,8 +33,8 @@ from merge.joint.measure import measure_joint
 from merge.learn.collect import Progress, collect
 from merge.learn.samples import Samples
 from merge.learn.statistics import Manifest, read_manifest
-from merge.recipe_calibration import Data
-from merge.recipe_stages import ADAPTER
+from merge.recipe.calibration import Data
+from merge.recipe.stages import ADAPTER
 from worker.context import JobContext
 from worker.datasets import read_samples
 from worker.scratch import WorkFolder, bytes_in

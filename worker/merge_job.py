@@ -29,8 +29,8 @@ from jobs.sets import EvalSet
 from jobs.submit import check_publishing
 from merge.append import STATE_FILE
 from merge.plan import Plan
-from merge.recipe import Recipe
-from merge.recipe_stages import ADAPTER
+from merge.recipe.recipe import Recipe
+from merge.recipe.stages import ADAPTER
 from merge.report import Progress, Report, ShardDone
 from merge.run import run as run_merge
 from scoring.harness.task import HarnessTask

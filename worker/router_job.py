@@ -21,7 +21,7 @@ from jobs.request import RouterRequest
 from merge.bundle.gate import DIRECTIONS, gate_files, gate_weight
 from merge.bundle.router import FACTS, Place, Router, gate, save, told_of, train
 from merge.checkpoint.reader import TensorReader
-from merge.recipe_stages import ADAPTER
+from merge.recipe.stages import ADAPTER
 from worker.artifacts import artifact_folder, keep
 from worker.context import JobContext
 from worker.inputs import fetch

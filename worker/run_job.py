@@ -28,7 +28,7 @@ from jobs.request import (
 from jobs.searching import HELP, as_sent
 from jobs.states import State
 from jobs.statistics import Shelf
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from worker import device as devices
 from worker.context import JobContext
 from worker.endings import Failure, describe, settle_stop

@@ -9,7 +9,7 @@ from jobs.evaluating import given_back, is_alone, parents, result_bytes, whole_b
 from jobs.fetching import parts_of
 from jobs.planning import Planned
 from merge.checkpoint.index import ModelIndex
-from merge.recipe_stages import ADAPTER, leaves, stage_of
+from merge.recipe.stages import ADAPTER, leaves, stage_of
 from merge.report import Report
 from worker.given_back import BASE, Desk, GivenBack, Member, give_back, is_whole, with_adapter
 from worker.scorer import Looked, Subject

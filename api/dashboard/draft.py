@@ -8,10 +8,10 @@ from typing import Any
 from api.dashboard.forms import MOST_DIGITS, Field, Mistyped, fields_of, read_curve, shown, trimmed, values_of
 from api.dashboard.told import beyond, data_at, not_shown, typed_recipe, typed_set, with_rest
 from merge.catalog import MethodEntry, catalogue
-from merge.document import dump_document, load_document, load_documents
 from merge.errors import MergeError
-from merge.mergekit import read_documents
-from merge.presets import PRESETS, listing
+from merge.mergekit.translate import read_documents
+from merge.recipe.document import dump_document, load_document, load_documents
+from merge.recipe.presets import PRESETS, listing
 
 FIRST_METHODS = ("linear", "slerp", "task_arithmetic")
 MOST_ROWS = 32

@@ -37,10 +37,10 @@ from jobs import lifecycle, submit
 from jobs.append import AppendRequest
 from jobs.errors import Unauthenticated
 from jobs.states import State
-from merge import presets
-from merge.document import dump_document
 from merge.guide import advice_on
-from merge.survey.page import render_page
+from merge.recipe import presets
+from merge.recipe.document import dump_document
+from merge.running.survey.page import render_page
 from search.choice import Among
 
 ROWS = 25

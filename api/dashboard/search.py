@@ -13,9 +13,9 @@ from api.dashboard.ordering import EarlierAsked, carry_out, earlier_order, form_
 from api.dashboard.told import inline
 from api.dashboard.typed import Typed
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
-from merge.document import dump_document, load_document
 from merge.errors import MergeError
-from merge.recipe import Recipe
+from merge.recipe.document import dump_document, load_document
+from merge.recipe.recipe import Recipe
 from search.settings import BY_METHOD
 
 SCALARS = ("evaluations", "seconds", "workers", "seed")

@@ -6,9 +6,9 @@ from typing import Any
 
 from api.dashboard.forms import Mistyped, fields_of, shown
 from merge.catalog import catalogue
-from merge.document import dump_document, load_document
 from merge.errors import MergeError
-from merge.recipe import Recipe
+from merge.recipe.document import dump_document, load_document
+from merge.recipe.recipe import Recipe
 
 DTYPES = {
     "": "as the first model",

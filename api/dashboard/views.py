@@ -13,7 +13,7 @@ from jobs.append import can_append
 from jobs.request import read_order
 from jobs.sets import CHECK
 from jobs.states import ACTIVE, PHASES, RETRYABLE, State, is_terminal
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from scoring.score import higher_is_better
 
 POINTS_MOST = 600

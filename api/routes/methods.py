@@ -12,7 +12,7 @@ from api.schemas.methods import MethodFullOut, MethodOut, MethodsOut
 from merge.catalog import MethodEntry, nearest
 from merge.evidence import evidence_line
 from merge.guide import advice_on
-from merge.presets import listing
+from merge.recipe.presets import listing
 
 router = APIRouter(prefix="/v1/methods", tags=["methods"], responses=problems())
 

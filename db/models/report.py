@@ -7,7 +7,7 @@ from db.models.base import Base, CreatedAt, Json
 
 
 class MergeReport(Base):
-    """The survey of one job's merge (``merge.survey.summary``), without the numbers of single tensors."""
+    """The survey of one job's merge (as ``merge.running.survey.summary`` gives it), without tensors."""
 
     __tablename__ = "merge_report"
 

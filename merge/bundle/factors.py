@@ -12,15 +12,15 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from merge.blocks import cast_out
-from merge.chain import Block, Chain
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.writer import ShardWriter
-from merge.forms.bundle import BundlePlan, Kept
 from merge.kernels.reduce import in_order
 from merge.kernels.reversible import Shared, balanced, shared
+from merge.planning.forms.bundle import BundlePlan, Kept
 from merge.results.adapter import product_entries
 from merge.results.merging import Merging
+from merge.running.blocks import cast_out
+from merge.running.chain import Block, Chain
 
 SUMS = 2
 """Of every tensor and member: the squared norm of its change, and of what is lost of it."""

@@ -16,11 +16,11 @@ from merge.checkpoint.layout import ShardLayout
 from merge.checkpoint.tokenizer import READER_FILES
 from merge.checkpoint.writer import ShardWriter
 from merge.errors import NothingChanged
-from merge.finish import MODEL_FILES, small_files, write_json
-from merge.forms.bundle import BundlePlan
 from merge.journal import Finished, Journal, copy_file
 from merge.plan import Plan
-from merge.result_config import output_config
+from merge.planning.forms.bundle import BundlePlan
+from merge.planning.result_config import output_config
+from merge.results.finish import MODEL_FILES, small_files, write_json
 from merge.results.merging import Merging
 
 WaitFor = Callable[[str, str, int, int], None]

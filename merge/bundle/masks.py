@@ -12,15 +12,15 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from merge.blocks import cast_out
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.writer import ShardWriter
-from merge.forms.bundle import BundlePlan, Kept
 from merge.kernels.bits import pack
 from merge.kernels.reduce import in_order, piece_sums
-from merge.outputs import Input
+from merge.planning.forms.bundle import BundlePlan, Kept
+from merge.planning.outputs import Input
+from merge.planning.sizing import PIECE_ELEMENTS
 from merge.results.merging import Merging
-from merge.sizing import PIECE_ELEMENTS
+from merge.running.blocks import cast_out
 
 SUMS = 6
 """Of every tensor and member: |tau|, |part|, tau^2, tau part, part^2, and how many bits are set."""

@@ -9,7 +9,7 @@ from typing import Any
 from merge.checkpoint.bundle import ADAPTERS, MANIFEST, BundleIndex
 from merge.checkpoint.index import index_adapter_folder
 from merge.file_errors import BundleBaseChanged, BundleRefused, MemberUnknown, ModelNotFound
-from merge.recipe import Recipe, recipe_from
+from merge.recipe.recipe import Recipe, recipe_from
 
 OUTPUT_DTYPES = ("bfloat16", "float16", "float32", "float64")
 

@@ -27,7 +27,7 @@ from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.saving import save_tensors
 from merge.errors import GateUnsupported
 from merge.file_errors import BundleRefused, MemberUnknown
-from merge.forms.moe import FORWARD_BYTES
+from merge.planning.forms.moe import FORWARD_BYTES
 from merge.results.hidden import layer_inputs, tokens_of
 
 FILE, FACTS = "router.safetensors", "router.json"

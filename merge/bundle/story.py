@@ -10,11 +10,11 @@ from typing import Any
 from merge.bundle.making import BundleWork, WaitFor, copy_base, write_bundle
 from merge.checkpoint.bundle import ADAPTERS, SHARED
 from merge.checkpoint.layout import ShardLayout
-from merge.finish import sync_folder, write_small_files
 from merge.journal import Finished, Journal
 from merge.plan import Plan
-from merge.recipe_stages import ADAPTER
+from merge.recipe.stages import ADAPTER
 from merge.report import OutputFile, Report
+from merge.results.finish import sync_folder, write_small_files
 from merge.work import Work
 
 

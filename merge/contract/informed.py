@@ -1,7 +1,7 @@
 """Statistics measured on data: what a method may ask for of a model that was run on texts. Loads no torch.
 
 A method declares ``Statistic``s in ``Needs(statistics=(...))`` and reads each as ``group.statistic(KEY)``.
-They are measured before a run (``merge.learn``) and lie in folders; ``merge.statistics`` reads them.
+They are measured before a run (``merge.learn``) and lie in folders; ``merge.running.statistics`` reads them.
 """
 
 import threading

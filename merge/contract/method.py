@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from merge.contract.ends import Ends
 from merge.contract.groups import Site, Stats
 from merge.contract.informed import Statistic
+from merge.contract.limits import Caution, Limit, conflicts
 from merge.contract.params import build, schema_of
 from merge.contract.stats import Stat
-from merge.ends import Ends
 from merge.errors import MethodMalformed, SettingInvalid, UnknownMethod
-from merge.limits import Caution, Limit, conflicts
 
 Granularity = Literal["element", "row", "tensor"]
 LAWS = ("equal_to_base", "order", "zero_delta", "determinism", "inputs_untouched", "shape", "parts")

@@ -19,9 +19,9 @@ from merge.learn.samples import Samples
 from merge.learn.skeleton import Skeleton, Stored
 from merge.learn.statistics import Manifest, read_manifest
 from merge.learn.walk import NotByBlocks
-from merge.outputs import OutputTensor
 from merge.plan import Plan
-from merge.statistics import StatisticsFolder
+from merge.planning.outputs import OutputTensor
+from merge.running.statistics import StatisticsFolder
 
 OnProgress = Callable[[str, Progress], None]
 """Told of the model that is being measured, and how far it is."""

@@ -22,9 +22,9 @@ from merge.learn.samples import Samples
 from merge.learn.statistics import Manifest, read_manifest
 from merge.methods import load as load_methods
 from merge.plan import Plan
-from merge.recipe_stages import ADAPTER
-from merge.statistics import open_statistics
-from merge.together import THROUGH
+from merge.planning.together import THROUGH
+from merge.recipe.stages import ADAPTER
+from merge.running.statistics import open_statistics
 
 
 def measure_joint(

@@ -16,12 +16,12 @@ from merge.joint.job import Job
 from merge.joint.weights import Made, OnDisk
 from merge.learn.skeleton import Weights
 from merge.learn.through import KIND, Traveller, through
-from merge.meter import Meter
-from merge.outputs import OutputTensor
-from merge.sizing import MOST_BLOCK_ELEMENTS, Sizes
+from merge.planning.outputs import OutputTensor
+from merge.planning.sizing import MOST_BLOCK_ELEMENTS, Sizes
+from merge.running.meter import Meter
+from merge.running.statistics import Informed, Measured
+from merge.running.survey.measure import Surveyor
 from merge.stage_reader import Alone
-from merge.statistics import Informed, Measured
-from merge.survey.measure import Surveyor
 from merge.work import Work
 
 

@@ -14,8 +14,8 @@ from merge.learn.batches import Batches
 from merge.learn.observe import Findings
 from merge.learn.partial import Partial
 from merge.learn.skeleton import Skeleton
-from merge.outputs import OutputTensor
-from merge.together import asking
+from merge.planning.outputs import OutputTensor
+from merge.planning.together import asking
 
 KIND = "mask"
 LOSS = "grad_weight"

@@ -10,8 +10,8 @@ from merge.joint.job import Job, whole
 from merge.joint.votes import Votes, Zero, penalty, zero_by
 from merge.learn.backward import Backward
 from merge.learn.observe import Findings
-from merge.outputs import OutputTensor
-from merge.together import asking, other_of
+from merge.planning.outputs import OutputTensor
+from merge.planning.together import asking, other_of
 
 KIND = "votes"
 FISHER = "grad_weight"

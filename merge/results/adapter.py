@@ -15,22 +15,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merge.blocks import cast_out
-from merge.chain import Block, Chain
 from merge.checkpoint.adapter import CONFIG_FILE, WEIGHT_FILE
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.layout import TensorSpec, lay_out
 from merge.checkpoint.writer import ShardWriter
 from merge.errors import NotFinite, NothingChanged
-from merge.finish import write_json
-from merge.forms.adapter import AdapterPlan, LoraModule, module_of
 from merge.journal import Finished, Journal
 from merge.kernels.keyed import key_of
 from merge.kernels.spectral import LowRank, decompose, decompose_product
 from merge.kernels.truncation import block_rows
-from merge.outputs import Input, OutputTensor
 from merge.plan import Plan
+from merge.planning.forms.adapter import AdapterPlan, LoraModule, module_of
+from merge.planning.outputs import Input, OutputTensor
 from merge.results.called import called
+from merge.results.finish import write_json
 from merge.results.merging import Merging
 from merge.results.peft import (
     Made,
@@ -40,7 +38,9 @@ from merge.results.peft import (
     losses,
     saved_name,
 )
-from merge.survey.watch import Watch
+from merge.running.blocks import cast_out
+from merge.running.chain import Block, Chain
+from merge.running.survey.watch import Watch
 
 PARTS = "parts"
 _FACTS = "facts"

@@ -5,14 +5,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from merge.blocks import Buffers
-from merge.chain import Block, Chain
 from merge.checkpoint.reader import TensorReader
 from merge.contract.factors import Factors
-from merge.crew import Crew
-from merge.outputs import Input, OutputTensor
-from merge.sizing import Sizes
-from merge.survey.watch import Watch
+from merge.planning.outputs import Input, OutputTensor
+from merge.planning.sizing import Sizes
+from merge.running.blocks import Buffers
+from merge.running.chain import Block, Chain
+from merge.running.crew import Crew
+from merge.running.survey.watch import Watch
 
 
 class Meter(Protocol):

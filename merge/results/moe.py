@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.reader import TensorReader
-from merge.forms.moe import FORWARD_BYTES, MoePlan, Router
 from merge.kernels.keyed import Draws, key_of
-from merge.outputs import OutputTensor
 from merge.plan import Plan
+from merge.planning.forms.moe import FORWARD_BYTES, MoePlan, Router
+from merge.planning.outputs import OutputTensor
 from merge.results.hidden import embedded, layer_inputs, tokens_of
 
 Texts = tuple[list[Tensor], list[Tensor]]

@@ -8,8 +8,8 @@ from typing import Any
 
 from merge.arch.roles import is_conv1d
 from merge.checkpoint.index import ModelIndex
-from merge.forms.adapter import LoraModule, module_of
-from merge.outputs import OutputTensor
+from merge.planning.forms.adapter import LoraModule, module_of
+from merge.planning.outputs import OutputTensor
 
 PREFIX = "base_model.model."
 _TASKS = (

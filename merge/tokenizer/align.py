@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.checkpoint.vocabulary import Vocabulary
-from merge.recipe_tokenizer import FROM_DONORS, TokenizerChoice, TokenOf
+from merge.recipe.tokenizer import FROM_DONORS, TokenizerChoice, TokenOf
 from merge.tokenizer.pieces import Pieces, beginnings
 
 Fill = tuple[tuple[str, int], ...]

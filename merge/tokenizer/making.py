@@ -15,8 +15,8 @@ from merge.arch.rope import Spin, spin_of
 from merge.checkpoint.dtype import as_bytes
 from merge.checkpoint.reader import TensorReader
 from merge.kernels.keyed import Draws, key_of
-from merge.recipe import Recipe
-from merge.recipe_tokenizer import FROM_DONORS
+from merge.recipe.recipe import Recipe
+from merge.recipe.tokenizer import FROM_DONORS
 from merge.tokenizer.align import Made
 from merge.tokenizer.approximate import Rows, drawn, lengths, moments, orthogonal_pursuit
 from merge.tokenizer.neighbours import nearest_rows

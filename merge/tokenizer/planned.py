@@ -10,10 +10,10 @@ from merge.arch.rope import spin_of
 from merge.arch.vocabulary import VocabularyTensors, vocabulary_tensors
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.vocabulary import check_vocabulary
-from merge.checks import error, warning
 from merge.errors import Finding
 from merge.file_errors import VocabularyInvalid
-from merge.recipe import Recipe
+from merge.recipe.findings import error, warning
+from merge.recipe.recipe import Recipe
 from merge.tokenizer.align import DONOR, Alignment, NoSuchToken, RowTable, Speaker, align
 from merge.tokenizer.special import lost_ids
 

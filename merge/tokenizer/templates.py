@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from merge.checkpoint.index import ModelIndex
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 
 _SYSTEM_FIRST = (
     "{%- if messages and messages[0]['role'] == 'system' -%}"

@@ -24,7 +24,7 @@ from hub.folder_server import FolderHub
 from jobs.signing import new_secret
 from merge.checkpoint.index import index_folder
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run as run_merge
 from tests import services, tiny
 from tests.acceptance.conftest import TOKENS, model_texts, store_token

@@ -15,7 +15,7 @@ from hub.folder_faults import Fault
 from jobs.signing import new_secret
 from merge.checkpoint.index import index_folder
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run as run_merge
 from tests.acceptance.conftest import TOKEN, Service, model_texts
 from tests.acceptance.stack import Inbox, wait_for

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from merge.local import index_models, model_folders
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 
 

@@ -12,7 +12,7 @@ from api.errors import KINDS
 from api.metrics import Metrics, Rows
 from jobs.lifecycle import EXPIRED, WORKER_LOST
 from jobs.metrics import Counts
-from merge.mergekit import read_recipe
+from merge.mergekit.translate import read_recipe
 from merge.plan import check_recipe
 from settings import Settings
 from worker.metrics import Gpus

@@ -19,9 +19,9 @@ from jobs.calibration import (
 )
 from jobs.statistics import queue_of, samples_for
 from merge.errors import CalibrationEmpty, CalibrationEncoding, CalibrationFormat, CalibrationTooLarge
-from merge.measuring import StatisticsPlan
-from merge.recipe import recipe_from
-from merge.recipe_calibration import CalibrationData
+from merge.planning.measuring import StatisticsPlan
+from merge.recipe.calibration import CalibrationData
+from merge.recipe.recipe import recipe_from
 
 LIMIT = 1 << 24
 AIM: dict[str, Any] = {

@@ -13,7 +13,7 @@ from jobs.sets import EvalSet
 from merge.errors import PlanRefused
 from merge.local import index_models
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from tests import tiny
 
 FAMILY: dict[str, Any] = {

@@ -26,7 +26,7 @@ from jobs.request import JobRequest
 from jobs.submit import check_publishing
 from merge.checkpoint.tokenizer import READER_FILES
 from merge.errors import PlanRefused
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from tests import tiny
 from tests.factories import make_request
 from tests.merge.checkpoint.gguf.test_model import saved

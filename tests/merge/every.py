@@ -6,9 +6,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from merge.contract.limits import conflicts
 from merge.contract.method import Kind, Method, registered
 from merge.contract.params import schema_of
-from merge.limits import conflicts
 from merge.methods import load
 
 load()

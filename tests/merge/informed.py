@@ -12,7 +12,7 @@ from merge.contract.informed import JOINT, KINDS
 from merge.kernels.keyed import Draws, key_of
 from merge.learn.statistics import FILE, MANIFEST, Manifest
 from merge.plan import Plan
-from merge.statistics import Measured
+from merge.running.statistics import Measured
 
 MOST_COLUMNS = 512
 DEAD = 5

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from tests.merge import exact, informed
 from tests.merge.every import METHODS, ON_FACTORS, count_of, moved, steps_of

@@ -7,8 +7,8 @@ from typing import Any
 
 from merge.checkpoint.index import ModelIndex, index_folder
 from merge.plan import Plan, make_plan
-from merge.recipe import Recipe, recipe_from
-from merge.recipe_stages import in_order, leaves
+from merge.recipe.recipe import Recipe, recipe_from
+from merge.recipe.stages import in_order, leaves
 from merge.run import run
 
 BUDGET = 160 << 20

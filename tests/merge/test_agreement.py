@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bench.agreement import CASES as WHOLE
-from merge.mergekit import translate
-from merge.mergekit_methods import METHODS
+from merge.mergekit.methods import METHODS
+from merge.mergekit.translate import translate
 from merge.plan import check_recipe
 from tests.merge.agreement import CASES, RECORDED, inputs
 from tests.merge.whole import merge_one

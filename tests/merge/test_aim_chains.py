@@ -15,7 +15,7 @@ from merge.checkpoint.index import ModelIndex
 from merge.contract.method import Kind, Method
 from merge.learn.statistics import FILE
 from merge.plan import make_plan
-from merge.recipe import Recipe, recipe_from
+from merge.recipe.recipe import Recipe, recipe_from
 from merge.run import run
 from tests import tiny
 from tests.merge import exact, informed, stages

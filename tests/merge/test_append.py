@@ -15,7 +15,7 @@ from merge.append import STATE_FILE, Joining, append_to_folder, appended, obstac
 from merge.checkpoint.index import index_folder
 from merge.errors import AppendRefused, RecipeInvalid
 from merge.plan import make_plan
-from merge.recipe import Recipe, canonical, recipe_digest, recipe_from
+from merge.recipe.recipe import Recipe, canonical, recipe_digest, recipe_from
 from merge.run import run
 from tests import tiny
 from tests.merge import exact

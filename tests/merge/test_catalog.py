@@ -9,7 +9,7 @@ from merge.catalog import FOLDER, catalogue
 from merge.contract.method import registered
 from merge.errors import UnknownMethod
 from merge.methods import load
-from merge.presets import entry
+from merge.recipe.presets import entry
 
 
 def test_catalogue_is_what_the_code_says() -> None:

@@ -10,7 +10,7 @@ import pytest
 from bench.recipes import RECIPES
 from merge.catalog import catalogue
 from merge.guide import GUIDE, Advice, advice_on
-from merge.presets import PRESETS, listing
+from merge.recipe.presets import PRESETS, listing
 
 PAGE = Path(__file__).parents[2] / "docs" / "which-method.md"
 PAPER = re.compile(r"arXiv:\d{4}\.\d{5}|\b(19|20)\d\d\b|mergekit")

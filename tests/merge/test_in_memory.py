@@ -10,20 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from merge import chain, in_memory
+from merge import in_memory
 from merge.checkpoint.index import index_folder
 from merge.checkpoint.reader import TensorReader
 from merge.contract.method import registered
 from merge.errors import BudgetTooSmall, NotInMemory, Stopped
 from merge.in_memory import InMemory
-from merge.kept import Kept
 from merge.kernels.keyed import Draws
 from merge.kernels.thin import untangled
 from merge.methods import load as load_methods
 from merge.methods.spectral import tsv_m
 from merge.plan import Plan, make_plan
-from merge.recipe import Recipe
+from merge.recipe.recipe import Recipe
 from merge.run import fitted_sizes, run
+from merge.running import chain
+from merge.running.kept import Kept
 from tests import tiny
 
 BUDGET = 256 << 20

@@ -17,7 +17,7 @@ import json, sys, threading
 from pathlib import Path
 from merge.local import index_models, model_folders
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 
 def anonymous():

@@ -7,7 +7,7 @@ from merge.checkpoint.adapter import WEIGHT_FILE
 from merge.checkpoint.index import attach, index_adapter, index_folder, read_folder
 from merge.plan import Plan, make_plan
 from merge.ranges import joined, length, needed_ranges, order_of
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from tests import tiny
 
 LORA = {"model.layers.0.self_attn.q_proj": (16, 16), "model.layers.1.self_attn.q_proj": (16, 16)}

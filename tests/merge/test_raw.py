@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from merge.checkpoint.index import index_folder
 from merge.file_errors import ModelNotFound, PickleRefused
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 
 BUDGET = 128 << 20

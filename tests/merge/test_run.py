@@ -25,7 +25,7 @@ from merge.errors import (
 )
 from merge.journal import partial_folder, sample_of
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.report import Progress, Report, ShardDone
 from merge.run import run
 from tests import tiny

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from merge.errors import Stopped
-from merge.fused import loops
 from merge.journal import partial_folder
 from merge.report import Progress
+from merge.running.fused import loops
 from merge.stage_reader import StageReader
 from tests.merge import exact
 from tests.merge.stages import BUDGET, by_hand, contents, merged, planned

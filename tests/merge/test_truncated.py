@@ -14,7 +14,7 @@ from merge.errors import InputChanged, MergeError
 from merge.file_errors import FileSizeMismatch
 from merge.journal import partial_folder
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.report import ShardDone
 from merge.run import run
 from tests.merge.checkpoint.codecs.encode import CASES, gptq

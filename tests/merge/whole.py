@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge import passes
 from merge.arch.roles import Towers
-from merge.chain import Block, Bound, Chain
 from merge.contract.groups import Site
 from merge.contract.method import Kind, get
-from merge.crew import Crew
 from merge.methods import load
-from merge.output_tensor import Input, OutputTensor
-from merge.statistics import NOTHING, Informed, Measured, OutputStatistics
+from merge.planning.output_tensor import Input, OutputTensor
+from merge.running import passes
+from merge.running.chain import Block, Bound, Chain
+from merge.running.crew import Crew
+from merge.running.statistics import NOTHING, Informed, Measured, OutputStatistics
 from tests.merge import informed
 
 load()

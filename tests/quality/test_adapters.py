@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from demo.families import HERE
 from merge.checkpoint.index import index_folder
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from quality.adapters import applied
 from quality.bench import Family, Scored, Split

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from merge.checkpoint.index import index_folder
 from merge.in_memory import InMemory
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from scoring.candidates import Candidates
 from scoring.errors import CandidateUnfit, ModelUnusable, ScoringStopped

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from merge.errors import RecipeInvalid
-from merge.recipe import Recipe, recipe_from
+from merge.recipe.recipe import Recipe, recipe_from
 from search.errors import SpaceInvalid
 from search.space import Dimension, Space
 

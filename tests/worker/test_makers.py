@@ -12,7 +12,7 @@ from jobs.candidates import way_of
 from merge.__main__ import main
 from merge.local import index_models, model_folders
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from scoring.errors import ScoringStopped
 from scoring.harness.task import HarnessTask
 from scoring.runner import score_model

@@ -22,7 +22,7 @@ from merge.learn.samples import read_samples
 from merge.learn.statistics import read_manifest
 from merge.learn.walk import Stage
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run as run_merge
 from tests.factories import let_lease_run_out, make_caller, make_job, make_rules
 from tests.worker.conftest import Floor, family_recipe

@@ -17,7 +17,7 @@ from jobs import lifecycle
 from jobs.submit import retry
 from merge.checkpoint.index import index_folder
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run as run_merge
 from tests import tiny
 from tests.factories import let_lease_run_out, make_caller, make_rules

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merge.mergekit import translate
+from merge.mergekit.translate import translate
 from tests import tiny
 from tests.worker.conftest import Floor
 

@@ -8,8 +8,8 @@ from sqlalchemy import select
 from db.models.job import JobInput
 from merge.checkpoint.index import index_folder
 from merge.plan import make_plan
-from merge.recipe import recipe_from
-from merge.recipe_stages import leaves
+from merge.recipe.recipe import recipe_from
+from merge.recipe.stages import leaves
 from merge.run import run as run_merge
 from tests.worker.conftest import Floor
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from merge.contract.groups import DeltaGroup
+from merge.contract.limits import Limit
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.ranked import Ranked
 from merge.contract.stats import Sum, own_delta
 from merge.kernels import rescale
-from merge.limits import Limit
 
 
 @params

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
+from merge.contract.limits import Caution
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.kernels.sums import scaled, total
-from merge.limits import Caution
 
 
 @params

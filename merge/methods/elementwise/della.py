@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from merge.contract.groups import DeltaGroup
+from merge.contract.limits import Limit
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Sum
 from merge.kernels import rescale
 from merge.kernels.row_ranks import row_ranks
-from merge.limits import Limit
 
 LEAST = 2.0**-24
 """Below this no draw can keep an entry."""

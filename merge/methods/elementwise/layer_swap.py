@@ -15,10 +15,10 @@ from torch import Tensor
 
 from merge.arch.roles import place_of, tower_and_layer
 from merge.contract.by_tensor import Squares
+from merge.contract.ends import Ends, transitions
 from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
-from merge.ends import Ends, transitions
 
 Borders = tuple[int, int]
 """How many layers of the donor there are at the bottom and at the top."""

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from merge.contract.groups import TensorGroup
+from merge.contract.limits import Caution
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Threshold
 from merge.kernels.signs import below
 from merge.kernels.sums import scaled, total
-from merge.limits import Caution
 
 OUTSIDE = frozenset({"embed", "head", "norm", "bias"})
 """Classes that carry little of a skill, and break a model when they are moved backwards."""

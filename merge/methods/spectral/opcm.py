@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from merge.contract.groups import Site, Stats, TensorGroup
+from merge.contract.limits import Limit
 from merge.contract.matrices import by_matrix, weighted_deltas
 from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Norm
 from merge.kernels.sums import wide_total
 from merge.kernels.thin import NULL, Thin, thin
-from merge.limits import Limit
 
 
 @params

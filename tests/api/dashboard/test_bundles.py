@@ -6,7 +6,7 @@ from pathlib import Path
 from jobs import lifecycle
 from merge.local import index_models, model_folders
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from tests.api.dashboard.conftest import Site
 from tests.factories import make_running

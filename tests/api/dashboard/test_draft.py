@@ -5,7 +5,7 @@ import yaml
 
 from api.dashboard.draft import MOST_ROWS, Draft, input_of
 from jobs.request import read_order
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 
 FORM = {
     "tab": "form",

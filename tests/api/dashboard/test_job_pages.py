@@ -10,7 +10,7 @@ from db.models.job import Job
 from jobs import events, lifecycle
 from jobs.keys import create_key
 from merge.guide import advice_on
-from merge.presets import listing
+from merge.recipe.presets import listing
 from tests.api.dashboard.conftest import Site
 from tests.api.test_jobs import SURVEY
 from tests.factories import make_caller, make_job, make_running

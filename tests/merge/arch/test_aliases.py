@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from merge.arch.aliases import names_in, other_names
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from tests import tiny
 

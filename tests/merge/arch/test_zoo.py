@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from merge.arch.roles import Towers, place_of, role_of, tied_names, tower_and_layer
 from merge.checkpoint.index import ModelIndex, index_folder
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from tests.merge import reference
 from tests.merge.arch import zoo

@@ -13,7 +13,7 @@ from torch import Tensor
 from merge.__main__ import main
 from merge.local import index_models, model_folders
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.report import Report
 from merge.run import run
 from tests import tiny

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge.errors import Stopped
-from merge.recipe_results import BUNDLE_SETTINGS
+from merge.recipe.results import BUNDLE_SETTINGS
 from tests.merge.bundle.conftest import IDS, Shop, weights
 
 Weights = dict[str, Tensor]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from merge.__main__ import main
 from merge.errors import PlanRefused, RecipeInvalid
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from tests.merge.bundle.conftest import Shop
 
 Change = Callable[[Path], None]

@@ -13,8 +13,8 @@ import pytest
 from merge.checkpoint import digests
 from merge.checkpoint.digests import Digests, Engine, FileDigest, Plain
 from merge.file_errors import FileUnreadable
-from merge.fused.compiler import Compiler
-from merge.fused.lanes import engine
+from merge.running.fused.compiler import Compiler
+from merge.running.fused.lanes import engine
 
 SIZES = (1_000_003, 0, 700_000, 65, 1_300_001)
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.chain import Block, Bound, Chain
 from merge.contract.groups import DeltaGroup, Site, TensorGroup
 from merge.contract.method import Kind, Method, Needs, coarsest, method
 from merge.contract.params import NoParams, knob, params
 from merge.contract.stats import Norm, Sum, Threshold, deltas_of
 from merge.errors import MethodMalformed, ShapeBroken
+from merge.running.chain import Block, Bound, Chain
 from tests.merge.whole import merge_one
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from merge.contract.ranked import Count, Ranked
 from merge.contract.stats import Stat
-from merge.sizing import PIECE_ELEMENTS
+from merge.planning.sizing import PIECE_ELEMENTS
 
 
 def measured(stat: Stat, values: list[torch.Tensor], p: Any = None, cuts: tuple[int, ...] = ()) -> Any:

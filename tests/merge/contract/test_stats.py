@@ -11,7 +11,7 @@ from merge.contract.stats import Gram, Norm, Stat, Sum, Threshold
 from merge.kernels import radix
 from merge.kernels.keyed import Draws, mix
 from merge.kernels.reduce import piece_sums
-from merge.sizing import PIECE_ELEMENTS
+from merge.planning.sizing import PIECE_ELEMENTS
 
 
 @params

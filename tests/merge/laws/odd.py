@@ -11,7 +11,7 @@ from merge.contract.informed import KINDS
 from merge.contract.method import Method
 from merge.kernels.keyed import Draws, key_of
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from tests.merge import exact, informed
 from tests.merge.every import count_of, steps_of
 

@@ -28,7 +28,7 @@ def test_threads_blocks_and_files_do_not_change_a_bit(
 ) -> None:
     digests = set()
     for threads, block, shard in ((1, 1 << 14, 64 << 10), (2, 1 << 16, 400_000), (4, 1 << 20, 1 << 30)):
-        monkeypatch.setattr("merge.sizing.MOST_BLOCK_ELEMENTS", block)
+        monkeypatch.setattr("merge.planning.sizing.MOST_BLOCK_ELEMENTS", block)
         out = tmp_path / str(threads)
         merged_factors(root, STEPS[step], out, threads=threads, shard_bytes=shard, result=FORMS[form])
         digests.add(tensors_digest(out))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from merge.checkpoint.index import ModelIndex, attach, index_adapter_folder, index_folder
 from merge.plan import Plan, make_plan
-from merge.recipe import Recipe, recipe_from
+from merge.recipe.recipe import Recipe, recipe_from
 from merge.report import Report
 from merge.run import run
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
 from merge.errors import FindingsError, NothingChanged, PlanRefused, RecipeInvalid, Stopped
 from merge.journal import partial_folder
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from tests import tiny
 from tests.merge.results.adapters import BUDGET, changes, made, planned, relative, weights
 

@@ -83,7 +83,7 @@ def test_blocks_and_threads_do_not_change_a_byte(
 ) -> None:
     document = merging("one", "two", "three", step=method)
     first = made(root, document, str(tmp_path / "first")).files
-    monkeypatch.setattr("merge.sizing.MOST_BLOCK_ELEMENTS", 1 << 16)
+    monkeypatch.setattr("merge.planning.sizing.MOST_BLOCK_ELEMENTS", 1 << 16)
     second = made(root, document, str(tmp_path / "second"), threads=3).files
     weights_of = [
         {f.file: f.sha256 for f in files if f.file.endswith("tensors")} for files in (first, second)
@@ -92,11 +92,11 @@ def test_blocks_and_threads_do_not_change_a_byte(
 
 
 def test_a_product_does_not_depend_on_the_block_it_is_asked_in() -> None:
-    from merge.chain import Bound, Chain
     from merge.checkpoint.reader import TensorReader
     from merge.contract.method import get
-    from merge.factored import Factored
-    from merge.output_tensor import OutputTensor
+    from merge.planning.output_tensor import OutputTensor
+    from merge.running.chain import Bound, Chain
+    from merge.running.factored import Factored
     from tests.merge.methods.adapters.made import drawn, group_of
 
     (part,) = drawn(1, (300, 700), 5)
@@ -198,7 +198,7 @@ def test_a_tensor_that_an_adapter_holds_whole_needs_a_policy(root: Path, tmp_pat
 
 
 def test_the_plan_counts_the_memory_of_factors(root: Path) -> None:
-    from merge.forms.factored import factor_bytes
+    from merge.planning.forms.factored import factor_bytes
 
     plan = planned(root, merging("one", "two", "three", step="cat_svd"))
     assert factor_bytes(plan.recipe, plan.models, plan.outputs) == 8 * (10 * 10 * 48 + 8 * 100)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from merge.errors import FindingsError, GateUnsupported
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from tests import tiny
 from tests.merge.results.adapters import made, models_of, planned
 

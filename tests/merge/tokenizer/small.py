@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from merge.local import index_models, model_folders
 from merge.plan import Plan, make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.report import Report
 from merge.run import run
 from tests import tiny

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from merge.checkpoint.vocabulary import AddedToken, Vocabulary
-from merge.recipe_tokenizer import TokenizerChoice
+from merge.recipe.tokenizer import TokenizerChoice
 from merge.tokenizer.align import Alignment, Made, NoSuchToken, Speaker, align
 
 FLAGS = {"special": True}

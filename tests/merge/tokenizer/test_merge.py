@@ -197,7 +197,8 @@ def test_an_adapter_acts_on_the_rows_before_they_move(root: Path) -> None:
 def test_plans_do_not_depend_on_the_hash_seed(root: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from merge.__main__ import index_models;"
-        "from merge.plan import make_plan; from merge.recipe import recipe_from; root = Path(sys.argv[1]);"
+        "from merge.plan import make_plan; from merge.recipe.recipe import recipe_from;"
+        "root = Path(sys.argv[1]);"
         "r = recipe_from({'sources': ['b', 'a'], 'steps': ['linear'], 'tokenizer': {'source': 'union'}});"
         "p = make_plan(r, index_models(r, root), budget=1 << 30);"
         "print(p.digest, [t.text for t in p.vocabulary.alignment.new], 'torch' in sys.modules)"

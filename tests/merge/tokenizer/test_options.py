@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from merge.errors import RecipeInvalid
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.tokenizer.approximate import lengths
 from merge.tokenizer.neighbours import nearest_rows
 from merge.tokenizer.trained import under_trained

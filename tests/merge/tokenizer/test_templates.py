@@ -8,8 +8,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
 
 from merge.errors import RecipeInvalid
-from merge.recipe import recipe_from
-from merge.recipe_tokenizer import CHAT_TEMPLATES
+from merge.recipe.recipe import recipe_from
+from merge.recipe.tokenizer import CHAT_TEMPLATES
 from merge.tokenizer.templates import TEMPLATES
 from tests.merge.tokenizer import small
 

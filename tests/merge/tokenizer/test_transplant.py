@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge.errors import PlanRefused, RecipeInvalid
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from tests import tiny
 from tests.merge.tokenizer import small
 

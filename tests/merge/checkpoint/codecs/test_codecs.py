@@ -19,7 +19,7 @@ from merge.checkpoint.reader import TensorReader
 from merge.errors import PlanRefused
 from merge.file_errors import FileSizeMismatch, QuantizationMalformed
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from tests import tiny
 from tests.merge.checkpoint.codecs.encode import (

@@ -17,7 +17,7 @@ from merge.checkpoint.index import index_folder
 from merge.checkpoint.reader import TensorReader
 from merge.file_errors import GgufMalformed, GgufUnsupported, NoWeights, ShardMissing
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from tests.merge.arch import zoo
 from tests.merge.checkpoint.gguf.write import ARCHITECTURES, F32, Q8_0, model_of, write

@@ -12,7 +12,7 @@ from merge.checkpoint.index import index_folder
 from merge.errors import Stopped
 from merge.methods.elementwise.layer_swap import best_borders, shares
 from merge.plan import make_plan, plan_or_findings
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from merge.run import run
 from tests import tiny
 from tests.merge import exact

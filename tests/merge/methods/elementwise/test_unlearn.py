@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from merge.plan import plan_or_findings
-from merge.recipe import recipe_from
+from merge.recipe.recipe import recipe_from
 from tests.merge import exact
 from tests.merge.whole import merge_one
 

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merge.chain import Block, Chain
 from merge.contract.groups import Site
 from merge.contract.method import Kind, registered
 from merge.plan import make_plan
-from merge.recipe import recipe_from
+from merge.planning.sizing import needed_budget
+from merge.recipe.recipe import recipe_from
 from merge.run import run
-from merge.sizing import needed_budget
+from merge.running.chain import Block, Chain
 from tests.merge import exact
 from tests.merge.methods.spectral.plain import close, deltas_of, merged
 from tests.merge.test_memory import WATCHED

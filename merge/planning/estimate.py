@@ -1,0 +1,178 @@
+"""What a merge will take: bytes to fetch, hold and write, and time; and whether there is room for it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, prod
+
+from merge.catalog import MethodEntry
+from merge.checkpoint.header import TensorInfo
+from merge.checkpoint.index import ModelIndex
+from merge.checkpoint.layout import ShardLayout
+from merge.errors import Finding
+from merge.planning.forms.adapter import AdapterPlan
+from merge.planning.measuring import StatisticsPlan, lined_up
+from merge.planning.outputs import Outcome, OutputTensor, most_sources, rearranged, tensors_read
+from merge.planning.sizing import needed_budget, seconds, sizes
+from merge.recipe.findings import error
+from merge.recipe.recipe import Recipe
+from merge.recipe.stages import stage_of
+from merge.tokenizer.planned import VocabularyPlan
+
+ASSUMED_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a merge will take. Bytes and seconds; ``peak_memory_bytes`` is beyond the interpreter's own."""
+
+    download_bytes: int
+    disk_bytes: int
+    peak_memory_bytes: int
+    output_bytes: int
+    seconds: float
+
+
+def estimate_of(
+    recipe: Recipe,
+    models: Mapping[str, ModelIndex],
+    outcome: Outcome,
+    shards: Sequence[ShardLayout],
+    steps: Sequence[MethodEntry],
+    budget: int,
+    adapter: AdapterPlan | None,
+) -> Estimate:
+    """What fetching, merging and writing these outputs takes on ``budget`` bytes of memory."""
+    read = tensors_read(outcome.tensors)
+    reading = sum(info.nbytes for info in _infos_read(outcome.tensors, models))
+    loading = sum(_bytes_of_files(models[key], names) for key, names in read.items())
+    adapters = sum(index.adapter.bytes for key in read if (index := models[key]).adapter is not None)
+    written = adapter.most_bytes() if adapter else sum(shard.size for shard in shards)
+    rounds = sum(stat["rounds"] for step in steps for stat in step.needs["stats"] if "when" not in stat)
+    whole, _ = whole_entries(granularity_of(steps), outcome.tensors)
+    fit = adapter.sizes if adapter else sizes
+    count = models_held(outcome.tensors, steps)
+    held = workspace_bytes(steps, outcome.tensors)
+    fitted = fit(count, compute_bytes(recipe), whole, ASSUMED_THREADS, budget, held)
+    return Estimate(
+        download_bytes=loading + adapters,
+        disk_bytes=loading + adapters + (2 * written if adapter else written),
+        peak_memory_bytes=fitted.peak_bytes if fitted else budget,
+        output_bytes=written,
+        seconds=round(seconds(reading, 1 + rounds, written), 1),
+    )
+
+
+def with_vocabulary(
+    estimate: Estimate,
+    vocabulary: VocabularyPlan,
+    recipe: Recipe,
+    models: Mapping[str, ModelIndex],
+    outcome: Outcome,
+) -> Estimate:
+    """The estimate with models that only lend rows, and with rows that are computed before the run."""
+    read = tensors_read(outcome.tensors)
+    lent = sum(
+        _bytes_of_files(models[key], found.tensors)
+        for key, found in vocabulary.tensors.items()
+        if key not in read
+    )
+    scratch = vocabulary.scratch_bytes(rearranged(outcome.tensors), compute_bytes(recipe))
+    return replace(
+        estimate,
+        download_bytes=estimate.download_bytes + lent,
+        disk_bytes=estimate.disk_bytes + lent + scratch,
+        peak_memory_bytes=max(estimate.peak_memory_bytes, vocabulary.making_bytes(recipe.tokenizer.k)),
+    )
+
+
+def check_room(
+    recipe: Recipe,
+    outcome: Outcome,
+    steps: Sequence[MethodEntry],
+    estimate: Estimate,
+    budget: int,
+    scratch_free: int | None,
+    adapter: AdapterPlan | None,
+    statistics: StatisticsPlan,
+    stages_bytes: int,
+) -> Iterator[Finding]:
+    """Too little memory or disk; ``stages_bytes`` are held a thread for stages computed meanwhile."""
+    granularity = granularity_of(steps)
+    whole, tensor = whole_entries(granularity, outcome.tensors)
+    models, extra = models_held(outcome.tensors, steps), workspace_bytes(steps, outcome.tensors)
+    needed = needed_budget(models, compute_bytes(recipe), whole, extra)
+    needed += statistics.held_bytes + stages_bytes
+    if adapter is not None:
+        held, tensor = adapter.peak_bytes(compute_bytes(recipe), whole)
+        needed += held
+    if needed > budget:
+        what = f" for {tensor} (granularity {granularity})" if tensor else ""
+        message = f"The memory budget is {budget} bytes, but {needed} are needed{what}."
+        yield error("budget_too_small", message, tensor=tensor or None)
+    if scratch_free is not None and estimate.disk_bytes > scratch_free:
+        message = f"Inputs and result need {estimate.disk_bytes} bytes of disk, but {scratch_free} are free."
+        yield error("disk_too_small", message)
+
+
+def with_measuring(estimate: Estimate, statistics: StatisticsPlan) -> Estimate:
+    """The estimate with the passes over data that come before the merge."""
+    return replace(
+        estimate,
+        disk_bytes=estimate.disk_bytes + statistics.disk_bytes,
+        peak_memory_bytes=max(
+            estimate.peak_memory_bytes + ASSUMED_THREADS * statistics.held_bytes, statistics.memory_bytes
+        ),
+        seconds=round(estimate.seconds + statistics.seconds, 1),
+    )
+
+
+def models_held(outputs: Sequence[OutputTensor], steps: Sequence[MethodEntry]) -> int:
+    """How many tensors of a block's size come in at once: the base, the sources, and statistics of them."""
+    return most_sources(outputs) + 1 + lined_up(steps, outputs)
+
+
+def workspace_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
+    """Bytes for one entry of a tensor that the hungriest step says it holds; 0 where none says anything."""
+    sources = most_sources(outputs)
+    said = [
+        entries + each * sources for entries, each in (step.workspace for step in steps if step.workspace)
+    ]
+    return ceil(8 * max(said, default=0.0))
+
+
+def granularity_of(steps: Sequence[MethodEntry]) -> str:
+    """The coarsest of the steps'."""
+    return min((step.granularity for step in steps), key=("tensor", "row", "element").index)
+
+
+def whole_entries(granularity: str, outputs: Sequence[OutputTensor]) -> tuple[int, str]:
+    """Most entries that must be in memory together, and the tensor that needs them."""
+    if granularity == "element":
+        return 1, ""
+
+    def together(shape: tuple[int, ...]) -> int:
+        return prod(shape[1:]) if granularity == "row" and len(shape) > 1 else prod(shape)
+
+    sized = [(together(o.shape), o.name) for o in outputs if o.policy == "method"]
+    return max(sized, default=(1, ""))
+
+
+def compute_bytes(recipe: Recipe) -> int:
+    """Bytes of one number while it is computed."""
+    return 8 if recipe.dtype.compute == "float64" else 4
+
+
+def _infos_read(outputs: Sequence[OutputTensor], models: Mapping[str, ModelIndex]) -> Iterator[TensorInfo]:
+    for output in outputs:
+        for source in output.inputs:
+            info = models[source.model].tensors.get(source.tensor)
+            if info is not None:
+                yield info
+
+
+def _bytes_of_files(model: ModelIndex, names: Iterable[str]) -> int:
+    """Bytes of all tensors in the files that hold these; a stage has none to fetch."""
+    if stage_of(model.label) is not None:
+        return 0
+    files = set(model.files_of(name for name in names if name in model.tensors))
+    return sum(info.nbytes for info in model.tensors.values() if info.file in files)

@@ -1,0 +1,284 @@
+"""What a LoRA adapter made from a recipe will hold: which tensors become factors, which are saved whole, and
+which are left as the base has them. Loads no torch.
+
+Where every source is an adapter over the base itself and the steps are linear, the factors are merged as
+they are (never A with another's B), and no weight of the base is read. Otherwise each module's dense change
+is decomposed.
+"""
+
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Literal
+
+from merge.arch.roles import is_conv1d, tied_names
+from merge.catalog import catalogue
+from merge.checkpoint.adapter import AdapterIndex
+from merge.checkpoint.index import ModelIndex
+from merge.errors import Finding
+from merge.kernels.truncation import Wanted, bytes_of, product_bytes
+from merge.planning.forms.factored import factor_step
+from merge.planning.outputs import FLOATS, Outcome, OutputTensor, tensors_read, uses_base
+from merge.planning.resolve import matches
+from merge.planning.sizing import Sizes, sizes
+from merge.recipe.findings import error, warning
+from merge.recipe.recipe import Recipe
+from merge.recipe.results import AdapterResult
+
+Fate = Literal["lora", "save", "drop"]
+DEFAULTS: Mapping[str, Fate] = {"linear": "lora", "head": "lora"}
+"""What becomes of a class that the recipe does not speak of; everything else is dropped."""
+ABOUT_OTHERS = frozenset(
+    {
+        "missing_tensor",
+        "extra_tensor",
+        "shape_mismatch",
+        "vocabulary_mismatch",
+        "dtype_mismatch",
+        "buffer_dropped",
+    }
+)
+"""Findings about a tensor that do not stop an adapter which leaves that tensor as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """One module of the adapter. ``turned`` where the weight is stored as (in, out), and for embeddings.
+
+    ``factored`` modules are made from the sources' own factors, whose ranks add up to ``ranks``.
+    """
+
+    output: OutputTensor
+    kind: Literal["linear", "embedding"]
+    turned: bool
+    factored: bool
+    ranks: int
+    most: int
+
+    @property
+    def path(self) -> str:
+        """The module's name in the model."""
+        return self.output.name.removesuffix(".weight")
+
+    def peak_bytes(self, wanted: Wanted, entry: int) -> int:
+        """Bytes that making its factors takes."""
+        rows, columns = self.output.shape
+        if self.factored:
+            return product_bytes(rows, columns, self.ranks, self.most)
+        return bytes_of(rows, columns, wanted, entry)
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """Modules with factors, tensors saved whole, and tensors whose change is only measured and told."""
+
+    modules: tuple[LoraModule, ...]
+    saved: tuple[OutputTensor, ...]
+    dropped: tuple[OutputTensor, ...]
+    wanted: Wanted
+    dtype: str
+
+    @property
+    def outputs(self) -> tuple[OutputTensor, ...]:
+        """Every tensor that is looked at."""
+        return (*(module.output for module in self.modules), *self.saved, *self.dropped)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain JSON for people."""
+        return {
+            "modules": len(self.modules),
+            "from_factors": sum(module.factored for module in self.modules),
+            "largest_rank": max((module.most for module in self.modules), default=0),
+            "error": self.wanted.error,
+            "saved": len(self.saved),
+            "left_out": dict(Counter(output.role for output in self.dropped)),
+        }
+
+    def tensors_read(self) -> dict[str, frozenset[str]]:
+        """The tensors whose weights are read, by model key: none for modules made from factors alone."""
+        dense = [module.output for module in self.modules if not module.factored]
+        found = tensors_read((*dense, *self.saved, *self.dropped))
+        base = frozenset(output.name for output in (*dense, *self.dropped))
+        return {**found, "base": found.get("base", frozenset()) | base}
+
+    def most_bytes(self) -> int:
+        """The largest that the adapter can become."""
+        width = 2 if self.dtype in ("BF16", "F16") else 4
+        factors = sum(module.most * sum(module.output.shape) for module in self.modules)
+        return width * (factors + sum(prod(output.shape) for output in self.saved))
+
+    def peak_bytes(self, entry: int, whole: int) -> tuple[int, str]:
+        """Bytes that the hungriest module takes beside the merge itself, and its tensor's name.
+
+        ``entry`` bytes for one number of the merge, ``whole`` entries that it needs together: a whole tensor
+        is kept, so that it is merged once.
+        """
+        each = [(m.peak_bytes(self.wanted, entry), m.output.name) for m in self.modules]
+        most, tensor = max(each, default=(0, ""))
+        return most + whole * entry, tensor
+
+    def sizes(
+        self,
+        models: int,
+        entry: int,
+        whole: int,
+        threads: int,
+        budget: int,
+        workspace: int = 0,
+        beside: int = 0,
+    ) -> Sizes | None:
+        """As ``merge.planning.sizing.sizes``, with each thread also decomposing a module."""
+        each, _ = self.peak_bytes(entry, whole)
+        for crew in range(threads, 0, -1):
+            found = sizes(models, entry, whole, crew, budget - crew * each, workspace, beside)
+            if found is not None and found.threads == crew:
+                return replace(found, peak_bytes=found.peak_bytes + crew * each)
+        return None
+
+
+def plan_adapter(
+    recipe: Recipe, models: Mapping[str, ModelIndex], outcome: Outcome
+) -> tuple[AdapterPlan, tuple[Finding, ...]]:
+    """What becomes of every tensor of ``outcome``, whose reference is the base; with all findings."""
+    asked = recipe.result
+    assert isinstance(asked, AdapterResult)
+    choice = _Choice(recipe, asked, models)
+    fates = _fates(choice, outcome)
+    modules = tuple(choice.module(output) for output, fate in fates if fate == "lora")
+    saved = tuple(output for output, fate in fates if fate == "save")
+    kept = {output.name for output, fate in fates if fate != "drop"}
+    findings = tuple(told_of_left(outcome.findings, kept, "adapter")) + tuple(choice.findings)
+    broken = {finding.tensor for finding in findings if finding.code in ABOUT_OTHERS}
+    dropped = tuple(o for o, fate in fates if fate == "drop" and o.name not in broken and o.dtype in FLOATS)
+    if not modules:
+        message = "No tensor becomes a LoRA: check result.include, result.exclude and result.classes."
+        findings += (error("adapter_empty", message, "result"),)
+    plan = AdapterPlan(modules, saved, dropped, choice.wanted, choice.dtype)
+    return plan, findings
+
+
+def _fates(choice: "_Choice", outcome: Outcome) -> Sequence[tuple[OutputTensor, Fate]]:
+    """What becomes of every tensor that changes. Beside a weight that is saved whole the rest of its module
+    is saved too, changed or not: PEFT loads such modules as a whole.
+    """
+    fates = {output.name: choice.fate(output) for output in outcome.tensors if choice.concerns(output)}
+    whole = {module_of(name) for name, fate in fates.items() if fate == "save" and not name.endswith(".bias")}
+    for output in outcome.tensors:
+        if module_of(output.name) in whole and fates.get(output.name) != "lora":
+            fates[output.name] = "save"
+    return [(output, fates[output.name]) for output in outcome.tensors if output.name in fates]
+
+
+def module_of(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return name.rpartition(".")[0]
+
+
+def _fits(asked: Sequence[str], output: OutputTensor) -> bool:
+    return any(matches(match, output.name, output.role, output.layer) for match in asked)
+
+
+def told_of_left(findings: Sequence[Finding], kept: Container[str], what: str) -> Iterator[Finding]:
+    """Errors about tensors that an adapter (or ``what`` it is) leaves alone are only told."""
+    for finding in findings:
+        if finding.code in ABOUT_OTHERS and finding.tensor is not None and finding.tensor not in kept:
+            message = f"{finding.message} The {what} leaves it as the base has it."
+            yield warning(finding.code, message, model=finding.model, tensor=finding.tensor)
+        else:
+            yield finding
+
+
+class _Choice:
+    """Decides tensor by tensor."""
+
+    def __init__(self, recipe: Recipe, asked: AdapterResult, models: Mapping[str, ModelIndex]) -> None:
+        self.findings: list[Finding] = []
+        rank = asked.max_rank if asked.rank is None else asked.rank
+        self.wanted = Wanted(rank, asked.error, asked.share)
+        wanted = recipe.dtype.output
+        self.dtype = {"bfloat16": "BF16", "float16": "F16"}.get(wanted or "", "F32")
+        self._recipe, self._asked = recipe, asked
+        self._base = models["base"]
+        self._tied = self._tied_embeddings()
+        sources = [models[source.id] for source in recipe.sources]
+        adapters = [model.adapter for model in sources if model.adapter is not None]
+        over_base = len(adapters) == len(sources) and all(m.label == self._base.label for m in sources)
+        self._adapters: Sequence[AdapterIndex] = adapters if over_base else ()
+        self._linear = all(catalogue()[step.method].linear for step in recipe.steps)
+        self._on_factors = len(recipe.steps) == 1 and factor_step(recipe) == 0
+
+    def concerns(self, output: OutputTensor) -> bool:
+        """Whether the tensor can come out other than the base has it."""
+        if output.policy in ("equal", "base") or output.dtype not in FLOATS:
+            return False
+        return not self._adapters or not self._still(output) or self._touched(output.name)
+
+    def fate(self, output: OutputTensor) -> Fate:
+        """``lora``, ``save`` or ``drop``."""
+        if not self._included(output):
+            return "drop"
+        said = {str(role): fate for role, fate in self._asked.classes.items()}.get(output.role)
+        said = "save" if _fits(self._asked.save, output) else said
+        wanted = meant = said or self._default(output)
+        is_matrix = len(output.shape) == 2 and prod(output.shape) > 0 and output.name.endswith(".weight")
+        if wanted == "lora" and not is_matrix:
+            wanted = "drop"
+            self._tell(said is not None, output, "is no matrix, so it cannot become a LoRA; it is left out")
+        if wanted != "drop" and output.name in self._tied:
+            wanted = "drop"
+            problem = "is also the output head (tied), which an adapter cannot change alike; it is left out"
+            self._tell(said is not None or meant == "save", output, problem)
+        return wanted
+
+    def module(self, output: OutputTensor) -> LoraModule:
+        """The plan of one module that becomes factors."""
+        kind: Literal["linear", "embedding"] = "embedding" if output.role == "embed" else "linear"
+        pairs = [a.pairs[output.name] for a in self._adapters if output.name in a.pairs]
+        saved = any(output.name in a.changed and output.name not in a.pairs for a in self._adapters)
+        summed = (self._linear or output.policy != "method") and self._still(output) and not saved
+        factored = bool(pairs) and (summed or (self._on_factors and output.policy == "method"))
+        if pairs:
+            kind = pairs[0].kind
+        turned = kind == "embedding" or is_conv1d(output.name, self._base.config)
+        if factored:
+            turned = pairs[0].transposed
+        ranks = sum(pair.rank for pair in pairs)
+        most = self.wanted.most(*output.shape)
+        return LoraModule(output, kind, turned, factored, ranks, min(most, ranks) if factored else most)
+
+    def _default(self, output: OutputTensor) -> Fate:
+        if self._adapters and self._still(output):
+            return "save" if any(output.name in a.replaced for a in self._adapters) else "lora"
+        return DEFAULTS.get(output.role, "drop")
+
+    def _included(self, output: OutputTensor) -> bool:
+        include = self._asked.include
+        return (not include or _fits(include, output)) and not _fits(self._asked.exclude, output)
+
+    def _still(self, output: OutputTensor) -> bool:
+        """Whether the steps give the base where every source equals it."""
+        if output.policy != "method" or uses_base(self._recipe):
+            return True
+        for place, step in enumerate(self._recipe.steps):
+            known, settings = catalogue()[step.method], output.settings[place]
+            knob = known.needs["weight_sum"]
+            if isinstance(knob, str):
+                return bool(settings.get(knob, known.settings[knob]["default"]))
+            if knob is None and settings:
+                return False
+        return True
+
+    def _touched(self, name: str) -> bool:
+        return any(name in adapter.changed for adapter in self._adapters)
+
+    def _tied_embeddings(self) -> frozenset[str]:
+        heads = tied_names(self._base.config, (*self._base.tensors, "lm_head.weight"))
+        return frozenset((*heads.keys(), *heads.values()))
+
+    def _tell(self, asked_for: bool, output: OutputTensor, problem: str) -> None:
+        if asked_for:
+            message = f"{output.name} {problem}."
+            self.findings.append(
+                warning("adapter_left_out", message, "result", "classes", output.role, tensor=output.name)
+            )

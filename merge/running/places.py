@@ -1,0 +1,64 @@
+"""Where the entries of a tensor's inputs lie: in files that are open, or in memory."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from merge.checkpoint.files import Stretch
+from merge.planning.outputs import Input
+
+
+class Place(NamedTuple):
+    """Where entries lie one after another: in the open file ``fd`` from byte ``offset`` on, or, with ``fd``
+    below zero, in memory at ``address``, which ``held`` keeps.
+    """
+
+    fd: int
+    offset: int
+    address: int
+    held: Tensor | None = None
+
+
+class Inputs(Protocol):
+    """Where the models' tensors are read from."""
+
+    def stretch(self, source: Input) -> Stretch | None:
+        """Where the entries of an input lie that can be taken from its file as they are, else ``None``."""
+
+    def held(self, source: Input, number: int, first: int, count: int) -> Tensor:
+        """These entries of one input, flat, in this thread's memory for the ``number``-th, not checked."""
+
+
+class Lying:
+    """How one tensor's inputs are come by: as they lie in their files, else held in memory, in compute dtype.
+    They are not checked to be finite.
+    """
+
+    def __init__(self, inputs: Inputs, sources: Sequence[Input]) -> None:
+        self._inputs = inputs
+        self._sources = sources
+        self._stretches = [inputs.stretch(source) for source in sources]
+        self.dtypes = tuple("F32" if lies is None else lies.dtype for lies in self._stretches)
+        """What is found there, by input."""
+        self.in_files = all(lies is not None for lies in self._stretches)
+
+    @contextmanager
+    def at(self, first: int, count: int) -> Iterator[list[Place]]:
+        """The places of these entries of each input, as long as the context lasts."""
+        found: list[Place] = []
+        borrowed: list[Stretch] = []
+        try:
+            for number, lies in enumerate(self._stretches):
+                if lies is None:
+                    entries = self._inputs.held(self._sources[number], number, first, count)
+                    found.append(Place(-1, 0, entries.data_ptr(), entries))
+                else:
+                    fd, offset = lies.borrow(first, count)
+                    borrowed.append(lies)
+                    found.append(Place(fd, offset, 0))
+            yield found
+        finally:
+            for lies in borrowed:
+                lies.give_back()
