@@ -7,9 +7,12 @@ torch unpickles nothing but tensors and plain containers.
 
 import ctypes
 import json
+import pickle
 import platform
+import re
 import struct
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ _EPERM = 0x00050001
 _OTHER_CALLS = 0x40000000
 """From here on the same calls have second numbers."""
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
+_BEGINNINGS = (b"PK\x03\x04", b"\x80")
+"""An archive, or the older format's pickle."""
+_MORE = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
 _INNER = ("state_dict", "model_state_dict", "model", "module", "params_ema", "params")
 
 
@@ -75,28 +81,68 @@ def convert_file(source: Path, target: Path, config: Mapping[str, Any]) -> None:
     from merge.arch.ties import tied_names
     from merge.checkpoint.header import check_tensor_name
 
-    try:
-        loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # the older format is no archive, and cannot be mapped
-        loaded = torch.load(source, map_location="cpu", weights_only=True)
-    state = _state(loaded)
+    state = _state(_loaded(source))
     tensors = {name: each for name, each in state.items() if isinstance(each, torch.Tensor)}
     for name, each in state.items():
         if isinstance(each, Mapping) and any(isinstance(inner, torch.Tensor) for inner in each.values()):
             raise ValueError(f"it holds tensors deeper down, under {name!r}; save those alone")
     if not tensors:
         raise ValueError("it holds no tensors by name")
-    seen: set[tuple[int, tuple[int, ...]]] = set()
     tied = tied_names(config, tensors)
     made = {}
     for name, tensor in tensors.items():
         check_tensor_name(source.name, name)
+        _check_kind(name, tensor)
         if name in tied and _place(tensor) == _place(tensors[tied[name]]):
             continue
-        shared = _place(tensor) in seen
-        seen.add(_place(tensor))
-        made[name] = tensor.clone() if shared else tensor.contiguous()
+        made[name] = tensor.resolve_conj().resolve_neg().contiguous()
     save_file(_apart(made), target, {"format": "pt"})
+
+
+def _loaded(source: Path) -> Any:
+    """What torch unpickles: tensors, numbers and texts in plain containers."""
+    import torch
+
+    with source.open("rb") as file:
+        begins = file.read(16)
+    if not begins.startswith(_BEGINNINGS):
+        raise ValueError(
+            f"it begins with {begins!r}, as nothing does that torch saves; was it fetched whole "
+            "(git lfs pull)?"
+        )
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=_lies_open(source))
+    except RuntimeError as error:  # that of programs (TorchScript) goes on to say how to run them
+        raise ValueError(str(error).partition("In PyTorch 2.6")[0]) from error
+    except pickle.UnpicklingError as error:
+        why = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
+        found = _MORE.search(why)
+        why = f"it holds a {found[1]}" if found else f"torch does not read it ({why[:200]})"
+        raise pickle.UnpicklingError(
+            f"{why}; only tensors in dicts and lists are unpickled, for all else can run code. Where you "
+            "trust the file, save its tensors alone"
+        ) from error
+
+
+def _lies_open(source: Path) -> bool:
+    """Whether it is an archive (the older format is none) whose members are not compressed: mapped into
+    memory, such would be taken for numbers as they are.
+    """
+    if not zipfile.is_zipfile(source):
+        return False
+    with zipfile.ZipFile(source) as archive:
+        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+
+
+def _check_kind(name: str, tensor: Any) -> None:
+    """Refuses tensors whose numbers do not lie in memory as safetensors has them."""
+    import torch
+
+    if tensor.is_meta:
+        raise ValueError(f"{name} was saved without its numbers (on the meta device)")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+        raise ValueError(f"{name} is {kind}, which safetensors cannot hold; save it as plain numbers")
 
 
 def _state(loaded: Any) -> Mapping[str, Any]:

@@ -29,6 +29,10 @@ DTYPE_BITS: Mapping[str, int] = {
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 DTYPE_NAMES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 
+POINTER = b"version https://git-lfs"
+"""How what Git keeps in the place of a large file begins."""
+NOT_FETCHED = "is a pointer of Git LFS, not the file that it stands for; fetch that (git lfs pull)."
+
 _NAME = re.compile(r"[A-Za-z0-9_.\-/]+")
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
@@ -100,6 +104,8 @@ def header_size(first8: bytes, file: str = "the file") -> int:
         raise file_errors.HeaderTruncated(
             f"{file} is shorter than eight bytes: it is not a safetensors file."
         )
+    if first8.startswith(POINTER[:8]):
+        raise file_errors.HeaderTruncated(f"{file} {NOT_FETCHED}")
     size = int.from_bytes(first8[:8], "little")
     if size > MAX_HEADER_BYTES:
         raise file_errors.HeaderTooLarge(

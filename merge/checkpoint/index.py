@@ -6,7 +6,6 @@ from a disk. No weight is touched.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from merge import file_errors
 from merge.checkpoint import adapter as adapters
 from merge.checkpoint import bundle as bundles
 from merge.checkpoint.four_bits import states_to_read
+from merge.checkpoint.gathering import Decoding, quantization_of
 from merge.checkpoint.gguf import model as gguf
 from merge.checkpoint.gguf.header import header_end as gguf_end
 from merge.checkpoint.gguf.header import parse_gguf
@@ -31,9 +31,18 @@ from merge.checkpoint.header import (
     parse_header,
 )
 from merge.checkpoint.header import parse_json_object as parse_object
-from merge.checkpoint.logical import Decoding, decoded_view
+from merge.checkpoint.logical import decoded_view
+from merge.checkpoint.packs import shapes_to_read
 from merge.checkpoint.places import NAMED_TEMPLATES, Pieces, pickles_among, pieces_in, safe_path
-from merge.checkpoint.shard_index import STEMS, check_against_index, index_name, is_index, weight_map_of
+from merge.checkpoint.shard_index import (
+    SHARD,
+    STEMS,
+    all_there,
+    check_against_index,
+    index_name,
+    is_index,
+    weight_map_of,
+)
 from merge.checkpoint.tokenizer import TOKENIZER_FILES, TokenizerFacts, made_facts, tokenizer_facts
 
 MAX_TEXT_BYTES = 64_000_000
@@ -43,7 +52,6 @@ AdapterLike = adapters.AdapterIndex | bundles.BundleIndex
 FIRST_BYTES = 1 << 20
 """How much of a GGUF file is read first in search of its header's end; then twice as much, and so on."""
 
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 _TEXTS = frozenset({"config.json", *TOKENIZER_FILES, adapters.CONFIG_FILE, bundles.MANIFEST})
 
 
@@ -104,12 +112,8 @@ class ModelIndex:
         """The quantisation method the config declares and that is not decoded: such weights are codes, not
         numbers.
         """
-        if self.decoding is not None:
-            return None
-        declared = self.config.get("quantization_config")
-        if not isinstance(declared, Mapping):
-            return None
-        return str(declared.get("quant_method", "unknown"))[:64]
+        declared = {} if self.decoding is not None else quantization_of(self.config)
+        return str(declared.get("quant_method", "unknown"))[:64] if declared else None
 
 
 def wanted_texts(file_names: Iterable[str]) -> list[str]:
@@ -140,18 +144,18 @@ def weight_files(
     if index is not None and texts is not None and index in texts:
         return sorted(set(weight_map_of(index, texts[index], names).values()))
     for stem in STEMS:
-        shards = [name for name in safe if (found := _SHARD.fullmatch(name)) and found[1] == stem]
+        shards = [name for name in safe if (found := SHARD.fullmatch(name)) and found[1] == stem]
         if index is not None and shards:
             return shards
         if f"{stem}.safetensors" in safe:
             return [f"{stem}.safetensors"]
         if shards:
-            return shards
+            return all_there(shards)
     if adapters.WEIGHT_FILE in safe:
         return [adapters.WEIGHT_FILE]
     others = safe
-    if len(others) == 1 or (others and all(_SHARD.fullmatch(name) for name in others)):
-        return others
+    if len(others) == 1 or (others and all(SHARD.fullmatch(name) for name in others)):
+        return all_there(others)
     if others:
         raise file_errors.NoWeights(
             f"It is not clear which of {', '.join(others[:5])} are the weights; "
@@ -230,8 +234,8 @@ def _index_model(
     config = _text(texts, "config.json")
     tokenizer = tokenizer_facts(texts)
     digest = _digest(files, headers, wanted, config, tokenizer)
-    states = states_to_read(tensors) if pieces is not None else []
-    logical, decoding = decoded_view(tensors, config, pieces(states) if pieces and states else {})
+    small = [*states_to_read(tensors), *shapes_to_read(tensors)] if pieces is not None else []
+    logical, decoding = decoded_view(tensors, config, pieces(small) if pieces and small else {})
     return ModelIndex(label, logical, config, tokenizer, dict(files), digest, None, decoding)
 
 

@@ -1,5 +1,7 @@
 """The index beside a model's shards: which tensor lies in which file, checked against the files."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from merge import file_errors
@@ -12,6 +14,7 @@ from merge.checkpoint.header import (
 )
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
+SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 
 def is_index(name: str) -> bool:
@@ -26,6 +29,18 @@ def index_name(names: Iterable[str]) -> str | None:
         if f"{stem}.safetensors.index.json" in present:
             return f"{stem}.safetensors.index.json"
     return None
+
+
+def all_there(files: list[str]) -> list[str]:
+    """Weight files that no index lists: shards among them must all be there, as their names count them."""
+    counts = Counter(found.groups() for name in files if (found := SHARD.fullmatch(name)) is not None)
+    for (stem, count), there in counts.items():
+        if there != int(count):
+            raise file_errors.ShardMissing(
+                f"{stem} has {int(count)} weight files by their names, but {there} of them are given and no "
+                "index; fetch the others too, or name the folder."
+            )
+    return files
 
 
 def weight_map_of(index: str, raw: bytes, names: Iterable[str]) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """Pickles become safetensors in a child that can do nothing else; what is more than tensors is refused."""
 
+import argparse
 import json
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,49 @@ def test_views_copies_and_the_older_format_are_written_apart(tmp_path: Path) -> 
     found = load_file(folder / "x.safetensors")
     assert found.keys() == {"a", "b", "c", "d", "e"}
     assert all(torch.equal(found[name], tensors[name]) for name in found)
+
+
+def test_a_turned_matrix_under_two_names_and_conjugates_are_written_as_they_are(tmp_path: Path) -> None:
+    whole = torch.arange(16.0).view(4, 4)
+    tensors = {"a": whole.T, "b": whole.T, "c": torch.complex(whole, whole).conj()}
+    pickled(tmp_path, tensors, "x.bin")
+    convert_file(tmp_path / "x.bin", tmp_path / "x.safetensors", {})
+    found = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[name], tensors[name]) for name in ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (torch.ones(2, 2).to_sparse(), "w is torch.sparse_coo"),
+        (torch.empty(2, device="meta"), "w was saved without its numbers"),
+        (argparse.Namespace(a=1), "it holds a argparse.Namespace; only tensors"),
+    ],
+    ids=["sparse", "meta", "no tensor"],
+)
+def test_what_safetensors_cannot_hold_is_told_by_its_name(tmp_path: Path, tensor: Any, told: str) -> None:
+    pickled(tmp_path, {"w": tensor}, "x.bin")
+    with pytest.raises((ValueError, pickle.UnpicklingError), match=told):
+        convert_file(tmp_path / "x.bin", tmp_path / "x.safetensors", {})
+
+
+def test_a_compressed_archive_holds_the_same_numbers(tmp_path: Path) -> None:
+    weights = torch.arange(64.0)
+    pickled(tmp_path, {"w": weights}, "plain.bin")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.bin") as plain,
+        zipfile.ZipFile(tmp_path / "x.bin", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    convert_file(tmp_path / "x.bin", tmp_path / "x.safetensors", {})
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["w"], weights)
+
+
+def test_what_torch_did_not_save_is_shown_as_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"begins with b'version https:.*git lfs pull"):
+        convert_file(tmp_path / "x.bin", tmp_path / "x.safetensors", {})
 
 
 class Evil:

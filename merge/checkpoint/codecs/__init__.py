@@ -5,6 +5,8 @@ entry's value depends on nothing but what is stored, so that no block size can c
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -45,6 +47,9 @@ def decode(info: TensorInfo, first: int, out: Tensor, parts: Parts, scratch: Cal
     ``scratch`` gives float32 memory of at least so many entries, for rows that are needed in part.
     """
     assert info.coded is not None  # the reader asks for coded tensors alone
+    if "turned" in info.coded.settings:
+        _turned(info, info.coded, first, out, parts)
+        return
     rows = SCHEMES[info.coded.scheme]
     columns, align, end = max(1, info.shape[-1]) if info.shape else 1, info.coded.align, first + out.numel()
     most = max(1, PIECE_ELEMENTS // columns // align) * align
@@ -61,3 +66,15 @@ def decode(info: TensorInfo, first: int, out: Tensor, parts: Parts, scratch: Cal
             low, high = max(begin, first), min(stop, end)
             out[low - first : high - first].copy_(piece[low - begin : high - begin])
         row = last
+
+
+def _turned(info: TensorInfo, coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
+    """Of a matrix that is stored the other way round: decoded as a whole, as only the small models of GPT-2's
+    kin have such.
+    """
+    settings = {name: value for name, value in coded.settings.items() if name != "turned"}
+    lying = replace(info, shape=info.shape[::-1], coded=replace(coded, settings=settings))
+    empty = partial(torch.empty, dtype=torch.float32)
+    whole: Tensor = empty(info.numel)
+    decode(lying, 0, whole, parts, empty)
+    out.copy_(whole.view(lying.shape).T.reshape(-1)[first : first + out.numel()])

@@ -1,8 +1,8 @@
-"""Four-bit floats (E2M1) with scales for small groups: MXFP4 as gpt-oss stores it, NVFP4.
+"""Four-bit floats (E2M1) with scales for small groups: MXFP4 and NVFP4.
 
 Two numbers a byte, the low half first. MXFP4: a group of 32 shares the scale 2 to the power of (byte - 127);
-the stored rows are the columns of the tensor. NVFP4: a group of 16 shares an eight-bit float, times (or, in
-compressed-tensors, divided by) one number for the whole tensor.
+as gpt-oss stores it the stored rows are the columns of the tensor. NVFP4: a group of 16 shares an eight-bit
+float, times (or, in compressed-tensors, divided by) one number for the whole tensor.
 """
 
 from dataclasses import replace
@@ -14,7 +14,6 @@ from merge.checkpoint.codecs.parts import Parts, e2m1, powers_of_two
 from merge.checkpoint.header import Coded, TensorInfo
 
 MX_GROUP = 32
-NV_GROUP = 16
 
 
 def transposed_rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
@@ -44,11 +43,15 @@ def _of_expert(part: TensorInfo, expert: int, width: int) -> TensorInfo:
 
 
 def rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
-    """NVFP4. Parts ``packed`` (rows, columns / 2), ``scale`` (rows, groups) and ``global`` (one number)."""
-    count, columns = out.shape
-    half, groups = columns // 2, columns // NV_GROUP
+    """Rows as they are. Parts ``packed`` (rows, columns / 2), ``scale`` (rows, groups) and, of NVFP4,
+    ``global`` (one number). Settings: ``group``, ``divide``.
+    """
+    (count, columns), size = out.shape, coded.settings["group"]
+    half, groups = columns // 2, columns // size
     e2m1(parts.read(coded.parts["packed"], first * half, count * half), out.view(-1))
-    scale = parts.read(coded.parts["scale"], first * groups, count * groups).float()
-    whole = parts.read(coded.parts["global"], 0, 1).float()
-    scale = scale / whole if coded.settings["divide"] else scale * whole
-    out.view(count, groups, NV_GROUP).mul_(scale.view(count, groups, 1))
+    stored = parts.read(coded.parts["scale"], first * groups, count * groups)
+    scale = powers_of_two(stored) if stored.dtype == torch.uint8 else stored.float()
+    if "global" in coded.parts:
+        whole = parts.read(coded.parts["global"], 0, 1).float()
+        scale = scale / whole if coded.settings["divide"] else scale * whole
+    out.view(count, groups, size).mul_(scale.view(count, groups, 1))

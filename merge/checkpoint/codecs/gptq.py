@@ -3,14 +3,14 @@
 number[out, in] = scale[g, out] * (code[in, out] - zero[g, out]), g the group of that input. Parts: ``codes``
 (in * bits / 32, out), ``zeros`` (groups, out * bits / 32), ``scale`` (groups, out) and, where the inputs were
 reordered, ``groups`` (in). Settings: ``bits`` (2, 3, 4 or 8; 32 codes of 3 bits fill three words, some of
-them across two) and ``plus``: files of the first format store zero points less one, modulo 2 to the power of
-bits.
+them across two), ``group`` (inputs of one; the last may be smaller) and ``plus``: files of the first format
+store zero points less one, modulo 2 to the power of bits.
 """
 
 import torch
 from torch import Tensor
 
-from merge.checkpoint.codecs.parts import Parts, lines, reordered
+from merge.checkpoint.codecs.parts import Parts, group_of_each, lines
 from merge.checkpoint.header import Coded
 
 
@@ -21,9 +21,8 @@ def rows(coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
     codes = unpacked(lines(stored).view(torch.uint8), bits).view(count, inputs)
     scale = parts.columns(coded.parts["scale"], first, last).T.float().contiguous()
     zero = _zeros(coded, first, last, parts)
-    size = inputs // scale.shape[1]
-    named = coded.parts.get("groups")
-    group = None if named is None else reordered(parts, named, size, scale.shape[1])
+    size, named = coded.settings["group"], coded.parts.get("groups")
+    group = group_of_each(parts, named, inputs, size, scale.shape[1])
     if group is None:
         out.copy_(codes)
         out.view(count, -1, size).sub_(zero[:, :, None]).mul_(scale[:, :, None])

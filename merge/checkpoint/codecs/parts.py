@@ -34,7 +34,17 @@ def lines(turned: Tensor) -> Tensor:
     return turned.clone(memory_format=torch.contiguous_format)
 
 
-def reordered(parts: Parts, named: TensorInfo, size: int, groups: int) -> Tensor | None:
+def group_of_each(
+    parts: Parts, named: TensorInfo | None, inputs: int, size: int, groups: int
+) -> Tensor | None:
+    """The group of each input, where they are not simply equal groups one after another."""
+    group = None if named is None else _reordered(parts, named, size, groups)
+    if group is None and size * groups != inputs:  # the last one is smaller
+        group = torch.arange(inputs) // size
+    return group
+
+
+def _reordered(parts: Parts, named: TensorInfo, size: int, groups: int) -> Tensor | None:
     """The group of each input, where it is not simply input // size."""
     group = parts.read(named, 0, named.numel)
     if int(group.max()) < 0 or torch.equal(group, torch.arange(group.numel(), dtype=group.dtype) // size):

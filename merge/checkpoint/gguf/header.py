@@ -16,6 +16,8 @@ from merge.checkpoint.gguf.types import OTHERS, TYPES
 from merge.checkpoint.header import (
     MAX_ELEMENTS,
     MAX_TENSORS,
+    NOT_FETCHED,
+    POINTER,
     TensorInfo,
     check_tensor_name,
 )
@@ -145,6 +147,8 @@ def _read(file: str, raw: bytes, whole: str | None = None) -> tuple[dict[str, An
     that begin with ``whole``.
     """
     bytes_ = _Bytes(file, raw)
+    if raw.startswith(POINTER):
+        raise file_errors.GgufMalformed(f"{file} {NOT_FETCHED}")
     if bytes_.take(4) != MAGIC:
         raise file_errors.GgufMalformed(f"{file} does not begin with GGUF: it is no such file.")
     version = bytes_.number("I")

@@ -7,11 +7,11 @@ from math import prod
 from typing import Any
 
 from merge import file_errors
+from merge.checkpoint.gathering import Decoding, rounding
 from merge.checkpoint.gguf.header import GgufHeader, GgufTensor
 from merge.checkpoint.gguf.names import FAMILIES, LEFT_OUT, Family, transformers_name
 from merge.checkpoint.gguf.types import TYPES
 from merge.checkpoint.header import MAX_TENSORS, Coded, TensorInfo
-from merge.checkpoint.logical import Decoding, rounding
 
 _PLAIN = frozenset({"F32", "F16", "BF16"})
 

@@ -5,26 +5,29 @@ Everything is written from the formats' definitions, with plain loops, and share
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tests.merge.checkpoint.codecs.case import Case
+from tests.merge.checkpoint.codecs.encode_eight import (
+    blocks_unsaid,
+    deepseek,
+    experts,
+    int8,
+    int8_zeros,
+    mx_eight,
+    named_otherwise,
+    per_row,
+    per_tensor,
+    plain,
+    vector,
+)
+
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-
-
-@dataclass(frozen=True)
-class Case:
-    """Stored tensors of one module, what the config says of them, and the weight they stand for."""
-
-    stored: Mapping[str, Tensor]
-    config: Mapping[str, Any]
-    name: str
-    wanted: np.ndarray[Any, np.dtype[np.float64]]
-    scheme: str
 
 
 def _words(codes: np.ndarray[Any, Any], bits: int) -> Tensor:
@@ -55,14 +58,22 @@ def _three_words(codes: np.ndarray[Any, Any]) -> Tensor:
 
 
 def gptq(
-    bits: int = 4, version: str | None = None, reorder: bool = False, outputs: int = 48, groups: int = 4
+    bits: int = 4,
+    version: str | None = None,
+    reorder: bool = False,
+    outputs: int = 48,
+    groups: int = 4,
+    inputs: int = 64,
+    size: int = 0,
 ) -> Case:
-    """48 outputs (or others), 64 inputs in 4 groups (or others); zero points over their whole range."""
-    rng = np.random.default_rng(bits)
-    codes, size = rng.integers(0, 2**bits, (64, outputs)), 64 // groups
+    """48 outputs, 64 inputs in 4 groups (or others), of which the last may be smaller; zero points over their
+    whole range.
+    """
+    rng, size = np.random.default_rng(bits), size or inputs // groups
+    codes = rng.integers(0, 2**bits, (inputs, outputs))
     zeros = rng.integers(0, 2**bits, (groups, outputs))
     scale = torch.from_numpy(rng.uniform(0.01, 0.1, (groups, outputs))).half()
-    group = rng.permutation(np.arange(64) // size) if reorder else np.arange(64) // size
+    group = rng.permutation(np.arange(inputs) // size) if reorder else np.arange(inputs) // size
     shift = 0 if version == "gptq_v2" else 1
     stored = {
         "m.qweight": _words(codes.T, bits).T.contiguous(),
@@ -70,13 +81,29 @@ def gptq(
         "m.scales": scale,
         "m.g_idx": torch.from_numpy(group.astype(np.int32)),
     }
-    wanted = np.zeros((outputs, 64))
+    wanted = np.zeros((outputs, inputs))
     for out in range(outputs):
-        for inner in range(64):
+        for inner in range(inputs):
             g = group[inner]
             wanted[out, inner] = float(scale[g, out]) * (float(codes[inner, out]) - float(zeros[g, out]))
-    config = {"quant_method": "gptq", "bits": bits, "checkpoint_format": version or "gptq"}
+    config = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "checkpoint_format": version or "gptq",
+        "group_size": size,
+    }
     return Case(stored, config, "m.weight", wanted, f"GPTQ ({bits} bits)")
+
+
+def auto_round(asymmetric: bool) -> Case:
+    """AutoRound, which names no groups and stores zero points as they are unless told to pack as GPTQ does:
+    96 inputs, a group of 64 and one of 32.
+    """
+    made = gptq(4, "gptq_v2" if asymmetric else None, groups=2, inputs=96, size=64)
+    form = "auto_round" if asymmetric else "auto_round:auto_gptq"
+    config = {"quant_method": "auto-round", "bits": 4, "group_size": 64, "packing_format": form}
+    stored = {name: part for name, part in made.stored.items() if name != "m.g_idx"}
+    return Case(stored, config, made.name, made.wanted, made.scheme)
 
 
 def awq(groups: int = 2) -> Case:
@@ -169,21 +196,26 @@ def awq_gemv_fast(inputs: int = 256, size: int = 128) -> Case:
     return Case(stored, config, "m.weight", wanted, "AWQ gemv_fast (4 bits)")
 
 
-def packed(bits: int = 4, zeros: bool = False, reorder: bool = False, outputs: int = 24) -> Case:
-    """compressed-tensors: 24 outputs (or others), 64 inputs in groups of 32; symmetric, or with zeros."""
+def packed(
+    bits: int = 4, zeros: bool = False, reorder: bool = False, outputs: int = 24, inputs: int = 64
+) -> Case:
+    """compressed-tensors: 24 outputs and 64 inputs (or others) in two groups of 32, of which the last may be
+    smaller; symmetric, or with zeros.
+    """
     rng = np.random.default_rng(3)
-    codes = rng.integers(0, 2**bits, (outputs, 64))
+    codes = rng.integers(0, 2**bits, (outputs, inputs))
     scale = torch.from_numpy(rng.uniform(0.01, 0.1, (outputs, 2))).bfloat16()
     zero = rng.integers(0, 2**bits, (outputs, 2)) if zeros else np.full((outputs, 2), 2 ** (bits - 1))
-    group = rng.permutation(np.arange(64) // 32) if reorder else np.arange(64) // 32
-    wanted = np.zeros((outputs, 64))
+    group = rng.permutation(np.arange(inputs) // 32) if reorder else np.arange(inputs) // 32
+    wanted = np.zeros((outputs, inputs))
     for out in range(outputs):
-        for inner in range(64):
+        for inner in range(inputs):
             g = group[inner]
             wanted[out, inner] = float(scale[out, g]) * (float(codes[out, inner]) - float(zero[out, g]))
+    room = np.pad(codes, ((0, 0), (0, -inputs % (32 // bits))))
     stored = {
-        "m.weight_packed": _words(codes, bits), "m.weight_scale": scale,
-        "m.weight_shape": torch.tensor([outputs, 64]),
+        "m.weight_packed": _words(room, bits), "m.weight_scale": scale,
+        "m.weight_shape": torch.tensor([outputs, inputs]),
     }  # fmt: skip
     if zeros:
         filled = np.concatenate([zero, np.zeros((-outputs % (32 // bits), 2), dtype=zero.dtype)])
@@ -193,94 +225,6 @@ def packed(bits: int = 4, zeros: bool = False, reorder: bool = False, outputs: i
     weights = {"num_bits": bits, "group_size": 32, "symmetric": not zeros}
     config = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
     return Case(stored, config, "m.weight", wanted, f"compressed-tensors ({bits} bits)")
-
-
-def _eight(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator) * 8).to(dtype)
-
-
-def _product(codes: Tensor, scale: Callable[[tuple[int, ...]], float]) -> np.ndarray[Any, Any]:
-    wanted = codes.double().numpy().copy()
-    for place in np.ndindex(*wanted.shape):
-        wanted[place] *= scale(place)
-    return wanted
-
-
-def deepseek() -> Case:
-    """Blocks of 16 by 32, none of which fits: 40 by 100."""
-    codes, scale = _eight(torch.float8_e4m3fn, (40, 100), 1), torch.rand(3, 4) + 0.5
-    wanted = _product(codes, lambda at: float(scale[at[0] // 16, at[1] // 32]))
-    stored = {"m.weight": codes, "m.weight_scale_inv": scale}
-    config = {"quant_method": "fp8", "weight_block_size": [16, 32]}
-    return Case(stored, config, "m.weight", wanted, "F8_E4M3")
-
-
-def per_tensor() -> Case:
-    """One scale, as ModelOpt and compressed-tensors write it, beside one for activations."""
-    codes, scale = _eight(torch.float8_e4m3fn, (24, 40), 2), torch.tensor([0.25])
-    stored = {"m.weight": codes, "m.weight_scale": scale, "m.input_scale": torch.tensor([1.0])}
-    wanted = _product(codes, lambda _: 0.25)
-    return Case(stored, {"quant_method": "modelopt"}, "m.weight", wanted, "F8_E4M3")
-
-
-def per_row(dtype: torch.dtype = torch.float8_e5m2) -> Case:
-    """A scale for each output."""
-    codes, scale = _eight(dtype, (24, 40), 3), (torch.rand(24, 1) + 0.5).bfloat16()
-    wanted = _product(codes, lambda at: float(scale[at[0], 0]))
-    stored = {"m.weight": codes, "m.weight_scale": scale}
-    return Case(stored, {"quant_method": "compressed-tensors"}, "m.weight", wanted, "F8_E5M2")
-
-
-def vector() -> Case:
-    """A vector of scales under the module's own name."""
-    codes, scale = _eight(torch.float8_e4m3fn, (24, 40), 4), torch.rand(24) + 0.5
-    wanted = _product(codes, lambda at: float(scale[at[0]]))
-    return Case({"m.weight": codes, "m.scale": scale}, {}, "m.weight", wanted, "F8_E4M3")
-
-
-def experts() -> Case:
-    """A stack of matrices with a stack of scales along the columns."""
-    codes, scale = _eight(torch.float8_e4m3fn, (3, 8, 12), 5), torch.rand(3, 1, 12) + 0.5
-    wanted = _product(codes, lambda at: float(scale[at[0], 0, at[2]]))
-    stored = {"m.gate_up_proj": codes, "m.gate_up_proj_scale": scale}
-    return Case(stored, {"quant_method": "fbgemm_fp8"}, "m.gate_up_proj", wanted, "F8_E4M3")
-
-
-def plain(dtype: torch.dtype = torch.float8_e4m3fn) -> Case:
-    """Eight-bit floats that are the numbers themselves."""
-    codes = _eight(dtype, (24, 40), 6)
-    name = {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}[dtype]
-    return Case({"m.weight": codes}, {}, "m.weight", codes.double().numpy(), name)
-
-
-def mx_eight() -> Case:
-    """Eight-bit floats in groups of 32 with a power of two each."""
-    codes = _eight(torch.float8_e4m3fn, (6, 64), 8)
-    exponent = torch.randint(120, 134, (6, 2), dtype=torch.uint8)
-    wanted = _product(codes, lambda at: 2.0 ** (int(exponent[at[0], at[1] // 32]) - 127))
-    stored = {"m.weight": codes, "m.weight_scale": exponent}
-    return Case(stored, {"quant_method": "mxfp8"}, "m.weight", wanted, "F8_E4M3")
-
-
-def int8() -> Case:
-    """bitsandbytes: the row's largest magnitude is 127."""
-    codes = torch.randint(-127, 128, (24, 40), dtype=torch.int8)
-    scale = torch.rand(24) + 0.5
-    wanted = _product(codes, lambda at: float(scale[at[0]]) / 127)
-    stored = {"m.weight": codes, "m.SCB": scale, "m.weight_format": torch.tensor(0, dtype=torch.uint8)}
-    return Case(stored, {"quant_method": "bitsandbytes", "load_in_8bit": True}, "m.weight", wanted, "INT8")
-
-
-def int8_zeros() -> Case:
-    """compressed-tensors: eight bits with a scale and a zero point a row."""
-    codes = torch.randint(-128, 128, (24, 40), dtype=torch.int8)
-    scale, zero = torch.rand(24, 1) + 0.5, torch.randint(-128, 128, (24, 1), dtype=torch.int8)
-    wanted = codes.double().numpy().copy()
-    for row, column in np.ndindex(24, 40):
-        wanted[row, column] = (wanted[row, column] - float(zero[row, 0])) * float(scale[row, 0])
-    stored = {"m.weight": codes, "m.weight_scale": scale, "m.weight_zero_point": zero}
-    return Case(stored, {"quant_method": "compressed-tensors"}, "m.weight", wanted, "INT8")
 
 
 def _four_bit(code: int) -> float:
@@ -315,6 +259,19 @@ def nvfp4(divide: bool = False) -> Case:
     stored = {names[0]: codes, "m.weight_scale": scale, names[1]: whole}
     config = {"quant_method": "compressed-tensors" if divide else "modelopt"}
     return Case(stored, config, "m.weight", wanted, "NVFP4")
+
+
+def mxfp4_rows() -> Case:
+    """compressed-tensors: groups of 32 along the rows, with a power of two each."""
+    codes = torch.randint(0, 256, (6, 32), dtype=torch.uint8)
+    scale = torch.randint(118, 130, (6, 2), dtype=torch.uint8)
+    wanted = np.zeros((6, 64))
+    for row, byte in np.ndindex(6, 32):
+        each = 2.0 ** (int(scale[row, byte // 16]) - 127)
+        wanted[row, byte * 2] = _four_bit(int(codes[row, byte]) & 15) * each
+        wanted[row, byte * 2 + 1] = _four_bit(int(codes[row, byte]) >> 4) * each
+    stored = {"m.weight_packed": codes, "m.weight_scale": scale}
+    return Case(stored, {"quant_method": "compressed-tensors"}, "m.weight", wanted, "MXFP4")
 
 
 def bitsandbytes(
@@ -363,6 +320,10 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "gptq4_v2": lambda: gptq(4, "gptq_v2"),
     "gptq4_reordered": lambda: gptq(4, None, True),
     "gptq4_one_group": lambda: gptq(groups=1),
+    "gptq3_smaller_last_group": lambda: gptq(3, groups=3, outputs=64, inputs=160, size=64),
+    "gptq4_smaller_last_group_reordered": lambda: gptq(reorder=True, groups=3, inputs=160, size=64),
+    "auto_round": lambda: auto_round(asymmetric=False),
+    "auto_round_asymmetric": lambda: auto_round(asymmetric=True),
     "awq": awq,
     "awq_one_group": lambda: awq(1),
     "awq_gemv": awq_gemv,
@@ -377,10 +338,16 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "packed8_zeros": lambda: packed(8, True),
     "packed4_reordered": lambda: packed(4, True, True),
     "packed4_reordered_symmetric": lambda: packed(4, reorder=True),
+    "packed4_filled_up": lambda: packed(inputs=59),
+    "packed8_filled_up_zeros": lambda: packed(8, True, inputs=63, outputs=21),
+    "packed4_filled_up_reordered": lambda: packed(4, True, True, inputs=60),
     "deepseek": deepseek,
     "per_tensor": per_tensor,
     "per_row": per_row,
     "vector": vector,
+    "scale_of_mistral": lambda: named_otherwise("m.qscale_weight", "m.qscale_act"),
+    "scale_of_comfy": lambda: named_otherwise("m.scale_weight", "m.scale_input", "scaled_fp8"),
+    "blocks_unsaid": blocks_unsaid,
     "experts": experts,
     "plain_e4m3": plain,
     "plain_e5m2": lambda: plain(torch.float8_e5m2),
@@ -388,6 +355,7 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "int8": int8,
     "int8_zeros": int8_zeros,
     "mxfp4": mxfp4,
+    "mxfp4_rows": mxfp4_rows,
     "nvfp4": nvfp4,
     "nvfp4_divided": lambda: nvfp4(True),
     "nf4": bitsandbytes,

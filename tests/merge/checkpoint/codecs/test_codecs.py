@@ -22,19 +22,18 @@ from merge.plan import make_plan
 from merge.recipe.recipe import recipe_from
 from merge.run import run
 from tests import tiny
+from tests.merge.checkpoint.codecs.case import Case
 from tests.merge.checkpoint.codecs.encode import (
     CASES,
-    Case,
     awq,
     awq_gemv,
     awq_gemv_fast,
     bitsandbytes,
-    deepseek,
     gptq,
-    int8_zeros,
     mxfp4,
     packed,
 )
+from tests.merge.checkpoint.codecs.encode_eight import deepseek, int8_zeros
 
 BUDGET = 96 << 20
 STATE = "m.weight.quant_state.bitsandbytes__nf4"
@@ -118,18 +117,26 @@ def test_a_quantised_model_merges_with_a_plain_one(tmp_path: Path, make: Any) ->
     assert torch.equal(merged["norm.weight"].float(), torch.full((4,), 0.5))
 
 
-def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_not_known_is_refused_by_name(tmp_path: Path, inside: bool) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
     tensors = {"m.W_q": torch.zeros(32, 1, dtype=torch.uint8), "m.scale": torch.zeros(1)}
     save_file(tensors, folder / "model.safetensors")
     config = {"quantization_config": {"quant_method": "hqq", "nbits": 4}}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"text_config": config} if inside else config))
     recipe = recipe_from({"sources": [{"id": "m", "model": "m"}], "steps": [{"method": "linear"}]})
     with pytest.raises(PlanRefused) as refused:
         make_plan(recipe, {"m": index_folder(folder, "m")}, budget=BUDGET)
     told = [f for f in refused.value.findings if f.severity == "error"]
     assert [(f.code, "hqq" in f.message) for f in told] == [("quantized", True)]
+
+
+def test_what_only_mlx_declares_is_refused_when_it_is_planned(tmp_path: Path) -> None:
+    stored = {"m.weight": torch.zeros(8, 8, dtype=torch.int32), "m.scales": torch.ones(8, 1)}
+    save_file(stored, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"group_size": 64, "bits": 4}}))
+    assert index_folder(tmp_path).quantization == "unknown"
 
 
 def _without(case: Case, name: str) -> Case:

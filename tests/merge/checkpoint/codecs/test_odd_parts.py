@@ -10,7 +10,9 @@ import torch
 
 from merge.checkpoint.index import index_folder
 from merge.file_errors import QuantizationMalformed
-from tests.merge.checkpoint.codecs.encode import Case, awq, gptq, mxfp4, packed, per_row
+from tests.merge.checkpoint.codecs.case import Case
+from tests.merge.checkpoint.codecs.encode import awq, bitsandbytes, gptq, mxfp4, packed
+from tests.merge.checkpoint.codecs.encode_eight import int8, per_row
 from tests.merge.checkpoint.codecs.test_codecs import read, write
 
 
@@ -42,10 +44,57 @@ def test_bits_are_read_where_older_files_of_compressed_tensors_say_them(tmp_path
     assert index_folder(folder).tensors["m.weight"].shape == case.wanted.shape
 
 
-def test_bits_that_the_scales_do_not_tell_apart_are_refused(tmp_path: Path) -> None:
+def test_bits_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
     config = listing({"num_bits": 4, "group_size": 64}, {"num_bits": 8, "group_size": 32})
+    stored = {name: part for name, part in packed(8).stored.items() if name != "m.weight_shape"}
     with pytest.raises(QuantizationMalformed, match=r"layers of 4, 8 bits, .* m\.weight_packed"):
-        index_folder(write(tmp_path, replace(packed(8), config=config)))
+        index_folder(write(tmp_path, replace(packed(8), stored=stored, config=config)))
+
+
+def test_bits_are_those_of_the_shape_where_the_scales_fit_several(tmp_path: Path) -> None:
+    one_a_row = {**packed(8).stored, "m.weight_scale": torch.full((24, 1), 0.5)}
+    config = listing(*({"num_bits": bits, "strategy": "channel"} for bits in (4, 8)))
+    folder = write(tmp_path, replace(packed(8), stored=one_a_row, config=config))
+    assert index_folder(folder).tensors["m.weight"].shape == (24, 64)
+
+
+def test_a_pack_whose_shape_is_not_that_of_other_layers_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    stored: dict[str, torch.Tensor] = {}
+    for layer, inputs in enumerate((59, 60)):
+        stored |= {f"l.{layer}.{name}": part for name, part in packed(inputs=inputs).stored.items()}
+    folder = write(tmp_path, replace(packed(), stored=stored))
+    assert read(folder, "l.0.m.weight", 0, 5).isfinite().all()
+    with pytest.raises(QuantizationMalformed, match=r"l\.1\.m\.weight_shape is not \[24, 59\]"):
+        read(folder, "l.1.m.weight", 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("other.bitmask", {}),
+        ("m.some_scale", {}),
+        ("other.weight._scale", {}),
+        ("m.bias", {"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}),
+    ],
+)
+def test_codes_that_are_not_all_there_is_to_a_weight_are_refused(
+    tmp_path: Path, name: str, config: dict[str, Any]
+) -> None:
+    case = per_row()
+    case = replace(case, stored={**case.stored, name: torch.ones(40)}, config={**case.config, **config})
+    with pytest.raises(QuantizationMalformed, match="makes other weights"):
+        index_folder(write(tmp_path, case))
+
+
+@pytest.mark.parametrize("make", [gptq, int8, bitsandbytes])
+def test_matrices_of_gpt2_are_stored_as_linear_layers_and_read_as_its_own(tmp_path: Path, make: Any) -> None:
+    case = make()
+    stored = {f"h.0.attn.c_proj.{name.removeprefix('m.')}": part for name, part in case.stored.items()}
+    folder = write(tmp_path, replace(case, stored=stored), model_type="gpt2")
+    info = index_folder(folder).tensors["h.0.attn.c_proj.weight"]
+    assert info.shape == case.wanted.T.shape
+    found = read(folder, info.name, 7, info.numel - 7).double().numpy()
+    assert np.allclose(found, case.wanted.T.reshape(-1)[7:], rtol=1e-6)
 
 
 def test_blocks_of_scales_are_of_the_size_that_compressed_tensors_says(tmp_path: Path) -> None:
@@ -90,10 +139,21 @@ def changed(case: Case, name: str, dtype: torch.dtype) -> Case:
     [
         without_entries(),
         three_bits(),
+        changed(packed(), "m.weight_shape", torch.float32),
+        replace(packed(), stored={**packed().stored, "m.weight_shape": torch.tensor([24, 40])}),
+        replace(packed(), stored={**packed().stored, "m.weight_shape": torch.tensor([25, 64])}),
         changed(awq(), "m.qzeros", torch.int64),
         changed(mxfp4(), "m.gate_up_proj_scales", torch.float8_e8m0fnu),
     ],
-    ids=["a scale of no numbers", "words that end in a code", "wide zero points", "other exponents"],
+    ids=[
+        "a scale of no numbers",
+        "words that end in a code",
+        "a shape of floats",
+        "too few columns",
+        "too many rows",
+        "wide zero points",
+        "other exponents",
+    ],
 )
 def test_parts_that_would_be_read_as_others_are_refused(tmp_path: Path, case: Case) -> None:
     with pytest.raises(QuantizationMalformed):

@@ -72,6 +72,19 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
         index_folder(sharded, "m")
 
 
+@pytest.mark.parametrize("stem", ["model", "other"])
+def test_shards_without_an_index_must_all_be_there(sharded: Path, stem: str) -> None:
+    (sharded / "model.safetensors.index.json").unlink()
+    shards = sorted(sharded.glob("model-*.safetensors"))
+    for shard in shards:
+        shard.rename(sharded / shard.name.replace("model", stem))
+    whole = index_folder(sharded)
+    assert len(whole.shards) == len(shards) > 1
+    (sharded / whole.shards[0]).unlink()
+    with pytest.raises(file_errors.ShardMissing, match=f"{stem} has {len(shards)} weight files"):
+        index_folder(sharded)
+
+
 def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:
     first = sharded / "model-00001-of-00002.safetensors"
     (sharded / "model-00002-of-00002.safetensors").write_bytes(first.read_bytes())

@@ -1,12 +1,14 @@
 """Every lie a safetensors header can tell is refused by a class of its own, naming the file."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from merge import errors, file_errors
 from merge.checkpoint.header import MAX_HEADER_BYTES, MAX_TENSORS, header_size, parse_header
+from merge.checkpoint.index import index_folder
 
 GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -36,6 +38,14 @@ def test_an_honest_header_is_read() -> None:
 def test_padding_after_the_json_is_fine() -> None:
     header = raw(json.dumps({"a": GOOD}).encode() + b"   ")
     assert parse_header("good.safetensors", header, len(header) + 8).tensors["a"].nbytes == 8
+
+
+def test_a_pointer_of_git_lfs_is_told_as_that(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model.gguf"):
+        path = tmp_path / name
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        with pytest.raises(file_errors.FileRefused, match="pointer of Git LFS"):
+            index_folder(path)
 
 
 def test_an_empty_file_is_refused() -> None:
