@@ -20,7 +20,7 @@ from merge.bundle.command import add_routing
 from merge.bundle.recipe import OUTPUT_DTYPES, member_of_folder
 from merge.catalog import FOLDER
 from merge.contract.informed import JOINT
-from merge.errors import FindingsError, MergeError
+from merge.errors import FindingsError, MergeError, OutputExists
 from merge.learn.command import add_measure
 from merge.local import index_models, model_folders
 from merge.mergekit.translate import read_file
@@ -181,6 +181,8 @@ def _carry_out(plan: Plan, root: Path, options: argparse.Namespace) -> None:
             statistics=statistics,
             digests=options.digests == "on",
         )
+    if lost := [file.file for file in report.files if file.released]:
+        raise OutputExists(f"{options.out} is this merge, but lacks {', '.join(lost)}; remove it first.")
     for file in report.files:
         print(f"{file.sha256 or '-'}  {file.file}")
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from merge.append import STATE_FILE, state_of
+from merge.bundle.making import WaitFor
 from merge.bundle.story import Tools, bundle_shards, finish_bundle
 from merge.checkpoint.reader import TensorReader
 from merge.errors import BudgetTooSmall, InputChanged, OutputExists
@@ -52,7 +53,6 @@ from merge.stage_reader import Alone, Lent, Stages
 from merge.tokenizer.making import RowMaker
 from merge.work import Work
 
-WaitFor = Callable[[str, str, int, int], None]
 NOTHING_PINNED: Mapping[str, Mapping[str, str]] = {}
 
 
@@ -324,7 +324,8 @@ def _already_there(plan: Plan, inputs: Mapping[str, Any], written: int, out: Pat
         )
     (out / FILE).unlink(missing_ok=True)
     files = [
-        OutputFile(name, f["sha256"] or "", f["size"], reused=True) for name, f in found["files"].items()
+        OutputFile(name, f["sha256"] or "", f["size"], reused=True, released=not (out / name).exists())
+        for name, f in found["files"].items()
     ]
     own = out / MANIFEST_FILE
     files.append(OutputFile(MANIFEST_FILE, sha256_of(own), own.stat().st_size, reused=True))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -268,7 +267,7 @@ class Work:
         read = sum(self._entry_bytes(o) * prod(o.shape) * self._passes(o) for o in outputs)
         self.meter.add(read, len(outputs))
 
-    def _batches(self, outputs: Sequence[OutputTensor]) -> Any:
+    def _batches(self, outputs: Sequence[OutputTensor]) -> Sequence[Sequence[OutputTensor]]:
         """Tensors without stats go through in one stream; with stats, some at a time, so that pages stay
         cached.
         """

@@ -275,7 +275,7 @@ class MergeJob:
     def _evaluate(
         self, evaluator: Evaluator, planned: Planned, folders: Mapping[str, Path], report: Report
     ) -> Verdict:
-        if self.is_lean:
+        if any(file.released for file in report.files):
             return Verdict(None)
         self.context.enter("evaluating")
         desk = Desk(self.work.candidate, Means.of(self.workshop, self.context.should_stop))

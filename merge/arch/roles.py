@@ -12,6 +12,7 @@ from typing import Any, Literal
 from merge.arch.ties import tied_names
 
 __all__ = [
+    "INTEGERS",
     "Place",
     "Role",
     "Towers",
@@ -64,7 +65,7 @@ _BEFORE = re.compile(
 
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-_INTEGER_DTYPES = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
+INTEGERS = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
 _VECTORS = frozenset({"A_log", "D", "A", "dt_bias", "gamma", "beta", "alpha", "layer_scale", "sinks"})
 
 
@@ -74,7 +75,7 @@ def role_of(name: str, shape: tuple[int, ...], config: Mapping[str, Any], dtype:
     ``bias`` also holds what is added or multiplied entry by entry: layer scales, sinks, state decays.
     """
     module, _, leaf = name.rpartition(".")
-    if dtype in _INTEGER_DTYPES or (_BUFFERS.search(name) and not _learned_bias(name, shape)):
+    if dtype in INTEGERS or (_BUFFERS.search(name) and not _learned_bias(name, shape)):
         return "buffer"
     if len(shape) <= 1 and leaf in ("weight", "bias", "scale") and _is_norm(module):
         return "norm"

@@ -27,8 +27,8 @@ from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.saving import save_tensors
 from merge.errors import GateUnsupported
 from merge.file_errors import BundleRefused, MemberUnknown
-from merge.planning.forms.moe import FORWARD_BYTES
-from merge.results.hidden import layer_inputs, tokens_of
+from merge.learn.skeleton import Stored
+from merge.results.hidden import in_batches, layer_inputs, tokens_of
 
 FILE, FACTS = "router.safetensors", "router.json"
 MOST_TOKENS = 512
@@ -95,13 +95,12 @@ def gate(place: Place, *, layer: int | None = None, directions: int = DIRECTIONS
     if directions < 1:
         raise GateUnsupported(f"A router needs at least one direction of every member, not {directions}.")
     at, name = gate_weight(place.base, layer)
-    info = place.base.tensors[name]
     with TensorReader(place.folder, place.base) as plain:
-        base = _whole(plain, name, info.shape)
+        base = Stored(plain).tensor(name).double()
     found = []
     for reader in place.members.values():
         assert reader is not None
-        change = _whole(reader, name, info.shape) - base
+        change = Stored(reader).tensor(name).double() - base
         values, vh = torch.linalg.svd(change, full_matrices=False)[1:]
         vh = vh * (values > 1e-9 * values[:1].clamp(min=1e-30)).double()[:, None]
         found.append(vh[:directions])
@@ -140,7 +139,7 @@ def states_of(
     tokens = [ids[:MOST_TOKENS] for ids in tokens_of(base, folder, texts)]
     width = int(base.config.get("hidden_size", 0)) or 1
     with TensorReader(folder, base) as reader:
-        for batch in _batches(tokens, 8 * width):
+        for batch in in_batches(tokens, Tensor.numel, width):
             for number, states in enumerate(layer_inputs(reader, folder, batch, check)):
                 if number == layer:
                     yield from states
@@ -216,24 +215,3 @@ def _logits(tensors: Mapping[str, Tensor], pooled: Tensor) -> Tensor:
 
 def _is_held_out(text: str) -> bool:
     return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT == 0
-
-
-def _whole(reader: TensorReader, name: str, shape: tuple[int, ...]) -> Tensor:
-    tensor = torch.empty(shape, dtype=torch.float32)
-    reader.read_float(name, 0, tensor.numel(), tensor)
-    return tensor.double()
-
-
-def _batches(texts: Sequence[Tensor], token_bytes: int) -> Iterator[list[Tensor]]:
-    """Texts whose states take about ``FORWARD_BYTES`` together."""
-    batch: list[Tensor] = []
-    held = 0
-    for ids in texts:
-        size = token_bytes * ids.numel()
-        if batch and held + size > FORWARD_BYTES:
-            yield batch
-            batch, held = [], 0
-        batch.append(ids)
-        held += size
-    if batch:
-        yield batch

@@ -69,5 +69,5 @@ def _adapter(
     at = f"{ADAPTERS}/{member}"
     (journal.folder / ADAPTERS).mkdir(exist_ok=True)
     report = tools.run_member(member, {"base": shared, **own}, journal.folder / at)
-    done = [Finished(f"{at}/{file.file}", file.size, file.sha256) for file in report.files]
+    done = [Finished(f"{at}/{file.file}", file.size, file.sha256, file.released) for file in report.files]
     return [tools.hand_over(each) for each in done]

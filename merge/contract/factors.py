@@ -54,8 +54,13 @@ class FactorGroup:
 
     def nothing(self) -> Factors:
         """No change."""
-        rows, columns = self.site.shape if len(self.site.shape) == 2 else (0, 0)
-        return Factors(torch.zeros(rows, 0).double(), torch.zeros(0, columns).double())
+        return no_change(self.site.shape)
+
+
+def no_change(shape: Sequence[int]) -> Factors:
+    """The factors, of rank 0, of a tensor that stays as it is."""
+    rows, columns = shape if len(shape) == 2 else (0, 0)
+    return Factors(torch.zeros(rows, 0).double(), torch.zeros(0, columns).double())
 
 
 def joined(parts: Sequence[Factors]) -> Factors:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.reader import TensorReader
-from merge.errors import ModelNotRun, OutputExists, StatisticsInvalid, Stopped
+from merge.errors import ModelNotRun, Stopped
 from merge.learn.batches import Batches, batches_of
 from merge.learn.collect import Progress
 from merge.learn.forecast import bytes_whole
 from merge.learn.partial import Partial
 from merge.learn.samples import Samples
 from merge.learn.skeleton import Skeleton, Stored
-from merge.learn.statistics import Manifest, read_manifest
+from merge.learn.statistics import Manifest, kept
 from merge.learn.walk import NotByBlocks
 from merge.plan import Plan
 from merge.planning.outputs import OutputTensor
@@ -53,16 +53,7 @@ class Job:
 
     def finished(self, key: str) -> Manifest | None:
         """What was measured before; raises ``OutputExists`` where something else is in the way."""
-        out = self.outs[key]
-        if not out.exists():
-            return None
-        try:
-            found = read_manifest(out)
-        except StatisticsInvalid:
-            found = None
-        if found is None or found.digest != self.digests[key]:
-            raise OutputExists(f"{out} is already there, and holds something else; give another folder.")
-        return found
+        return kept(self.outs[key], self.digests[key])
 
     @cached_property
     def digests(self) -> dict[str, str]:

@@ -51,8 +51,8 @@ class Gather(Protocol):
 @dataclass
 class Backward:
     """One loss of one model over all sequences; ``name`` tells its files in ``folder`` from others.
-    ``least_groups`` is how many groups there are at least, where there are as many sequences; ``terms`` how
-    many parts the loss has that are differentiated one by one, squares being added over all of them.
+    ``terms`` is how many parts the loss has that are differentiated one by one, squares being added over all
+    of them.
     """
 
     name: str
@@ -65,7 +65,6 @@ class Backward:
     device: torch.device
     whole: bool
     check: Callable[[], None]
-    least_groups: int = GROUPS
     terms: int = 1
 
     def run(self, gather: Gather, already: int, on_group: OnGroup, on_sum: OnSum) -> None:
@@ -145,7 +144,7 @@ class Backward:
         width = int(getattr(self.skeleton.config.get_text_config(), "hidden_size", 0) or 1024)
         length = max(self.batches.tokens // max(sequences, 1), 256)
         most = max(1, GROUP_BYTES // (length * width * 4))
-        return min(math.ceil(sequences / self.least_groups), most)
+        return min(math.ceil(sequences / GROUPS), most)
 
 
 @dataclass(frozen=True)

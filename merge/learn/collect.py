@@ -23,7 +23,7 @@ from merge.checkpoint.adapter import WEIGHT_FILE
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.places import safe_path
 from merge.checkpoint.reader import TensorReader
-from merge.errors import BudgetTooSmall, ModelNotRun, OutputExists, StatisticsInvalid, Stopped
+from merge.errors import BudgetTooSmall, ModelNotRun, Stopped
 from merge.learn.backward import Backward
 from merge.learn.batches import Batch, Batches, batches_of
 from merge.learn.forecast import bytes_whole, largest_stage
@@ -35,18 +35,8 @@ from merge.learn.observed import observed
 from merge.learn.partial import Partial
 from merge.learn.samples import Samples
 from merge.learn.skeleton import Skeleton, Stored
-from merge.learn.statistics import (
-    GRADIENT_KINDS,
-    Manifest,
-    Statistics,
-    check_kinds,
-    read_manifest,
-    read_statistics,
-    statistics_digest,
-)
+from merge.learn.statistics import GRADIENT_KINDS, Manifest, check_kinds, kept, statistics_digest
 from merge.learn.walk import REST, NotByBlocks, Walk
-
-__all__ = ["Manifest", "Progress", "Statistics", "collect", "files_sha256", "read_statistics"]
 
 _PIECE = 1 << 20
 
@@ -105,8 +95,8 @@ def collect(
     manifest = _named(
         index, samples, wanted, batches, model_sha256 or files_sha256(folder, index, adapter_folder)
     )
-    if out.exists():
-        return _kept(out, manifest)
+    if (found := kept(out, manifest.digest)) is not None:
+        return found
     partial = Partial(out, manifest)
     with TensorReader(folder, index, adapter_folder) as reader:
         work = _Work(skeleton, Stored(reader), batches, partial, torch.device(device), wanted, manifest)
@@ -154,16 +144,6 @@ def _named(
         documents=batches.documents,
         notes=batches.notes,
     )
-
-
-def _kept(out: Path, manifest: Manifest) -> Manifest:
-    try:
-        found = read_manifest(out)
-    except StatisticsInvalid:
-        found = None
-    if found is None or found.digest != manifest.digest:
-        raise OutputExists(f"{out} is already there, and holds something else; give another folder.")
-    return found
 
 
 def _check_memory(index: ModelIndex, kinds: Sequence[str], samples: Samples, memory: int | None) -> None:

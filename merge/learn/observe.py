@@ -106,7 +106,7 @@ class Observers:
         share: bool = True,
     ) -> None:
         self._skeleton = skeleton
-        self._modules = [(path, each) for path, each in modules]
+        self._modules = modules
         self._kinds = kinds
         self._device = device
         self._share = share

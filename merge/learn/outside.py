@@ -71,9 +71,7 @@ class Guard:
         if self._large and weight is not None and weight.numel() * 4 > LARGE_BYTES:
             makers = self._skeleton.makers_of(f"{path}.weight")
             if isinstance(module, nn.Embedding) and len(makers) == 1:
-                undo += _by_rows(
-                    module, _Rows(module, makers[0], self._weights, self._skeleton.dtype, self._device)
-                )
+                undo += _by_rows(module, _Rows(module, makers[0], self._weights, self._device))
                 names.remove(f"{path}.weight")
             elif type(module) is nn.Linear:
                 undo.append(_without_product(module))
@@ -89,19 +87,16 @@ class Guard:
 class _Rows(TorchFunctionMode):
     """Looks tokens up in a table of the rows that have occurred so far, in place of the whole embedding."""
 
-    def __init__(
-        self, module: nn.Embedding, name: str, weights: Weights, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, module: nn.Embedding, name: str, weights: Weights, device: torch.device) -> None:
         super().__init__()
         self._module = module
         self._away = module._parameters["weight"]
-        nothing = torch.zeros((), dtype=dtype, device=device).expand(module.weight.shape)
+        nothing = torch.zeros((), dtype=torch.float32, device=device).expand(module.weight.shape)
         self._here = nn.Parameter(nothing, requires_grad=False)
         self._name = name
         self._weights = weights
-        self._dtype = dtype
         self._known = torch.empty(0, dtype=torch.int64)
-        self._table = torch.empty(0, module.embedding_dim, dtype=dtype)
+        self._table = torch.empty(0, module.embedding_dim, dtype=torch.float32)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -126,7 +121,7 @@ class _Rows(TorchFunctionMode):
         flat = ids.detach().to("cpu").reshape(-1)
         missing = torch.tensor(sorted(set(flat.tolist()) - set(self._known.tolist())), dtype=torch.int64)
         if missing.numel():
-            found = self._weights.rows(self._name, missing.tolist()).to(self._dtype)
+            found = self._weights.rows(self._name, missing.tolist())
             known = torch.cat([self._known, missing])
             order = known.argsort()
             self._known = known[order]

@@ -62,12 +62,11 @@ class Target:
 class Skeleton:
     """The model; ``module`` is Transformers' own, on the meta device but for its small computed buffers."""
 
-    def __init__(self, index: ModelIndex, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, index: ModelIndex) -> None:
         self.index = index
-        self.dtype = dtype
-        self.module = _build(index, dtype)
+        self.module = _build(index)
         self.config: Any = self.module.config
-        self._homes = _homes(self.module)
+        self._homes = _Homes(self.module)
         self._plan()
 
     def _plan(self) -> None:
@@ -182,7 +181,7 @@ class Skeleton:
             if not self.is_filled(first):
                 for name, value in self._converted(first, self._groups[first], weights.tensor).items():
                     self._homes.put(
-                        name, value.to(device, self.dtype), gradients and value.is_floating_point()
+                        name, value.to(device, torch.float32), gradients and value.is_floating_point()
                     )
 
     def values(self, parameters: Iterable[str], weights: Weights) -> dict[str, Tensor]:
@@ -315,11 +314,7 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
             yield leaf, buffer, False
 
 
-def _homes(module: nn.Module) -> _Homes:
-    return _Homes(module)
-
-
-def _build(index: ModelIndex, dtype: torch.dtype) -> Any:
+def _build(index: ModelIndex) -> Any:
     """The class that the config names, without weights, in evaluation mode."""
     import transformers
 
@@ -335,7 +330,7 @@ def _build(index: ModelIndex, dtype: torch.dtype) -> Any:
         config = transformers.AutoConfig.for_model(str(kind), **known)
         config.use_cache = False
         with torch.device("meta"):
-            model = _class_of(index, config)._from_config(config, dtype=dtype)
+            model = _class_of(index, config)._from_config(config, dtype=torch.float32)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, ImportError) as error:
         raise ModelNotRun(f"{index.label} cannot be run: {str(error)[:300]}") from error
     if hasattr(model, "set_experts_implementation"):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merge.errors import StatisticsInvalid, StatisticUnknown
+from merge.errors import OutputExists, StatisticsInvalid, StatisticUnknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,6 +151,21 @@ def read_manifest(folder: Path) -> Manifest:
             f"{STATISTICS_VERSION}: measure them again."
         )
     return manifest
+
+
+def kept(out: Path, digest: str) -> Manifest | None:
+    """The manifest of statistics that lie in ``out`` already; raises ``OutputExists`` where something else
+    does.
+    """
+    if not out.exists():
+        return None
+    try:
+        found = read_manifest(out)
+    except StatisticsInvalid:
+        found = None
+    if found is None or found.digest != digest:
+        raise OutputExists(f"{out} is already there, and holds something else; give another folder.")
+    return found
 
 
 def read_statistics(folder: Path) -> Statistics:

@@ -235,7 +235,7 @@ class Shaper:
         return made
 
     def _check_count(self, count: int, at: Path) -> None:
-        least, most = (2, 2) if self._method.base == "first" else (self._method.least, self._method.most)
+        least, most = self._method.least, self._method.most
         besides = "" if self._method.base == "ignored" else " besides the base_model"
         if self._method.base == "first":
             least, most, count = 1, 1, count - 1

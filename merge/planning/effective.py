@@ -48,5 +48,7 @@ def _spread(values: Sequence[Any]) -> Any:
     distinct = list(dict.fromkeys(values))
     if len(distinct) == 1:
         return list(distinct[0]) if isinstance(distinct[0], tuple) else distinct[0]
-    plain = sorted(distinct, key=lambda value: (str(type(value)), value))
+    plain = sorted(
+        distinct, key=lambda value: ("" if type(value) in (int, float) else str(type(value)), value)
+    )
     return {"from": plain[0], "to": plain[-1]}

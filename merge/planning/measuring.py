@@ -22,10 +22,10 @@ from merge.recipe.findings import error
 from merge.recipe.recipe import Recipe
 
 _TEXTS = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")
-_SOLVED_BYTES, _WIDE, _KEPT = 8, 6, 2
-"""A matrix that is solved with: float64, and how many of its size are held at once besides the sources'; how
-many systems are kept for tensors with the same inputs.
-"""
+_SOLVED_BYTES, _WIDE = 8, 6
+"""A matrix that is solved with: float64, and how many of its size are held at once besides the sources'."""
+KEPT = 2
+"""Systems that are kept for the next tensors with the same inputs: between q, k and v stands o."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _held(
         return 0
     kept = Counter(width for width, *_ in solved).most_common(1)[0][0] ** 2
     at_once = (
-        width**2 * (_WIDE + many * (shape[0] if len(shape) == 3 else 1)) + _KEPT * kept * (many + 1)
+        width**2 * (_WIDE + many * (shape[0] if len(shape) == 3 else 1)) + KEPT * kept * (many + 1)
         for width, many, shape in solved
     )
     return _SOLVED_BYTES * max(at_once)

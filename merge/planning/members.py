@@ -1,22 +1,19 @@
 """What a twin bundle keeps of each source: an adapter over the merge, planned like any other adapter."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from merge.checkpoint.bundle import SHARED
-from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding
 from merge.planning.forms.bundle import twin_adapter
-from merge.planning.stages import index_of
+from merge.planning.stages import Make, index_of
 from merge.recipe.parts import Source, Step
 from merge.recipe.recipe import Recipe
 from merge.recipe.results import BundleResult
 
 if TYPE_CHECKING:
     from merge.plan import Plan
-
-Make = Callable[[Recipe, Mapping[str, ModelIndex]], "tuple[Plan | None, tuple[Finding, ...]]"]
 
 
 def with_members(plan: "Plan", make: Make) -> "tuple[Plan | None, tuple[Finding, ...]]":

@@ -5,6 +5,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from merge.arch.roles import INTEGERS as INTEGERS
 from merge.arch.roles import Role, Towers, layer_of, role_of, running_statistic, tied_names
 from merge.catalog import catalogue
 from merge.checkpoint.header import DTYPE_NAMES, TensorInfo
@@ -24,8 +25,7 @@ from merge.recipe.recipe import Recipe
 from merge.recipe.results import Missing
 from merge.tokenizer.planned import VocabularyPlan
 
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-INTEGERS = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
+FLOATS = frozenset(DTYPE_NAMES.values())
 _NUMBERS = FLOATS | INTEGERS
 MOST_OF_A_KIND = 20
 """Findings of one code about one model that are told in full; the rest are counted."""
@@ -158,7 +158,8 @@ def resolve_outputs(
     known = {name for _, name, _ in seats}
     for stretch in arranged.stretches:
         outputs += _extras(stretch, models, resolver, reads_base, known, tied, findings, recipe.missing)
-    outputs, told = settle(outputs, recipe, models)
+    leads = {name: Input(stretch.lead(reads_base).model, info.name) for stretch, name, info in seats}
+    outputs, told = settle(outputs, recipe, models, leads)
     findings += told
     if vocabulary is not None:
         findings += [_left_out(output) for output in outputs if _by_column(output, vocabulary)]
@@ -364,7 +365,8 @@ def _check_global(recipe: Recipe, outputs: Sequence[OutputTensor]) -> Iterator[F
                 if scope in entry.settings
                 else {"tensor"}
             )
-            shares = {settings.get(share) for settings in ours}
+            usual = entry.settings[share]["default"] if share else None
+            shares = {settings.get(share, usual) for settings in ours}
             everywhere = stat.get("everywhere", "global")
             if everywhere in scopes and (len(scopes) > 1 or len(shares) > 1):
                 both = f"{scope} and {share}" if share else scope

@@ -3,7 +3,7 @@
 import math
 import re
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -17,12 +17,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-ROLES = ("embed", "head", "norm", "bias", "linear", "conv", "router", "expert", "buffer")
-
 Number = int | float
 Curve = Number | tuple[Number, ...]
 """One number, or numbers spread evenly over the depth of the model and interpolated linearly."""
 
+Role = Literal["embed", "head", "norm", "bias", "linear", "conv", "router", "expert", "buffer"]
+ROLES = get_args(Role)
 _ID = re.compile(r"[a-z0-9_][a-z0-9_-]{0,31}")
 _POLICIES = ("method", "mean", "base", "error")
 _SOURCE_POLICY = re.compile(rf"source:{_ID.pattern}")
@@ -137,7 +137,6 @@ SourceId = Annotated[str, Field(pattern=rf"^{_ID.pattern}$")]
 TokenText = Annotated[
     str, StringConstraints(min_length=1, max_length=512, strip_whitespace=False), AfterValidator(_token_text)
 ]
-Role = Literal["embed", "head", "norm", "bias", "linear", "conv", "router", "expert", "buffer"]
 
 
 def nearest_name(name: str, known: tuple[str, ...], otherwise: str) -> str:

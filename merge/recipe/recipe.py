@@ -17,6 +17,7 @@ from merge.catalog import catalogue
 from merge.errors import Finding, RecipeInvalid
 from merge.recipe.calibration import DATA_TAGS, Calibration, CalibrationData
 from merge.recipe.document import pointer_of
+from merge.recipe.findings import error
 from merge.recipe.parts import (
     ROLES,
     ModelName,
@@ -224,7 +225,7 @@ def _cross_checks(recipe: Recipe) -> Iterator[Finding]:
     ids = recipe.source_ids()
     for position, name in enumerate(ids):
         if name in RESERVED_IDS:
-            yield _error(
+            yield error(
                 "reserved_id",
                 f"{name} has a meaning of its own in a recipe; choose another id.",
                 "sources",
@@ -234,9 +235,9 @@ def _cross_checks(recipe: Recipe) -> Iterator[Finding]:
         source = recipe.sources[position]
         if source.member is not None and source.adapter is None:
             message = f"{name} names a member, but no bundle: give the bundle as adapter."
-            yield _error("member_without_bundle", message, "sources", position, "member")
+            yield error("member_without_bundle", message, "sources", position, "member")
         if name in ids[:position]:
-            yield _error("duplicate_id", f"Two sources are called {name}.", "sources", position, "id")
+            yield error("duplicate_id", f"Two sources are called {name}.", "sources", position, "id")
     yield from _tokenizer_checks(recipe, ids)
     for name in recipe.calibration.by_source:
         if name not in (*ids, *(("base",) if recipe.base is not None else ())):
@@ -245,7 +246,7 @@ def _cross_checks(recipe: Recipe) -> Iterator[Finding]:
     if template is not None and "{" not in template and template not in CHAT_TEMPLATES:
         hint = nearest_name(template, CHAT_TEMPLATES, "known are")
         message = f"chat_template is neither Jinja text nor a name of one, but {template[:40]!r}; {hint}"
-        yield _error("chat_template_unknown", message, "chat_template")
+        yield error("chat_template_unknown", message, "chat_template")
     policies: list[tuple[str, tuple[str | int, ...]]] = [
         (policy, ("classes", role)) for role, policy in recipe.classes.items()
     ]
@@ -256,14 +257,14 @@ def _cross_checks(recipe: Recipe) -> Iterator[Finding]:
         if override.source is not None and override.source not in ids:
             yield _unknown_source(override.source, ids, *where, "source")
         if not override.settings and override.policy is None:
-            yield _error("override_empty", "An override needs settings or a policy.", *where)
+            yield error("override_empty", "An override needs settings or a policy.", *where)
         if override.policy is not None:
             policies.append((override.policy, (*where, "policy")))
     for policy, at in policies:
         if policy.startswith("source:") and policy.removeprefix("source:") not in ids:
             yield _unknown_source(policy.removeprefix("source:"), ids, *at)
         if policy == "base" and recipe.base is None:
-            yield _error("base_missing", "The policy base needs a base model.", *at)
+            yield error("base_missing", "The policy base needs a base model.", *at)
 
 
 def _tokenizer_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]:
@@ -279,22 +280,22 @@ def _tokenizer_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]
             yield _unknown_source(str(said), (*models, "zero"), "tokenizer", "tokens", token, "source")
         if isinstance(rule.source, TokenOf) and (rule.source.token is None) == (rule.source.token_id is None):
             message = f"The rule of {token[:40]!r} needs exactly one of token and token_id."
-            yield _error("token_rule_invalid", message, "tokenizer", "tokens", token, "source")
+            yield error("token_rule_invalid", message, "tokenizer", "tokens", token, "source")
     if choice.donor is not None and choice.source != "donor":
-        yield _error("donor_unused", "A donor needs source: donor.", "tokenizer", "donor")
+        yield error("donor_unused", "A donor needs source: donor.", "tokenizer", "donor")
     if choice.source == "donor" and choice.approximate is None:
         message = "A donor lends words, not rows: say how rows are made for them, such as approximate: omp."
-        yield _error("donor_unused", message, "tokenizer", "approximate")
+        yield error("donor_unused", message, "tokenizer", "approximate")
     if choice.approximate is not None and not choice.aligns:
         message = "approximate needs a source: whose vocabulary is wanted?"
-        yield _error("approximate_unused", message, "tokenizer", "approximate")
-    yield from (_error("approximate_unused", said, "tokenizer", field) for field, said in choice.idle())
+        yield error("approximate_unused", message, "tokenizer", "approximate")
+    yield from (error("approximate_unused", said, "tokenizer", field) for field, said in choice.idle())
 
 
 def _slice_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]:
     """Ids that are not there, and layers given for some sources of a slice only."""
     if recipe.slices and recipe.modules:
-        yield _error("slices_and_modules", "Give either slices or modules, not both.", "slices")
+        yield error("slices_and_modules", "Give either slices or modules, not both.", "slices")
     for at, part in recipe.sections():
         for position, source in enumerate(part.sources):
             if source.id not in ids:
@@ -305,15 +306,11 @@ def _slice_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]:
         ranges = [source.layers for source in part.sources]
         if None in ranges and (not alone or any(ranges) or part.base_layers):
             message = "Every source of a slice needs layers; only a single slice may leave them out."
-            yield _error("layers_missing", message, *at, "sources", ranges.index(None), "layers")
-
-
-def _error(code: str, message: str, *at: str | int) -> Finding:
-    return Finding("error", code, message, pointer_of(*at))
+            yield error("layers_missing", message, *at, "sources", ranges.index(None), "layers")
 
 
 def _unknown_source(name: str, ids: tuple[str, ...], *at: str | int) -> Finding:
-    return _error(
+    return error(
         "unknown_source",
         f"There is no source {name[:64]!r}; {nearest_name(name, ids, 'the sources are')}",
         *at,

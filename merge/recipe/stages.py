@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from merge.errors import Finding
 from merge.recipe.document import pointer_of
+from merge.recipe.findings import error
 from merge.recipe.parts import Source, nearest_name
 from merge.recipe.results import Result
 from merge.recipe.tokenizer import TokenizerChoice
@@ -167,23 +168,23 @@ def check_stages(recipe: Recipe) -> Iterator[Finding]:
                 "stages nor on what they give (on a base that is no stage it is): merge the stages by "
                 "themselves first."
             )
-            yield _error("stage_informed", message, *at, "steps")
+            yield error("stage_informed", message, *at, "steps")
     for name, stage in recipe.stages.items():
         at = ("stages", name)
         if stage.stages:
-            yield _error("stage_nested", f"Stage {name} has stages: put them beside it.", *at, "stages")
+            yield error("stage_nested", f"Stage {name} has stages: put them beside it.", *at, "stages")
         if stage.result.form == "adapter":
             message = f"Stage {name} gives an adapter, but only a whole model can be merged on."
-            yield _error("stage_result", message, *at, "result")
+            yield error("stage_result", message, *at, "result")
         circle = _circle(recipe, name)
         if circle:
             message = f"The stages go in a circle: {' uses '.join((*circle, circle[0]))}."
-            yield _error("stage_cycle", message, *at)
+            yield error("stage_cycle", message, *at)
     used = in_order(recipe)
     for name in recipe.stages:
         if name not in used:
             message = f"Stage {name} is used by nothing; use it as {STAGE}{name}, or leave it out."
-            yield _error("stage_unused", message, "stages", name)
+            yield error("stage_unused", message, "stages", name)
 
 
 def _parts(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], Recipe]]:
@@ -196,7 +197,7 @@ def _check_use(recipe: Recipe, each: Named, at: tuple[str | int, ...]) -> Iterat
     if each.stage is not None and each.stage not in recipe.stages:
         known = tuple(recipe.stages)
         hint = nearest_name(each.stage, known, "the stages are") if known else "the recipe has no stages."
-        yield _error("stage_unknown", f"There is no stage {each.stage[:64]!r}; {hint}", *at, *each.at)
+        yield error("stage_unknown", f"There is no stage {each.stage[:64]!r}; {hint}", *at, *each.at)
     under = at[1] if at else None
     models = {own.role: own for own in named_models(recipe.stages[str(under)] if at else recipe)}
     if each.is_adapter and (
@@ -205,7 +206,7 @@ def _check_use(recipe: Recipe, each: Named, at: tuple[str | int, ...]) -> Iterat
         message = (
             "An adapter cannot be put on a stage, nor be one: put it on a model that goes into the stage."
         )
-        yield _error("stage_adapter", message, *at, *each.at)
+        yield error("stage_adapter", message, *at, *each.at)
 
 
 def _circle(recipe: Recipe, start: str) -> tuple[str, ...]:
@@ -221,7 +222,3 @@ def _circle(recipe: Recipe, start: str) -> tuple[str, ...]:
                 seen.add(name)
                 ways.append((*way, name))
     return ()
-
-
-def _error(code: str, message: str, *at: str | int) -> Finding:
-    return Finding("error", code, message, pointer_of(*at))

@@ -6,9 +6,9 @@ Mistral, Qwen). Local files only, and never a model's own code.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
 from merge.checkpoint.tokenizer import tokenizer_folder
 from merge.errors import GateUnsupported
+from merge.planning.forms.moe import FORWARD_BYTES
+
+T = TypeVar("T")
 
 
 def tokens_of(model: ModelIndex, folder: Path, texts: Sequence[str]) -> list[Tensor]:
@@ -48,6 +51,21 @@ def embedded(reader: TensorReader, ids: Tensor) -> Tensor:
     for place, token in enumerate(different):
         reader.read_float(name, token * width, width, table[place])
     return table[torch.searchsorted(torch.tensor(different), ids)]
+
+
+def in_batches(texts: Iterable[T], tokens: Callable[[T], int], width: int) -> Iterator[list[T]]:
+    """Some at a time, whose hidden states of this width take about ``FORWARD_BYTES`` together."""
+    batch: list[T] = []
+    held = 0
+    for each in texts:
+        size = 8 * width * tokens(each)
+        if batch and held + size > FORWARD_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch.append(each)
+        held += size
+    if batch:
+        yield batch
 
 
 def layer_inputs(

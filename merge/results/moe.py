@@ -8,7 +8,7 @@ guide model holds where a layer begins: the mean over the tokens (``hidden``, ``
 token's (``hidden_last``).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from merge.checkpoint.reader import TensorReader
 from merge.kernels.keyed import Draws, key_of
 from merge.plan import Plan
-from merge.planning.forms.moe import FORWARD_BYTES, MoePlan, Router
+from merge.planning.forms.moe import MoePlan, Router
 from merge.planning.outputs import OutputTensor
-from merge.results.hidden import embedded, layer_inputs, tokens_of
+from merge.results.hidden import embedded, in_batches, layer_inputs, tokens_of
 
 Texts = tuple[list[Tensor], list[Tensor]]
 """Token ids of the positive and of the negative prompts of one source."""
@@ -91,7 +91,8 @@ def _from_hidden(
     last = moe.asked.gate == "hidden_last"
     width = moe.routers[0].output.shape[1]
     rows: dict[tuple[str, int], Tensor] = {}
-    for names in _batches(texts, width):
+    sizes = {name: sum(ids.numel() for side in sides for ids in side) for name, sides in texts.items()}
+    for names in in_batches(texts, sizes.__getitem__, width):
         flat = [ids for name in names for side in texts[name] for ids in side]
         for layer, states in enumerate(layer_inputs(reader, folder, flat, check)):
             vectors = iter([state[-1] if last else state.mean(0) for state in states])
@@ -102,21 +103,6 @@ def _from_hidden(
         router.output.name: torch.stack([rows[name, router.layer] for name in router.sources])
         for router in moe.routers
     }
-
-
-def _batches(texts: Mapping[str, Texts], width: int) -> Iterator[list[str]]:
-    """Sources whose hidden states take about ``FORWARD_BYTES`` together."""
-    batch: list[str] = []
-    held = 0
-    for name, sides in texts.items():
-        size = 8 * width * sum(ids.numel() for side in sides for ids in side)
-        if batch and held + size > FORWARD_BYTES:
-            yield batch
-            batch, held = [], 0
-        batch.append(name)
-        held += size
-    if batch:
-        yield batch
 
 
 def _direction(reader: TensorReader, texts: Sequence[Tensor]) -> Tensor:

@@ -60,10 +60,13 @@ class _Turns(Generic[J]):
             self._inside[queue] += 1
             self._taken[queue] += 1
         try:
-            work(queue.take())
-        except StopIteration:
-            with self._lock:
-                self._queues = [other for other in self._queues if other is not queue]
+            try:
+                job = queue.take()
+            except StopIteration:
+                with self._lock:
+                    self._queues = [other for other in self._queues if other is not queue]
+            else:
+                work(job)
         finally:
             with self._lock:
                 self._inside[queue] -= 1

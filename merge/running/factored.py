@@ -1,14 +1,13 @@
 """Changes made from the factors of adapters, and what they are in the blocks that are written."""
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from merge.checkpoint.reader import TensorReader
-from merge.contract.factors import FactorGroup, Factors
+from merge.contract.factors import FactorGroup, Factors, no_change
+from merge.contract.informed import Memo
 from merge.errors import NotFinite
 from merge.planning.forms.factored import KEPT
 from merge.planning.output_tensor import Input, OutputTensor
@@ -23,20 +22,11 @@ class Factored:
 
     def __init__(self, readers: Mapping[str, TensorReader]) -> None:
         self._readers = readers
-        self._lock = threading.Lock()
-        self._held: OrderedDict[str, _Once] = OrderedDict()
+        self._memo = Memo(KEPT)
 
     def made(self, chain: Chain, output: OutputTensor) -> Factors:
         """The merged change of one tensor."""
-        with self._lock:
-            once = self._held.setdefault(output.name, _Once())
-            self._held.move_to_end(output.name)
-            while len(self._held) > KEPT:
-                self._held.popitem(last=False)
-        with once.lock:
-            if once.value is None:
-                once.value = self._make(chain, output)
-            return once.value
+        return self._memo.once(output.name, lambda: self._make(chain, output))
 
     def change(
         self, chain: Chain, output: OutputTensor, first: int, count: int, dtype: torch.dtype
@@ -77,13 +67,4 @@ class Factored:
                     "damaged or badly trained."
                 )
             return found
-        rows, columns = shape if len(shape) == 2 else (0, 0)
-        return Factors(torch.zeros(rows, 0).double(), torch.zeros(0, columns).double())
-
-
-class _Once:
-    """A value that the first who needs it makes."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.value: Factors | None = None
+        return no_change(shape)

@@ -58,7 +58,7 @@ def share_global(chains: Sequence[Chain]) -> SharedStats:
             if task.stat.is_global(task.params):
                 key = (task.stage, _whose(chain, task), task.key)
                 task.shared = shared.setdefault(key, Shared(task.stat.part()))
-                task.shared.elements += _entries(chain)
+                task.shared.elements += chain.entries
     return shared
 
 
@@ -178,7 +178,7 @@ def _end_round(chain: Chain, tasks: Sequence[Task]) -> None:
     """Of the stats of this tensor alone."""
     for task in tasks:
         if task.shared is None and not task.measured:
-            task.so_far = task.stat.close(task.part, task.params, _entries(chain), task.so_far)
+            task.so_far = task.stat.close(task.part, task.params, chain.entries, task.so_far)
             task.rounds_done += 1
             task.part = None
 
@@ -213,7 +213,7 @@ def batches(chains: Sequence[Chain], most: int, entries: int) -> Iterator[list[C
     held = 0
     for chain in chains:
         batch.append(chain)
-        held += _entries(chain)
+        held += chain.entries
         if len(batch) >= most or held >= entries:
             yield batch
             batch, held = [], 0
@@ -258,10 +258,3 @@ def _found(job: _Job, load: Load, size: int) -> Iterator[tuple[int, list[list[Te
             job.quick.look(block)
         else:
             yield first, job.chain.measure(block, job.tasks)
-
-
-def _entries(chain: Chain) -> int:
-    total = 1
-    for length in chain.site.shape:
-        total *= length
-    return total

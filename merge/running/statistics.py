@@ -22,6 +22,7 @@ from merge.contract.params import schema_of
 from merge.errors import NotFinite, StatisticsInvalid, StatisticsMissing, StatisticsUnfit
 from merge.journal import sample_of
 from merge.learn.statistics import FILE, read_manifest
+from merge.planning.measuring import KEPT
 from merge.planning.output_tensor import Input, OutputTensor, asked
 
 
@@ -195,8 +196,6 @@ class OutputStatistics:
 
 
 NOTHING = OutputStatistics({})
-KEPT = 2
-"""Systems that are kept for the next tensors with the same inputs: between q, k and v stands o."""
 
 
 @dataclass(frozen=True)

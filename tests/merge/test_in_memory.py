@@ -26,6 +26,7 @@ from merge.run import fitted_sizes, run
 from merge.running import chain
 from merge.running.kept import Kept
 from tests import tiny
+from tests.merge import informed
 
 BUDGET = 256 << 20
 STEPS: list[list[Any]] = [
@@ -178,6 +179,18 @@ def test_a_change_that_was_kept_gives_the_bytes_of_one_made_anew(
         with InMemory(folders, budget_bytes=BUDGET) as memory:
             for tensor, made in memory.tensors(plan(*each)):
                 assert torch.equal(made.view(torch.int16), found[tensor].view(torch.int16)), (tensor, each)
+
+
+def test_a_change_that_depends_on_data_is_not_kept(folders: dict[str, Path], tmp_path: Path) -> None:
+    recipe = {"base": "o/base", "sources": ["o/a", "o/b"], "steps": ["activation_trim", "ties"]}
+    plan = planned(recipe, folders)
+    known = informed.folders_for(plan, tmp_path)
+    turned = {**known, "m0": known["m1"], "m1": known["m0"]}
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+        dict(memory.tensors(plan, known))
+        after = dict(memory.tensors(plan, turned))
+    with InMemory(folders, budget_bytes=BUDGET) as memory:
+        assert all(torch.equal(made, after[name]) for name, made in memory.tensors(plan, turned))
 
 
 def test_what_a_scale_does_not_change_is_worked_out_once(

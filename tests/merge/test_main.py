@@ -38,6 +38,9 @@ def test_run_makes_the_folder_and_prints_digests(root: Path, capsys: pytest.Capt
     assert call("run", root / "recipe.yaml", root / "out", "--threads", 1) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[1] for line in lines} == {file.name for file in (root / "out").iterdir()}
+    (root / "out" / "model.safetensors").unlink()
+    assert call("run", root / "recipe.yaml", root / "out") == 2
+    assert "is this merge, but lacks model.safetensors; remove it first." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,8 @@ def test_weights_that_cancel_are_refused_where_an_override_divides_by_them(
 def test_a_global_threshold_needs_one_density(models: Mapping[str, ModelIndex]) -> None:
     (found,) = refused(models, {"method": "ties", "scope": "global", "density": [0.1, 0.9]})
     assert (found.code, found.pointer) == ("global_setting_varies", "/steps/0/density")
+    usual = [{"match": "class:norm", "settings": {"density": 0.2}}]
+    assert plan_of(models, {"method": "ties", "scope": "global"}, overrides=usual).outputs
 
 
 def changed(models: Mapping[str, ModelIndex], tmp_path: Path, **options: Any) -> dict[str, ModelIndex]:
@@ -259,6 +261,15 @@ def test_summary_shows_effective_settings_and_is_plain_json(models: Mapping[str,
     assert shown["density"] == {"from": 0.2, "to": 0.6}
     assert shown["scope"] == "tensor"
     assert summary["counts"]["tensors"] == exact.TENSORS
+
+
+def test_summary_tells_the_least_and_the_greatest_of_whole_numbers_and_others(
+    models: Mapping[str, ModelIndex],
+) -> None:
+    overrides = [{"match": "*.1.*", "settings": {"scale": 1}}]
+    summary = plan_of(models, {"method": "ties", "scale": 1.5}, overrides=overrides).summary()
+    linear = next(row for row in summary["classes"] if row["class"] == "linear")
+    assert linear["steps"][0]["settings"]["scale"] == {"from": 1, "to": 1.5}
 
 
 def test_too_little_memory_or_disk_is_refused(models: Mapping[str, ModelIndex]) -> None:

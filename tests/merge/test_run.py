@@ -171,6 +171,9 @@ def test_a_shard_the_caller_took_away_is_not_made_again(folders: Mapping[str, Pa
     assert [file.released for file in report.files[:3]] == [True, False, False]
     assert not (out / plan.shards[0].file).exists()
     assert report.manifest["files"][plan.shards[0].file]["sha256"] == report.files[0].sha256
+    assert [file.released for file in merged(plan, folders, out).files] == [
+        file.released for file in report.files
+    ], "nor is it said to be there by a run that finds the result finished"
 
 
 def test_other_weights_in_the_same_place_start_over(tmp_path: Path) -> None:

@@ -93,6 +93,14 @@ def test_compiled_loops_read_and_make_stages_with_the_same_bytes(
     assert contents(ours) == contents(by_hand(STREAMED[name], large, tmp_path))
 
 
+def test_rows_of_a_stage_are_made_whole_wherever_reading_begins(tmp_path: Path) -> None:
+    """Blocks of what reads them begin within rows of 100 entries."""
+    shapes = {"model.layers.0.mlp.up_proj.weight": (2700, 100), "model.norm.weight": (100,)}
+    odd = exact.family(tmp_path / "models", ("a", "b", "c"), shapes=shapes)
+    ours = merged(STREAMED["rows"], odd, tmp_path / "ours")
+    assert contents(ours) == contents(by_hand(STREAMED["rows"], odd, tmp_path))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_and_memory_do_not_matter(threads: int, folders: Mapping[str, Path], tmp_path: Path) -> None:
     document = STREAMED["two levels, one stage used twice"]

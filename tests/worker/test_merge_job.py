@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import select, text
 
 from db import evaluations
@@ -22,8 +23,10 @@ from merge.run import run as run_merge
 from tests import tiny
 from tests.factories import let_lease_run_out, make_caller, make_rules
 from tests.worker.conftest import TOKEN, Floor, family_recipe
+from worker import merge_job
 from worker.board import Board
 from worker.run_job import run_job
+from worker.workshop import Workshop
 
 REPO = "team/merged"
 PUSHED = {"output": {"repo": REPO}}
@@ -244,18 +247,43 @@ def test_a_full_disk_is_told_before_the_download(floor: Floor) -> None:
     assert "MERGERY_SCRATCH_DIR" in (job.error_detail or "") and floor.hub.stats.bytes["weight"] == 0
 
 
-def test_a_short_disk_lets_the_shards_go_one_by_one(floor: Floor) -> None:
+def short_disk(floor: Floor) -> Workshop:
+    """Has room for the models and a shard, not for the whole result."""
     inputs = sum(
         path.stat().st_size
         for name in ("base", "expert1", "expert2")
         for path in (floor.hub.store.root / "team" / name).glob("*.safetensors")
     )
-    room = inputs + (64 << 20) + 200_000
+    return replace(floor.workshop, free_bytes=lambda _: inputs + (64 << 20) + 200_000)
+
+
+def test_a_short_disk_lets_the_shards_go_one_by_one(floor: Floor) -> None:
     job_id = floor.order(output={"repo": REPO, "publish": "always"})
-    run_job(replace(floor.workshop, free_bytes=lambda _: room), job_id, "worker-1")
+    run_job(short_disk(floor), job_id, "worker-1")
     job = floor.job(job_id)
     assert job.state == "succeeded", job.error_detail
     assert "merge.warning" in floor.types(job_id)
+    for name, content in undisturbed(floor, family_recipe()).items():
+        assert floor.read(REPO, name) == content
+
+
+def test_shards_that_were_let_go_are_not_missed_after_a_crash_before_the_commit(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    job_id = floor.order(output={"repo": REPO, "publish": "always"})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(merge_job, "write_card", crash)
+        run_job(short_disk(floor), job_id, "worker-1")
+    with floor.sessions.begin() as session:
+        let_lease_run_out(session, job_id)
+    with floor.sessions.begin() as session:
+        assert lifecycle.recover_lost(session) == [job_id]
+    run_job(short_disk(floor), job_id, "worker-1")
+    job = floor.job(job_id)
+    assert job.state == "succeeded", job.error_detail
     for name, content in undisturbed(floor, family_recipe()).items():
         assert floor.read(REPO, name) == content
 

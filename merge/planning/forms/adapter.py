@@ -162,12 +162,13 @@ def _fates(choice: "_Choice", outcome: Outcome) -> Sequence[tuple[OutputTensor, 
     """What becomes of every tensor that changes. Beside a weight that is saved whole the rest of its module
     is saved too, changed or not: PEFT loads such modules as a whole.
     """
-    fates = {output.name: choice.fate(output) for output in outcome.tensors if choice.concerns(output)}
+    outputs = [output for output in outcome.tensors if choice.finds(output)]
+    fates = {output.name: choice.fate(output) for output in outputs if choice.concerns(output)}
     whole = {module_of(name) for name, fate in fates.items() if fate == "save" and not name.endswith(".bias")}
-    for output in outcome.tensors:
+    for output in outputs:
         if module_of(output.name) in whole and fates.get(output.name) != "lora":
             fates[output.name] = "save"
-    return [(output, fates[output.name]) for output in outcome.tensors if output.name in fates]
+    return [(output, fates[output.name]) for output in outputs if output.name in fates]
 
 
 def module_of(name: str) -> str:
@@ -207,6 +208,12 @@ class _Choice:
         self._adapters: Sequence[AdapterIndex] = adapters if over_base else ()
         self._linear = all(catalogue()[step.method].linear for step in recipe.steps)
         self._on_factors = len(recipe.steps) == 1 and factor_step(recipe) == 0
+
+    def finds(self, output: OutputTensor) -> bool:
+        """Whether the base has the tensor; one that only sources have (``missing``) can be in no adapter."""
+        there = output.name in self._base.tensors
+        self._tell(not there, output, "is not in the base, so an adapter cannot hold it; it is left out")
+        return there
 
     def concerns(self, output: OutputTensor) -> bool:
         """Whether the tensor can come out other than the base has it."""

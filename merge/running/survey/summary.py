@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 from merge.planning.outputs import OutputTensor
@@ -111,7 +111,7 @@ def _group(
     cells: dict[tuple[Spot, str], _Total] = {}
     tensors = []
     for output in outputs:
-        numbers, entries = found[output.name], _entries(output)
+        numbers, entries = found[output.name], prod(output.shape)
         own = _Total(names)
         for total in (whole, own, classes.setdefault(output.role, _Total(names))):
             total.add(entries, numbers)
@@ -148,13 +148,6 @@ def _cells(cells: Mapping[tuple[Spot, str], _Total]) -> list[dict[str, Any]]:
         | {key: each[key] for key in keys}
         for spot, role, each in told
     ]
-
-
-def _entries(output: OutputTensor) -> int:
-    total = 1
-    for length in output.shape:
-        total *= length
-    return total
 
 
 def _square(triangle: Sequence[float], k: int) -> list[list[float]]:

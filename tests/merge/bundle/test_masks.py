@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge.errors import Stopped
+from merge.kernels.bits import unpack
 from merge.recipe.results import BUNDLE_SETTINGS
 from tests.merge.bundle.conftest import IDS, Shop, weights
 
@@ -222,3 +223,20 @@ def test_tensors_of_odd_sizes_are_masked_entry_by_entry(tmp_path: Path) -> None:
     base, taus = changes(shop)
     for place, member in enumerate(IDS):
         assert far(shop.member("bundle", member), reference_emr(base, taus, place, "entries")) < 1e-5
+
+
+def test_masks_of_rows_of_odd_lengths_are_whole_bytes_wherever_blocks_end(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for name in ("base", "expert1", "expert2", "expert3"):
+        (tmp_path / name).mkdir()
+        tensors = {"x": torch.randn(60_000, 5, generator=draw)}
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    shop = Shop(tmp_path)
+    shop.make(shop.recipe("tall", steps=("della", "linear"), threshold=0.4), "bundle")
+    found = load_file(shop.root / "bundle/bundle.safetensors")
+    _, taus = changes(shop)
+    for member, tau in zip(IDS, taus, strict=True):
+        far_off = tau["x"].abs() > 0.4 * (found["vector/x"] - tau["x"]).abs()
+        bits = torch.empty(300_000)
+        unpack(found[f"mask/{member}/x"], bits)
+        assert (bits.view(60_000, 5).bool() != far_off).float().mean() < 1e-3

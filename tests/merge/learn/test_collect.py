@@ -12,9 +12,10 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from merge.checkpoint.index import index_folder
 from merge.errors import ModelNotRun
 from merge.learn import outside
-from merge.learn.collect import Progress, Statistics, collect, read_statistics
+from merge.learn.collect import Progress, collect
 from merge.learn.samples import Samples, samples_of
 from merge.learn.skeleton import Skeleton
+from merge.learn.statistics import Statistics, read_statistics
 from merge.learn.towers import block_lists
 from merge.learn.trees import tensors_in
 from tests.merge.learn import models

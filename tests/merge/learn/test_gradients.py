@@ -9,10 +9,11 @@ import torch
 
 from merge.checkpoint.index import index_folder
 from merge.errors import ModelNotRun
-from merge.learn.collect import collect, read_statistics
+from merge.learn.collect import collect
 from merge.learn.labels import labels_told
 from merge.learn.losses import Loss
 from merge.learn.skeleton import Skeleton
+from merge.learn.statistics import read_statistics
 from tests import tiny
 from tests.merge.learn import models
 

@@ -11,8 +11,8 @@ import pytest
 from merge.checkpoint.index import index_folder
 from merge.errors import NotFinite, OutputExists, StatisticsInvalid, StatisticUnknown, Stopped
 from merge.learn import walk
-from merge.learn.collect import Progress, collect, read_statistics
-from merge.learn.statistics import FILE, MANIFEST
+from merge.learn.collect import Progress, collect
+from merge.learn.statistics import FILE, MANIFEST, read_statistics
 from tests.merge.learn import models
 
 KINDS = ("mean_abs_input", "gram", "fisher")

@@ -168,3 +168,36 @@ def test_over_the_whole_model_a_tensor_that_is_filled_in_counts_as_its_source_s_
     whole = merged({**based, "a": given}, tmp_path / "whole", "error", "a", "b", base="base", steps=steps)
     assert filled.keys() == whole.keys() and EXTRA in whole
     assert all(torch.equal(filled[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("rule", ["fill", "present"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_what_only_the_base_has_is_the_bases_also_where_a_mean_is_wanted(
+    tmp_path: Path, rule: str, layer: int
+) -> None:
+    """The sources' layer 0 is merged over the base's first or second layer, which has a norm alone."""
+    shapes = {f"model.layers.{number}.self_attn.q_proj.weight": (16, 16) for number in range(2)}
+    norm = {f"model.layers.{layer}.input_layernorm.weight": torch.arange(16).float()}
+    folders = {
+        key: exact.write(tmp_path / key, key, shapes, dtype=torch.float32, config={"num_hidden_layers": 2},
+                         extra=norm if key == "base" else None)
+        for key in ("base", "a", "b")
+    }  # fmt: skip
+    cut = [{"id": key, "layers": [0, 1]} for key in "ab"]
+    parts = [{"sources": cut, "base_layers": [layer, layer + 1]}]
+    more = {"base": "base", "steps": ["ties"], "classes": {"norm": "mean"}, "slices": parts}
+    made = merged(folders, tmp_path / "out", rule, "a", "b", **more)
+    assert torch.equal(made["model.layers.0.input_layernorm.weight"], torch.arange(16).float())
+
+
+@pytest.mark.parametrize("rule", ["fill", "present"])
+@pytest.mark.parametrize("fate", ["drop", "save"])
+def test_an_adapter_leaves_out_what_the_base_lacks(
+    folders: dict[str, Path], tmp_path: Path, rule: str, fate: str
+) -> None:
+    result = {"form": "adapter", "rank": 2, "classes": {"bias": fate}}
+    plan = planned(folders, rule, "a", "b", base="base", steps=["task_arithmetic"], result=result)
+    assert ("adapter_left_out", EXTRA) in {(finding.code, finding.tensor) for finding in plan.findings}
+    run(plan, folders, tmp_path / "out", budget_bytes=BUDGET, threads=1)
+    made = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert made and all("q_proj.lora_" in name for name in made)

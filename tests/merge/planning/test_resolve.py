@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from merge.planning.resolve import (
@@ -152,6 +152,7 @@ curves = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9).map(tuple)
 
 
 @given(curves, st.floats(0, 1))
+@example((0.7, 0.7), 0.285)
 def test_a_curve_never_leaves_its_points(curve: tuple[float, ...], depth: float) -> None:
     assert min(curve) <= interpolate(curve, depth) <= max(curve)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from merge.errors import FindingsError
+from merge.results.moe import changed_expert
 from tests import tiny
 from tests.merge.results.adapters import made, planned
 from tests.merge.results.test_moe import dense, load
@@ -159,6 +160,15 @@ def test_noise_is_keyed_and_only_what_an_expert_adds_is_scaled(root: Path, tmp_p
     assert torch.equal(got[f"{plain}.experts.1.down_proj.weight"], b[f"{plain}.down_proj.weight"])
     assert torch.equal(got[f"{plain}.shared_experts.down_proj.weight"], c[f"{plain}.down_proj.weight"] / 4)
     assert torch.equal(got[f"{plain}.shared_experts.up_proj.weight"], c[f"{plain}.up_proj.weight"])
+
+
+def test_the_noise_of_a_part_is_part_of_the_noise(root: Path) -> None:
+    sources = ({"id": name, "model": name, "noise_scale": 0.5} for name in ("a", "b", "c"))
+    plan = planned(root, mixture(*sources))
+    (output,) = (each for each in plan.outputs if each.name.endswith("layers.1.mlp.experts.1.up_proj.weight"))
+    nothing = torch.zeros(output.shape).reshape(-1)
+    whole, part = (changed_expert(plan, output, nothing[first:], first) for first in (0, 100))
+    assert torch.equal(whole[100:], part) and part.count_nonzero() == part.numel()
 
 
 @pytest.mark.parametrize(

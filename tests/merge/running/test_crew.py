@@ -65,6 +65,17 @@ def test_the_first_failure_is_raised(where: str) -> None:
         crew.each(jobs(), work)
 
 
+def test_a_job_that_ends_an_iterator_is_not_the_last_one() -> None:
+    """What it raises is no end of the queue, which would leave the other jobs undone without a word."""
+
+    def work(number: int) -> None:
+        if number == 5:
+            next(iter(()))
+
+    with Crew(3) as crew, pytest.raises(StopIteration):
+        crew.each(range(10), work)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("lengths", [(), (0, 3), (1, 40, 7)])
 def test_the_jobs_of_several_queues_are_done_once(threads: int, lengths: tuple[int, ...]) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from merge.contract.groups import Site
 from merge.contract.stats import Counts, Part, Stat, Term
 from merge.running import passes
-from merge.running.chain import Block, Chain
+from merge.running.chain import Block, Chain, Task
 from merge.running.crew import Crew
+from merge.running.fused.windows import Windows
 from tests.merge.every import METHODS, steps_of
 from tests.merge.whole import Steps, bound, merge_one
 
@@ -115,6 +116,34 @@ def test_a_tensor_that_is_measured_is_ended_while_another_thread_goes_on() -> No
     with Crew(2) as crew:
         passes.measure(chains, 1, load, crew, entries)
     assert all(task.measured for chain in chains for task in chain.tasks)
+
+
+class Wrong(Windows):
+    """A guess that turns out wrong when all entries were looked at."""
+
+    def span(self, otherwise: int) -> int:
+        return otherwise
+
+    def measure(self, first: int, count: int) -> bool:
+        return True
+
+    def settle(self) -> list[Any] | None:
+        return None
+
+
+def test_where_a_guess_was_wrong_a_tensor_is_measured_as_ever() -> None:
+    entries = passes.AT_ONCE + 1
+    read, chains = Read(entries), [chain_for("ties", {"density": 0.3}, entries) for _ in range(2)]
+
+    def guessing(chain: Chain, tasks: Sequence[Task], guess: bool) -> Wrong | None:
+        return Wrong(None, chain, None, tasks, (), None) if guess else None  # type: ignore[arg-type]
+
+    with Crew(1) as crew:
+        for chain, quick in zip(chains, (guessing, lambda *_: None), strict=True):
+            for level in (1, 2):
+                passes.measure([chain], level, read, crew, entries, quick)
+    guessed, counted = ([task.value for task in chain.tasks] for chain in chains)
+    assert guessed == counted and all(task.measured for task in chains[0].tasks)
 
 
 @pytest.mark.parametrize("name", ["arcee_fusion", "widen"])
