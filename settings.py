@@ -5,11 +5,11 @@ import secrets
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
-from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 GIB = 1 << 30
@@ -21,9 +21,11 @@ SCHEMES = {
 
 
 class Settings(BaseSettings):
-    """One instance a process; ``MERGERY_`` is the prefix of every variable."""
+    """One instance a process; ``MERGERY_`` is the prefix of every variable. Empty is as good as unset."""
 
-    model_config = SettingsConfigDict(env_prefix="MERGERY_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MERGERY_", env_ignore_empty=True, extra="ignore", populate_by_name=True
+    )
 
     database_url: str | None = Field(
         None,
@@ -46,7 +48,7 @@ class Settings(BaseSettings):
         default_factory=list, description="Folders (colon separated) whose models and texts recipes may name"
     )
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = Field(8000, ge=1, le=65535)
     api_processes: int = Field(0, ge=0, description="0: one a core, at most four")
     public_url: str | None = Field(None, description="How callers reach the API; default http://host:port")
 
@@ -95,8 +97,8 @@ class Settings(BaseSettings):
         default_factory=lambda: [0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0]
     )
 
-    max_body_bytes: int = 1 << 20
-    max_dataset_bytes: int = 16 << 20
+    max_body_bytes: int = Field(1 << 20, ge=1)
+    max_dataset_bytes: int = Field(16 << 20, ge=1)
     max_calibration_bytes: int = Field(64 << 20, ge=1, description="Of one file that models are measured on")
     max_statistics_bytes: int = Field(
         20 * GIB, ge=0, description="Statistics kept in data_dir; the longest unused go first"
@@ -104,14 +106,16 @@ class Settings(BaseSettings):
     gpu_measuring_seconds: float = Field(
         0.0, ge=0, description="Jobs that measure longer than this on a CPU go to the gpu queue; 0: none"
     )
-    max_queued_jobs: int = Field(100, description="Per tenant")
-    requests_per_minute: int = Field(6000, description="Per API key; 0: unlimited")
+    max_queued_jobs: int = Field(100, ge=0, description="Per tenant")
+    requests_per_minute: int = Field(6000, ge=0, description="Per API key; 0: unlimited")
     metrics_enabled: bool = True
     metrics_host: str = "127.0.0.1"
     dispatcher_metrics_port: int = Field(0, ge=0, le=65535, description="0: the dispatcher serves no metrics")
     worker_metrics_port: int = Field(0, ge=0, le=65535, description="0: the worker serves no metrics")
     docs_enabled: bool = True
-    log_level: str = "INFO"
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)
+    ] = "INFO"
 
     @field_validator("model_roots", mode="before")
     @classmethod

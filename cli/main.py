@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 from settings import Settings
 
 Command = Callable[[argparse.Namespace, Settings], int]
+MOST_PORT = 65535
+MOST_AT_ONCE = 1024
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,15 +40,17 @@ def _add_service_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     )
     up.add_argument("--data-dir", type=Path, help="where data is kept (default: the user's data folder)")
     up.add_argument("--host")
-    up.add_argument("--port", type=int)
-    up.add_argument("--workers", type=int, default=1, help="jobs at a time (default 1)")
-    up.add_argument("--gpus", type=int, default=0, help="GPU workers to start, one a device (default 0)")
+    up.add_argument("--port", type=_between(1, MOST_PORT))
+    up.add_argument("--workers", type=_between(1, MOST_AT_ONCE), default=1, help="jobs at a time (default 1)")
+    about = "GPU workers to start, one a device (default 0)"
+    up.add_argument("--gpus", type=_between(0, MOST_AT_ONCE), default=0, help=about)
     api = _add(commands, "api", run_api, "serve REST, event streams and the dashboard")
     api.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)
     _add(commands, "dispatcher", run_dispatcher, "announce jobs, find lost ones, deliver webhooks")
     worker = _add(commands, "worker", run_worker, "run jobs")
     worker.add_argument("--queues", default="cpu", help="cpu or gpu, or both with a comma")
-    worker.add_argument("--concurrency", type=int, default=1)
+    about = "jobs at a time (default 1)"
+    worker.add_argument("--concurrency", type=_between(1, MOST_AT_ONCE), default=1, help=about)
     worker.add_argument("--device", help="cpu, cuda or cuda:N (default: by queue)")
     worker.add_argument(
         "--health", action="store_true", help="say whether the worker of this machine is alive"
@@ -66,9 +71,10 @@ def _add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentP
     serve = _add(hub, "serve", run_hub_serve, "serve a folder of models over the Hub's protocol")
     serve.add_argument("folder", type=Path)
     serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8080)
+    about = "0 takes a free one (default 8080)"
+    serve.add_argument("--port", type=_between(0, MOST_PORT), default=8080, help=about)
     serve.add_argument(
-        "--tokens", type=Path, help="YAML or JSON file of tokens; without it everything is public"
+        "--tokens", type=Path, help="YAML or JSON file of tokens; without it all may read and none push"
     )
     methods = _add(commands, "methods", run_methods, "list the merge methods, or show one")
     methods.add_argument("name", nargs="?")
@@ -126,7 +132,8 @@ def run_worker(options: argparse.Namespace, settings: Settings) -> int:
 
     if options.health:
         return app.check_health(settings)
-    return app.run_worker(settings, options.queues.split(","), options.concurrency, options.device)
+    queues = [queue.strip() for queue in options.queues.split(",")]
+    return app.run_worker(settings, queues, options.concurrency, options.device)
 
 
 def run_migrate(_options: argparse.Namespace, settings: Settings) -> int:
@@ -141,15 +148,21 @@ def run_keys_create(options: argparse.Namespace, settings: Settings) -> int:
     """`mergery keys create`"""
     from cli.up import create_key
 
-    print(create_key(_database(settings), options.tenant, options.name, options.scopes.split(",")))
+    scopes = [scope.strip() for scope in options.scopes.split(",")]
+    print(create_key(_database(settings), options.tenant, options.name, scopes))
     return 0
 
 
 def run_hub_serve(options: argparse.Namespace, _settings: Settings) -> int:
     """`mergery hub serve`"""
+    from cli.errors import CliError
+    from hub.folder_errors import ConfigInvalid
     from hub.folder_server import serve
 
-    serve(options.folder, host=options.host, port=options.port, tokens=options.tokens)
+    try:
+        serve(options.folder, host=options.host, port=options.port, tokens=options.tokens)
+    except ConfigInvalid as error:
+        raise CliError(str(error)) from None
     return 0
 
 
@@ -204,6 +217,17 @@ def _count(text: str) -> int:
     return count_of(text)
 
 
+def _between(least: int, most: int) -> Callable[[str], int]:
+    """A type of argument: a whole number from ``least`` to ``most``."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
 def run_translate(options: argparse.Namespace, _settings: Settings) -> int:
     """`mergery translate`"""
     from merge.errors import FindingsError
@@ -213,7 +237,8 @@ def run_translate(options: argparse.Namespace, _settings: Settings) -> int:
         read = read_file(options.config)
     except FindingsError as error:
         for finding in error.findings:
-            print(f"mergery: {finding.message} ({finding.pointer})", file=sys.stderr)
+            where = f" ({finding.pointer})" if finding.pointer else ""
+            print(f"mergery: {finding.message}{where}", file=sys.stderr)
         return 2
     print(json.dumps(read.as_json(), indent=2) if options.json else read.as_yaml().rstrip())
     return 0
@@ -246,7 +271,7 @@ def _variable(name: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; an error of ours is one line on standard error and exit code 2."""
+    """Runs one command; an error of ours is one line on standard error and exit code 2, Ctrl-C is 130."""
     options = build_parser().parse_args(arguments)
     run: Command = options.run
     try:
@@ -257,6 +282,9 @@ def main(arguments: list[str] | None = None) -> int:
         from merge.__main__ import reader_left
 
         return reader_left()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except Exception as error:
         from cli.errors import one_line
 

@@ -64,12 +64,17 @@ class File:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal; one that a kill cut short is cut away."""
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
+    """The lines of a journal; one that a kill cut short is cut away. Raises ``CliError`` where it is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        raise CliError(
+            f"{path} is no list of trials, or is damaged; remove it, or name another folder with --out"
+        ) from None
 
 
 def read(file: Path) -> SearchRequest:

@@ -10,6 +10,7 @@ import uvicorn
 
 from api.app import create_app
 from api.metrics import FOLDER
+from cli.errors import NotRunning
 from cli.supervisor import Part, Supervisor, end_with_parent, mergery
 from settings import Settings
 from worker.log import configure_logging
@@ -26,7 +27,11 @@ def count_processes(settings: Settings) -> int:
 
 
 def serve(settings: Settings) -> int:
-    """Serves until told to stop. Raises ``OSError`` when the port is another's."""
+    """Serves until told to stop. Raises ``OSError`` when the port is another's, ``NotRunning`` without a
+    database.
+    """
+    if settings.database_url is None:
+        raise NotRunning("no database: set DATABASE_URL, or start `mergery up`, which brings its own")
     configure_logging(settings.log_level)
     count = count_processes(settings)
     if count == 1:

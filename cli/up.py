@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -26,6 +28,9 @@ URL_VARIABLES = {"postgres": "DATABASE_URL", "valkey": "BROKER_URL"}
 GPU_MEASURING_SECONDS = "60"
 """From how long on a CPU models are run on texts by a GPU worker, where one is started."""
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks the whole to end: Ctrl-C, `kill`, a terminal that is closed."""
+
 Starter = Callable[[Path], Server]
 
 
@@ -35,7 +40,7 @@ def up(settings: Settings, options: argparse.Namespace) -> int:
     given = {"data_dir": data_dir, "host": options.host, "port": options.port}
     settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(settings.data_dir):
+    with _only_one(settings.data_dir), _ended_by(signal.default_int_handler):
         return _run(settings, options)
 
 
@@ -58,10 +63,30 @@ def _run(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _started(start: Starter, data_dir: Path, ends: ExitStack) -> Server:
-    """An embedded server, which ends when all this does, however far it came."""
-    server = start(data_dir)
-    ends.callback(server.stop)
+    """An embedded server, which ends when all this does, however far it came. Who asks for that while it is
+    being started is heard afterwards: half started, nothing would stop it.
+    """
+    heard: list[int] = []
+    with _ended_by(lambda number, _frame: heard.append(number)):
+        server = start(data_dir)
+        ends.callback(server.stop)
+    if heard:
+        raise KeyboardInterrupt
     return server
+
+
+@contextmanager
+def _ended_by(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Every signal that asks to end goes to ``handler``, but those that this process was told to ignore."""
+    before = {each: signal.getsignal(each) for each in ENDINGS}
+    for each, was in before.items():
+        if was != signal.SIG_IGN:
+            signal.signal(each, handler)
+    try:
+        yield
+    finally:
+        for each, was in before.items():
+            signal.signal(each, was)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from merge.results.finish import (
     check_bases,
     inputs_manifest,
     read_manifest,
+    survey_extent,
     sync_folder,
     write_json,
     write_manifest,
@@ -97,7 +98,7 @@ def run(
     check_bases(plan, inputs)
     written = {} if within else last_written(stamps, pinned)
     if out.exists():
-        return _already_there(plan, inputs, max(written.values(), default=0), out)
+        return _already_there(plan, inputs, max(written.values(), default=0), out, survey, digests)
     with claimed(partial_folder(out)):
         journal = open_journal(partial_folder(out), plan.digest, inputs, written, survey)
         this = _Run(
@@ -308,9 +309,11 @@ def _check_unchanged(stamps: Sequence[Stamp], partial: Path) -> None:
         raise
 
 
-def _already_there(plan: Plan, inputs: Mapping[str, Any], written: int, out: Path) -> Report:
+def _already_there(
+    plan: Plan, inputs: Mapping[str, Any], written: int, out: Path, survey: Extent, digests: bool
+) -> Report:
     """A finished output of the same plan and inputs is the result, unless an input was ``written`` to after
-    it; anything else is in the way.
+    it, or it lacks what is asked for now; anything else is in the way.
     """
     found = read_manifest(out)
     if found is None or found.get("plan_sha256") != plan.digest or found.get("inputs") != inputs:
@@ -321,6 +324,12 @@ def _already_there(plan: Plan, inputs: Mapping[str, Any], written: int, out: Pat
         raise OutputExists(
             f"{out} is already there, but a model was written to after it was made; choose another folder or "
             "remove it."
+        )
+    is_digested = all(file["sha256"] for file in found["files"].values())
+    if survey not in ("none", survey_extent(out)) or (digests and not is_digested):
+        raise OutputExists(
+            f"{out} is already there, made with another merge report or without digests; choose another "
+            "folder or remove it."
         )
     (out / FILE).unlink(missing_ok=True)
     files = [

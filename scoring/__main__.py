@@ -1,6 +1,6 @@
 """Scores and checks model folders: ``python -m scoring score | check``. Nothing is fetched or sampled.
 
-Exit status 0; 1 for a model that does not work; 2 with one line that names what is wrong.
+Exit status 0; 1 for a model that does not work; 2 with one line that names what is wrong; 130 after Ctrl-C.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.table import Table
 from scoring.errors import ScoringError, SetInvalid
 from scoring.lines import decoded
 from scoring.settings import BY_KIND, KINDS, LmEvalSettings
+
+if TYPE_CHECKING:
+    from scoring.check_report import Vitals
 
 NO_SETTINGS = "{}"
 YAML = (".yaml", ".yml")
@@ -77,18 +80,35 @@ def run_check(options: argparse.Namespace) -> int:
     from scoring.check import SAMPLES, check_model
     from scoring.vitals import compare
 
-    texts = _text(options.texts).splitlines() if options.texts else list(SAMPLES)
+    texts = _lines(options.texts) if options.texts else list(SAMPLES)
     _require_device(options.device)
     report = check_model(options.model, device=options.device, texts=texts)
     parents = {}
     if report.vitals is not None:
         for folder in options.parent:
-            vitals = check_model(folder, device=options.device, texts=texts, only_vitals=True).vitals
-            if vitals is not None:
-                parents[str(folder)] = vitals
+            parents[str(folder)] = _vitals_of(folder, options.device, texts)
         report = report.beside(parents, compare(report.vitals, parents))
     sys.stdout.write(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
     return 0 if report.ok else 1
+
+
+def _vitals_of(parent: Path, device: str, texts: Sequence[str]) -> "Vitals":
+    """What a model is held against. Raises ``ScoringError`` where the parent cannot be measured."""
+    from scoring.check import check_model
+
+    report = check_model(parent, device=device, texts=texts, only_vitals=True)
+    if report.vitals is None:
+        why = "; ".join(each.message for each in report.findings) or "no token of the texts can be predicted"
+        raise ScoringError(f"nothing can be held against the parent {parent}: {why}")
+    return report.vitals
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file that say something. Raises ``SetInvalid`` where none does."""
+    lines = [line for line in _text(file).splitlines() if line.strip()]
+    if not lines:
+        raise SetInvalid(str(file), None, None, "holds no text")
+    return lines
 
 
 def read_set(told: str, place: int, limit: int | None) -> Any:
@@ -158,6 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ScoringError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
     return status
 
 

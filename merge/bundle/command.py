@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.bundle.gate import DIRECTIONS
-from merge.bundle.recipe import base_folder
-from merge.checkpoint.bundle import ADAPTERS, BundleIndex
+from merge.bundle.recipe import base_folder, bundle_of_folder
+from merge.checkpoint.bundle import ADAPTERS
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
 from merge.errors import GateUnsupported
-from merge.file_errors import BundleRefused, TextInvalid
+from merge.file_errors import TextInvalid
 
 if TYPE_CHECKING:
     from merge.bundle.router import Place
@@ -73,9 +73,7 @@ def _place(options: argparse.Namespace) -> "Iterator[Place]":
     from merge.checkpoint.reader import TensorReader
 
     bundle: Path = options.bundle
-    index = index_adapter_folder(bundle)
-    if not isinstance(index, BundleIndex):
-        raise BundleRefused(f"{bundle} is an adapter, and no bundle.")
+    index = bundle_of_folder(bundle)
     folder = base_folder(index, bundle, options.base)
     base = index_folder(folder)
     with ExitStack() as stack:

@@ -51,12 +51,19 @@ def member_of_folder(bundle: Path, member: str, base: Path | None, dtype: str | 
     A base that is named relative to where the bundle was made is looked for from here and beside the bundle.
     Raises ``MemberUnknown``, ``ModelNotFound`` and others of ``FileRefused``.
     """
-    index = index_adapter_folder(bundle)
-    if not isinstance(index, BundleIndex):
-        raise BundleRefused(f"{bundle} is an adapter, and no bundle: it has no {MANIFEST}.")
+    index = bundle_of_folder(bundle)
     inside = index.base.inside
     at = None if inside is not None and base is None else str(base_folder(index, bundle, base))
     return materialise_recipe(index, str(bundle), weighted(member), base=at, dtype=dtype)
+
+
+def bundle_of_folder(folder: Path) -> BundleIndex:
+    """The bundle in a folder. Raises ``BundleRefused`` where something else lies there."""
+    is_other = folder.is_dir() and not (folder / MANIFEST).exists()
+    index = None if is_other else index_adapter_folder(folder)
+    if not isinstance(index, BundleIndex):
+        raise BundleRefused(f"{folder} is no bundle: it has no {MANIFEST}.")
+    return index
 
 
 def base_folder(index: BundleIndex, bundle: Path, base: Path | None) -> Path:
@@ -67,8 +74,9 @@ def base_folder(index: BundleIndex, bundle: Path, base: Path | None) -> Path:
     places = (Path(named), bundle.parent / named) if base is None else (base,)
     found = next((at for at in places if at.is_dir()), None)
     if found is None:
+        tried = " or ".join(dict.fromkeys(map(str, places)))
         raise ModelNotFound(
-            f"{bundle} was made over {named}, which is no folder here; say with --base where it lies."
+            f"{bundle} was made over {named}, and there is no folder {tried}; say with --base where it lies."
         )
     return found
 

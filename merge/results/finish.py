@@ -195,6 +195,15 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
         return None
 
 
+def survey_extent(out: Path) -> str | None:
+    """On how much of the weights the merge report of a finished output was measured, if it has one."""
+    try:
+        told = _object((out / SURVEY_FILE).read_bytes())
+    except OSError:
+        return None
+    return None if told is None else told.get("extent")
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames and new names in a folder durable."""
     fd = os.open(folder, os.O_RDONLY)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cli.errors import CliError
 from cli.main import main
 from cli.search import File
 from tests import tiny
@@ -66,8 +67,7 @@ def test_a_killed_search_goes_on_where_it_was(models: Path, monkeypatch: pytest.
         return real(self, candidate)
 
     monkeypatch.setattr(candidates.Bench, "told", dies)
-    with pytest.raises(KeyboardInterrupt):
-        main(["search", str(file), "--out", str(out)])
+    assert main(["search", str(file), "--out", str(out)]) == 130
     with (out / "trials.jsonl").open("a") as journal:
         journal.write('{"key": "cut sho')
     told.pop(0)
@@ -81,6 +81,14 @@ def test_a_search_that_was_killed_before_its_first_trial_begins_anew(tmp_path: P
     journal.write_text(kept)
     assert File(journal, "this one").spent_seconds == 0.0
     assert json.loads(journal.read_text()) == {"search": "this one"}
+
+
+def test_a_journal_that_is_damaged_is_left_alone(tmp_path: Path) -> None:
+    journal = tmp_path / "trials.jsonl"
+    journal.write_text('{"search": "this one"}\n\0\0\n')
+    with pytest.raises(CliError, match="is no list of trials, or is damaged"):
+        File(journal, "this one")
+    assert journal.read_text().endswith("\0\n")
 
 
 def test_trials_on_other_texts_are_not_taken_for_these(

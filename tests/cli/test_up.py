@@ -118,6 +118,28 @@ def test_a_start_that_fails_leaves_no_server_behind(folder: Path, monkeypatch: p
     assert started[0].pid is None and not (folder / "data" / URL_FILE).exists()
 
 
+def test_who_is_told_to_end_while_a_server_starts_stops_it_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[str] = []
+    monkeypatch.setattr(Server, "stop", lambda server: stopped.append(server.name))
+
+    def start(data: Path) -> Server:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Server("postgres", "", data, data)
+
+    monkeypatch.setattr("cli.up.start_postgres", start)
+    monkeypatch.setattr("cli.up.start_valkey", lambda data: Server("valkey", "", data, data))
+    settings = Settings(data_dir=folder / "data", database_url=None, broker_url=None)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # without ours the tests would end
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            up(settings, build_parser().parse_args(["up"]))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped == ["postgres"]
+
+
 def test_a_server_that_cannot_be_revived_yet_is_tried_again(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

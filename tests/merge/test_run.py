@@ -221,6 +221,20 @@ def test_a_result_from_before_an_input_was_written_to_is_in_the_way(tmp_path: Pa
         merged(plan, folders, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [({"survey": "none"}, {"survey": "full"}), ({"digests": False}, {"digests": True})],
+)
+def test_a_result_that_lacks_what_is_asked_for_now_is_in_the_way(
+    first: dict[str, Any], then: dict[str, Any], folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    plan = planned(folders)
+    merged(plan, folders, tmp_path / "out", **first)
+    assert all(file.reused for file in merged(plan, folders, tmp_path / "out", **first).files)
+    with pytest.raises(OutputExists, match="another merge report or without digests"):
+        merged(plan, folders, tmp_path / "out", **then)
+
+
 def test_files_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
     folders = exact.family(tmp_path)
     plan = planned(folders)

@@ -72,6 +72,19 @@ def test_a_check_beside_parents_ends_with_one_for_a_broken_model(
     assert main(["check", str(model)]) == 1
 
 
+def test_a_check_that_can_compare_nothing_says_so(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "blank.txt").write_text("\n \n")
+    for arguments, said in (
+        (["--parent", str(tmp_path / "none")], "nothing can be held against the parent"),
+        (["--texts", str(tmp_path / "blank.txt")], "holds no text"),
+    ):
+        assert main(["check", str(model), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
 def test_folders_are_shown_by_their_names_whatever_stands_in_them(
     tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

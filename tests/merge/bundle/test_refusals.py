@@ -116,6 +116,7 @@ def test_an_unknown_member_is_told_the_known_ones(bundle: Path, capsys: pytest.C
 def test_a_base_that_is_not_there_is_asked_for(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (bundle.parent / "base").unlink()
     assert "say with --base where it lies" in said(bundle, capsys)
+    assert "there is no folder nowhere;" in said(bundle, capsys, "a", "--base", "nowhere")
     error = said(bundle, capsys, "a", "--base", str(bundle.parent / "expert1"))
     assert "is not the file that" in error and "was made over" in error
 
@@ -123,7 +124,7 @@ def test_a_base_that_is_not_there_is_asked_for(bundle: Path, capsys: pytest.Capt
 def test_a_model_is_no_bundle_and_a_bundle_no_model(
     bundle: Path, shop: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "adapter_config.json" in said(shop.root / "base", capsys)
+    assert "is no bundle: it has no bundle.json" in said(shop.root / "base", capsys)
     with pytest.raises(Exception, match="This is a bundle, not a model"):
         shop.make({"sources": ["bundle", "base"], "steps": ["linear"]}, "out")
     with pytest.raises(Exception, match="say which member is meant"):
