@@ -70,11 +70,6 @@ def create_app(settings: Settings, planner: Planner | None = None) -> FastAPI:
     return app
 
 
-def from_environment() -> FastAPI:
-    """The application with the settings of the environment: a factory for servers of several processes."""
-    return create_app(Settings())
-
-
 def make_planner(settings: Settings) -> Planner:
     """A planner that asks the configured Hub."""
     return Planner(

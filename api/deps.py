@@ -14,8 +14,10 @@ from api.errors import Problem
 from api.feed import POLL_SECONDS, Feed
 from api.limits import Limiter
 from api.metrics import Metrics
+from db import jobs
 from db.listen import listen
-from db.session import make_engine, make_sessions
+from db.models.job import Job
+from db.session import Session, make_engine, make_sessions
 from jobs import keys, tally
 from jobs.keyring import Keyring
 from jobs.keys import Caller
@@ -193,6 +195,11 @@ def found(row: Row | None, what: str, name: str) -> Row:
     if row is None:
         raise Problem("not_found", f"there is no {what} {name!r}")
     return row
+
+
+def own_job(session: Session, caller: Caller, job_id: str) -> Job:
+    """The caller's job; raises the 404 problem."""
+    return found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
 
 
 InDesk = Annotated[Desk, Depends(desk_here)]

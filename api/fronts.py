@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from api.deps import Desk, found
+from api.deps import Desk, own_job
 from api.errors import Problem
 from api.intake import Order
-from db import jobs
 from jobs.fronts import Front, front_of, merge_order
 from jobs.keys import Caller
 from jobs.searching import PointRequest
@@ -17,7 +16,7 @@ from search.errors import SearchInvalid
 def front_for(desk: Desk, caller: Caller, job_id: str) -> Front:
     """The front of a search. Raises a 404 problem and ``IllegalState``."""
     with desk.read() as session:
-        return front_of(session, found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id))
+        return front_of(session, own_job(session, caller, job_id))
 
 
 def picked(front: Front, preference: str, among: Among = "measured") -> Chosen:
@@ -29,7 +28,7 @@ def picked(front: Front, preference: str, among: Among = "measured") -> Chosen:
 def order_of_place(desk: Desk, caller: Caller, job_id: str, place: int, request: PointRequest) -> Order:
     """The merge of one point of a front. Raises a 404 problem and ``IllegalState``."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         return Order(merge_order(job, front_of(session, job), place, request))
 
 

@@ -12,11 +12,13 @@ from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
+from api.answers import Answer
 from api.bodies import check_tree, load_json
-from api.deps import Desk, found
+from api.deps import Desk, found, own_job
 from api.errors import Problem, from_room, from_validation, location_in
 from api.schemas.jobs import job_out
 from db import jobs, trials
+from db.session import Session
 from hub.errors import HubError
 from jobs import credentials, idempotency, submit
 from jobs.append import AppendRequest, append_order
@@ -66,6 +68,10 @@ class Accepted:
         said = {"Location": f"/v1/jobs/{self.job_id}"}
         return said | {"Idempotent-Replayed": "true"} if self.replayed else said
 
+    def answer(self) -> Answer:
+        """As the caller gets it."""
+        return Answer(self.body, self.status, self.headers())
+
 
 @dataclass(frozen=True)
 class Key:
@@ -79,12 +85,14 @@ def key_of(request: Request, key: str | None, asked: Any) -> Key | None:
     """The idempotency key of a request that asks for ``asked`` (plain data, or a body's bytes), if any."""
     if key is None:
         return None
-    return Key(key, idempotency.request_hash(request.method, request.url.path, asked))
+    path = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+    return Key(key, idempotency.request_hash(request.method, path, asked))
 
 
-def read_json(raw: bytes) -> Order:
-    """The order in a JSON body; ``recipe`` is ours or a mergekit configuration."""
-    return order_of(load_json(raw))
+def read_json(raw: bytes) -> tuple[Order, Any]:
+    """The order in a JSON body, and what was sent; ``recipe`` is ours or a mergekit configuration."""
+    document = load_json(raw)
+    return order_of(document), document
 
 
 def order_of(document: Any) -> Order:
@@ -159,10 +167,15 @@ def accept(desk: Desk, caller: Caller, order: Order, key: Key | None = None) -> 
     return Accepted(body, 202, False)
 
 
+async def placed(
+    request: Request, desk: Desk, caller: Caller, order: Callable[[], Order], asked: Any, key: str | None
+) -> Accepted:
+    """Has an order accepted, patiently; ``asked`` is what was sent, ``key`` the ``Idempotency-Key``."""
+    return await patiently(desk, lambda: accept(desk, caller, order(), key_of(request, key, asked)))
+
+
 async def patiently(desk: Desk, work: Callable[[], Found]) -> Found:
-    """Runs ``work``, which accepts a job, in one of the threads that may wait for a Hub: a slow one never
-    holds up reading.
-    """
+    """Runs ``work`` in one of the threads that may wait for a Hub: a slow one never holds up reading."""
     return await anyio.to_thread.run_sync(work, limiter=desk.planning_threads)
 
 
@@ -172,7 +185,7 @@ def again(desk: Desk, caller: Caller, job_id: str, key: Key | None = None) -> Ac
         if isinstance(held, Replay):
             return Accepted(held.body, held.status, True)
         with desk.begin() as session:
-            job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+            job = own_job(session, caller, job_id)
             made = submit.retry(session, caller, job, desk.rules)
             return Accepted(keep_answer(session, held, job_out(made)), 202, False)
 
@@ -182,7 +195,7 @@ def order_to_append(desk: Desk, caller: Caller, job_id: str, request: AppendRequ
     or a 422 problem where nothing can join it.
     """
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
     try:
         return Order(append_order(job, request))
     except MergeError as error:
@@ -192,7 +205,7 @@ def order_to_append(desk: Desk, caller: Caller, job_id: str, request: AppendRequ
 def order_of_point(desk: Desk, caller: Caller, job_id: str, number: int, request: PointRequest) -> Order:
     """The merge of one candidate of a search. Raises a 404 problem and ``IllegalState``."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         rows = trials.of_search(session, job.root_id, number - 1, 1)
         trial = found(next((row for row in rows if row.number == number), None), "trial", str(number))
         return Order(point_order(job, trial, request))
@@ -216,7 +229,7 @@ def reserved(desk: Desk, caller: Caller, key: Key | None) -> Iterator[Reservatio
         raise
 
 
-def keep_answer(session: Any, held: Reservation | None, body: dict[str, Any]) -> dict[str, Any]:
+def keep_answer(session: Session, held: Reservation | None, body: dict[str, Any]) -> dict[str, Any]:
     """Keeps the answer of a request that has an idempotency key; gives it as it would be replayed."""
     if held is None:
         return body

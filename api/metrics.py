@@ -5,9 +5,8 @@ Where several API processes share a port, each keeps its numbers in files of one
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -15,16 +14,15 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from db import jobs, webhooks
+from db.session import Session
 from jobs.metrics import Counts
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.3, 0.6, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class Begin(Protocol):
-    """Opens a transaction."""
-
-    def __call__(self) -> AbstractContextManager[Any]: ...
+Begin = Callable[[], AbstractContextManager[Session]]
+"""Opens a transaction."""
 
 
 class Metrics:

@@ -46,11 +46,11 @@ def page(
 ) -> Answer:
     """The page made of ``rows`` (one more than ``asked.limit`` when there are more), with its Link header."""
     shown = rows[: asked.limit]
-    body: dict[str, Any] = {"data": [shape(row) for row in shown], "has_more": len(rows) > asked.limit}
-    headers = {}
-    if body["has_more"]:
+    has_more, cursor, headers = len(rows) > asked.limit, None, {}
+    if has_more:
         last = shown[-1]
-        cursor = body["next_cursor"] = desk.cursors.write(Position(last.created_at, last.id), filters)
+        cursor = desk.cursors.write(Position(last.created_at, last.id), filters)
         following = request.url.include_query_params(cursor=cursor)
         headers["Link"] = f'<{desk.settings.url}{following.path}?{following.query}>; rel="next"'
-    return Answer(body | {"next_cursor": body.get("next_cursor")}, headers=headers)
+    body = {"data": [shape(row) for row in shown], "has_more": has_more, "next_cursor": cursor}
+    return Answer(body, headers=headers)

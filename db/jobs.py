@@ -70,7 +70,6 @@ class Filters(TypedDict, total=False):
     kind: str | None
     metadata: Mapping[str, str] | None
     created_after: datetime | None
-    created_before: datetime | None
 
 
 class JobBrief(Protocol):
@@ -129,7 +128,6 @@ def _filtered(
     kind: str | None = None,
     metadata: Mapping[str, str] | None = None,
     created_after: datetime | None = None,
-    created_before: datetime | None = None,
 ) -> Select[Any]:
     rows = rows.where(Job.tenant_id == tenant_id, _whole())
     if after is not None:
@@ -144,8 +142,6 @@ def _filtered(
         rows = rows.where(Job.metadata_.contains(dict(metadata)))
     if created_after is not None:
         rows = rows.where(Job.created_at > created_after)
-    if created_before is not None:
-        rows = rows.where(Job.created_at < created_before)
     return rows.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
 
 
@@ -214,22 +210,21 @@ def claim(session: Session, job_id: str, owner: str, lease_seconds: float) -> Jo
     return session.scalars(taken).one_or_none()
 
 
-def beat(session: Session, job_id: str, attempt: int, owner: str, lease_seconds: float) -> tuple[bool] | None:
-    """Extends the lease; (whether cancelling was asked for,), or nothing when the fence is stale."""
-    row = session.execute(
+def beat(session: Session, job_id: str, attempt: int, owner: str, lease_seconds: float) -> bool | None:
+    """Extends the lease; whether cancelling was asked for, or nothing when the fence is stale."""
+    return session.scalar(
         update(Job)
         .where(Job.id == job_id, *_owned(attempt, owner))
         .values(lease_until=now() + seconds(lease_seconds), heartbeat_at=now())
         .returning(Job.cancel_requested_at.is_not(None))
         .execution_options(synchronize_session=False)
-    ).one_or_none()
-    return None if row is None else (bool(row[0]),)
+    )
 
 
 def write_progress(
     session: Session, job_id: str, attempt: int, owner: str, progress: Mapping[str, Any], event_every: float
-) -> tuple[bool] | None:
-    """Stores progress; (whether an event is due,), or nothing when the fence is stale."""
+) -> bool | None:
+    """Stores progress; whether an event is due, or nothing when the fence is stale."""
     due = or_(Job.progress_at.is_(None), Job.progress_at < now() - seconds(event_every))
     locked = (
         select(Job.id, due.label("due")).where(Job.id == job_id, *_owned(attempt, owner)).with_for_update()
@@ -243,7 +238,7 @@ def write_progress(
     session.execute(
         update(Job).where(Job.id == job_id).values(values).execution_options(synchronize_session=False)
     )
-    return (bool(found.due),)
+    return bool(found.due)
 
 
 def lost(session: Session) -> Sequence[Job]:

@@ -18,7 +18,8 @@ JobError
 └── IdempotencyInProgress  the first request with the key has not ended
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -78,6 +79,16 @@ class RequestInvalid(JobError):
     def __init__(self, message: str, pointer: str = "") -> None:
         self.pointer = pointer
         super().__init__(message)
+
+
+@contextmanager
+def within(pointer: str) -> Iterator[None]:
+    """What is wrong with a part of an order is told at its place in the whole."""
+    try:
+        yield
+    except RequestInvalid as error:
+        error.pointer = pointer + error.pointer
+        raise
 
 
 class ModelNameInvalid(RequestInvalid):

@@ -1,5 +1,8 @@
 """How much of a model's weight files a job fetches: all, or only the ranges that its plan reads."""
 
+from collections.abc import Mapping
+
+from merge.checkpoint.index import ModelIndex
 from merge.plan import Plan
 from merge.ranges import Spans, joined, length, ranges_in
 from merge.recipe.stages import ADAPTER, parted
@@ -28,6 +31,11 @@ def fetched_files(plan: Plan, role: str, *, whole: bool) -> tuple[str, ...]:
     return index.shards if whole and index is not None and not lends else plan.weight_files(role)
 
 
+def sizes_of(index: ModelIndex, role: str) -> Mapping[str, int]:
+    """Bytes of each file of the model, or of the adapter over it, that has this role."""
+    return index.adapter.files if role.endswith(ADAPTER) and index.adapter is not None else index.files
+
+
 def parts_of(plan: Plan, role: str) -> dict[str, Spans]:
     """The weight files, of the model or adapter of this role, of which only some bytes are to be fetched."""
     if not streams(plan):
@@ -35,7 +43,7 @@ def parts_of(plan: Plan, role: str) -> dict[str, Spans]:
     index = plan.models.get(role.removesuffix(ADAPTER))
     if index is None:
         return {}
-    sizes = index.adapter.files if role.endswith(ADAPTER) and index.adapter is not None else index.files
+    sizes = sizes_of(index, role)
     found = {}
     for file, spans in ranges_in(plan, role).items():
         wanted = joined(spans, GAP_BYTES)
@@ -50,5 +58,5 @@ def spared_bytes(plan: Plan, role: str) -> int:
     index = plan.models.get(role.removesuffix(ADAPTER))
     if index is None:
         return 0
-    sizes = index.adapter.files if role.endswith(ADAPTER) and index.adapter is not None else index.files
+    sizes = sizes_of(index, role)
     return sum(sizes[file] - length(spans) for file, spans in parts_of(plan, role).items())

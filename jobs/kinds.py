@@ -15,6 +15,7 @@ from jobs import candidates, evaluating
 from jobs.calibration import hub_place
 from jobs.errors import PlanTimeout, RequestInvalid
 from jobs.evaluating import FLOAT_BYTES
+from jobs.fetching import sizes_of
 from jobs.pinned import PinnedInput
 from jobs.places import JOB_NAME
 from jobs.planning import Planned, Planner, download_bytes
@@ -361,7 +362,7 @@ def _size(role: str, models: Mapping[str, ModelIndex], files: Mapping[str, Set[s
     index = models[role.removesuffix(ADAPTER)]
     if files is None:
         return index.bytes
-    sizes = index.adapter.files if role.endswith(ADAPTER) and index.adapter is not None else index.files
+    sizes = sizes_of(index, role)
     return sum(sizes[file] for file in files[role.removesuffix(ADAPTER)])
 
 

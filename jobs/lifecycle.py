@@ -64,10 +64,10 @@ def claim(session: Session, job_id: str, owner: str, lease_seconds: float) -> Jo
 
 def heartbeat(session: Session, fence: Fence, lease_seconds: float) -> Beat:
     """Extends the lease. Raises ``LeaseLost`` when the job is another's: the work must stop at once."""
-    found = jobs.beat(session, fence.job_id, fence.attempt, fence.owner, lease_seconds)
-    if found is None:
+    cancelled = jobs.beat(session, fence.job_id, fence.attempt, fence.owner, lease_seconds)
+    if cancelled is None:
         raise _lost(fence)
-    return Beat(cancel_requested=found[0])
+    return Beat(cancel_requested=cancelled)
 
 
 def enter_phase(session: Session, fence: Fence, phase: str) -> None:
@@ -81,12 +81,12 @@ def enter_phase(session: Session, fence: Fence, phase: str) -> None:
 
 def report_progress(session: Session, fence: Fence, progress: Mapping[str, Any]) -> None:
     """Stores progress of the phase; at most once a second it also becomes an event."""
-    found = jobs.write_progress(
+    due = jobs.write_progress(
         session, fence.job_id, fence.attempt, fence.owner, progress, PROGRESS_EVENT_SECONDS
     )
-    if found is None:
+    if due is None:
         raise _lost(fence)
-    if found[0]:
+    if due:
         job = _owned(session, fence)
         events.record(session, job, f"{job.kind}.progress", {"phase": job.phase, **progress})
 

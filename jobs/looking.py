@@ -1,5 +1,6 @@
 """What the small files of a model say of it: configs, tokenizers and headers, from the Hub or a folder."""
 
+import hashlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from merge.checkpoint.index import AdapterLike, ModelIndex
 from merge.checkpoint.places import pieces_in
 from merge.file_errors import FileMissing
 
+Who = tuple[str, bytes]
+"""A tenant, and the digest of the token with which it looks at the Hub."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -28,6 +32,11 @@ class Seen:
     inside: str = ""
     stamp: Hashable = None
     """Differs wherever the model may: the commit, or name, size and time of every file of a folder."""
+
+
+def who_of(tenant: str, token: str | None) -> Who:
+    """Who looks: what one may see, another may not."""
+    return tenant, hashlib.sha256((token or "").encode()).digest()
 
 
 def see_folder(path: Path, name: str, adapter: bool) -> Seen:

@@ -2,7 +2,6 @@
 planned.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,7 @@ from jobs.errors import ModelNameInvalid, PlanTimeout
 from jobs.fetching import fetched_files, spared_bytes
 from jobs.informing import DATA_BYTES, DataLooks, NotRemembered
 from jobs.kept import Kept, Value
-from jobs.looking import Seen, see_folder, see_snapshot, stamp_of
+from jobs.looking import Seen, Who, see_folder, see_snapshot, stamp_of, who_of
 from jobs.pinned import PinnedInput
 from jobs.places import FolderPlace, find_model
 from jobs.remarks import remarks
@@ -126,7 +125,7 @@ class Planner:
         configuration was translated. ``whole`` models are fetched even where the merge reads a part of them.
         """
         wishes = tuple(wishes_of(recipe))
-        who = (tenant, hashlib.sha256((token or "").encode()).digest())
+        who = who_of(tenant, token)
         named = (*notes, "whole") if whole else notes
         before = self._recall(recipe, wishes, who, named)
         if before and (scratch_free is None or before.plan.estimate.disk_bytes <= scratch_free):
@@ -151,7 +150,7 @@ class Planner:
         self, wishes: Sequence[Wish], token: str | None, tenant: str, deadline_seconds: float | None = None
     ) -> tuple[tuple[PinnedInput, ...], dict[str, ModelIndex]]:
         """Pins and looks at models as ``plan`` does, for a job that merges none; raises as it does."""
-        who = (tenant, hashlib.sha256((token or "").encode()).digest())
+        who = who_of(tenant, token)
         seen = self._look(wishes, self.hub_factory(token), who, deadline_seconds)
         return tuple(_input(wish, seen[wish.role]) for wish in wishes), _attach(wishes, seen)
 
@@ -159,7 +158,7 @@ class Planner:
         self, name: str, token: str | None, tenant: str, deadline_seconds: float | None = None
     ) -> tuple[PinnedInput, BundleIndex]:
         """A bundle's manifest and headers. Raises as ``plan`` does."""
-        who = (tenant, hashlib.sha256((token or "").encode()).digest())
+        who = who_of(tenant, token)
         wish = Wish(f"bundle{ADAPTER}", name, "/bundle")
         seen = self._look([wish], self.hub_factory(token), who, deadline_seconds)[wish.role]
         if not isinstance(seen.index, BundleIndex):
@@ -171,7 +170,7 @@ class Planner:
         self, repo: str, revision: str | None, token: str | None, tenant: str, deadline_seconds: float | None
     ) -> Snapshot:
         """The commit that a dataset's revision names. Raises ``HubError`` and ``PlanTimeout``."""
-        who = (tenant, hashlib.sha256((token or "").encode()).digest())
+        who = who_of(tenant, token)
         hub = self.hub_factory(token)
 
         def pinned() -> Snapshot:
@@ -229,7 +228,7 @@ class Planner:
         self,
         recipe: Recipe,
         tenant: str,
-        who: tuple[str, bytes],
+        who: Who,
         hub: Hub,
         deadline_seconds: float | None,
     ) -> Mapping[str, DataSeen]:
@@ -240,7 +239,7 @@ class Planner:
         return looking.result()
 
     def _recall(
-        self, recipe: Recipe, wishes: Sequence[Wish], who: tuple[str, bytes], notes: Sequence[str]
+        self, recipe: Recipe, wishes: Sequence[Wish], who: Who, notes: Sequence[str]
     ) -> Planned | None:
         """The plan made before of this recipe on these models, if all of them are remembered."""
         try:
@@ -254,7 +253,7 @@ class Planner:
         self,
         wishes: Sequence[Wish],
         hub: Hub,
-        who: tuple[str, bytes],
+        who: Who,
         deadline_seconds: float | None,
     ) -> dict[str, Seen]:
         asked: dict[tuple[str, bool], Future[Seen]] = {}
@@ -279,7 +278,7 @@ class Planner:
             raise unclear
         return seen
 
-    def _see(self, hub: Hub | None, who: tuple[str, bytes], name: str, adapter: bool) -> Seen:
+    def _see(self, hub: Hub | None, who: Who, name: str, adapter: bool) -> Seen:
         """Looks at one model, under the name that it has in this recipe.
 
         Without ``hub`` only what is remembered counts; raises ``NotRemembered`` where that is not enough.
@@ -325,7 +324,7 @@ def _or_unknown(hub: Hub | None, make: Callable[[Hub], Value]) -> Callable[[], V
 
 def _plan_key(
     recipe: Recipe,
-    who: tuple[str, bytes],
+    who: Who,
     notes: Sequence[str],
     wishes: Sequence[Wish],
     seen: Mapping[str, Seen],

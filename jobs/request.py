@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SecretStr,
@@ -14,7 +13,7 @@ from pydantic import (
 )
 
 from jobs.objectives import check_items, check_objectives
-from jobs.sets import EvalSet, EvaluateRequest
+from jobs.sets import EvalSet, EvaluateRequest, Part
 from merge.bundle.gate import DIRECTIONS
 from merge.recipe.parts import ModelName, SourceId
 from merge.recipe.recipe import Recipe
@@ -31,11 +30,7 @@ Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Text = Annotated[str, StringConstraints(max_length=512)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class OutputRequest(_Part):
+class OutputRequest(Part):
     """Where the result goes. Without ``repo`` it stays with the service as an artifact."""
 
     repo: Annotated[str, StringConstraints(pattern=REPO_PATTERN)] | None = None
@@ -48,7 +43,7 @@ class OutputRequest(_Part):
     )
 
 
-class WebhookRequest(_Part):
+class WebhookRequest(Part):
     """A webhook for this job alone."""
 
     url: Annotated[str, StringConstraints(min_length=1, max_length=2048)]
@@ -56,19 +51,19 @@ class WebhookRequest(_Part):
     secret: SecretStr | None = Field(None, description="whsec_…; without it one is made and never shown")
 
 
-class ScoredModel(_Part):
+class ScoredModel(Part):
     """A model to be scored; ``id`` is what its scores are called by."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     model: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
-class JobOrder(_Part):
+class JobOrder(Part):
     """What the orders of all kinds of jobs have in common."""
 
     kind: str
     webhook: WebhookRequest | None = None
-    metadata: Annotated[dict[Key, Text], Field(max_length=MOST_METADATA)] = {}
+    metadata: Annotated[dict[Key, Text], Field(max_length=MOST_METADATA)] = Field(default={})
     priority: int = Field(0, ge=-100, le=100, description="Higher starts earlier")
     timeout: float | None = Field(None, gt=0, le=30 * DAY, description="Seconds one attempt may take")
     expires_in: float | None = Field(
@@ -125,7 +120,7 @@ class MaterialiseRequest(ModelOrder):
     kind: Literal["materialise"]
     bundle: ModelName = Field(description="org/name[@revision], or a folder in the allowed roots")
     member: SourceId | None = None
-    members: Annotated[dict[SourceId, float], Field(max_length=32)] = {}
+    members: Annotated[dict[SourceId, float], Field(max_length=32)] = Field(default={})
     base: ModelName | None = Field(None, description="The base, where it is not where the bundle says")
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = Field(
         None, description="What is written; nothing: what the base is in"
@@ -149,7 +144,7 @@ class MaterialiseRequest(ModelOrder):
         return {"bundle": self.bundle, **wanted}
 
 
-class RouterExample(_Part):
+class RouterExample(Part):
     """A text, and the member of a bundle that it is for."""
 
     text: Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
@@ -223,11 +218,7 @@ class ScoreRequest(JobOrder):
         if self.against is not None and self.against not in ids:
             said = f"against names {self.against!r}, which is none of the models: {', '.join(ids)}"
             raise WrongAt(said, "/against")
-        if not self.evaluate.sets:
-            raise WrongAt("evaluate.sets is empty, so there is nothing to score on", "/evaluate/sets")
-        if self.evaluate.margin is not None:
-            said = "evaluate.margin decides about publishing, and nothing is published here"
-            raise WrongAt(said, "/evaluate/margin")
+        self.evaluate.require_only_scores("score on")
         return self
 
     @property
@@ -254,11 +245,7 @@ class SearchRequest(JobOrder):
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> Self:
-        if not self.evaluate.sets:
-            raise WrongAt("evaluate.sets is empty, so there is nothing to search by", "/evaluate/sets")
-        if self.evaluate.margin is not None:
-            said = "evaluate.margin decides about publishing, and nothing is published here"
-            raise WrongAt(said, "/evaluate/margin")
+        self.evaluate.require_only_scores("search by")
         measured = {each.name: (each.kind, metrics_of(each.kind, each.asked)) for each in self.evaluate.sets}
         members = self.recipe.source_ids() if self.recipe.result.form == "bundle" else None
         check_objectives(self.search.objectives, measured, members)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from db import jobs, trials
@@ -14,7 +13,7 @@ from jobs import events
 from jobs.errors import IllegalState, LeaseLost
 from jobs.lifecycle import Fence
 from jobs.request import JobRequest, OutputRequest, SearchRequest
-from jobs.sets import EvaluateRequest
+from jobs.sets import EvaluateRequest, Part
 from jobs.states import ACTIVE
 from merge.recipe.recipe import recipe_from
 
@@ -22,10 +21,8 @@ HELP = "search_trials"
 """The kind of a job that scores trials of another one, its parent. Nobody can order it."""
 
 
-class PointRequest(BaseModel):
+class PointRequest(Part):
     """How to merge a point of a search: where the result goes, and what it is scored on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     output: OutputRequest = OutputRequest()
     evaluate: EvaluateRequest = EvaluateRequest()

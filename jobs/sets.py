@@ -22,11 +22,13 @@ CHECK = "check"
 """The kind and the name of a result's check among the evaluations of its job: no set's name."""
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """Part of an order: unknown fields are refused, nothing changes once it is made."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class EvalData(_Part):
+class EvalData(Part):
     """Where the texts or questions are: a file of a Hub dataset, an upload, or a path in an allowed root."""
 
     hub: Annotated[str, StringConstraints(max_length=300)] | None = Field(
@@ -46,7 +48,7 @@ class EvalData(_Part):
         return self
 
 
-class EvalSet(_Part):
+class EvalSet(Part):
     """One set to score models on. Its ``settings`` are those of its kind (docs/scoring.md)."""
 
     name: Name
@@ -90,7 +92,7 @@ def _wrong_setting(
     return WrongAt(f"{'.'.join(place)} of a {kind} set: {said}", "/" + "/".join(place))
 
 
-class EvaluateRequest(_Part):
+class EvaluateRequest(Part):
     """What to score; ``margin`` is how much worse than its best parent the result may be and still be
     published.
     """
@@ -118,6 +120,14 @@ class EvaluateRequest(_Part):
                 "/margin",
             )
         return self
+
+    def require_only_scores(self, doing: str) -> None:
+        """Raises ``WrongAt`` where there is no set for it, or the scores are to decide about publishing."""
+        if not self.sets:
+            raise WrongAt(f"evaluate.sets is empty, so there is nothing to {doing}", "/evaluate/sets")
+        if self.margin is not None:
+            said = "evaluate.margin decides about publishing, and nothing is published here"
+            raise WrongAt(said, "/evaluate/margin")
 
     @property
     def scores_parents(self) -> bool:

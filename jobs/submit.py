@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from db import artifacts, jobs, tokens
 from db.clock import now, seconds
 from db.models.base import new_id
-from db.models.job import Job
+from db.models.job import Job, JobInput
 from jobs import credentials, events, webhooks
-from jobs.errors import ConfirmationNeeded, IllegalState, NotFound, QuotaExceeded, RequestInvalid
+from jobs.errors import ConfirmationNeeded, IllegalState, NotFound, QuotaExceeded, RequestInvalid, within
 from jobs.keyring import Keyring
 from jobs.keys import Caller
 from jobs.kinds import Ready
@@ -89,22 +89,10 @@ def retry(session: Session, caller: Caller, job: Job, rules: Rules) -> Job:
     _check_quota(session, caller, rules)
     facts: dict[str, Any] = {
         "id": new_id("job"),
-        "root_id": job.root_id,
         "retry_of": job.id,
-        "tenant_id": job.tenant_id,
-        "kind": job.kind,
         "phase": None if job.plan else "resolving",
-        "method": job.method,
-        "spec": job.spec,
-        "recipe": job.recipe,
-        "recipe_sha256": job.recipe_sha256,
-        "plan": job.plan,
-        "queue": job.queue,
-        "priority": job.priority,
         "max_attempts": rules.max_attempts,
-        "timeout_seconds": job.timeout_seconds,
-        "metadata_": job.metadata_,
-        "hub_credential_id": job.hub_credential_id,
+        **{name: getattr(job, name) for name in SAME_AGAIN},
     }
     expires_in = job.spec.get("expires_in")
     if expires_in is not None:
@@ -134,18 +122,12 @@ def _hold_chain(session: Session, job: Job) -> None:
 SUBMITS_AT_ONCE = 64
 """More than can be between their look at the queue and their commit; see ``_check_quota``."""
 
-INPUT_COLUMNS = (
-    "role",
-    "kind",
-    "repo",
-    "requested_revision",
-    "sha",
-    "size_bytes",
-    "license",
-    "private",
-    "gated",
-    "params",
-)
+SAME_AGAIN = (
+    "root_id", "tenant_id", "kind", "method", "spec", "recipe", "recipe_sha256", "plan", "queue", "priority",
+    "timeout_seconds", "metadata_", "hub_credential_id",
+)  # fmt: skip
+"""What a retry takes over."""
+INPUT_COLUMNS = tuple(name for name in JobInput.__mapper__.columns.keys() if name != "job_id")  # noqa: SIM118
 
 
 def check_publishing(request: ModelOrder, inputs: Iterable[PinnedInput]) -> None:
@@ -215,21 +197,23 @@ def _check_parts(session: Session, caller: Caller, request: JobOrder, rules: Rul
                     f"There is no dataset {each.data.dataset!r}; upload it first.", f"{pointer}/dataset"
                 )
         if each.data.path is not None:
-            find_inside(each.data.path, rules.model_roots, folder=False)
+            with within(f"{pointer}/path"):
+                find_inside(each.data.path, rules.model_roots, folder=False)
 
 
 def _add_webhook(session: Session, job: Job, request: JobOrder, rules: Rules) -> None:
     wanted = request.webhook
     if wanted is None:
         return
-    webhooks.create_endpoint(
-        session,
-        rules.keyring,
-        job.tenant_id,
-        wanted.url,
-        wanted.events,
-        description=f"for {job.id}",
-        secret=wanted.secret.get_secret_value() if wanted.secret else None,
-        job_id=job.id,
-        allow_http=rules.allow_http,
-    )
+    with within("/webhook"):
+        webhooks.create_endpoint(
+            session,
+            rules.keyring,
+            job.tenant_id,
+            wanted.url,
+            wanted.events,
+            description=f"for {job.id}",
+            secret=wanted.secret.get_secret_value() if wanted.secret else None,
+            job_id=job.id,
+            allow_http=rules.allow_http,
+        )

@@ -118,12 +118,12 @@ class SearchOrder(Part):
             return BY_METHOD[self.method].model_validate(self.settings)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(map(str, first["loc"]))
+            place = ["settings", *map(str, first["loc"])]
             said = first["msg"]
             if first["type"] == "extra_forbidden":
                 known = ", ".join(BY_METHOD[self.method].model_fields)
                 said = f"{self.method} has no such setting; it has {known}"
-            raise SearchInvalid(f"settings.{place}: {said}", f"/settings/{place}") from None
+            raise SearchInvalid(f"{'.'.join(place)}: {said}", f"/{'/'.join(place)}") from None
 
 
 def check(order: SearchOrder) -> None:
@@ -166,9 +166,9 @@ def _fits(order: SearchOrder, settings: Settings, space: Space) -> None:
     if bad:
         raise SearchInvalid(sentence, "/space")
     if isinstance(settings, EvoMergingSettings):
-        _known(settings.denoise, space, "denoise", all_but=True)
+        _known(settings.denoise, space, "denoise")
     if isinstance(settings, SelfPositioningSettings) and settings.scale is not None:
-        _known((settings.scale,), space, "scale", all_but=True)
+        _known((settings.scale,), space, "scale")
     if isinstance(settings, SelfPositioningSettings):
         shares = [each for name, each in space.dimensions.items() if name != settings.scale]
         if space.width > len(space.dimensions) or any((each.low or 0) > 0 for each in shares):
@@ -196,11 +196,11 @@ def _fits(order: SearchOrder, settings: Settings, space: Space) -> None:
         raise SearchInvalid("self_positioning takes differences over all examples: no halving", "/halving")
 
 
-def _known(names: tuple[str, ...], space: Space, field: str, *, all_but: bool) -> None:
+def _known(names: tuple[str, ...], space: Space, field: str) -> None:
     unknown = [name for name in names if name not in space.dimensions]
     if unknown:
         raise SearchInvalid(f"settings.{field} names {unknown[0]!r}, which is not in the space", "/settings")
-    if all_but and len(set(names)) == len(space.dimensions):
+    if len(set(names)) == len(space.dimensions):
         raise SearchInvalid(f"settings.{field} leaves no dimension for the rest", "/settings")
 
 

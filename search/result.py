@@ -30,7 +30,7 @@ def result_of(order: SearchOrder, recipe: Mapping[str, Any], ended: Ended) -> di
     # 1, unless the budget ended before anything was scored whole
     whole = max(t.told.share for t in scored if t.number < len(ended.trials))
     full = [t for t in scored if t.told.share == whole]
-    front = _front(order, full) if order.several else []
+    front = _front(full) if order.several else []
     best = _best(order, full, front, ended)
     return {
         "method": order.method,
@@ -79,8 +79,7 @@ def _values(trials: list[Trial]) -> Any:
     return np.array([t.told.values for t in trials], dtype=float)
 
 
-def _front(order: SearchOrder, full: list[Trial]) -> list[Trial]:
-    del order
+def _front(full: list[Trial]) -> list[Trial]:
     return [full[at] for at in not_dominated(_values(full))]
 
 

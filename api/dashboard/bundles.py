@@ -6,9 +6,8 @@ from fastapi import APIRouter, Response
 from starlette.datastructures import FormData
 
 from api.dashboard.visit import Author, Form, PageRoute, Visit, ordered
-from api.deps import Id, found
+from api.deps import Id, own_job
 from api.intake import Order, order_of
-from db import jobs
 from db.models.job import Job
 from jobs.errors import IllegalState
 from jobs.states import State
@@ -25,7 +24,7 @@ async def materialise(visit: Author, form: Form, job_id: Id) -> Response:
 
 def _order(visit: Visit, job_id: str, form: FormData) -> Order:
     with visit.desk.begin() as session:
-        row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        row = own_job(session, visit.caller, job_id)
         if bundle_view(row) is None:
             raise IllegalState(f"The job {job_id} has made no bundle.")
         credential = row.hub_credential_id

@@ -5,7 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.dashboard.forms import MOST_DIGITS, Field, Mistyped, fields_of, read_curve, shown, trimmed, values_of
+from api.dashboard.forms import (
+    Field,
+    Mistyped,
+    fields_of,
+    read_curve,
+    shown,
+    trimmed,
+    values_of,
+    whole_number,
+)
 from api.dashboard.told import beyond, data_at, not_shown, typed_recipe, typed_set, with_rest
 from merge.catalog import MethodEntry, catalogue
 from merge.errors import MergeError
@@ -211,7 +220,7 @@ class Draft:
         if self.dtype:
             document["dtype"] = {"output": self.dtype}
         if self.seed:
-            document["seed"] = self._whole("seed", self.seed)
+            document["seed"] = self.whole("seed", self.seed)
         if self.measured_by() and self.calibration not in ("", "default"):
             document["calibration"] = {"data": data_at(self.calibration)}
         return document
@@ -303,7 +312,7 @@ class Draft:
             "data": data,
         }
         if limit := row.get("limit", "").strip():
-            made["limit"] = self._whole(f"evaluate-{position}-limit", limit)
+            made["limit"] = self.whole(f"evaluate-{position}-limit", limit)
         if settings := row.get("settings", "").strip():
             made["settings"] = self._settings(f"evaluate-{position}-settings", settings)
         if made["kind"] == "lm_eval" and "config" not in made.get("settings", {}):
@@ -317,11 +326,13 @@ class Draft:
             self.wrong[name] = "Write name: value, name: value."
             return {}
 
-    def _whole(self, name: str, text: str) -> int:
-        if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
-            self.wrong[name] = f"{text[:40]!r} is not a whole number."
+    def whole(self, name: str, text: str) -> int:
+        """The whole number that was typed into an input; 0 where that cannot be read."""
+        try:
+            return whole_number(text)
+        except Mistyped as error:
+            self.wrong[name] = str(error)
             return 0
-        return int(text)
 
 
 def _is_set(row: Mapping[str, str]) -> bool:

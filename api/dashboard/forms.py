@@ -72,6 +72,13 @@ def read(known: Mapping[str, Any], text: str) -> Any:
     return text
 
 
+def whole_number(text: str) -> int:
+    """A whole number from 0 up, as it is typed."""
+    if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
+        raise Mistyped(f"{text[:40]!r} is not a whole number.")
+    return int(text)
+
+
 def read_curve(text: str, whole: bool = False) -> float | int | list[float | int]:
     """One number, or a list when several are typed, separated by commas."""
     parts = [part.strip() for part in text.strip().strip("[]").split(",")]

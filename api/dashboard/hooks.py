@@ -1,22 +1,31 @@
 """The pages of webhook endpoints and of what was delivered to them."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 
-from api.cursors import Position
 from api.dashboard.render import page
-from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
+from api.dashboard.visit import (
+    Author,
+    CursorAsked,
+    Form,
+    PageRoute,
+    Visit,
+    Visitor,
+    after_of,
+    older_than,
+    see,
+)
 from api.deps import Id
 from api.errors import to_problem
+from db.models.webhook import WebhookEndpoint
+from db.session import Session
 from jobs import announcements, webhooks
 from jobs.errors import IllegalState, JobError, NotFound
 
 ROWS = 25
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-CursorAsked = Annotated[str, Query(max_length=512)]
 
 
 @router.get("/webhooks")
@@ -81,7 +90,7 @@ def switch(visit: Author, endpoint_id: Id, form: Form) -> Response:
 def redeliver(visit: Author, endpoint_id: Id, delivery_id: Id) -> Response:
     """Sends a message again, under its old id."""
 
-    def again(session: Any, row: Any) -> None:
+    def again(session: Session, row: WebhookEndpoint) -> None:
         delivery = webhooks.redeliver(session, visit.caller.tenant_id, delivery_id)
         if delivery.endpoint_id != row.id:
             raise NotFound("webhook delivery", delivery_id)
@@ -116,7 +125,7 @@ def _endpoints(visit: Visit, secret: str = "", wrong: str = "", url: str = "", s
         )
 
 
-def _change(visit: Visit, endpoint_id: str, change: Callable[[Any, Any], object]) -> Response:
+def _change(visit: Visit, endpoint_id: str, change: Callable[[Session, WebhookEndpoint], object]) -> Response:
     """Changes something about an endpoint and shows its page, with the reason if it could not be done."""
     visit.caller.require("webhooks")
     try:
@@ -132,16 +141,10 @@ def _endpoint(
 ) -> Response:
     visit.caller.require("webhooks")
     filters = {"page": "deliveries", "of": endpoint_id}
-    after = visit.desk.cursors.read(cursor, filters) if cursor else None
     with visit.desk.begin() as session:
         row = webhooks.get_endpoint(session, visit.caller.tenant_id, endpoint_id)
-        rows = webhooks.deliveries(
-            session, row, limit=ROWS + 1, after=(after.created_at, after.id) if after else None
-        )
-        older = ""
-        if len(rows) > ROWS:
-            last = rows[ROWS - 1]
-            older = visit.desk.cursors.write(Position(last.created_at, last.id), filters)
+        after = after_of(visit, cursor, filters)
+        rows = webhooks.deliveries(session, row, limit=ROWS + 1, after=after)
         return page(
             "webhook.html",
             status,
@@ -149,7 +152,7 @@ def _endpoint(
             csrf=visit.csrf,
             endpoint=row,
             deliveries=rows[:ROWS],
-            older=older,
+            older=older_than(visit, rows, ROWS, filters),
             secret=secret,
             wrong=wrong,
         )

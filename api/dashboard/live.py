@@ -20,11 +20,12 @@ from api.dashboard.render import page, text
 from api.dashboard.searches import search_view
 from api.dashboard.teach import router_view
 from api.dashboard.visit import PageRoute, Visit, Visitor
-from api.deps import Id, LastSeq, found
+from api.deps import Id, LastSeq, own_job
 from api.errors import Problem
 from db import artifacts, evaluations, jobs, reports, trials
 from db import events as rows
 from db.models.job import Job, JobEvent
+from db.session import Session
 from jobs import events
 from jobs.errors import JobError
 from jobs.fronts import front_if_any
@@ -64,7 +65,7 @@ class Watch:
         caller = self.visit.desk.caller_of_session(self.visit.caller.key_id)
         caller.require("merges:read")
         with self.visit.desk.begin() as session:
-            job = found(jobs.of_tenant(session, caller.tenant_id, self.job_id), "job", self.job_id)
+            job = own_job(session, caller, self.job_id)
             self._read(session, job)
             scored = evaluations.of_job(session, job.id)
             subjects, scores = views.scores_of(scored)
@@ -101,7 +102,7 @@ class Watch:
                 "points": views.points_of(self.points),
             }
 
-    def _read(self, session: Any, job: Job) -> None:
+    def _read(self, session: Session, job: Job) -> None:
         if not self.seq:
             end = job.event_seq + 1
             self.log = list(rows.newest(session, job.id, end, LOG_MOST + 1))[::-1]
@@ -125,7 +126,7 @@ def log(visit: Visitor, job_id: Id, before: Annotated[int, Query(ge=1, lt=1 << 6
     """The events before a certain one, page by page."""
     visit.caller.require("merges:read")
     with visit.desk.begin() as session:
-        job = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, visit.caller, job_id)
         shown = rows.newest(session, job.id, before, LOG_MOST + 1)
     kept = shown[:LOG_MOST]
     earlier = kept[-1].seq if len(shown) > LOG_MOST else None

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Response
 
-from api.cursors import Position
 from api.dashboard.render import page
-from api.dashboard.visit import PageRoute, Visit, Visitor
+from api.dashboard.visit import CursorAsked, PageRoute, Visit, Visitor, after_of, older_than
 from api.deps import found
 from db import statistics
 from db.models.statistic import Statistic
@@ -22,23 +21,14 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 @router.get("/statistics")
-def statistic_list(visit: Visitor, cursor: Annotated[str, Query(max_length=512)] = "") -> Response:
+def statistic_list(visit: Visitor, cursor: CursorAsked = "") -> Response:
     """The tenant's statistics, newest first."""
     visit.caller.require("merges:read")
     filters = {"page": "statistics"}
-    after = visit.desk.cursors.read(cursor, filters) if cursor else None
+    after = after_of(visit, cursor, filters)
     with visit.desk.begin() as session:
-        rows = statistics.page(
-            session,
-            visit.caller.tenant_id,
-            limit=ROWS + 1,
-            after=(after.created_at, after.id) if after else None,
-        )
-        shown = [_row(each) for each in rows[:ROWS]]
-    older = ""
-    if len(rows) > ROWS:
-        last = rows[ROWS - 1]
-        older = visit.desk.cursors.write(Position(last.created_at, last.digest), filters)
+        rows = statistics.page(session, visit.caller.tenant_id, limit=ROWS + 1, after=after)
+    shown, older = [_row(each) for each in rows[:ROWS]], older_than(visit, rows, ROWS, filters)
     return page("statistics.html", here=HERE, csrf=visit.csrf, statistics=shown, older=older)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Protocol
 
-import anyio.to_thread
 import yaml
 from fastapi import Query, Response
 from fastapi.concurrency import run_in_threadpool
@@ -12,11 +11,10 @@ from api import intake
 from api.bodies import check_tree
 from api.dashboard.render import page
 from api.dashboard.searches import candidates_said, trying_of
-from api.dashboard.views import estimate_of, found, measuring_of, order_of, stage_said
+from api.dashboard.views import estimate_of, measuring_of, order_of, stage_said, told_findings
 from api.dashboard.visit import Visit, see
-from api.deps import found as must_be
+from api.deps import own_job
 from api.errors import Problem, kind_of, to_problem
-from db import jobs
 from hub.errors import HubError
 from jobs import credentials
 from jobs.errors import JobError, PlanTimeout
@@ -72,23 +70,23 @@ def earlier_order(visit: Visit, job_id: str) -> dict[str, Any]:
     if not job_id:
         return {}
     with visit.desk.begin() as session:
-        row = must_be(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
-        return order_of(row) if "recipe" in row.spec else {}
+        row = own_job(session, visit.caller, job_id)
+    return order_of(row) if "recipe" in row.spec else {}
 
 
 async def carry_out(visit: Visit, wanted: Wanted, action: str, show: Show) -> Response:
     """What the button that was pressed asks for: starts the job, plans it, or changes the form."""
     if action == "submit":
-        return await _planning(visit, lambda: _start(visit, wanted, show))
+        return await intake.patiently(visit.desk, lambda: _start(visit, wanted, show))
     if action == "plan":
-        return await _planning(visit, lambda: show(_plan(visit, wanted), 200))
+        return await intake.patiently(visit.desk, lambda: show(_plan(visit, wanted), 200))
     wanted.act(action)
     return await run_in_threadpool(show, None, 200)
 
 
 async def plan_alone(visit: Visit, wanted: Wanted) -> Response:
     """The plan, for the page to show beside the form."""
-    return await _planning(visit, lambda: page("_plan.html", plan=_plan(visit, wanted)))
+    return await intake.patiently(visit.desk, lambda: page("_plan.html", plan=_plan(visit, wanted)))
 
 
 def form_page(
@@ -106,11 +104,6 @@ def tokens_of(visit: Visit) -> list[tuple[str, str]]:
         return [
             (each.id, each.name) for each in credentials.list_credentials(session, visit.caller.tenant_id)
         ]
-
-
-async def _planning(visit: Visit, answer: Callable[[], Response]) -> Response:
-    """Runs ``answer`` in one of the few threads that may wait for a Hub."""
-    return await anyio.to_thread.run_sync(answer, limiter=visit.desk.planning_threads)
 
 
 def _start(visit: Visit, wanted: Wanted, show: Show) -> Response:
@@ -146,7 +139,7 @@ def _seen(planned: Ready) -> dict[str, Any]:
     summary = planned.summary
     classes: Mapping[str, Any] = summary.get("classes") or {}
     return EMPTY | {
-        "findings": found(summary["findings"]),
+        "findings": told_findings(summary["findings"]),
         "estimate": [*trying_of(summary), *estimate_of(summary), *measuring_of(summary)],
         "made": candidates_said(summary),
         "inputs": summary["inputs"],
@@ -171,4 +164,4 @@ def _refusal(wanted: Wanted, error: Exception) -> dict[str, Any]:
     if not findings:
         findings = [{"code": "field", "message": said, "input": name} for name, said in wanted.wrong.items()]
     said = str(problem.detail) if not findings else kind_of(problem.code).title
-    return EMPTY | {"refused": said.rstrip(".") + ".", "findings": found(findings)}
+    return EMPTY | {"refused": said.rstrip(".") + ".", "findings": told_findings(findings)}

@@ -9,7 +9,6 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import StringConstraints, ValidationError
 
 from api.auth import session_of
-from api.cursors import Position
 from api.dashboard import access, bundles, fronts, hooks, live, measured, new, score, search, searches, teach
 from api.dashboard.draft import methods_by_kind
 from api.dashboard.forms import fields_of
@@ -19,17 +18,20 @@ from api.dashboard.views import calls_of, job_row, order_of, recipe_of
 from api.dashboard.visit import (
     HOME,
     Author,
+    CursorAsked,
     Form,
     PageRoute,
     Visit,
     Visitor,
+    after_of,
+    older_than,
     ordered,
     safe_path,
     same_site,
     see,
     trouble,
 )
-from api.deps import Desk, Id, InDesk, found
+from api.deps import Desk, Id, InDesk, found, own_job
 from api.errors import Problem, from_validation
 from api.intake import order_to_append
 from db import jobs, reports
@@ -48,7 +50,6 @@ STATES = tuple(state.value for state in State)
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 StateAsked = Annotated[str, Query(max_length=20)]
-CursorAsked = Annotated[str, Query(max_length=512)]
 SayAsked = Annotated[list[Annotated[str, StringConstraints(max_length=64)]] | None, Query(max_length=8)]
 
 
@@ -152,7 +153,7 @@ def report(visit: Visitor, job_id: Id) -> Response:
     """What the merge did to the weights: a page that stands for itself, as it lies beside the weights."""
     visit.caller.require("merges:read")
     with visit.desk.begin() as session:
-        row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        row = own_job(session, visit.caller, job_id)
         survey = found(reports.of_job(session, row.id), "report", row.id)
     policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
@@ -164,7 +165,7 @@ def cancel(visit: Author, job_id: Id) -> Response:
     """Asks a job to stop."""
     visit.caller.require("merges:write")
     with visit.desk.begin() as session:
-        row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        row = own_job(session, visit.caller, job_id)
         lifecycle.request_cancel(session, row)
     return see(f"/jobs/{job_id}")
 
@@ -174,7 +175,7 @@ def retry(visit: Author, job_id: Id) -> Response:
     """Starts an ended job again, as a new one."""
     visit.caller.require("merges:write")
     with visit.desk.begin() as session:
-        row = found(jobs.of_tenant(session, visit.caller.tenant_id, job_id), "job", job_id)
+        row = own_job(session, visit.caller, job_id)
         again = submit.retry(session, visit.caller, row, visit.desk.rules)
     return see(f"/jobs/{again.id}")
 
@@ -217,26 +218,16 @@ def _listed(visit: Visit, state: str, cursor: str) -> dict[str, Any]:
     visit.caller.require("merges:read")
     state = state if state in STATES else ""
     filters = {"page": "jobs", "state": state}
-    after = visit.desk.cursors.read(cursor, filters) if cursor else None
+    after = after_of(visit, cursor, filters)
     with visit.desk.begin() as session:
-        rows = jobs.page(
-            session,
-            visit.caller.tenant_id,
-            limit=ROWS + 1,
-            after=(after.created_at, after.id) if after else None,
-            state=state or None,
-        )
-        shown = [job_row(each) for each in rows[:ROWS]]
-    older = ""
-    if len(rows) > ROWS:
-        last = rows[ROWS - 1]
-        position = visit.desk.cursors.write(Position(last.created_at, last.id), filters)
-        older = urlencode({"state": state, "cursor": position} if state else {"cursor": position})
-    asked = {key: value for key, value in {"state": state, "cursor": cursor}.items() if value}
+        rows = jobs.page(session, visit.caller.tenant_id, limit=ROWS + 1, after=after, state=state or None)
+    shown, older = [job_row(each) for each in rows[:ROWS]], older_than(visit, rows, ROWS, filters)
+    only = {"state": state} if state else {}
+    here = urlencode(only | ({"cursor": cursor} if cursor else {}))
     return {
         "jobs": shown,
         "state": state,
-        "query": "?" + urlencode(asked) if asked else "",
+        "query": f"?{here}" if here else "",
         "moving": any(each["moving"] or each["state"] == State.QUEUED for each in shown),
-        "older": older,
+        "older": urlencode(only | {"cursor": older}) if older else "",
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from api.dashboard.render import number_said
-from api.dashboard.views import found
+from api.dashboard.views import told_findings
 from db.models.evaluation import Evaluation, EvaluationScore
 from jobs.sets import CHECK
 from merge.evidence import NOT_YET, evidence
@@ -57,7 +57,7 @@ def checks_of(evaluations: Sequence[tuple[Evaluation, Sequence[EvaluationScore]]
             "name": each.name,
             "passed": each.passed,
             "said": [f"{key.replace('_', ' ')}: {_word(value)}" for key, value in _plain(each.detail)],
-            "findings": found(each.detail.get("findings") or ()),
+            "findings": told_findings(each.detail.get("findings") or ()),
             "vitals": [_vitals(name, told) for name, told in _subjects(each.detail)],
         }
         for each, _ in evaluations

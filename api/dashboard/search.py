@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from api.dashboard.draft import SET_KINDS, Draft
 from api.dashboard.forms import shown
 from api.dashboard.ordering import EarlierAsked, carry_out, earlier_order, form_page, plan_alone
+from api.dashboard.render import first_sentence
 from api.dashboard.told import inline
 from api.dashboard.typed import Typed
 from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
@@ -183,10 +184,9 @@ def _form(visit: Visit, wanted: Wanted, plan: dict[str, Any] | None = None, stat
         plan,
         status,
         draft=wanted,
-        methods={name: f"{name}: {_first_sentence(each.__doc__ or '')}" for name, each in BY_METHOD.items()},
+        methods={
+            name: f"{name}: {first_sentence(each.__doc__ or '').rstrip('.')}"
+            for name, each in BY_METHOD.items()
+        },
         set_kinds=SET_KINDS,
     )
-
-
-def _first_sentence(text: str) -> str:
-    return " ".join(text.split("\n\n")[0].split()).split(". ")[0].rstrip(".")

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 from api.dashboard.draft import Draft
 from api.dashboard.forms import trimmed
 
-MOST_DIGITS = 18
 INPUTS = {"/hub_credential": "credential", "/webhook": "webhook_url"}
 _SET = re.compile(r"/evaluate/sets/(\d+)/(name|kind|data|limit|settings)")
 
@@ -71,9 +70,4 @@ class Typed(ABC):
     def number(self, name: str) -> int | None:
         """The whole number that was typed into an input, if one was."""
         text = self.texts[name]
-        if not text:
-            return None
-        if not text.isascii() or not text.isdigit() or len(text) > MOST_DIGITS:
-            self.wrong[name] = f"{text[:40]!r} is not a whole number."
-            return None
-        return int(text)
+        return self.sets.whole(name, text) if text else None

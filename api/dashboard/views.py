@@ -66,7 +66,7 @@ def job_view(job: Job) -> dict[str, Any]:
         error = {
             "code": job.error_code,
             "detail": job.error_detail,
-            "findings": found(job.error_findings or ()),
+            "findings": told_findings(job.error_findings or ()),
         }
     return job_row(job) | {
         "recipe_sha256": job.recipe_sha256,
@@ -80,7 +80,7 @@ def job_view(job: Job) -> dict[str, Any]:
     }
 
 
-def found(findings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def told_findings(findings: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Findings with every field the page asks for."""
     names = ("severity", "code", "message", "pointer", "model", "tensor", "input")
     return [{name: each.get(name) for name in names} for each in findings]
@@ -333,7 +333,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     return facts
 
 
-def _outcome(result: Mapping[str, Any]) -> dict[str, str] | None:
+def _outcome(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """Where the result went, if there is one; only an http link becomes one."""
     url = str(result.get("url") or "")
     passed = result.get("checked")
@@ -346,6 +346,7 @@ def _outcome(result: Mapping[str, Any]) -> dict[str, str] | None:
         "name": name,
         "url": url if url.startswith(("http://", "https://")) else "",
         "checked": checked,
+        "failed": passed is False,
     }
 
 

@@ -1,21 +1,24 @@
 """Who is looking at a page, what a form brought, and what is shown when something goes wrong."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode, urlsplit
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 
 from api.auth import CSRF_FIELD, check_csrf, session_of, unauthenticated
 from api.bodies import check_tree
+from api.cursors import Position
 from api.dashboard.render import page
 from api.deps import Desk, desk_of
 from api.errors import Problem, kind_of, to_problem
 from api.intake import Order, accept, patiently
+from api.paging import Listed
 from jobs.keys import Caller
 
 HOME = "/jobs"
@@ -89,13 +92,25 @@ def same_site(request: Request) -> bool:
 
 def safe_path(path: str) -> str:
     """``path`` if it is one of this site, else the list of jobs."""
-    ours = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
-    return path if ours and "\\" not in path else HOME
+    ours = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
+    return path if ours else HOME
 
 
 def see(path: str) -> RedirectResponse:
     """On to another page, with GET."""
     return RedirectResponse(path, 303)
+
+
+def after_of(visit: Visit, cursor: str, filters: Mapping[str, Any]) -> tuple[datetime, str] | None:
+    """The row after which a page of a list begins."""
+    at = visit.desk.cursors.read(cursor, filters) if cursor else None
+    return None if at is None else (at.created_at, at.id)
+
+
+def older_than(visit: Visit, rows: Sequence[Listed], shown: int, filters: Mapping[str, Any]) -> str:
+    """The cursor of the next page of a list of which so many rows are shown; nothing on the last page."""
+    last = rows[shown - 1] if len(rows) > shown else None
+    return visit.desk.cursors.write(Position(last.created_at, last.id), filters) if last else ""
 
 
 async def ordered(visit: Visit, order: Callable[[], Order]) -> Response:
@@ -151,6 +166,7 @@ def trouble(request: Request, problem: Problem) -> Response:
     return answer
 
 
+CursorAsked = Annotated[str, Query(max_length=512)]
 Visitor = Annotated[Visit, Depends(visitor)]
 Author = Annotated[Visit, Depends(author)]
 Form = Annotated[FormData, Depends(form_of)]

@@ -4,11 +4,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.answers import Answer
 from api.bodies import StrictRoute
 from api.deps import JSON, Id, IdempotencyHeader, InDesk, Number, Reader, Writer
 from api.fronts import front_for, order_of_place, picked
-from api.intake import accept, key_of, patiently
+from api.intake import placed
 from api.schemas.common import problems
 from api.schemas.fronts import ChosenOut, FrontOut, FrontPointOut, HypervolumeOut, ObjectiveOut
 from api.schemas.jobs import JobOut
@@ -59,14 +58,14 @@ async def merge_point(
     job_id: Id,
     place: Number,
     body: PointRequest,
-    idempotency_key: IdempotencyHeader = None,
+    key: IdempotencyHeader = None,
 ) -> Response:
     """A merge job for one point of a front, measured or predicted, each model pinned as the search had it."""
-    key = key_of(request, idempotency_key, body.model_dump(mode="json"))
-    accepted = await patiently(
-        desk, lambda: accept(desk, caller, order_of_place(desk, caller, job_id, place, body), key)
+    asked = body.model_dump(mode="json")
+    accepted = await placed(
+        request, desk, caller, lambda: order_of_place(desk, caller, job_id, place, body), asked, key
     )
-    return Answer(accepted.body, accepted.status, accepted.headers())
+    return accepted.answer()
 
 
 def _point(front: Front, point: FrontPoint) -> dict[str, Any]:

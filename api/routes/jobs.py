@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -9,7 +10,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from api.answers import Answer
-from api.bodies import StrictRoute, load_json
+from api.bodies import StrictRoute
 from api.deps import (
     JSON,
     Asked,
@@ -21,20 +22,17 @@ from api.deps import (
     Reader,
     Writer,
     content_type_of,
-    found,
+    own_job,
 )
 from api.errors import Problem
 from api.intake import (
-    Accepted,
-    Key,
     Order,
-    accept,
     again,
     job_now,
     key_of,
     order_of_point,
     order_to_append,
-    patiently,
+    placed,
     read_json,
     read_yaml,
 )
@@ -42,7 +40,7 @@ from api.paging import page, start
 from api.schemas.common import Instant, PageOut, problems
 from api.schemas.jobs import ORDER_SCHEMA, InputOut, InputsOut, JobOut, JobShortOut, job_out, job_short
 from db import jobs
-from jobs import idempotency, lifecycle
+from jobs import lifecycle
 from jobs.append import AppendRequest
 from jobs.keys import Caller
 from jobs.searching import PointRequest
@@ -60,7 +58,7 @@ _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute, responses=problems())
 
 
-def order_body(*, with_options: bool) -> dict[str, Any]:
+def order_body() -> dict[str, Any]:
     """OpenAPI of a body that is an order as JSON, or a recipe as YAML with the rest in the query."""
     text = {"type": "string"}
     options = {
@@ -91,13 +89,12 @@ def order_body(*, with_options: bool) -> dict[str, Any]:
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": schema, "description": said}
             for name, schema in options.items()
-            if with_options
         ],
     }
 
 
-async def order_of_request(request: Request) -> tuple[Order, bytes]:
-    """The order in the body, and the body itself."""
+async def order_of_request(request: Request) -> tuple[Order, Any]:
+    """The order in the body, and the body itself: as plain data if it is JSON."""
     raw = await request.body()
     content_type = content_type_of(request)
     if content_type not in BODY_TYPES:
@@ -109,8 +106,8 @@ async def order_of_request(request: Request) -> tuple[Order, bytes]:
     if content_type in YAML_TYPES:
         return await anyio.to_thread.run_sync(read_yaml, raw, dict(request.query_params)), raw
     if len(raw) <= SMALL_BODY:
-        return read_json(raw), raw
-    return await anyio.to_thread.run_sync(read_json, raw), raw
+        return read_json(raw)
+    return await anyio.to_thread.run_sync(read_json, raw)
 
 
 def wait_of(prefer: str | None) -> int:
@@ -132,27 +129,28 @@ Preference = Annotated[
     status_code=202,
     response_model=JobOut,
     responses=problems(404, 409, 413, 415),
-    openapi_extra=order_body(with_options=True),
+    openapi_extra=order_body(),
 )
 async def create_job(
     request: Request,
     desk: InDesk,
     caller: Writer,
-    order: Annotated[tuple[Order, bytes], Depends(order_of_request)],
-    idempotency_key: IdempotencyHeader = None,
+    sent: Annotated[tuple[Order, Any], Depends(order_of_request)],
+    key: IdempotencyHeader = None,
     prefer: Preference = None,
 ) -> Response:
     """Plans the recipe and accepts a job. What cannot work is refused here, with every reason.
 
     Asynchronous because it may wait: planning has threads of its own, so a slow Hub never holds up reading.
     """
-    key = None
-    if idempotency_key is not None:
-        key = Key(idempotency_key, _hash(request, order[1]))
-    accepted = await anyio.to_thread.run_sync(
-        accept, desk, caller, order[0], key, limiter=desk.planning_threads
-    )
-    return await _answer(request, desk, caller, accepted, wait_of(prefer))
+    order, asked = sent
+    accepted = await placed(request, desk, caller, lambda: order, asked, key)
+    answer, wait = accepted.answer(), wait_of(prefer)
+    if wait and not accepted.replayed and desk.feed.has_room:
+        ended = await _until_ended(request, desk, caller, accepted.job_id, wait)
+        answer = replace(accepted, body=ended or accepted.body).answer()
+        answer.headers["Preference-Applied"] = f"wait={wait}"
+    return answer
 
 
 @router.get(
@@ -209,7 +207,7 @@ def get_job(
 ) -> Response:
     """One job in full."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         position = jobs.queue_position(session, job) if include else None
     return Answer(job_out(job, queue_position=position))
 
@@ -218,7 +216,7 @@ def get_job(
 def list_inputs(desk: InDesk, caller: Reader, job_id: Id) -> InputsOut:
     """The models that the job reads, each with the commit it was pinned to."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         return InputsOut(data=[InputOut.model_validate(row) for row in jobs.inputs(session, job.id)])
 
 
@@ -230,23 +228,17 @@ def list_inputs(desk: InDesk, caller: Reader, job_id: Id) -> InputsOut:
 def cancel_job(desk: InDesk, caller: Writer, job_id: Id) -> Response:
     """Cancels a job: 202 while a worker still has to stop, 200 when the job has ended (before or by this)."""
     with desk.begin() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         job = lifecycle.request_cancel(session, job)
         return Answer(job_out(job), 200 if is_terminal(job.state) else 202)
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=JobOut, responses=problems(404, 409))
 def retry_job(
-    request: Request,
-    desk: InDesk,
-    caller: Writer,
-    job_id: Id,
-    idempotency_key: IdempotencyHeader = None,
+    request: Request, desk: InDesk, caller: Writer, job_id: Id, key: IdempotencyHeader = None
 ) -> Response:
     """A new job with the order and the pinned inputs of one that failed, was cancelled or expired."""
-    key = key_of(request, idempotency_key, b"")
-    made = again(desk, caller, job_id, key)
-    return Answer(made.body, made.status, made.headers())
+    return again(desk, caller, job_id, key_of(request, key, b"")).answer()
 
 
 @router.post(
@@ -262,16 +254,15 @@ async def append_job(
     caller: Writer,
     job_id: Id,
     body: AppendRequest,
-    idempotency_key: IdempotencyHeader = None,
+    key: IdempotencyHeader = None,
 ) -> Response:
     """A merge job in which one more model joins the result of an earlier one; of that one's models none is
     read again. Only for results of methods that go on from their own (`opcm`).
     """
-    key = key_of(request, idempotency_key, body.model_dump(mode="json", exclude={"webhook": {"secret"}}))
-    accepted = await patiently(
-        desk, lambda: accept(desk, caller, order_to_append(desk, caller, job_id, body), key)
+    accepted = await placed(
+        request, desk, caller, lambda: order_to_append(desk, caller, job_id, body), body.spec(), key
     )
-    return Answer(accepted.body, accepted.status, accepted.headers())
+    return accepted.answer()
 
 
 @router.post(
@@ -288,14 +279,14 @@ async def merge_trial(
     job_id: Id,
     number: Number,
     body: PointRequest,
-    idempotency_key: IdempotencyHeader = None,
+    key: IdempotencyHeader = None,
 ) -> Response:
     """A merge job for one candidate of a search, every model pinned as the search had it."""
-    key = key_of(request, idempotency_key, body.model_dump(mode="json"))
-    accepted = await patiently(
-        desk, lambda: accept(desk, caller, order_of_point(desk, caller, job_id, number, body), key)
+    asked = body.model_dump(mode="json")
+    accepted = await placed(
+        request, desk, caller, lambda: order_of_point(desk, caller, job_id, number, body), asked, key
     )
-    return Answer(accepted.body, accepted.status, accepted.headers())
+    return accepted.answer()
 
 
 @router.delete("/{job_id}", status_code=204, responses=problems(404, 409))
@@ -305,7 +296,7 @@ def delete_job(desk: InDesk, caller: Writer, job_id: Id) -> None:
     webhook; one whose result another job reads, after that has ended.
     """
     with desk.begin() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         lifecycle.delete(session, job)
 
 
@@ -326,21 +317,6 @@ def metadata_of(query: Mapping[str, str]) -> dict[str, str]:
             raise Problem("validation_failed", f"there is no filter {name!r}", errors=[error])
         metadata[key[1]] = value
     return metadata
-
-
-def _hash(request: Request, raw: bytes) -> str:
-    body = load_json(raw) if content_type_of(request) == "application/json" else raw
-    path = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
-    return idempotency.request_hash(request.method, path, body)
-
-
-async def _answer(request: Request, desk: Desk, caller: Caller, accepted: Accepted, wait: int) -> Response:
-    headers = accepted.headers()
-    body = accepted.body
-    if wait and not accepted.replayed and desk.feed.has_room:
-        headers["Preference-Applied"] = f"wait={wait}"
-        body = await _until_ended(request, desk, caller, accepted.job_id, wait) or body
-    return Answer(body, accepted.status, headers)
 
 
 async def _until_ended(

@@ -1,12 +1,11 @@
 """Plans: what a recipe would do, before anything is recorded or downloaded."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Depends
 
 from api.deps import InDesk, Reader
-from api.intake import Order, plan
+from api.intake import Order, patiently, plan
 from api.routes.jobs import order_body, order_of_request
 from api.schemas.common import problems
 from api.schemas.jobs import PlanOut
@@ -14,19 +13,20 @@ from api.schemas.jobs import PlanOut
 router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=problems(404, 413, 415, 503, 504))
 
 
-@router.post("", openapi_extra=order_body(with_options=True))
+@router.post("", openapi_extra=order_body())
 async def make_plan(
-    desk: InDesk, caller: Reader, order: Annotated[tuple[Order, bytes], Depends(order_of_request)]
+    desk: InDesk, caller: Reader, sent: Annotated[tuple[Order, Any], Depends(order_of_request)]
 ) -> PlanOut:
     """Pins every model, reads configurations and headers only, and says what would happen and at what cost.
 
     Asynchronous because planning has threads of its own.
     """
-    planned = await anyio.to_thread.run_sync(plan, desk, caller, order[0], limiter=desk.planning_threads)
+    order, _ = sent
+    planned = await patiently(desk, lambda: plan(desk, caller, order))
     return PlanOut(
         recipe=planned.subject,
         plan=planned.summary,
         queue=planned.queue,
         findings=[each.as_dict() for each in planned.findings],
-        translation=list(order[0].notes),
+        translation=list(order.notes),
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from api.deps import Id, InDesk, Reader, found
+from api.deps import Id, InDesk, Reader, found, own_job
 from api.errors import Problem
 from api.schemas.common import problems
 from api.schemas.results import (
@@ -21,7 +21,7 @@ from api.schemas.results import (
     TrialsOut,
     TrialWorkerOut,
 )
-from db import artifacts, evaluations, jobs, reports, trials
+from db import artifacts, evaluations, reports, trials
 from db import scores as known_scores
 from db.models.evaluation import Evaluation, EvaluationScore
 from db.models.trial import Trial
@@ -34,7 +34,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", responses=problems(404))
 def list_artifacts(desk: InDesk, caller: Reader, job_id: Id) -> ArtifactsOut:
     """The outputs of a job, with digests."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         return ArtifactsOut(
             data=[ArtifactOut.model_validate(row) for row in artifacts.of_job(session, job.id)]
         )
@@ -44,7 +44,7 @@ def list_artifacts(desk: InDesk, caller: Reader, job_id: Id) -> ArtifactsOut:
 def list_evaluations(desk: InDesk, caller: Reader, job_id: Id) -> EvaluationsOut:
     """The scores of the result beside those of its parents."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         return EvaluationsOut(data=[_evaluation(*each) for each in evaluations.of_job(session, job.id)])
 
 
@@ -60,7 +60,7 @@ def list_examples(
 ) -> ExamplesOut:
     """What every model got on every single item of a set, side by side; the set by its id or its name."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         _, scores = found(evaluations.named(session, job.id, evaluation), "evaluation", evaluation)
         named = metric or next((each.metric for each in scores), "")
         asked = {each.subject: each.known_key for each in scores if each.metric == named and each.known_key}
@@ -94,7 +94,7 @@ def list_trials(
 ) -> TrialsOut:
     """What a search has tried so far."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         rows = trials.of_search(session, job.root_id, after, limit + 1)
         workers = workers_of(session, job) if job.kind == "search" else []
         return TrialsOut(
@@ -108,7 +108,7 @@ def list_trials(
 def get_report(desk: InDesk, caller: Reader, job_id: Id) -> ReportOut:
     """What the merge did to the weights: norms, similarities, conflicts, changes."""
     with desk.read() as session:
-        job = found(jobs.of_tenant(session, caller.tenant_id, job_id), "job", job_id)
+        job = own_job(session, caller, job_id)
         return ReportOut.model_validate(found(reports.of_job(session, job.id), "report", job.id))
 
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from sqlalchemy import DateTime, MetaData, Text, func
+from sqlalchemy import JSON, DateTime, MetaData, Text, func
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 from ulid import ULID
@@ -19,6 +19,8 @@ NAMES = {
 Time = Annotated[datetime, mapped_column(DateTime(timezone=True))]
 CreatedAt = Annotated[datetime, mapped_column(DateTime(timezone=True), server_default=func.clock_timestamp())]
 Json = dict[str, Any]
+OrderedJson = Annotated[Json, mapped_column(JSON)]
+"""Keeps the order of names, which JSONB does not: in a space, or a recipe's new tokens, it counts."""
 
 
 class Base(DeclarativeBase):

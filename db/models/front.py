@@ -3,7 +3,7 @@
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from db.models.base import Base, CreatedAt, Json
+from db.models.base import Base, CreatedAt, OrderedJson
 
 
 class Front(Base):
@@ -14,5 +14,5 @@ class Front(Base):
     __tablename__ = "front"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
-    body: Mapped[Json]
+    body: Mapped[OrderedJson]
     created_at: Mapped[CreatedAt]

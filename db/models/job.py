@@ -3,7 +3,7 @@
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from db.models.base import Base, CreatedAt, Json, Time
+from db.models.base import Base, CreatedAt, Json, OrderedJson, Time
 
 STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled", "expired")
 _LISTED = ", ".join(f"'{state}'" for state in STATES)
@@ -34,10 +34,10 @@ class Job(Base):
     progress: Mapped[Json] = mapped_column(server_default=text("'{}'::jsonb"))
     progress_at: Mapped[Time | None]
     method: Mapped[str | None]
-    spec: Mapped[Json]
-    recipe: Mapped[Json]
+    spec: Mapped[OrderedJson]
+    recipe: Mapped[OrderedJson]
     recipe_sha256: Mapped[str]
-    plan: Mapped[Json | None]
+    plan: Mapped[OrderedJson | None]
     queue: Mapped[str] = mapped_column(server_default="cpu")
     priority: Mapped[int] = mapped_column(server_default="0")
 
@@ -55,7 +55,7 @@ class Job(Base):
     error_code: Mapped[str | None]
     error_detail: Mapped[str | None]
     error_findings: Mapped[list[Json] | None]
-    result: Mapped[Json | None]
+    result: Mapped[OrderedJson | None]
     metadata_: Mapped[Json] = mapped_column("metadata", server_default=text("'{}'::jsonb"))
     event_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
     root_id: Mapped[str] = mapped_column(index=True)

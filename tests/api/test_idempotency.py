@@ -6,6 +6,8 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
+import db.idempotency
+from api.intake import Key, reserved
 from jobs import idempotency
 from tests.api.conftest import ORDER, Who
 
@@ -39,6 +41,15 @@ def test_a_key_in_use_is_answered_409(api: TestClient, sessions: sessionmaker[Se
         assert isinstance(under_way, idempotency.Reservation)
         idempotency.release(session, under_way)
     assert api.post("/v1/jobs", json=ORDER, headers=KEY).status_code == 202
+
+
+def test_a_key_is_held_for_as_long_as_planning_may_take(api: TestClient, anna: Who) -> None:
+    desk = api.app.state.desk  # type: ignore[attr-defined]
+    desk.settings.plan_timeout_seconds = 3600.0
+    with reserved(desk, anna.caller, Key("order-1", "hash")), desk.begin() as session:
+        row = db.idempotency.find(session, anna.caller.tenant_id, "order-1", 60.0)
+        assert row is not None and row.reserved_until is not None
+        assert (row.reserved_until - row.created_at).total_seconds() > 3600
 
 
 def test_a_refused_request_leaves_the_key_free(api: TestClient) -> None:

@@ -15,7 +15,8 @@ from tests.api.conftest import ORDER
 def test_lists_page_by_page_without_gaps_or_repeats(api: TestClient) -> None:
     made = [api.post("/v1/jobs", json=ORDER).json()["id"] for _ in range(5)]
     seen: list[str] = []
-    url = "/v1/jobs?limit=2"
+    api.post("/v1/jobs", json=ORDER | {"metadata": {"team": "vision"}})
+    url = "/v1/jobs?limit=2&metadata[team]=nlp"
     while url:
         answer = api.get(url)
         seen += [each["id"] for each in answer.json()["data"]]

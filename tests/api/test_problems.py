@@ -128,6 +128,18 @@ def test_a_wrong_parameter_is_named(api: TestClient, query: str, pointer: str) -
     assert (answer.json()["errors"][0]["in"], answer.json()["errors"][0]["pointer"]) == ("query", pointer)
 
 
+def test_what_is_wrong_with_a_part_of_an_order_is_told_at_its_place(api: TestClient) -> None:
+    hook, texts = {"url": "https://a.example"}, {"name": "a", "kind": "perplexity"}
+    for wrong, pointer in (
+        ({"webhook": {"url": "http://a.example"}}, "/webhook/url"),
+        ({"webhook": hook | {"events": ["merge.exploded"]}}, "/webhook/events/0"),
+        ({"webhook": hook | {"secret": "whsec_short"}}, "/webhook/secret"),
+        ({"evaluate": {"sets": [texts | {"data": {"path": "nowhere.txt"}}]}}, "/evaluate/sets/0/data/path"),
+    ):
+        answer = api.post("/v1/jobs", json=ORDER | wrong)
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer), answer.text
+
+
 @pytest.mark.parametrize("path", ["/v1/jobs/%00", "/v1/jobs?method=%00", "/v1/jobs?metadata[a]=%00"])
 def test_a_nul_in_the_address_is_refused(api: TestClient, path: str) -> None:
     answer = api.get(path)

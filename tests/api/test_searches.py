@@ -124,6 +124,9 @@ def test_values_out_of_a_setting_s_range_are_refused_at_submit(api: TestClient) 
     for space, pointer in (({"w": {"at": 3}}, "/search/space/w/at"), ({"w": []}, "/search/space/w")):
         refused = api.post("/v1/jobs", json=order({"space": space}))
         assert {each["pointer"] for each in refused.json()["errors"]} == {pointer}, refused.text
+    names = {"method": "evo_merging", "settings": {"denoise": ["A B"]}}
+    refused = api.post("/v1/jobs", json=order(names))
+    assert refused.json()["errors"][0]["pointer"] == "/search/settings/denoise/0", refused.text
     space = {"density": {"at": "steps.ties.density", "low": 0.1, "high": 2}}
     answer = api.post("/v1/jobs", json=order({"space": space}, recipe=recipe))
     assert answer.status_code == 422 and "density must be" in answer.text, answer.text

@@ -1,7 +1,5 @@
 """Pages, counts and places in the queue."""
 
-from datetime import timedelta
-
 from sqlalchemy.orm import Session
 
 from db import jobs
@@ -36,10 +34,7 @@ def test_a_page_shows_what_the_filters_ask_for(session: Session) -> None:
     assert ids(state="running") == [running.id]
     assert len(ids(state=["running", "queued"])) == len(ids(method="linear")) == len(ids(kind="merge")) == 3
     assert ids(method="ties") == []
-    assert ids(
-        created_after=red.created_at + timedelta(microseconds=1), created_before=running.created_at
-    ) != [red.id]
-    assert ids(created_before=red.created_at) == []
+    assert red.id not in ids(created_after=red.created_at) and len(ids(created_after=red.created_at)) == 2
 
 
 def test_another_tenant_finds_nothing(session: Session) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,22 @@ def test_the_memory_holds_the_largest_model_as_float32(planner: Planner) -> None
     needed = told(little, evaluate).summary["estimate"]["peak_memory_bytes"]
     assert needed == 4 * planned.models["base"].parameters
     assert plan(planner).summary["estimate"]["peak_memory_bytes"] >= needed
+
+
+def test_parents_that_are_not_scored_take_no_memory(planner: Planner) -> None:
+    planned = plan(planner, sets=False)
+    base = planned.models["base"]
+    twice = replace(
+        base, tensors={f"{part}.{name}": base.tensors[name] for part in "ab" for name in base.tensors}
+    )
+    beside = replace(
+        planned.saying({"estimate": {**planned.summary["estimate"], "peak_memory_bytes": 0}}),
+        models={**planned.models, "base": twice},
+    )
+    for parents, models in ((True, 2), (False, 1)):
+        evaluate = EvaluateRequest.model_validate({"sets": SETS, "parents": parents})
+        peak = told(beside, evaluate).summary["estimate"]["peak_memory_bytes"]
+        assert peak == models * 4 * base.parameters
 
 
 def test_sets_for_what_nothing_can_load_are_refused(root: Path, planner: Planner) -> None:

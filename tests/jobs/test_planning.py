@@ -327,6 +327,13 @@ def test_a_folder_that_was_touched_is_looked_at_again(desk: Desk) -> None:
     assert desk.plan(str(folder), base=None) is not first
 
 
+def test_a_remembered_plan_tells_no_translation_but_its_own(desk: Desk) -> None:
+    recipe = recipe_from({"sources": [{"model": "org/math"}], "steps": [{"method": "linear"}]})
+    for notes in (["read as mergekit's"], []):
+        planned = desk.planner.plan(recipe, None, "ten_a", 20.0, notes=notes)
+        assert list(planned.summary.get("translation") or ()) == notes
+
+
 def test_a_remembered_plan_is_not_given_where_the_disk_is_too_small(desk: Desk) -> None:
     recipe = recipe_from({"sources": [{"model": "org/math"}], "steps": [{"method": "linear"}]})
     desk.planner.plan(recipe, None, "ten_a", 20.0, scratch_free=1 << 40)

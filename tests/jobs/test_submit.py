@@ -7,13 +7,13 @@ from pydantic import ValidationError
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import artifacts, jobs
+from db import artifacts, fronts, jobs
 from jobs import credentials, events, lifecycle
 from jobs.errors import IllegalState, ModelNameInvalid, NotFound, QuotaExceeded, RequestInvalid
 from jobs.keyring import Keyring
-from jobs.request import JobRequest
+from jobs.request import JobRequest, read_order
 from jobs.submit import retry, submit
-from tests.factories import make_caller, make_job, make_request, make_rules, make_running
+from tests.factories import RECIPE, make_caller, make_job, make_request, make_rules, make_running
 
 
 def test_a_job_keeps_its_order_and_says_that_it_waits_to_be_planned(session: Session) -> None:
@@ -28,6 +28,23 @@ def test_a_job_keeps_its_order_and_says_that_it_waits_to_be_planned(session: Ses
     assert job.expires_at is not None and 50 < (job.expires_at - job.created_at).total_seconds() < 61
     assert JobRequest.model_validate(job.spec) == request
     assert [event.type for event in events.after(session, job.id, 0)] == ["merge.queued"]
+
+
+def test_the_names_of_an_order_keep_their_order(session: Session) -> None:
+    tokens = {"<later>": {"source": "zero"}, "<a>": {"source": "zero"}}
+    space = {name: {"at": f"sources.{name}.weight", "low": 0, "high": 1} for name in ("math", "code")}
+    order = {
+        "kind": "search",
+        "recipe": RECIPE | {"tokenizer": {"source": "base", "tokens": tokens}},
+        "search": {"method": "grid", "space": space, "objectives": [{"set": "texts"}]},
+        "evaluate": {"sets": [{"name": "texts", "kind": "perplexity", "data": {"hub": "a/b", "file": "c"}}]},
+    }
+    job = submit(session, make_caller(session), read_order(order), None, make_rules())
+    fronts.put(session, job.id, {"recipe": job.recipe})
+    session.expire_all()
+    assert list(job.spec["search"]["space"]) == ["math", "code"]
+    for recipe in (job.spec["recipe"], job.recipe, (fronts.of_job(session, job.id) or {})["recipe"]):
+        assert list(recipe["tokenizer"]["tokens"]) == ["<later>", "<a>"]
 
 
 def test_the_operator_s_time_limit_wins(session: Session) -> None:

@@ -55,6 +55,14 @@ def test_a_result_that_lies_nowhere_is_not_said_to_be_kept(site: Site) -> None:
     assert "Kept here" not in site.get(f"/jobs/{job.id}").text
 
 
+def test_a_result_that_failed_its_checks_is_no_good_news(site: Site) -> None:
+    for passed, kind in ((True, "good"), (False, "warn")):
+        with site.sign_in().begin() as session:
+            job, fence = make_running(session, caller=site.caller)
+            lifecycle.succeed(session, fence, {"folder": "/kept", "checked": passed})
+        assert f'<div class="note {kind}"><strong>Kept here.' in site.get(f"/jobs/{job.id}").text
+
+
 def test_the_evidence_of_a_method_is_a_row_a_bench(site: Site) -> None:
     told = evidence_of("ties")
     assert told is not None and evidence_of("no such") is None

@@ -255,4 +255,4 @@ def test_another_search_is_begun_with_the_order_of_the_first(site: Site) -> None
     onward = site.get("/jobs/new?from=" + made.removeprefix("/jobs/"))
     assert onward.headers["location"] == "/jobs/search?from=" + made.removeprefix("/jobs/")
     text = site.get(onward.headers["location"]).text
-    assert "steps.ties.density" in text and "batch: 2, startup: 4" in text
+    assert "steps.ties.density" in text and "startup: 4, batch: 2" in text
