@@ -4,9 +4,10 @@ Names, licences and recipes come from strangers. The front matter is written by 
 and sentences are escaped, the recipe stands in a fence longer than any it contains.
 """
 
+import posixpath
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +24,32 @@ FACTS = {
     "plan_sha256": "plan (sha256)",
     "recipe_sha256": "recipe (sha256 of its canonical form)",
 }
+SEE_INPUTS = "see-inputs"
 PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 CODE = re.compile(r"[\w./@:+=, -]{1,300}\Z", re.ASCII)
-LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}\Z")
+LISTED = """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda
+    cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+    cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+    cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0
+    etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research
+    intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++
+    osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community
+    gemma unknown
+"""
+LICENSES = frozenset(LISTED.split())
+"""What the public Hub takes as ``license``; a card with any other is refused, and the commit with it."""
+LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}\Z")
+UNCLEAR = re.compile(r"[-+.~<=0-9]|(?:y|n|yes|no|on|off|true|false|null)\Z", re.IGNORECASE)
+"""Texts that one reader of YAML or another takes for a number, a date, a truth value or nothing."""
 
 
 @dataclass(frozen=True)
 class CardInput:
-    """One model that went in. ``reference`` is what the recipe says; ``repo`` and ``sha`` are set for Hub
-    models.
+    """One model that went in. ``reference`` is what the recipe in the manifest says; ``repo`` and ``sha`` are
+    set for Hub models.
     """
 
     role: str
@@ -79,15 +97,18 @@ def render_card(
     return "\n".join(part for part in parts if part)
 
 
-def merged_license(licenses: Iterable[str | None]) -> str | None:
-    """The licence of the result: the inputs' own where they all share one; ``other`` where they differ; None
-    if unknown.
+def merged_license(licenses: Iterable[str | None]) -> dict[str, str]:
+    """The licence of the result as fields of a card: the inputs' own where they all share one, else
+    ``other``; nothing if unknown.
     """
     found = {license for license in licenses if license}
     if not found:
-        return None
-    only = next(iter(found))
-    return only if len(found) == 1 and LICENSE_ID.match(only) else "other"
+        return {}
+    only = next(iter(found)) if len(found) == 1 else "other"
+    if only in LICENSES:
+        return {"license": only}
+    named = only != "other" and LICENSE_NAME.match(only)
+    return {"license": "other", "license_name": only if named else SEE_INPUTS}
 
 
 def _front_matter(
@@ -103,16 +124,12 @@ def _front_matter(
     if repos:
         fields |= {"base_model": repos, "base_model_relation": "adapter" if is_adapter else "merge"}
     fields["tags"] = list(dict.fromkeys([*TAGS, *(name for name in methods if PLAIN_ID.match(name))]))
-    license = merged_license(item.license for item in inputs)
-    if license:
-        fields["license"] = license
-        if license == "other":
-            fields["license_name"] = "see-inputs"
+    fields |= merged_license(item.license for item in inputs)
     if library and PLAIN_ID.match(library):
         fields["library_name"] = library
     if pipeline and PLAIN_ID.match(pipeline):
         fields["pipeline_tag"] = pipeline
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=False)}---\n"
+    return f"---\n{_yaml(fields)}---\n"
 
 
 def _summary(inputs: Sequence[CardInput], methods: Sequence[str], endpoint: str) -> str:
@@ -126,7 +143,7 @@ def _summary(inputs: Sequence[CardInput], methods: Sequence[str], endpoint: str)
 
 
 def _license_note(inputs: Sequence[CardInput]) -> str:
-    if merged_license(item.license for item in inputs) == "other":
+    if merged_license(item.license for item in inputs).get("license_name") == SEE_INPUTS:
         return "The inputs carry different licences (below). All of them apply here: read them before use.\n"
     if any(item.license is None for item in inputs):
         return "At least one input states no licence. Ask its owner before use.\n"
@@ -237,16 +254,11 @@ def _recipe(manifest: Mapping[str, Any]) -> str:
     recipe = manifest.get("recipe")
     if not isinstance(recipe, Mapping):
         return ""
-    text = yaml.safe_dump(_jsonable(recipe), sort_keys=False, allow_unicode=True)
-    return f"## Recipe\n\n{_fence(text, 'yaml')}"
+    return f"## Recipe\n\n{_fence(_yaml(_jsonable(recipe)), 'yaml')}"
 
 
 def _reproduction(inputs: Sequence[CardInput], endpoint: str) -> str:
-    commands = [
-        f"hf download {item.repo} --revision {item.sha} --local-dir {shlex.quote(item.reference)}"
-        for item in inputs
-        if item.repo and item.sha and is_hub_repo(item.repo) and COMMIT.match(item.sha)
-    ]
+    commands = [command for item in inputs for command in _fetching(item)]
     if endpoint != PUBLIC_HUB:
         commands = [f"export HF_ENDPOINT={shlex.quote(endpoint)}", *commands]
     commands = [*dict.fromkeys(commands), "python -m merge run recipe.yaml merged"]
@@ -254,6 +266,19 @@ def _reproduction(inputs: Sequence[CardInput], endpoint: str) -> str:
         "Save the recipe as `recipe.yaml`; with the same version of Mergery this gives the same bytes:\n\n"
     )
     return "## Make it again\n\n" + intro + _fence("\n".join(commands) + "\n", "sh")
+
+
+def _fetching(item: CardInput) -> Iterator[str]:
+    """Commands that put a Hub model where the recipe names it, below the folder they are run in."""
+    if not (item.repo and item.sha and is_hub_repo(item.repo) and COMMIT.match(item.sha)):
+        return
+    whole = f"{item.repo}@{item.sha}"
+    inside = item.reference.removeprefix(f"{whole}:") if item.reference.startswith(f"{whole}:") else ""
+    folder, named = whole if inside else item.reference, shlex.quote(item.reference)
+    yield f"hf download {item.repo} --revision {item.sha} --local-dir {shlex.quote(folder)}"
+    if inside:
+        above, lies = shlex.quote(posixpath.dirname(item.reference)), shlex.quote(f"{whole}/{inside}")
+        yield f'mkdir -p {above} && ln -s "$PWD"/{lies} {named}'
 
 
 def _digests(manifest: Mapping[str, Any]) -> str:
@@ -314,6 +339,22 @@ def _fence(text: str, language: str) -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}{fence}\n"
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that every reader reads alike, whichever version of the standard it follows."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = "'" if UNCLEAR.match(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _yaml(document: Any) -> str:
+    return str(yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _number(value: Any) -> str:

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import TracebackType
 
 from hub import xet
-from hub.download import PIECE, STALLED_TRIES, fetch_checked
+from hub.download import STALLED_TRIES, fetch_checked
 from hub.errors import DiskFull, HashMismatch, HubError, Interrupted, Tainted, Unavailable
 from hub.growing import Growing, Parcel
+from hub.session import arriving
 from hub.snapshot import Hub
 
 FILES_AT_ONCE = 4
@@ -162,15 +163,12 @@ class Delivery:
 
     def _receive(self, growing: "Growing", span: tuple[int, int]) -> None:
         begin, end = span
-        headers = {"Accept-Encoding": "identity", "Range": f"bytes={begin}-{end - 1}"}
-        url = self._hub.url(growing.parcel.snapshot, growing.file.path)
-        with self._hub.session.stream(url, headers) as response:
+        snapshot, name = growing.parcel.snapshot, growing.file.path
+        with self._hub.opened(snapshot, name, begin, end) as (response, at):
             growing.check_answer(response)
-            at = begin
-            if response.status_code != 206:
-                at = 0
-                self._restart(growing, begin)
-            for piece in response.iter_raw(PIECE):
+            if at < begin:
+                self._restart(growing)
+            for piece in arriving(response):
                 if self._stop():
                     raise Interrupted(f"stopped while {growing.label} was arriving")
                 self.fetched += len(piece)
@@ -182,11 +180,11 @@ class Delivery:
         if at < end:
             raise Unavailable(f"{growing.label} ended early")
 
-    def _restart(self, growing: "Growing", begin: int) -> None:
+    def _restart(self, growing: "Growing") -> None:
         """The Hub sends from the first byte although a later one was asked for."""
-        if begin and growing.used and growing.parcel.spans is None:
+        if growing.used and growing.parcel.spans is None:
             raise Tainted(f"{growing.label} had to be fetched anew after some of it was used")
-        if begin and growing.parcel.spans is None:
+        if growing.parcel.spans is None:
             with self._changed:
                 self._on_bytes(-growing.counted)
                 growing.forget()

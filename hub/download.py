@@ -17,10 +17,10 @@ from pathlib import Path
 from hub import xet
 from hub.errors import DiskFull, HashMismatch, HubError, Interrupted, NameRefused, Unavailable
 from hub.names import is_safe_path
+from hub.session import PIECE, arriving
 from hub.snapshot import Hub, RepoFile, Snapshot
 
 WORK_FOLDER = ".mergery-download"
-PIECE = 1 << 20
 FILES_AT_ONCE = 4
 STALLED_TRIES = 4
 
@@ -196,14 +196,11 @@ def _grow(
     if size == 0:
         target.part.touch()
         return
-    headers = {"Accept-Encoding": "identity", "Range": f"bytes={begin}-{size - 1}"}
-    with hub.session.stream(hub.url(snapshot, target.file.path), headers) as response:
-        if response.status_code != 206 and begin:
-            count(-begin)
-            begin = 0
+    with hub.opened(snapshot, target.file.path, begin, size) as (response, at):
+        count(at - begin)
         with target.part.open("ab") as file:
-            file.truncate(begin)
-            for piece in response.iter_raw(PIECE):
+            file.truncate(at)
+            for piece in arriving(response):
                 if stop():
                     raise Interrupted(f"stopped while {target.label} was arriving")
                 if file.tell() + len(piece) > size:

@@ -19,7 +19,7 @@ class Fault:
     ``status`` answers with that HTTP status (``code`` and ``message`` go into the Hub's error headers).
     ``after`` first does the work, so that only the reply is lost. ``delay`` seconds pass before anything
     else. ``drop_after`` ends the connection after so many bytes of the body. ``corrupt`` replaces the body by
-    zeros of the same length.
+    zeros of the same length. ``shift`` sends a range that lies so many bytes further on, and says so.
     """
 
     status: int | None = None
@@ -30,6 +30,7 @@ class Fault:
     delay: float = 0.0
     drop_after: int | None = None
     corrupt: bool = False
+    shift: int = 0
 
 
 @dataclass

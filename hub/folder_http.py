@@ -78,6 +78,8 @@ class FileResponse:
         self.line = Line()
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        if self.fault and self._status == 206:
+            self._begin, self._end = self._begin + self.fault.shift, self._end + self.fault.shift
         headers = {
             **self._headers,
             "content-length": str(self._end - self._begin),

@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 
 from hub.download import Target, pieces_of
-from hub.errors import HashMismatch, Interrupted
+from hub.errors import HashMismatch, Interrupted, Unavailable
 from hub.snapshot import RepoFile, Snapshot
 
 NOTE_BYTES = 4 << 20
@@ -137,11 +137,16 @@ class Growing:
         self.noted, self._unnoted, self._noted_at = have, 0, time.monotonic()
 
     def check_answer(self, response: httpx2.Response) -> None:
-        """The Hub states the hash of the file with its answer; it must be the commit's."""
-        for each in (*response.history, response):
-            stated = each.headers.get("x-linked-etag", "").strip('"')
-            if stated and self.file.sha256 and stated != self.file.sha256:
-                raise HashMismatch(f"{self.label}: the Hub offers other content than the commit lists")
+        """The Hub states the hash of the file with its answer; it must be the commit's. What comes for
+        ranges, which cannot be hashed, must be said to be a range, or all of the file.
+        """
+        headers = [each.headers for each in (*response.history, response)]
+        stated = {told for each in headers if (told := each.get("x-linked-etag", "").strip('"'))}
+        if self.file.sha256 and stated - {self.file.sha256}:
+            raise HashMismatch(f"{self.label}: the Hub offers other content than the commit lists")
+        said = stated or response.headers.get("content-length") == str(self.file.size)
+        if self.parcel.spans is not None and response.status_code != 206 and not said:
+            raise Unavailable(f"the Hub sent neither a range of {self.label} nor all of it")
 
     def is_right(self, stop: Callable[[], bool]) -> bool:
         """Whether the whole file has the content that the commit lists."""

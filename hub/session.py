@@ -2,6 +2,7 @@
 them.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,8 +47,13 @@ READ_SECONDS = 60.0
 TRIES = 5
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 8.0
+PIECE = 1 << 20
+PIECE_SECONDS = 0.5
 ROUTES = ("tree", "preupload", "commit", "batch", "xet-read-token", "xet-write-token", "create", "whoami-v2")
-TRANSPORT = (httpx2.TransportError, ConnectionError, TimeoutError)
+XET_REFUSED = re.compile(
+    r"HTTP status client error \((4[0-9]{2}) [^)]*\), domain: \S+/xet-(?:read|write)-token/"
+)
+TRANSPORT = (httpx2.RequestError, ConnectionError, TimeoutError)
 
 
 Heard = Callable[[str, int], None]
@@ -177,6 +183,25 @@ class Session:
         return self.call(what, work)
 
 
+def arriving(response: httpx2.Response) -> Iterator[bytes]:
+    """The body of a reply a MiB at a time, or what half a second has brought; before an error, what came
+    until then.
+    """
+    gathered, since = bytearray(), time.monotonic()
+    try:
+        for piece in response.iter_bytes():
+            gathered += piece
+            if len(gathered) >= PIECE or time.monotonic() - since >= PIECE_SECONDS:
+                yield bytes(gathered)
+                gathered, since = bytearray(), time.monotonic()
+    except Exception:
+        if gathered:
+            yield bytes(gathered)
+        raise
+    if gathered:
+        yield bytes(gathered)
+
+
 def without_user(url: str) -> str:
     """An address as it may be shown: without a user and a password in it."""
     parts = urlsplit(url)
@@ -190,10 +215,15 @@ def translate(error: BaseException, what: str) -> HubError | None:
     for seen in _chain(error):
         if isinstance(seen, HfHubHTTPError):
             return _of_reply(seen, what)
+        if isinstance(seen, httpx2.HTTPStatusError):  # its body was none that the client library can read
+            return _of_status(seen.response, what)
     if isinstance(error, HFValidationError):
         return NameRefused(f"{what} is not a name that a Hub repository can have")
     if isinstance(error, EntryNotFoundError):
         return FileMissing(f"{what} does not exist")
+    refused = XET_REFUSED.search(str(error)) if isinstance(error, ConnectionError) else None
+    if refused is not None:
+        return _of_xet(int(refused[1]), what)
     if any(isinstance(seen, TRANSPORT) for seen in _chain(error)) or _is_closed_client(error):
         return Unavailable(f"the Hub cannot be reached for {what}; it is tried again later")
     return None
@@ -213,14 +243,24 @@ def _of_reply(error: HfHubHTTPError, what: str) -> HubError:
     return _of_status(error.response, what)
 
 
+def quoted(said: str) -> str:
+    """What a Hub said, on one line, as the end of a message."""
+    flat = " ".join("".join(char if char.isprintable() else " " for char in said).split())
+    return f" (the Hub says: {flat[:300]})" if flat else ""
+
+
 def _of_status(response: httpx2.Response, what: str) -> HubError:
-    status = response.status_code
+    status, said = response.status_code, quoted(response.headers.get("x-error-message", ""))
+    if status < 500 and status not in (408, 429) and _is_of_storage(response):
+        return Unavailable(
+            f"the Hub's storage answered {status} for {what}; it is tried again with a new link"
+        )
     if status == 401:
         return TokenInvalid(
             "the Hub does not accept the token: it is wrong or has been revoked; give a new one"
         )
     if status in (402, 403):
-        return PermissionDenied(f"the token has no permission for {what}; use one that has")
+        return PermissionDenied(f"the token has no permission for {what}{said}; use one that has")
     if status == 404:
         return FileMissing(f"the Hub has nothing at the address of {what}")
     if status in (409, 412):
@@ -231,7 +271,24 @@ def _of_status(response: httpx2.Response, what: str) -> HubError:
         return RateLimited(f"the Hub's rate limit is used up; {what} can be tried again {later}", seconds)
     if status == 408 or status >= 500:
         return Unavailable(f"the Hub answered {status} for {what}; it is tried again later")
-    return RequestRefused(f"the Hub refused the request for {what} with status {status}")
+    return RequestRefused(f"the Hub refused the request for {what} with status {status}{said}")
+
+
+def _of_xet(status: int, what: str) -> HubError:
+    """Of a refusal to hand out a token for xet the client library tells only the status, in a text."""
+    if status == 404:
+        return RequestRefused(
+            f"the Hub takes no upload of {what} by xet; set HF_HUB_DISABLE_XET=1 for workers"
+        )
+    return _of_status(httpx2.Response(status, request=httpx2.Request("GET", "")), what)
+
+
+def _is_of_storage(response: httpx2.Response) -> bool:
+    """Whether a reply comes from behind a link that the Hub has signed: such links run out, and no token is
+    shown there.
+    """
+    hosts = {each.url.netloc for each in (*response.history, response)}
+    return len(hosts) > 1 or response.request.method == "PUT"
 
 
 def _reset_seconds(response: httpx2.Response) -> float | None:

@@ -1,9 +1,11 @@
 """A repository pinned to one commit, and its small parts: the list of files, texts, safetensors headers."""
 
 import hashlib
+import re
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
@@ -23,6 +25,7 @@ MAX_GROWN = 128_000_000
 LENGTH_BYTES = 8
 FIRST_BYTES = 1 << 18
 """How much of a file is fetched first where its header does not say how long it is; then twice as much."""
+CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]{1,19}/(\*|[0-9]{1,19})\Z")
 THREADS = 8
 DEFAULT_PATIENCE = 60.0
 _Key = TypeVar("_Key", bound=Hashable)
@@ -211,11 +214,28 @@ class Hub:
             return b""
 
         def work() -> bytes:
-            headers = {"Accept-Encoding": "identity", "Range": f"bytes={begin}-{end - 1}"}
-            with self.session.stream(self.url(snapshot, name), headers) as response:
-                return _read_exactly(response, begin, end, label)
+            with self.opened(snapshot, name, begin, end) as (response, at):
+                return _read_exactly(response, begin - at, end - at, label)
 
         return self.session.call(label, work)
+
+    @contextmanager
+    def opened(
+        self, snapshot: Snapshot, name: str, begin: int, end: int
+    ) -> Iterator[tuple[httpx2.Response, int]]:
+        """The reply to one request for bytes ``begin`` to ``end`` of a file, its body not read yet, and the
+        place in the file where the body begins: 0 where the Hub sends all of it.
+
+        Raises a retryable error where the Hub says that it sends something else. Not tried again.
+        """
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={begin}-{end - 1}"}
+        with self.session.stream(self.url(snapshot, name), headers) as response:
+            at = begin if response.status_code == 206 else 0
+            if not _is_asked(response, begin, snapshot.file(name).size):
+                raise Unavailable(
+                    f"the Hub sent other bytes than were asked for of {name} of {snapshot.label}"
+                )
+            yield response, at
 
     def url(self, snapshot: Snapshot, name: str) -> str:
         """Where a file of the snapshot is served."""
@@ -247,19 +267,25 @@ def matches(file: RepoFile, data: bytes) -> bool:
     return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == file.git_oid
 
 
+def _is_asked(response: httpx2.Response, begin: int, size: int) -> bool:
+    """Whether a reply is said to be the file of this size: all of it, or for 206 its bytes from ``begin``."""
+    packed = response.headers.get("content-encoding", "identity") != "identity"
+    if response.status_code != 206:
+        return packed or response.headers.get("content-length") in (None, str(size))
+    stated = CONTENT_RANGE.match(response.headers.get("content-range", ""))
+    return not packed and stated is not None and int(stated[1]) == begin and stated[2] in ("*", str(size))
+
+
 def _read_exactly(response: httpx2.Response, begin: int, end: int, label: str) -> bytes:
-    """From a 206 the range itself; from a server that ignores ranges only the part up to ``end``, then hang
-    up.
-    """
-    skip = 0 if response.status_code == 206 else begin
+    """Bytes ``begin`` to ``end`` of a body; what follows is not waited for."""
     data = bytearray()
     for piece in response.iter_bytes():
         data += piece
-        if len(data) >= skip + end - begin:
+        if len(data) >= end:
             break
-    if len(data) < skip + end - begin:
-        raise Unavailable(f"{label} ended early: {len(data)} bytes came of {skip + end - begin}")
-    return bytes(data[skip : skip + end - begin])
+    if len(data) < end:
+        raise Unavailable(f"{label} ended early: {len(data)} bytes came of {end}")
+    return bytes(data[begin:end])
 
 
 def _is_file(row: Any) -> bool:

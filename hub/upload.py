@@ -5,7 +5,7 @@ lost reply, or in a second attempt of the job, the head itself says whether the 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from hub.errors import (
     Unavailable,
 )
 from hub.names import SHA256, is_safe_path
-from hub.session import translate, without_user
+from hub.session import quoted, translate, without_user
 from hub.snapshot import Hub, Snapshot, check_repo
 
 MANIFEST = "mergery.json"
@@ -34,7 +34,16 @@ MAX_MANIFEST = 64 << 20
 KEPT_IN_MEMORY = 1 << 20
 HARMLESS = (".gitattributes",)
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth")
+MARKS = ("adapter_config.json", "bundle.json")
+"""Files by which a repository is taken for something else than the model that lies in it."""
 COMMIT_TRIES = 4
+REFUSALS = {
+    "Invalid metadata in README.md.": "the model card of {} was refused",
+    "LFS batch API returned errors:": "an upload to {} was refused",
+}
+"""How errors of the client library begin that go on with the Hub's own words, and what they mean."""
+UNREADABLE = (json.JSONDecodeError, UnicodeDecodeError)
+"""What the client library raises of an answer that is none of the Hub's, such as a proxy's page."""
 Result = TypeVar("Result")
 
 
@@ -70,6 +79,7 @@ class Push:
         self._hub, self._repo, self._private, self._revision = hub, repo, private, revision
         self._job_id, self._overwrite = job_id, overwrite
         self._head: Snapshot | None = None
+        self._former: Collection[str] = ()
         self._done: CommitResult | None = None
         self._files: dict[str, CommitOperationAdd] = {}
 
@@ -84,15 +94,11 @@ class Push:
         if head is None:
             raise Unavailable(f"{self._repo} was made, but the Hub does not show it yet")
         manifest = self._manifest(head)
-        self._head = head
+        self._head, self._former = head, _listed(manifest)
         if manifest.get("job_id") == self._job_id:
             self._done = self._result(head)
             return self._done
-        if self._private and not head.private:
-            raise RepoPublic(
-                f"{self._repo} is public and the result is to be private: "
-                "choose another repository, or say private: false"
-            )
+        self._check_private(head)
         strangers = [file.path for file in head.files if file.path not in HARMLESS]
         if strangers and not manifest and not self._overwrite:
             raise RepoNotOurs(
@@ -100,6 +106,13 @@ class Push:
                 "choose another name, or say overwrite: true"
             )
         return None
+
+    def _check_private(self, head: Snapshot) -> None:
+        if self._private and not head.private:
+            raise RepoPublic(
+                f"{self._repo} is public and the result is to be private: "
+                "choose another repository, or say private: false"
+            )
 
     def _look(self) -> Snapshot | None:
         """The head of the branch; made from the default branch where the repository lacks it; None without
@@ -167,14 +180,15 @@ class Push:
         """Make everything visible at once, with the ``small`` files besides those added; the same result when
         called again.
 
-        ``mergery.json`` among them gets the field ``job_id``. Weight files that an earlier result left in the
-        repository and this one does not have are removed by the same commit. Raises ``Conflict`` when
-        somebody else has changed the branch since ``prepare``.
+        ``mergery.json`` among them gets the field ``job_id``. Files of an earlier result, and weights of
+        anybody's, that lie in the repository and that this result does not have are removed by the same
+        commit. Raises ``Conflict`` when somebody else has changed the branch since ``prepare``.
         """
         if self._head is None:
             self.prepare()
         if self._done is not None:
             return self._done
+        self._check_private(self._hub.pin(self._repo, self._revision))  # merging may have taken hours
         documents = {**small, MANIFEST: self._with_job(small.get(MANIFEST, b"{}"))}
         last: HubError = Unavailable(f"{self._repo} took no commit")
         for number in range(COMMIT_TRIES):
@@ -199,7 +213,7 @@ class Push:
         additions = [self._fresh(added) for path, added in self._files.items() if path not in documents]
         additions += [CommitOperationAdd(path, data) for path, data in documents.items()]
         written = {added.path_in_repo for added in additions}
-        removals = [CommitOperationDelete(path) for path in _left_over(head, written)]
+        removals = [CommitOperationDelete(path) for path in _left_over(head, self._former, written)]
         info = self._call(
             lambda: self._hub.api.create_commit(
                 self._repo,
@@ -248,15 +262,24 @@ class Push:
             try:
                 return work()
             except (RuntimeError, ValueError, OSError) as error:
-                found = translate(error, self._repo)
+                found = _refusal(error, self._repo) or translate(error, self._repo)
                 if found is not None:
                     raise found from error
                 if isinstance(error, FileNotFoundError):
                     raise
-                kind = RequestRefused if isinstance(error, ValueError) else Unavailable
+                passes = not isinstance(error, ValueError) or isinstance(error, UNREADABLE)
+                kind = Unavailable if passes else RequestRefused
                 raise kind(f"{self._repo} could not take an upload ({type(error).__name__})") from error
 
         return self._hub.session.call(self._repo, guarded, tries=tries)
+
+
+def _refusal(error: Exception, repo: str) -> RequestRefused | None:
+    text = str(error)
+    for begin, meaning in REFUSALS.items():
+        if text.startswith(begin):
+            return RequestRefused(meaning.format(repo) + quoted(text.removeprefix(begin)))
+    return None
 
 
 def _check_path(path: str) -> None:
@@ -264,9 +287,12 @@ def _check_path(path: str) -> None:
         raise NameRefused(f"{path[:200]!r} is not a file name for a repository")
 
 
-def _left_over(head: Snapshot, written: set[str]) -> list[str]:
-    return [
-        file.path
-        for file in head.files
-        if file.path not in written and "/" not in file.path and file.path.endswith(WEIGHTS)
-    ]
+def _listed(manifest: Mapping[str, Any]) -> Collection[str]:
+    files = manifest.get("files")
+    return frozenset(files) if isinstance(files, dict) else ()
+
+
+def _left_over(head: Snapshot, former: Collection[str], written: set[str]) -> list[str]:
+    """What would be taken for a part of the new result: whatever the former one had, and weights."""
+    kept = (file.path for file in head.files if file.path not in written)
+    return [path for path in kept if path in former or ("/" not in path and path.endswith(WEIGHTS + MARKS))]

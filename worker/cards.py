@@ -39,7 +39,7 @@ def write_card(report: Report, planned: Planned, verdict: Verdict, title: str, h
     inputs = [
         CardInput(
             each.role,
-            each.name,
+            each.pinned_name,
             each.snapshot.repo if each.snapshot else None,
             each.snapshot.sha if each.snapshot else None,
             each.snapshot.license if each.snapshot else None,

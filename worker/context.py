@@ -61,6 +61,7 @@ class JobContext:
     reason: Stop | None = field(default=None, init=False)
     _over: bool = field(default=False, init=False)
     _done: threading.Event = field(default_factory=threading.Event, init=False)
+    _told: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _stop_at: float | None = field(default=None, init=False)
     _renewed_at: float = field(default_factory=time.monotonic, init=False)
@@ -101,6 +102,11 @@ class JobContext:
         """Raises ``Interrupted`` if the work should end now."""
         if self.reason is not None:
             raise Interrupted(self.reason)
+
+    def pause(self, seconds: float) -> None:
+        """Waits; raises ``Interrupted`` as soon as the work should end."""
+        if self._told.wait(seconds):
+            self.checkpoint()
 
     def write(self, change: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Calls ``change(session, fence, ...)`` in a transaction of its own.
@@ -208,6 +214,7 @@ class JobContext:
         if self.reason is None and not self._over:
             self.reason = reason
             self._stop_at = time.monotonic()
+            self._told.set()
             log.info("job_told_to_stop", reason=reason.value)
             self._post()
 

@@ -11,7 +11,7 @@ import structlog
 SECRET_NAMES = re.compile(r"token|secret|password|authorization|cookie|api_key|credential$", re.IGNORECASE)
 SECRET_TEXTS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{8,}|mk_live_\w+|wh(?:sec|sk)_[A-Za-z0-9+/=_-]+)|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)"
-    r"|(?<=[Bb]earer )\S+"
+    r"|(?<=[Bb]earer )\S+|(?:(?<=[Ss]ignature=)|(?<=Security-Token=))[^\s&\"']+"
 )
 BLANK = "[redacted]"
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -86,8 +87,8 @@ def _attempt(workshop: Workshop, job: Job, context: JobContext, work: WorkFolder
     try:
         devices.confirm(workshop.device)
         token = _open_token(workshop, job)
-        with _store(workshop, job) as store, closing(_planner(workshop, store)) as planner:
-            hub = workshop.hub(token)
+        with _store(workshop, job) as store, closing(_planner(workshop, store, context)) as planner:
+            hub = workshop.hub(token, context.pause)
             result = STORIES[job.kind](Attempt(workshop, job, context, work, store, planner, hub, token))
         return _end(context, lambda session: lifecycle.succeed(session, context.fence, result).state)
     except Exception as error:
@@ -105,11 +106,11 @@ def _store(workshop: Workshop, job: Job) -> Store:
     return Store(workshop.settings.data_dir / "statistics", job.tenant_id)
 
 
-def _planner(workshop: Workshop, store: Store) -> Planner:
+def _planner(workshop: Workshop, store: Store, context: JobContext) -> Planner:
     """What a plan counts on as measured is held from then on."""
     settings = workshop.settings
     return Planner(
-        workshop.hub,
+        partial(workshop.hub, sleep=context.pause),
         settings.model_roots,
         settings.memory_budget_bytes,
         shelf=Shelf(workshop.transaction, lambda _, digest: store.hold(digest)),

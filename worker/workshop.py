@@ -1,5 +1,6 @@
 """What all jobs of one child process share: settings, database, keys, device."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,9 @@ class Workshop:
         """How often the jobs of this worker show that they are alive."""
         return Rhythm(self.settings.lease_seconds, self.settings.heartbeat_seconds)
 
-    def hub(self, token: str | None) -> Hub:
-        """The Hub as this token sees it."""
-        return Hub(self.settings.hub_endpoint, token)
+    def hub(self, token: str | None, sleep: Callable[[float], None] = time.sleep) -> Hub:
+        """The Hub as this token sees it; ``sleep`` makes the pauses before another try."""
+        return Hub(self.settings.hub_endpoint, token, sleep=sleep)
 
     def warm_up(self) -> None:
         """Loads torch, the engine and every method, so that the first job does not wait for them."""

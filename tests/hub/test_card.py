@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import yaml
+from ruamel.yaml import YAML
 
 from hub.card import CardInput, merged_license, render_card
+from merge.recipe.document import load_document
 
 SHA = "a" * 40
 INPUTS = [
@@ -79,16 +81,52 @@ def test_without_scores_there_is_no_score_table() -> None:
 @pytest.mark.parametrize(
     ("licenses", "merged"),
     [
-        (["mit", "mit"], "mit"),
-        (["mit", "apache-2.0"], "other"),
-        (["mit", None], "mit"),
-        ([None], None),
-        (["My Own Terms"], "other"),
-        ([], None),
+        (["mit", "mit"], {"license": "mit"}),
+        (["mit", "apache-2.0"], {"license": "other", "license_name": "see-inputs"}),
+        (["mit", None], {"license": "mit"}),
+        ([None], {}),
+        (["qwen-research", "qwen-research"], {"license": "other", "license_name": "qwen-research"}),
+        (["My Own Terms"], {"license": "other", "license_name": "see-inputs"}),
+        (["other", "other"], {"license": "other", "license_name": "see-inputs"}),
+        ([], {}),
     ],
 )
-def test_licences_are_merged_with_care(licenses: list[str | None], merged: str | None) -> None:
+def test_licences_are_merged_with_care_into_what_the_hub_takes(
+    licenses: list[str | None], merged: dict[str, str]
+) -> None:
     assert merged_license(licenses) == merged
+
+
+UNCLEAR = [
+    "12e4567",
+    "0o17",
+    "1:30",
+    "2024-01-01",
+    "1_000",
+    "0x1f",
+    "y",
+    "No",
+    "~",
+    "<<",
+    "=",
+    ".inf",
+    "1e5",
+    "",
+]
+
+
+@pytest.mark.parametrize("version", [(1, 1), (1, 2)])
+def test_texts_that_look_like_something_else_stay_texts_for_every_reader(version: tuple[int, int]) -> None:
+    recipe = {"sources": [{"model": text, text: 1e-06} for text in UNCLEAR], "seed": 7, "on": True}
+    card = render_card(
+        {"recipe": recipe}, None, title="M", inputs=[], library_name="1e5", pipeline_tag="0o17"
+    )
+    reader = YAML(typ="safe", pure=True)
+    reader.version = version
+    written = card.split("```yaml\n")[1].split("```")[0]
+    assert reader.load(written) == load_document(written, "yaml") == recipe
+    fields = reader.load(card.split("---\n")[1])
+    assert (fields["library_name"], fields["pipeline_tag"]) == ("1e5", "0o17")
 
 
 def test_unknown_and_mixed_licences_are_pointed_out() -> None:
@@ -141,6 +179,13 @@ def test_hostile_names_change_neither_front_matter_nor_page(text: str) -> None:
 def test_commands_quote_what_a_shell_would_run() -> None:
     inputs = [CardInput("base", "org/base@x; rm -rf $HOME", "org/base", SHA)]
     assert "--local-dir 'org/base@x; rm -rf $HOME'" in render_card({}, None, title="M", inputs=inputs)
+
+
+def test_commands_put_a_folder_of_a_repository_where_the_recipe_names_it() -> None:
+    card = render_card({}, None, title="M", inputs=[CardInput("a", f"o/m@{SHA}:x/un it", "o/m", SHA)])
+    fetch, link = card.split("```sh\n")[1].splitlines()[:2]
+    assert fetch == f"hf download o/m --revision {SHA} --local-dir o/m@{SHA}"
+    assert link == f"mkdir -p o/m@{SHA}:x && ln -s \"$PWD\"/'o/m@{SHA}/x/un it' 'o/m@{SHA}:x/un it'"
 
 
 def test_links_go_to_the_hub_the_models_came_from() -> None:

@@ -182,6 +182,28 @@ def test_a_range_of_a_file_that_the_hub_has_changed_is_refused(
         delivery.finish()
 
 
+@pytest.mark.parametrize("fault", [Fault(shift=8), Fault(status=200, message="down for a moment " * 99)])
+def test_a_range_that_was_not_asked_for_and_a_page_are_not_taken_for_bytes_of_the_file(
+    plain: tuple[Hub, Snapshot], folder_hub: FolderHub, tmp_path: Path, fault: Fault
+) -> None:
+    hub, snapshot = plain
+    parcel = Parcel(snapshot, tmp_path / "in", NAME, ((500, 300_000),))
+    folder_hub.faults.add("get", fault, path=NAME)
+    with deliver(hub, parcel) as delivery:
+        delivery.finish()
+    assert (parcel.folder / NAME).read_bytes()[500:300_000] == BIG[500:300_000]
+
+
+def test_connections_that_break_after_a_part_of_a_piece_bring_the_file_all_the_same(
+    plain: tuple[Hub, Snapshot], folder_hub: FolderHub, tmp_path: Path
+) -> None:
+    hub, snapshot = plain
+    folder_hub.faults.add("get", Fault(drop_after=600_000), path=NAME, times=8)
+    with deliver(hub, Parcel(snapshot, tmp_path / "in", NAME)) as delivery:
+        delivery.finish()
+        assert delivery.fetched == len(BIG)
+
+
 def test_what_the_hub_says_reaches_those_who_wait(
     plain: tuple[Hub, Snapshot], folder_hub: FolderHub, tmp_path: Path
 ) -> None:

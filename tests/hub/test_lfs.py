@@ -17,7 +17,7 @@ from hub.upload import Push
 work = Path(sys.argv[1])
 served = FolderHub(work / "root", {"hf_alice": {"name": "team", "role": "write"}})
 with served.serve():
-    hub = Hub(served.url, "hf_alice")
+    hub = Hub(served.url, "hf_alice", sleep=lambda _: None)
     push = Push(hub, "team/result", job_id="job_1")
     contents = {}
     for number in range(2):
@@ -25,6 +25,7 @@ with served.serve():
         contents[shard.name] = hashlib.shake_128(bytes([number])).digest(3 << 20)
         shard.write_bytes(contents[shard.name])
         served.faults.add("put", Fault(status=503))
+        served.faults.add("put", Fault(status=403))
         push.add_file(shard.name, shard)
         shard.unlink()
         assert not hub.pin("team/result").files

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import pytest
+from huggingface_hub.utils._http import hf_raise_for_status
 
 from hub.errors import (
     FileMissing,
@@ -287,6 +289,35 @@ def test_a_text_with_other_content_than_the_commit_is_refused(client: Clients, f
     folder_hub.faults.add("get", Fault(corrupt=True), times=2)
     with pytest.raises(HashMismatch, match=r"config\.json"):
         hub.read_file(snapshot, "config.json", 100)
+
+
+@pytest.mark.parametrize("body", [["bad gateway"], "busy"])
+def test_an_error_whose_body_the_client_library_cannot_read_is_told_by_its_status(
+    client: Clients, body: object
+) -> None:
+    request = httpx2.Request("GET", "http://127.0.0.1/x")
+
+    def work() -> None:
+        hf_raise_for_status(httpx2.Response(502, json=body, request=request))
+
+    with pytest.raises(Unavailable, match="answered 502 for team/model"):
+        client().session.call("team/model", work)
+
+
+def test_a_hub_that_sends_in_circles_is_unavailable(client: Clients) -> None:
+    def work() -> None:
+        raise httpx2.TooManyRedirects("Exceeded maximum allowed redirects.")
+
+    with pytest.raises(Unavailable, match="team/model"):
+        client().session.call("team/model", work)
+
+
+def test_a_link_to_storage_that_has_run_out_is_no_lack_of_permission(client: Clients) -> None:
+    request = httpx2.Request("GET", "https://storage.example/x")
+    first = httpx2.Response(302, request=httpx2.Request("GET", "https://hub.example/x"))
+    answer = httpx2.Response(403, request=request, history=[first])
+    with pytest.raises(Unavailable, match="storage answered 403 for team/model"):
+        client().session.call("team/model", lambda: hf_raise_for_status(answer))
 
 
 def test_a_hub_that_is_not_there_is_unavailable() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
+from starlette.responses import JSONResponse
 
 from hub.errors import (
     Conflict,
@@ -15,6 +16,7 @@ from hub.errors import (
     RateLimited,
     RepoNotOurs,
     RepoPublic,
+    RequestRefused,
     TokenInvalid,
     Unavailable,
 )
@@ -173,9 +175,43 @@ def test_a_later_job_replaces_the_result_of_an_earlier_one(client: Clients, shar
     assert manifest(client())["job_id"] == "job_2"
 
 
+def test_nothing_of_an_earlier_result_of_another_kind_stays(client: Clients, shards: list[Path]) -> None:
+    first, second = Push(client(), REPO, job_id="job_1"), Push(client(), REPO, job_id="job_2")
+    first.add_file("members/a/adapter_model.safetensors", shards[0])
+    parts = {"bundle.json": b"{}", "chat_template.jinja": b"x", "members/a/adapter_config.json": b"{}"}
+    listed = {name: {"size": 1} for name in ["members/a/adapter_model.safetensors", *parts]}
+    first.commit("Merge", {**SMALL, **parts, "mergery.json": json.dumps({"files": listed}).encode()})
+    HfApi(endpoint=client().session.endpoint, token="hf_alice").create_commit(
+        REPO, [CommitOperationAdd("notes.txt", b"mine")], commit_message="by hand"
+    )
+    second.commit("Merge", SMALL)
+    assert names(client()) == sorted([*SMALL, "notes.txt"])
+
+
+def test_overwriting_an_adapter_leaves_nothing_that_makes_the_result_one(
+    client: Clients, root: Path, shards: list[Path]
+) -> None:
+    (root / "team/model/adapter_config.json").write_text("{}")
+    push = Push(client(), "team/model", private=False, job_id="job_1", overwrite=True)
+    push.add_file(shards[0].name, shards[0])
+    push.commit("Merge", SMALL)
+    assert names(client(), "team/model") == sorted([shards[0].name, *SMALL])
+
+
 def test_a_private_result_never_goes_into_a_public_repository(client: Clients) -> None:
     with pytest.raises(RepoPublic):
         Push(client(), "team/model", job_id="job_1", overwrite=True).prepare()
+
+
+def test_a_repository_made_public_on_the_way_does_not_get_a_private_result(
+    client: Clients, folder_hub: FolderHub
+) -> None:
+    push = Push(client(), REPO, job_id="job_1")
+    push.prepare()
+    folder_hub.mark(REPO, private=False)
+    with pytest.raises(RepoPublic):
+        push.commit("Merge", SMALL)
+    assert names(client()) == []
 
 
 def test_a_change_by_somebody_else_is_a_conflict(
@@ -191,13 +227,50 @@ def test_a_change_by_somebody_else_is_a_conflict(
     assert caught.value.retryable and names(client()) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("route", ["create", "info", "tree", "preupload", "xet-token"])
+@pytest.mark.parametrize("route", ["create", "info", "tree", "preupload", "xet-token", "validate"])
 def test_passing_failures_on_the_way_are_tried_again(
     client: Clients, folder_hub: FolderHub, shards: list[Path], route: str
 ) -> None:
     folder_hub.faults.add(route, Fault(status=503))
     push_all(client(), shards[:1])
     assert len(names(client())) == 4
+
+
+class Gateway(JSONResponse):
+    def render(self, content: object) -> bytes:
+        return b"<html>502 Bad Gateway</html>"
+
+
+def test_a_page_of_a_proxy_in_place_of_an_answer_passes(
+    client: Clients, folder_hub: FolderHub, shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub.folder_http.JSONResponse", Gateway)
+    folder_hub.faults.add("validate", Fault(status=502), times=2)
+    push_all(client(), shards[:1])
+    assert len(names(client())) == 4
+
+
+def test_a_card_that_the_hub_refuses_is_told_in_its_words(client: Clients) -> None:
+    push = Push(client(), REPO, job_id="job_1")
+    with pytest.raises(RequestRefused, match=rf"card of {REPO} was refused .*front matter is not a YAML"):
+        push.commit("Merge", {**SMALL, "README.md": b"---\n- a list\n---\n"})
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, TokenInvalid), (403, PermissionDenied), (404, RequestRefused)]
+)
+def test_a_refused_token_for_xet_is_no_hub_that_cannot_be_reached(
+    client: Clients, folder_hub: FolderHub, shards: list[Path], status: int, error: type[Exception]
+) -> None:
+    folder_hub.faults.add("xet-token", Fault(status=status), times=99)
+    with pytest.raises(error):
+        push_all(client(), shards[:1])
+
+
+def test_a_refusal_is_told_with_what_the_hub_says(client: Clients, folder_hub: FolderHub) -> None:
+    folder_hub.faults.add("commit", Fault(status=403, message="Private repository storage limit reached"))
+    with pytest.raises(PermissionDenied, match=rf"{REPO} \(the Hub says: Private .* reached\); use one"):
+        Push(client(), REPO, job_id="job_1").commit("Merge", SMALL)
 
 
 def test_a_lost_reply_to_create_is_settled(client: Clients, folder_hub: FolderHub) -> None:

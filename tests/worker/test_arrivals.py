@@ -10,7 +10,7 @@ from db.models.job import JobEvent
 from hub.folder_faults import Fault
 from jobs import fetching
 from tests.worker.conftest import Floor, family_recipe
-from tests.worker.test_merge_job import PUSHED, REPO, commits, undisturbed
+from tests.worker.test_merge_job import PUSHED, REPO, commits, start, undisturbed, until
 from worker import merge_job
 
 SECOND = "model-00002-of-00002.safetensors"
@@ -63,6 +63,9 @@ def test_a_layer_swap_fetches_only_the_bytes_it_is_made_of(floor: Floor, exactly
     assert set(manifest["inputs"]["a"]["files_sha256"]) <= {
         f"model-0000{n}-of-00002.safetensors" for n in (1, 2)
     }
+    card, recipe = floor.read(REPO, "README.md").decode(), manifest["recipe"]
+    for name in (recipe["base"], *(source["model"] for source in recipe["sources"])):
+        assert f" --local-dir {name}\n" in card, "where the recipe of the card looks for it"
 
 
 def test_models_that_are_scored_beside_the_result_come_whole(floor: Floor, exactly: None) -> None:
@@ -131,3 +134,13 @@ def test_nothing_is_pushed_of_weights_that_are_not_what_the_commit_lists(
             session.execute(text("UPDATE job SET not_before = NULL"))
     assert job.state == "failed" and job.error_code in ("download_tainted", "hash_mismatch", "not_finite")
     assert commits(floor) == 0
+
+
+def test_cancel_does_not_wait_for_the_time_that_the_hub_asked_for(floor: Floor) -> None:
+    floor.hub.faults.add("info", Fault(status=429, headers={"retry-after": "40"}), times=99)
+    job_id = floor.order(**PUSHED)
+    thread = start(floor, job_id)
+    until(lambda: floor.hub.stats.requests["info"])
+    floor.cancel(job_id)
+    thread.join(20)
+    assert not thread.is_alive() and floor.job(job_id).state == "cancelled"

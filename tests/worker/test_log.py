@@ -48,6 +48,8 @@ log.debug("not_shown")
         ("redis://:pw@host:6379/0", "redis://[redacted]@host:6379/0"),
         ("https://host:443/a@b", "https://host:443/a@b"),
         ("org/hf_model", "org/hf_model"),
+        ("PUT https://s3/x?X-Amz-Signature=ab12&a=1", "PUT https://s3/x?X-Amz-Signature=[redacted]&a=1"),
+        ("'/lfs/x?expires=1&signature=ab12'", "'/lfs/x?expires=1&signature=[redacted]'"),
     ],
 )
 def test_texts_in_the_form_of_a_secret_are_blanked(text: str, cleared: str) -> None:
