@@ -1,6 +1,5 @@
 """From what a caller sent to a planned, recorded job."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from jobs.idempotency import Replay, Reservation
 from jobs.keys import Caller
 from jobs.kinds import Asking, Ready, plan_order
 from jobs.request import JobOrder, read_order
+from jobs.scratch import room
 from jobs.searching import PointRequest, point_order
 from merge.errors import FindingsError, MergeError
 from merge.mergekit.translate import Translation, read_documents, read_recipe
@@ -128,7 +128,6 @@ def plan(desk: Desk, caller: Caller, order: Order) -> Ready:
     if request.hub_credential is not None:
         with desk.begin() as session:
             token = credentials.open_token(session, desk.keyring, caller.tenant_id, request.hub_credential)
-    room = shutil.disk_usage(settings.scratch).free if settings.scratch.is_dir() else None
     started = time.perf_counter()
     try:
         asking = Asking(
@@ -137,7 +136,7 @@ def plan(desk: Desk, caller: Caller, order: Order) -> Ready:
             caller.tenant_id,
             settings.plan_timeout_seconds,
             notes=order.notes,
-            scratch_free=room,
+            scratch_free=room(settings.scratch),
         )
         return plan_order(request, asking)
     except FindingsError as error:

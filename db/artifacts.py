@@ -1,15 +1,18 @@
 """Queries on what jobs made and on uploaded data sets."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
+from typing import cast as typed
 
-from sqlalchemy import CursorResult, delete, func, select, update
+from sqlalchemy import CursorResult, Text, cast, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, undefer
 
 from db.clock import now, seconds
+from db.jobs import ACTIVE
 from db.models.artifact import Artifact, Dataset
 from db.models.base import new_id
+from db.models.job import Job
 
 NOTED_SECONDS = 86_400.0
 """Use is noted at most once in so long."""
@@ -80,10 +83,17 @@ def use_dataset(
 
 
 def prune_datasets(session: Session, keep_seconds: float) -> int:
-    """Forgets uploads that nobody has named for ``keep_seconds``; says how many."""
-    old = delete(Dataset).where(Dataset.last_used_at < now() - seconds(keep_seconds))
+    """Forgets uploads that nobody has named for ``keep_seconds``, and no job that waits or runs names; says
+    how many.
+    """
+    named = exists().where(
+        Job.tenant_id == Dataset.tenant_id,
+        Job.state.in_(("queued", *ACTIVE)),
+        func.strpos(cast(Job.spec, Text) + cast(Job.recipe, Text), Dataset.id) > 0,
+    )
+    old = delete(Dataset).where(Dataset.last_used_at < now() - seconds(keep_seconds), ~named)
     gone = session.execute(old.execution_options(synchronize_session=False))
-    return cast("CursorResult[Any]", gone).rowcount
+    return typed("CursorResult[Any]", gone).rowcount
 
 
 def start_of(session: Session, dataset_id: str, count: int) -> bytes:

@@ -189,6 +189,14 @@ def queue_position(session: Session, job: Job) -> int | None:
     return (session.scalar(rows) or 0) + 1
 
 
+def next_up(session: Session, job_id: str) -> str | None:
+    """Of the queue of this job the ready one whose turn it is, held; those that others hold are theirs."""
+    queue = select(Job.queue).where(Job.id == job_id).scalar_subquery()
+    rows = select(Job.id).where(Job.queue == queue, Job.state == "queued", _ready(), _unexpired())
+    rows = rows.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1)
+    return session.scalar(rows.with_for_update(key_share=True, skip_locked=True))
+
+
 def claim(session: Session, job_id: str, owner: str, lease_seconds: float) -> Job | None:
     """Gives a queued, ready job to ``owner``; nothing if somebody was quicker or it is not to run."""
     taken = (

@@ -4,14 +4,13 @@ A wake-up may be lost, so whoever listens also polls.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import psycopg
 
+from db.session import CONNECT_SECONDS, KEEPALIVE
+
 CHANNEL = "mergery_job"
 LOOK_SECONDS = 0.2
-KEEPALIVE: dict[str, Any] = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-CONNECT_SECONDS = 10
 
 
 def listen(url: str, should_stop: Callable[[], bool]) -> Iterator[str | None]:

@@ -10,6 +10,7 @@ from db.clock import now, seconds
 from db.jobs import ACTIVE, SWEEP
 from db.models.job import Job, JobInput
 from db.models.removal import RemovedJob
+from db.models.webhook import WebhookDelivery
 
 YEAR = 365 * 86_400.0
 
@@ -28,13 +29,14 @@ def readers(session: Session, job: Job) -> Sequence[str]:
 
 
 def outlived(session: Session, keep_seconds: float) -> Sequence[Job]:
-    """Whole jobs that ended more than ``keep_seconds`` ago and were not tried again; at most a few hundred
-    at once.
+    """Whole jobs that ended more than ``keep_seconds`` ago, were not tried again and have no message that is
+    still to be sent; at most a few hundred at once.
     """
     again = aliased(Job)
     tried_again = exists().where(again.root_id == Job.id, again.id != Job.id)
+    waiting = exists().where(WebhookDelivery.job_id == Job.id, WebhookDelivery.state == "pending")
     rows = select(Job).where(
-        Job.finished_at < now() - seconds(keep_seconds), Job.parent_id.is_(None), ~tried_again
+        Job.finished_at < now() - seconds(keep_seconds), Job.parent_id.is_(None), ~tried_again, ~waiting
     )
     return session.scalars(rows.limit(SWEEP)).all()
 

@@ -13,6 +13,13 @@ from sqlalchemy.orm import sessionmaker
 import db.schema  # noqa: F401  (registers every model, so that foreign keys resolve)
 
 CONNECT_SECONDS = 10
+KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""A machine that is gone without a word is noticed in half a minute; the system's own settings take hours."""
 PERHAPS_NOT = (r"\u0000", r"\ud")
 """What written JSON has in it where PostgreSQL may be unable to hold it: NUL, half a surrogate pair."""
 IDLE_SECONDS = 30.0
@@ -36,6 +43,7 @@ def make_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> Eng
         json_serializer=to_json,
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
+            **KEEPALIVE,
             "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=600000",
             "application_name": "mergery",
         },
@@ -80,6 +88,14 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and (
         error.connection_invalidated or type(error).__name__ == "OperationalError"
     )
+
+
+def has_hung_up(error: BaseException) -> bool:
+    """Whether the connection to the database broke or could not be made, whatever was asked of it: nothing
+    came back, or that the server ends (57P) or cannot be connected to (08).
+    """
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return is_away(error) and (state is None or state.startswith(("57P", "08")))
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:

@@ -62,6 +62,13 @@ def claim(session: Session, job_id: str, owner: str, lease_seconds: float) -> Jo
     return job
 
 
+def claim_next(session: Session, job_id: str, owner: str, lease_seconds: float) -> Job | None:
+    """Starts the job whose turn it is in the queue of ``job_id``, whichever was announced: an urgent one does
+    not wait behind all that were announced before it.
+    """
+    return claim(session, jobs.next_up(session, job_id) or job_id, owner, lease_seconds)
+
+
 def heartbeat(session: Session, fence: Fence, lease_seconds: float) -> Beat:
     """Extends the lease. Raises ``LeaseLost`` when the job is another's: the work must stop at once."""
     cancelled = jobs.beat(session, fence.job_id, fence.attempt, fence.owner, lease_seconds)
@@ -199,11 +206,14 @@ def fail(
     findings: Sequence[Mapping[str, Any]] | None = None,
     retryable: bool = False,
     at_least: float = 0.0,
+    counts: bool = True,
 ) -> Job:
     """Ends the job badly; a ``retryable`` failure with attempts left queues it again after a growing
     pause, not below ``at_least`` seconds. A job that was asked to stop is not tried again but cancelled.
+    What is no fault of the job's does not count as an attempt.
     """
     job = _owned(session, fence)
+    job.max_attempts += not counts
     if retryable and job.state == State.CANCELLING:
         _end(session, job, State.CANCELLED, {})
     elif retryable and job.attempt < job.max_attempts:

@@ -46,7 +46,9 @@ def load_engine(**_: Any) -> None:
 
 @shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
-    """Runs the job if it can be claimed; a message about any other job is a duplicate and is dropped."""
-    from worker.run_job import run_job as run
+    """Runs the next job of the queue in which this one was announced, if any is ready; else the message is a
+    duplicate and is dropped.
+    """
+    from worker.run_job import run_next
 
-    run(workshop(), job_id, owner=f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}")
+    run_next(workshop(), job_id, owner=f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}")

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
+from db.session import has_hung_up
 from hub.errors import HubError, RateLimited
 from jobs import lifecycle
 from jobs.errors import JobError
@@ -12,7 +13,7 @@ from jobs.lifecycle import Fence
 from merge.errors import FindingsError, MergeError
 from scoring.errors import ScoringError
 from search.errors import SearchError
-from worker.errors import DiskFull, OutOfMemory, Stop, TimedOut, Unexpected, WorkerError
+from worker.errors import DatabaseAway, DiskFull, OutOfMemory, Stop, TimedOut, Unexpected, WorkerError
 from worker.log import redacted
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -20,13 +21,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is recorded of a failed job, and for how many seconds at least it is not tried again."""
+    """What is recorded of a failed job, for how many seconds at least it is not tried again, and whether the
+    attempt counts.
+    """
 
     code: str
     detail: str
     findings: list[dict[str, Any]] | None = None
     retryable: bool = False
     wait: float = 0.0
+    counts: bool = True
 
 
 def describe(error: BaseException, *, secret: str | None = None) -> Failure:
@@ -43,7 +47,11 @@ def _classify(error: BaseException) -> Failure:
         return Failure(error.code, str(error), [finding.as_dict() for finding in error.findings])
     if isinstance(error, RateLimited):
         return Failure(error.code, str(error), retryable=True, wait=error.seconds or 0.0)
-    if isinstance(error, HubError | WorkerError):
+    if has_hung_up(error):
+        error = DatabaseAway("the database of the service went away; the job goes on when it is back")
+    if isinstance(error, WorkerError):
+        return Failure(error.code, str(error), retryable=error.retryable, counts=error.counts)
+    if isinstance(error, HubError):
         return Failure(error.code, str(error), retryable=error.retryable)
     if isinstance(error, MergeError | ScoringError | SearchError | JobError):
         return Failure(error.code, str(error))

@@ -2,6 +2,7 @@
 
 WorkerError
 ├── DiskFull          the work disk cannot hold what the job needs
+├── DiskBusy          it could, were it not for what other jobs have yet to write
 ├── OutOfMemory       memory of the machine or of the GPU ran out
 ├── TimedOut          the job took longer than its limit
 ├── OutputUnsafe      the result failed its check or its scores, so it is not published
@@ -9,6 +10,7 @@ WorkerError
 ├── MemoryShort       a model that is to be scored does not fit into memory
 ├── DeviceMissing     the GPU asked for is not there
 ├── WorkFolderBusy    another live process works in the same folder
+├── DatabaseAway      the service's own database went away meanwhile
 ├── AddressRefused    a webhook points where the service must not connect
 ├── SettingMissing    a setting without which the process cannot run
 ├── Unexpected        a mistake of ours
@@ -24,12 +26,22 @@ class WorkerError(Exception):
 
     code: ClassVar[str] = "worker_error"
     retryable: ClassVar[bool] = False
+    counts: ClassVar[bool] = True
+    """Whether the attempt that it ended is one of those that the job has."""
 
 
 class DiskFull(WorkerError):
     """The work disk cannot hold what the job needs; told before the download where it can be."""
 
     code = "disk_full"
+
+
+class DiskBusy(WorkerError):
+    """What other jobs have yet to write leaves too little of the work disk; the job is tried again later."""
+
+    code = "disk_busy"
+    retryable = True
+    counts = False
 
 
 class OutOfMemory(WorkerError):
@@ -77,6 +89,15 @@ class WorkFolderBusy(WorkerError):
 
     code = "work_folder_busy"
     retryable = True
+    counts = False
+
+
+class DatabaseAway(WorkerError):
+    """The service's database went away while the job ran; the job is tried again when it is back."""
+
+    code = "database_away"
+    retryable = True
+    counts = False
 
 
 class AddressRefused(WorkerError):

@@ -17,6 +17,7 @@ from jobs import lifecycle
 from jobs.pinned import PinnedInput
 from jobs.places import prefix_of
 from jobs.planning import Planned
+from jobs.scratch import bytes_in
 from jobs.statistics import (
     adapter_files,
     adapter_sums,
@@ -37,7 +38,7 @@ from merge.recipe.calibration import Data
 from merge.recipe.stages import ADAPTER
 from worker.context import JobContext
 from worker.datasets import read_samples
-from worker.scratch import WorkFolder, bytes_in
+from worker.scratch import WorkFolder
 from worker.statistics import Store, evict
 from worker.workshop import Workshop
 

@@ -25,6 +25,7 @@ from jobs.kinds import Asking, naming, pin_sets, require_fit, sets_of
 from jobs.pinned import PinnedInput
 from jobs.planning import Planned, Planner
 from jobs.request import ModelOrder
+from jobs.scratch import bytes_in
 from jobs.sets import EvalSet
 from jobs.submit import check_publishing
 from merge.append import STATE_FILE
@@ -46,7 +47,7 @@ from worker.known import KnownCandidates, are_listed, base_of
 from worker.makers import WHOLE, Part
 from worker.measures import Heads
 from worker.measuring import Measurer
-from worker.scratch import WorkFolder, bytes_in, ensure_room
+from worker.scratch import WorkFolder, ensure_room
 from worker.subjects import obstacle, outcomes_of, parents_of
 from worker.uploads import Uploads
 from worker.workshop import Workshop

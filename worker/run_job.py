@@ -11,7 +11,7 @@ import structlog
 
 from db import jobs as rows
 from db.models.job import Job, JobInput
-from db.session import storable
+from db.session import is_away, storable
 from hub.snapshot import Hub
 from jobs import credentials, lifecycle
 from jobs.errors import IllegalState, LeaseLost
@@ -33,7 +33,7 @@ from merge.recipe.recipe import Recipe
 from worker import device as devices
 from worker.context import JobContext
 from worker.endings import Failure, describe, settle_stop
-from worker.errors import Interrupted, Unexpected
+from worker.errors import Interrupted, Stop, Unexpected
 from worker.measuring import Measurer
 from worker.merge_job import MergeJob
 from worker.router_job import RouterJob
@@ -45,14 +45,21 @@ from worker.workshop import Workshop
 
 log = structlog.get_logger("worker.run_job")
 
-ENDING_TRIES = 5
 ENDING_PAUSE_SECONDS = 1.0
 
 
-def run_job(workshop: Workshop, job_id: str, owner: str) -> str | None:
+Claim = Callable[[Any, str, str, float], Job | None]
+
+
+def run_next(workshop: Workshop, job_id: str, owner: str) -> str | None:
+    """As ``run_job``, for whichever job is next in the queue of the one that was announced."""
+    return run_job(workshop, job_id, owner, lifecycle.claim_next)
+
+
+def run_job(workshop: Workshop, job_id: str, owner: str, claim: Claim = lifecycle.claim) -> str | None:
     """Runs the job if it can be claimed; its state afterwards, or ``None`` if there was nothing to claim."""
     with workshop.transaction() as session:
-        job = lifecycle.claim(session, job_id, owner, workshop.settings.lease_seconds)
+        job = claim(session, job_id, owner, workshop.settings.lease_seconds)
     if job is None:
         log.info("nothing_to_claim", job_id=job_id)
         return None
@@ -74,6 +81,10 @@ def _run_claimed(workshop: Workshop, job: Job, fence: Fence) -> str | None:
                 state = _attempt(workshop, job, context, work)
                 if state is not None and state != State.QUEUED:
                     work.finish(keep=state != State.SUCCEEDED)
+        except SystemExit:
+            # What SIGTERM is to a child: service managers send it to every process, not to the parent alone.
+            _end(context, lambda session: settle_stop(session, fence, context.reason or Stop.SHUTDOWN))
+            raise
         except Exception as error:
             failure = describe(error)
             log.warning("job_not_begun", code=failure.code, detail=failure.detail)
@@ -232,13 +243,17 @@ def _fail(session: Any, fence: Fence, failure: Failure) -> str:
         failure.findings,
         retryable=failure.retryable,
         at_least=failure.wait,
+        counts=failure.counts,
     )
     return job.state
 
 
 def _end(context: JobContext, record: Callable[[Any], str | None]) -> str | None:
-    """Records an ending, patiently; ``None`` if the job is another's by now or the database stays away."""
-    for number in range(ENDING_TRIES):
+    """Records an ending; ``None`` if the job is another's by now, or the database stays away for as long as
+    the job may be held. Raises what the database has against the ending itself.
+    """
+    until = time.monotonic() + context.rhythm.lease
+    while True:
         try:
             with context.transaction() as session:
                 state = record(session)
@@ -249,6 +264,9 @@ def _end(context: JobContext, record: Callable[[Any], str | None]) -> str | None
             log.warning("ending_not_ours", error=str(error))
             return None
         except Exception as error:
-            log.warning("ending_not_recorded", error=str(error), number=number)
+            log.warning("ending_not_recorded", error=str(error))
+            if not is_away(error):
+                raise
+            if time.monotonic() > until:
+                return None
             time.sleep(ENDING_PAUSE_SECONDS)
-    return None

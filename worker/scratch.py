@@ -5,18 +5,21 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from jobs.scratch import bytes_in, jobs_folder
 from merge.journal import partial_folder
 from worker.artifacts import GONE
-from worker.errors import DiskFull, WorkFolderBusy
+from worker.errors import DiskBusy, DiskFull, WorkFolderBusy
 
 RESERVE_BYTES = 64 << 20
 LOCK_FILE = "lock"
 FINISHED_FILE = "finished"
+ROOM_FILE = "room"
+"""Says how many bytes the folder may come to take while somebody works in it."""
 CANDIDATE = "candidate"
 LENT = "lent"
 
@@ -87,22 +90,6 @@ class WorkFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
-def jobs_folder(scratch: Path) -> Path:
-    """Where the work folders are."""
-    return scratch / "jobs"
-
-
-def bytes_in(folder: Path) -> int:
-    """Bytes that the files below ``folder`` take on the disk; one of several names takes them once."""
-    sizes: dict[tuple[int, int], int] = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                status = (Path(parent) / name).lstat()
-                sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
-    return sum(sizes.values())
-
-
 def free_bytes(folder: Path) -> int:
     """Bytes that may still be written on the disk of ``folder``."""
     return shutil.disk_usage(folder).free
@@ -114,21 +101,48 @@ def ensure_room(
     *,
     free: Callable[[Path], int] = free_bytes,
 ) -> None:
-    """Raises ``DiskFull`` unless the disk can hold ``needed`` bytes, counting what the folder already holds.
+    """Has the disk hold ``needed`` bytes for the folder, counting what is there already. Raises ``DiskFull``
+    where it cannot, ``DiskBusy`` where it could but for what other jobs at work may still write.
 
     Folders of ended jobs, oldest first, make room.
     """
     missing = max(0, needed - bytes_in(work.path)) + RESERVE_BYTES
-    for idle in _idle_folders(work.scratch):
-        if free(work.path) >= missing:
-            return
-        remove_idle(idle)
-    available = free(work.path)
-    if available < missing:
-        raise DiskFull(
-            f"the job needs {_gib(missing)} more on the work disk and {_gib(available)} are free; "
-            "free some space or point MERGERY_SCRATCH_DIR at a larger disk, then retry the job"
-        )
+    with _only_one(work.scratch):
+        promised = _promised(work)
+        for idle in _idle_folders(work.scratch):
+            if free(work.path) >= missing + promised:
+                break
+            remove_idle(idle)
+        available = free(work.path)
+        if available < missing:
+            raise DiskFull(
+                f"the job needs {_gib(missing)} more on the work disk and {_gib(available)} are free; "
+                "free some space or point MERGERY_SCRATCH_DIR at a larger disk, then retry the job"
+            )
+        if available < missing + promised:
+            raise DiskBusy(
+                f"the job needs {_gib(missing)} more on the work disk; {_gib(available)} are free, of which "
+                f"{_gib(promised)} are for jobs at work; tried again later"
+            )
+        (work.path / ROOM_FILE).write_text(str(needed))
+
+
+def _promised(work: WorkFolder) -> int:
+    """Bytes that jobs at work in other folders may still write."""
+    promised = 0
+    for room in jobs_folder(work.scratch).glob(f"*/{ROOM_FILE}"):
+        if room.parent != work.path and _is_held(room.parent):
+            with suppress(FileNotFoundError):  # it may end meanwhile
+                promised += max(0, int(room.read_text() or 0) - bytes_in(room.parent))
+    return promised
+
+
+@contextmanager
+def _only_one(scratch: Path) -> Iterator[None]:
+    """Two jobs that ask for room at once are not both told of the same bytes."""
+    with (scratch / "room.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def clean(scratch: Path, keep_seconds: float, *, now: Callable[[], float] = time.time) -> list[str]:
@@ -217,6 +231,14 @@ def _try_lock(folder: Path) -> int:
         os.close(lock)
         return -1
     return lock
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether somebody works in a folder."""
+    lock = _try_lock(folder)
+    if lock >= 0:
+        os.close(lock)
+    return lock < 0
 
 
 def is_linked(lock: int, path: Path) -> bool:

@@ -12,8 +12,9 @@ from types import TracebackType
 
 import structlog
 
+from jobs.scratch import bytes_in
 from worker.artifacts import keep
-from worker.scratch import bytes_in, is_linked
+from worker.scratch import is_linked
 
 log = structlog.get_logger("worker.statistics")
 

@@ -99,3 +99,15 @@ def test_the_hub_is_asked_with_the_callers_own_token(settings: Settings, anna: W
         stolen = client.post("/v1/plans", json=order, headers=bert.headers)
     assert asked == ["hf_canary"]
     assert stolen.status_code == 404
+
+
+def test_a_disk_that_other_jobs_fill_for_now_does_not_refuse_an_order(
+    settings: Settings, api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = type("Usage", (), {"free": 0})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
+    shard = settings.scratch / "jobs" / "job_1" / "output" / "model.safetensors"
+    shard.parent.mkdir(parents=True)
+    assert api.post("/v1/jobs", json=ORDER).json()["errors"][0]["code"] == "disk_too_small"
+    shard.write_bytes(bytes(4 << 20))
+    assert api.post("/v1/jobs", json=ORDER).status_code == 202

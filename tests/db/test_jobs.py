@@ -65,3 +65,12 @@ def test_short_urls_get_the_driver() -> None:
     assert (
         sqlalchemy_url("postgres://a/b") == sqlalchemy_url("postgresql://a/b") == "postgresql+psycopg://a/b"
     )
+
+
+def test_whichever_job_was_announced_the_one_whose_turn_it_is_is_started(session: Session) -> None:
+    caller = make_caller(session)
+    first, second, urgent, other = (make_job(session, caller, priority=each) for each in (0, 0, 50, 100))
+    other.queue = "gpu"
+    session.flush()
+    started = [lifecycle.claim_next(session, each.id, "w", 60) for each in (second, second, urgent, first)]
+    assert [each and each.id for each in started] == [urgent.id, first.id, second.id, None]

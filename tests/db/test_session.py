@@ -49,6 +49,17 @@ def test_a_live_connection_is_used_again_without_being_asked(postgres_url: str) 
     engine.dispose()
 
 
+def test_a_database_that_is_gone_without_a_word_is_noticed_soon(postgres_url: str) -> None:
+    engine = make_engine(postgres_url)
+    with engine.connect() as connection:
+        driven = connection.connection.driver_connection
+        assert driven is not None
+        said = driven.info.get_parameters()
+    engine.dispose()
+    assert int(said["keepalives_idle"]) + 3 * int(said["keepalives_interval"]) <= 30
+    assert int(said["tcp_user_timeout"]) <= 30_000
+
+
 def test_a_database_that_is_away_is_told_from_a_refusal(postgres_url: str) -> None:
     engine = make_engine(postgres_url, pool_size=1)
     with engine.connect() as connection, pytest.raises(DBAPIError) as refused:

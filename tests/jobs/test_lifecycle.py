@@ -31,8 +31,8 @@ def test_concurrent_workers_never_claim_the_same_job(sessions: sessionmaker[Sess
     def work(owner: str) -> None:
         for job_id in ids:
             with sessions.begin() as session:
-                if lifecycle.claim(session, job_id, owner, 60) is not None:
-                    claims.append((job_id, owner))
+                if (claimed := lifecycle.claim_next(session, job_id, owner, 60)) is not None:
+                    claims.append((claimed.id, owner))
 
     threads = [threading.Thread(target=work, args=(f"worker-{number}",)) for number in range(4)]
     for thread in threads:

@@ -1,14 +1,19 @@
 """What becomes of a job that does not succeed, and what is told of it."""
 
+import sys
 from typing import Any, cast
 
+import pytest
 from sqlalchemy import text
 
 from hub.errors import RateLimited, Unavailable
 from hub.folder_faults import Fault
+from jobs import lifecycle
 from tests.worker.conftest import Floor
+from worker import run_job
 from worker.endings import describe
 from worker.scorer import Scorer
+from worker.scratch import WorkFolder
 
 
 def test_a_hub_that_asks_to_be_left_alone_for_minutes_is(floor: Floor) -> None:
@@ -42,3 +47,55 @@ def test_a_model_that_cannot_be_scored_tells_nobody_a_password() -> None:
     scorer.leave_out("a", "404 for url https://ann:pass@hub.example/x")
     assert context.warnings == ["a: 404 for url https://[redacted]@hub.example/x"]
     assert scorer.fails == {"a": "404 for url https://[redacted]@hub.example/x"}
+
+
+def hang_up(session: Any, *_: Any, **__: Any) -> None:
+    """As when the database is restarted."""
+    session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+def test_an_attempt_that_the_database_broke_off_does_not_count(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = floor.order(attempts=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "record_artifact", hang_up)
+        job = floor.run(job_id)
+    assert (job.state, job.attempt, job.max_attempts) == ("queued", 1, 2)
+    assert floor.events(job_id)[-1].data["code"] == "database_away"
+
+
+def test_an_attempt_in_a_folder_that_another_process_holds_does_not_count(floor: Floor) -> None:
+    job_id = floor.order(attempts=1)
+    with WorkFolder(floor.workshop.settings.scratch, job_id):
+        job = floor.run(job_id)
+    assert (job.state, job.attempt, job.max_attempts) == ("queued", 1, 2)
+    assert floor.events(job_id)[-1].data["code"] == "work_folder_busy"
+
+
+def test_a_process_that_is_told_to_end_gives_its_job_back(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = floor.order(attempts=1)
+    monkeypatch.setitem(run_job.STORIES, "merge", lambda _: sys.exit(15))
+    with pytest.raises(SystemExit):
+        floor.run(job_id)
+    job = floor.job(job_id)
+    assert (job.state, job.attempt, job.max_attempts) == ("queued", 1, 2)
+
+
+def test_an_end_waits_for_the_database(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = iter([hang_up] * 8)
+    succeed = lifecycle.succeed
+    monkeypatch.setitem(run_job.STORIES, "merge", lambda _: {})
+    monkeypatch.setattr(run_job, "ENDING_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(lifecycle, "succeed", lambda *given: next(fails, succeed)(*given))
+    assert floor.run(floor.order()).state == "succeeded"
+
+
+def test_a_result_that_cannot_be_stored_is_told_at_once(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(run_job.STORIES, "merge", lambda _: {"score": float("nan")})
+    job = floor.run(floor.order(attempts=1))
+    assert (job.state, job.error_code) == ("failed", "internal_error")

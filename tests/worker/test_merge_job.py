@@ -305,7 +305,8 @@ def test_a_worker_that_dies_between_commit_and_row_leaves_one_commit(floor: Floo
             raise ConnectionError("the machine lost its power")
         return floor.sessions.begin()
 
-    run_job(replace(workshop, transaction=cut), job_id, "worker-1")
+    with pytest.raises(ConnectionError):
+        run_job(replace(workshop, transaction=cut), job_id, "worker-1")
     assert floor.job(job_id).state == "running"
     with floor.sessions.begin() as session:
         let_lease_run_out(session, job_id)

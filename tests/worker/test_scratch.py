@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from worker.errors import DiskFull, WorkFolderBusy
+from jobs.scratch import bytes_in
+from worker.errors import DiskBusy, DiskFull, WorkFolderBusy
 from worker.scratch import (
     RESERVE_BYTES,
     WorkFolder,
-    bytes_in,
     clean,
     ensure_room,
     forget_candidates,
@@ -75,9 +75,9 @@ def test_what_is_already_there_counts(tmp_path: Path) -> None:
         fill(work.inputs, "shard", 1 << 20)
         needed = 3 << 20
         free = needed - bytes_in(work.path) + RESERVE_BYTES
-        ensure_room(work, needed, free=lambda _: free)
         with pytest.raises(DiskFull):
             ensure_room(work, needed, free=lambda _: free - 1)
+        ensure_room(work, needed, free=lambda _: free)
 
 
 def test_two_names_of_one_file_take_its_room_once(tmp_path: Path) -> None:
@@ -122,6 +122,18 @@ def test_folders_of_ended_jobs_make_room_oldest_first(tmp_path: Path) -> None:
     with WorkFolder(tmp_path, "job_1") as work:
         ensure_room(work, 1 << 20, free=lambda _: room if not (tmp_path / "jobs/job_old").exists() else 0)
         assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["job_1", "job_live", "job_new"]
+
+
+def test_jobs_that_begin_at_once_are_not_given_the_same_room(tmp_path: Path) -> None:
+    free = RESERVE_BYTES + (5 << 20)
+    with WorkFolder(tmp_path, "job_1") as first, WorkFolder(tmp_path, "job_2") as second:
+        ensure_room(first, 3 << 20, free=lambda _: free)
+        with pytest.raises(DiskBusy):
+            ensure_room(second, 3 << 20, free=lambda _: free)
+        fill(first.inputs, "model.safetensors", 2 << 20)
+        ensure_room(second, 3 << 20, free=lambda _: free)
+    with WorkFolder(tmp_path, "job_3") as third:
+        ensure_room(third, 5 << 20, free=lambda _: free)
 
 
 def test_a_folder_that_somebody_else_removes_meanwhile_is_no_matter(tmp_path: Path) -> None:

@@ -12,7 +12,15 @@ from jobs.keyring import Keyring
 from jobs.lifecycle import delete, fail, request_cancel, succeed
 from jobs.submit import retry
 from jobs.webhooks import create_endpoint, send_test
-from tests.factories import TEST_SECRET, let_lease_run_out, make_caller, make_job, make_rules, make_running
+from tests.factories import (
+    RECIPE,
+    TEST_SECRET,
+    let_lease_run_out,
+    make_caller,
+    make_job,
+    make_rules,
+    make_running,
+)
 from worker.sweep import ENOUGH, Doorbell, Keeping, expire, prune, recover
 
 DAY = 86_400.0
@@ -21,7 +29,7 @@ DAY = 86_400.0
 def test_jobs_that_ended_long_ago_are_deleted_where_that_is_asked_for(
     sessions: sessionmaker[Session],
 ) -> None:
-    """A retry before what it retried, and nothing that another job reads, waits or runs."""
+    """A retry before what it retried, and nothing that another job reads, waits, runs or is to be told."""
     with sessions.begin() as session:
         caller = make_caller(session)
         old, new, read = (succeed(session, make_running(session)[1], {}) for _ in range(3))
@@ -29,6 +37,8 @@ def test_jobs_that_ended_long_ago_are_deleted_where_that_is_asked_for(
         again = retry(session, caller, failed, make_rules())
         request_cancel(session, again)
         reader, running = make_job(session), make_running(session)[0]
+        webhook = {"url": "https://example.com/", "events": ["merge.succeeded"]}
+        untold = succeed(session, make_running(session, webhook=webhook)[1], {})
         inputs = [{"role": "base", "kind": "folder", "repo": f"/data/artifacts/{read.id}"}]
         rows.put_inputs(session, reader.id, inputs)
         session.execute(
@@ -40,20 +50,24 @@ def test_jobs_that_ended_long_ago_are_deleted_where_that_is_asked_for(
     assert prune(sessions.begin, keeping)["jobs"] == 1
     with sessions() as session:
         left = set(session.scalars(text("SELECT id FROM job")))
-        assert left == {new.id, read.id, reader.id, running.id}
+        assert left == {new.id, read.id, reader.id, running.id, untold.id}
         assert removals.among(session, {old.id, failed.id, again.id}) == {old.id, failed.id, again.id}
 
 
 def test_uploads_that_nobody_names_are_forgotten(sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
         caller = make_caller(session)
-        names = ("unused", "scored on", "uploaded again", "read")
+        names = ("unused", "scored on", "uploaded again", "read", "waited for", "measured on")
         ids = [
             artifacts.put_dataset(session, caller.tenant_id, name, name, name.encode()).id for name in names
         ]
+        scores = [{"name": "s", "kind": "exact_match", "data": {"dataset": each}} for each in ids]
+        make_job(session, caller, evaluate={"sets": [scores[4]]})
+        over = make_job(session, caller, evaluate={"sets": [scores[0]]})
+        request_cancel(session, over)
+        make_job(session, caller, recipe={**RECIPE, "calibration": {"data": {"dataset": ids[5]}}})
         session.execute(text("UPDATE dataset SET last_used_at = now() - interval '2 days'"))
-        score = {"name": "s", "kind": "exact_match", "data": {"dataset": ids[1]}}
-        make_job(session, caller, evaluate={"sets": [score]})
+        make_job(session, caller, evaluate={"sets": [scores[1]]})
         artifacts.put_dataset(session, caller.tenant_id, "again", names[2], b"")
         assert artifacts.use_dataset(session, caller.tenant_id, ids[3], with_body=True) is not None
     assert prune(sessions.begin, Keeping(DAY, DAY, datasets=DAY))["datasets"] == 1
