@@ -30,16 +30,22 @@ TRIALS, FOUND, CANDIDATE = "trials.jsonl", "search.json", "candidate"
 
 
 class File:
-    """The journal of a search in a file: the first line says of which search, each further one is a trial."""
+    """The journal of a search in a file: the first line says of which search and when its models were last
+    ``written`` to, each further one is a trial.
+    """
 
-    def __init__(self, path: Path, search: str) -> None:
+    def __init__(self, path: Path, search: str, written: Mapping[str, int]) -> None:
         self._path, self._known, self.spent_seconds = path, dict[tuple[str, float], Told](), 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or not _whole_lines(path):  # a kill may have cut the first line short
-            path.write_text(json.dumps({"search": search}) + "\n", encoding="utf-8")
+            path.write_text(json.dumps({"search": search, "written": written}) + "\n", encoding="utf-8")
         first, *rest = _whole_lines(path)
         if first.get("search") != search:
             raise CliError(f"{path} has the trials of another search; name another folder with --out")
+        if first.get("written", written) != written:
+            raise CliError(
+                f"{path} has trials of models that were written to since; name another folder with --out"
+            )
         for each in rest:
             self._known[each["key"], each["share"]] = Told.of(each["told"])
             self.spent_seconds = max(self.spent_seconds, each["elapsed"])
@@ -134,6 +140,7 @@ def _search(
     from merge.results.finish import (
         inputs_manifest,  # torch and transformers, which a wrong file does not wait for
     )
+    from merge.running.stamps import input_stamps, last_written
     from worker.candidates import Bench, Nothing
     from worker.device import free_memory
     from worker.makers import Ground, Sets
@@ -154,7 +161,9 @@ def _search(
         if plan.statistics.folders
         else {}
     )
-    journal = File(out / TRIALS, _digest(order, bodies, inputs_manifest(plan, folders, {}), statistics))
+    stamps = input_stamps(plan, folders)
+    search = _digest(order, bodies, inputs_manifest(plan, folders, {}), statistics)
+    journal = File(out / TRIALS, search, last_written(stamps, ()))
     heads = Heads(Subject(folders["base"], {}) if "base" in folders else None, device)
     ground = Ground(
         folders,
@@ -174,15 +183,18 @@ def _search(
         ended = drive(
             order.search,
             document,
-            lambda wanted: [_one(bench, journal, each) for each in wanted],
+            lambda wanted: [_one(bench, journal, stamps, each) for each in wanted],
             journal,
             clock=time.monotonic,
         )
     return result_of(order.search, document, ended) | {"candidates": {"made": way.made, "why": way.why}}
 
 
-def _one(bench: Any, journal: File, candidate: Candidate) -> Told:
+def _one(bench: Any, journal: File, stamps: Sequence[Any], candidate: Candidate) -> Told:
+    """A candidate's scores, kept where the models are still those that the search began with."""
     told: Told = bench.told(candidate)
+    for stamp in stamps:
+        stamp.check()
     journal.note(candidate, told)
     return told
 

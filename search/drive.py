@@ -23,6 +23,8 @@ from search.order import Halving, SearchOrder
 from search.space import Point
 from search.trial import Ask, Found, Search, Task, Told, sound
 
+EDGE = 1e-9
+"""How far below those that went on, as a share of their scores, a candidate is told that was given up."""
 HOPELESS = 8
 """So many candidates that failed, and none that did not, end a search."""
 
@@ -167,7 +169,8 @@ class _Drive:
     def _halved(self, asks: list[Ask], halving: Halving) -> list[Told] | None:
         answers: list[Told | None] = [None] * len(asks)
         still, share = list(range(len(asks))), halving.begin
-        weights = tuple(each.weight for each in self._order.objectives)
+        task = Task(1, tuple(each.weight for each in self._order.objectives))
+        gone: list[list[int]] = []
         while True:
             told = self._ask_all([asks[at] for at in still], share)
             if told is None:
@@ -175,10 +178,11 @@ class _Drive:
             for at, each in zip(still, told, strict=True):
                 answers[at] = each
             if share >= 1.0:
-                return [each for each in answers if each is not None]
-            task = Task(1, weights)
+                return _in_order([each for each in answers if each is not None], [*gone, still], task)
             ranked = sorted(still, key=lambda at: -task.value(answers[at] or Told(None)))
-            still = sorted(ranked[: max(1, math.ceil(len(ranked) / halving.factor))])
+            kept = max(1, math.ceil(len(ranked) / halving.factor))
+            still, left = sorted(ranked[:kept]), ranked[kept:]
+            gone.append(left)
             share = min(1.0, share * halving.factor)
 
     def _ask_all(self, asks: Sequence[Ask], share: float) -> list[Told] | None:
@@ -226,6 +230,23 @@ class _Drive:
 
     def _first_error(self) -> str:
         return next((t.told.error for t in self._trials if t.told.error), "nothing was tried")
+
+
+def _in_order(answers: Sequence[Told], rounds: Sequence[Sequence[int]], task: Task) -> list[Told]:
+    """What a method is told: those that were given up in a round are worse than all that went on, however
+    lucky the few examples were that they were scored on, as far apart as they are.
+    """
+    told, lowest = list(answers), math.inf
+    for places in reversed(rounds):
+        found = {at: task.value(told[at]) for at in places if told[at].values is not None}
+        if not found:
+            continue
+        best = max(found.values())
+        by = max(0.0, best - lowest + EDGE * max(abs(best), abs(lowest))) if lowest < math.inf else 0.0
+        for at in found:
+            told[at] = replace(told[at], values=tuple(each - by for each in told[at].values or ()))
+        lowest = min(lowest, *(value - by for value in found.values()))
+    return told
 
 
 def digest(recipe: Mapping[str, Any]) -> str:

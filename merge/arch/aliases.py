@@ -13,6 +13,17 @@ from merge.arch.roles import role_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_CANDIDATES = 512
+_NEWER = {
+    ".encoder.layer.": ".layers.",
+    ".attention.attention.query.": ".attention.q_proj.",
+    ".attention.attention.key.": ".attention.k_proj.",
+    ".attention.attention.value.": ".attention.v_proj.",
+    ".attention.output.dense.": ".attention.o_proj.",
+    ".intermediate.dense.": ".mlp.fc1.",
+    ".output.dense.": ".mlp.fc2.",
+    ".block_sparse_moe.": ".mlp.",
+}
+"""Parts of names of image models (ViT, DINOv2) and of Mixtral, and what Transformers 5 made of them."""
 _LEAST_IN_COMMON = 2
 """Parts at the end of a name that two names must share: the module's own name and the parameter's."""
 
@@ -38,8 +49,8 @@ def other_names(ours: Shapes, theirs: Shapes) -> dict[str, str]:
 def names_in(wanted: Shapes, theirs: Shapes) -> dict[str, str]:
     """What a model calls some tensors: as they are, with the first component of either name left out, with
     the text model at another place of the name (Transformers 4.52 made ``model.language_model`` of
-    ``language_model.model``; files keep what they were saved with), or its only head of that shape. What it
-    does not have keeps its name.
+    ``language_model.model``; files keep what they were saved with) or with Transformers 5's words for parts
+    of it, or its only head of that shape. What it does not have keeps its name.
     """
     by_tail: defaultdict[str, list[str]] = defaultdict(list)
     by_core: defaultdict[str, list[str]] = defaultdict(list)
@@ -55,14 +66,18 @@ def names_in(wanted: Shapes, theirs: Shapes) -> dict[str, str]:
             if plain in theirs:
                 return plain
         alike = heads.get(shape, []) if role_of(name, shape, {}) == "head" else []
-        places = (by_tail.get(name, []), by_core.get(_core(name), []), alike)
+        cores = (by_core.get(_core(each), []) for each in (name, name.partition(".")[2]))
+        places = (by_tail.get(name, []), *cores, alike)
         return next((names[0] for names in places if len(names) == 1), name)
 
     return {name: find(name, shape) for name, shape in sorted(wanted.items())}
 
 
 def _core(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in ("model", "language_model"))
+    name = f".{name}"
+    for older, newer in _NEWER.items():
+        name = name.replace(older, newer)
+    return ".".join(part for part in name.split(".") if part not in ("", "model", "language_model"))
 
 
 def _of_other_lengths(missing: Shapes, spare: Shapes, known: set[tuple[str, str]]) -> dict[str, str]:

@@ -39,7 +39,6 @@ _REFUSED_FIELDS = {
     "use_dora": "DoRA also learns magnitudes",
     "lora_bias": "the adapter has biases of its own",
     "layer_replication": "it repeats layers",
-    "target_parameters": "it targets bare parameters",
     "trainable_token_indices": "it trains single token rows",
     "alora_invocation_tokens": "it only acts after an invocation (aLoRA)",
     "use_qalora": "QALoRA pools its inputs",
@@ -244,6 +243,10 @@ def _check_config(label: str, config: Mapping[str, Any]) -> None:
             raise errors.AdapterRefused(
                 f"{label}: {field} is set, and {why}: it cannot be applied exactly as B A."
             )
+    bare = config.get("target_parameters") or []
+    for each in bare if isinstance(bare, list) else [bare]:
+        if not (str(each).endswith(".weight") and isinstance(bare, list)):
+            raise errors.AdapterRefused(f"{label}: {str(each)[:40]} of target_parameters is no weight.")
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init not in _EXACT_INITS:
         raise errors.AdapterRefused(
@@ -335,7 +338,8 @@ def _pair(label: str, module: str, parts: Mapping[str, TensorInfo], config: Mapp
         )
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise errors.AdapterRefused(f"{label}: the factors of {module} are not matrices (a convolution?).")
-    rank = int(_patterned(config.get("rank_pattern"), module, config["r"]))
+    target = f"{module}.weight" if _by_parameter(config, module) else module
+    rank = int(_patterned(config.get("rank_pattern"), target, config["r"]))
     if rank < 1:
         raise errors.AdapterRefused(f"{label}: rank_pattern gives {module} the rank {rank}; 1 is the least.")
     if a.shape[0] != rank or b.shape[1] != rank:
@@ -343,9 +347,14 @@ def _pair(label: str, module: str, parts: Mapping[str, TensorInfo], config: Mapp
             f"{label}: {module} should have rank {rank} by {CONFIG_FILE}, "
             f"but its factors have {a.shape[0]} and {b.shape[1]}."
         )
-    alpha = float(_patterned(config.get("alpha_pattern"), module, config["lora_alpha"]))
+    alpha = float(_patterned(config.get("alpha_pattern"), target, config["lora_alpha"]))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return LoraPair(a, b, scale, module, "linear" if kind == "linear" else "embedding")
+
+
+def _by_parameter(config: Mapping[str, Any], module: str) -> bool:
+    """Whether PEFT was told of the module's weight, not of the module."""
+    return any(f".{module}.weight".endswith(f".{each}") for each in config.get("target_parameters") or ())
 
 
 def _patterned(patterns: Any, module: str, default: float) -> float:
@@ -376,8 +385,8 @@ def _oriented(
 ) -> LoraPair:
     straight = pair.shape
     turned = straight[::-1]
-    if pair.kind == "embedding":
-        transposed = True
+    if pair.kind == "embedding" or _by_parameter(adapter.config, pair.module):
+        transposed = pair.kind == "embedding"
     elif straight != turned and target.shape in (straight, turned):
         transposed = target.shape == turned
     else:

@@ -34,6 +34,7 @@ from merge.results.peft import (
     Made,
     Saved,
     adapter_config,
+    evened,
     factor_names,
     losses,
     saved_name,
@@ -81,8 +82,9 @@ def make_adapter(
         )
     base = plan.models["base"]
     other = called(base)
-    finished = _assemble(parts, plan.adapter.dtype, journal, other)
-    write_json(journal.folder / CONFIG_FILE, adapter_config(base, parts.made, parts.saved, other))
+    made = evened(parts.made)
+    finished = _assemble(made, parts.saved, plan.adapter.dtype, journal, other)
+    write_json(journal.folder / CONFIG_FILE, adapter_config(base, made, parts.saved, other))
     shutil.rmtree(journal.folder / PARTS)
     roles = {output.name: output.role for output in plan.adapter.outputs}
     return finished, [CONFIG_FILE], {"adapter": losses(parts.made, parts.saved, parts.dropped, roles)}
@@ -103,7 +105,9 @@ def _jobs(adapter: AdapterPlan, maker: "_Maker") -> dict[str, Callable[[], None]
     return jobs
 
 
-def _assemble(parts: Parts, dtype: str, journal: Journal, other: Mapping[str, str]) -> Finished:
+def _assemble(
+    made: Sequence[Made], whole: Sequence[Saved], dtype: str, journal: Journal, other: Mapping[str, str]
+) -> Finished:
     """Puts the parts together to ``adapter_model.safetensors``, in the order of their names, by which the
     base's tensors are called ``other`` than in its files.
     """
@@ -111,26 +115,37 @@ def _assemble(parts: Parts, dtype: str, journal: Journal, other: Mapping[str, st
     if done is not None:
         return done
     named: dict[str, tuple[str, tuple[int, ...], str]] = {}
-    paths = {each.path: module_of(other.get(each.tensor, each.tensor)) for each in parts.made}
-    for each in parts.made:
+    paths = {each.path: module_of(other.get(each.tensor, each.tensor)) for each in made}
+    for each in made:
         rows, columns = each.shape
         shapes = ((each.rank, columns), (rows, each.rank)) if each.rank else ()
         names = factor_names(each.module.kind, paths[each.path])
         for name, part, shape in zip(names, each.names, shapes, strict=False):
             named[name] = (part, shape, each.file)
-    for saved in parts.saved:
+    for saved in whole:
         name = saved_name(other.get(saved.output.name, saved.output.name), paths.values())
         named[name] = (saved.name, saved.shape, saved.file)
     specs: list[TensorSpec] = [(name, dtype, named[name][1]) for name in sorted(named)]
     layout = lay_out(WEIGHT_FILE, specs)
     with ShardWriter(journal.folder / WEIGHT_FILE, layout) as writer:
         for name, _, _ in specs:
-            part, _, file = named[name]
-            writer.write_at(name, 0, load_file(journal.folder / file)[part].view(-1))
+            part, wanted, file = named[name]
+            stored = load_file(journal.folder / file).get(part)
+            writer.write_at(name, 0, _filled(stored, wanted, torch_dtype(dtype, name)).view(-1))
         written = writer.finish()
     finished = Finished(written.file, written.size, written.sha256)
     journal.add_shard(finished)
     return finished
+
+
+def _filled(stored: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """What was made, up to the shape with zeros: directions that change nothing."""
+    if stored is not None and stored.shape == shape:
+        return stored
+    filled = torch.zeros(shape, dtype=dtype)
+    if stored is not None:
+        filled[: stored.shape[0], : stored.shape[1]] = stored
+    return filled
 
 
 class _Maker:

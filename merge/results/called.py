@@ -23,8 +23,13 @@ def called(base: ModelIndex) -> dict[str, str]:
     which tensor is meant, or the other name would not be found in these files again, it stays as it is there.
     """
     files = {name: tuple(info.shape) for name, info in base.tensors.items()}
-    loaded = _loaded(base.config)
-    found = other_names(files, loaded)
+    model = _made(base.config)
+    whole = {} if model is None else model.state_dict()
+    loaded = {name: tuple(tensor.shape) for name, tensor in whole.items()}
+    found = _converted(model, files, loaded)
+    taken = {*found, *found.values()}
+    found |= other_names({name: shape for name, shape in files.items() if name not in taken},
+                         {name: shape for name, shape in loaded.items() if name not in taken})  # fmt: skip
     second = tied_names(base.config, loaded)
     left = {name: shape for name, shape in files.items() if name not in loaded and name not in found}
     spare = {name: shape for name, shape in loaded.items()
@@ -41,19 +46,36 @@ def _alone(shapes: Mapping[str, Shape]) -> dict[Shape, str]:
     return {shape: name for name, shape in shapes.items() if counts[shape] == 1}
 
 
-def _loaded(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Shapes by name of the model that this config describes, which is made without memory for weights."""
+def _converted(model: Any, files: Mapping[str, Shape], loaded: dict[str, Shape]) -> dict[str, str]:
+    """The names that Transformers itself gives tensors of files when it reads them."""
+    if model is None:
+        return {}
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    each = get_model_conversion_mapping(model)
+    renamings = [step for step in each if isinstance(step, WeightRenaming)]
+    prefix = model.base_model_prefix
+    found = {name: rename_source_key(name, renamings, [], prefix, loaded)[0] for name in sorted(files)}
+    return {
+        name: other
+        for name, other in found.items()
+        if other != name and name not in loaded and loaded.get(other) == files[name]
+    }
+
+
+def _made(config: Mapping[str, Any]) -> Any:
+    """The model that this config describes, made without memory for weights; ``None`` where it cannot be."""
     import transformers
 
     names = config.get("architectures")
     kind = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
     if any(number > MOST_PARTS for number in _parts(config)):
-        return {}
+        return None
     with suppress(Exception), torch.device("meta"):  # whatever it makes of a config that it cannot use
         found = transformers.CONFIG_MAPPING[str(config["model_type"])].from_dict(dict(config))
-        model: Any = kind._from_config(found)  # type: ignore[union-attr]
-        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return {}
+        return kind._from_config(found)  # type: ignore[union-attr]
+    return None
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[int]:

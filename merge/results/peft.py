@@ -2,22 +2,22 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import hypot
 from typing import Any
 
-from merge.arch.roles import is_conv1d
+from merge.arch.roles import is_conv1d, role_of
 from merge.checkpoint.index import ModelIndex
 from merge.planning.forms.adapter import LoraModule, module_of
 from merge.planning.outputs import OutputTensor
 
 PREFIX = "base_model.model."
-_TASKS = (
-    ("ForCausalLM", "CAUSAL_LM"),
-    ("LMHeadModel", "CAUSAL_LM"),
-    ("ForConditionalGeneration", "SEQ_2_SEQ_LM"),
-)
-"""Not those of classifiers and the like: for these PEFT wants the head whole, whether or not it changed."""
+_TASKS = (("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM"))
+"""Not those of classifiers and the like: for these PEFT wants the head whole, whether or not it changed. Nor
+that of encoders with decoders: with it PEFT gives every model token ids, also one that listens (Whisper).
+"""
+_OF_EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+"""Modules that PEFT takes for experts and their router, wherever in a mixture they are."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Made:
         """The name of its weight there."""
         return self.module.output.name
 
+    @property
+    def is_expert(self) -> bool:
+        """Whether it is one expert's."""
+        return self.module.output.role == "expert"
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -70,6 +75,12 @@ def saved_name(name: str, lora_paths: Iterable[str]) -> str:
     return PREFIX + (f"{path}.base_layer.{last}" if path in set(lora_paths) else name)
 
 
+def evened(made: Sequence[Made]) -> list[Made]:
+    """The modules with one rank for all experts, the largest: PEFT stacks these where Transformers does."""
+    rank = max((each.rank for each in made if each.is_expert), default=0)
+    return [replace(each, rank=rank) if each.is_expert else each for each in made]
+
+
 def adapter_config(
     base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved], called: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -80,8 +91,12 @@ def adapter_config(
     def path_of(name: str) -> str:
         return module_of(called.get(name, name))
 
-    used = {path_of(each.tensor): each.rank for each in made if each.rank}
-    ranks = Counter(used.values())
+    bare = _by_parameter(base, made)
+    paths = {each.tensor: path_of(each.tensor) for each in made if each.rank}
+    parameters = sorted(f"{paths[name]}.weight" for name in bare)
+    used = {paths[each.tensor] + (".weight" if each.tensor in bare else ""): each.rank
+            for each in made if each.rank}  # fmt: skip
+    ranks = Counter(each.rank for each in made if each.is_expert and each.rank) or Counter(used.values())
     rank = max(ranks, key=lambda value: (ranks[value], value)) if ranks else 1
     odd = [f".{path}" for path, own in used.items() if own != rank]
     others = {  # a pattern is taken for every module whose name ends so: the longest come first
@@ -104,7 +119,8 @@ def adapter_config(
         "lora_dropout": 0.0,
         "rank_pattern": others,
         "alpha_pattern": dict(others),
-        "target_modules": _targets(base, used, called),
+        "target_modules": _targets(base, used.keys() - set(parameters), called),
+        **({"target_parameters": parameters} if parameters else {}),
         "modules_to_save": whole or None,
         "bias": "none" if not biases else "lora_only" if beside else "all",
         "fan_in_fan_out": any(is_conv1d(each.tensor, base.config) for each in made if each.rank),
@@ -141,6 +157,20 @@ def losses(
     }
 
 
+def _by_parameter(base: ModelIndex, made: Sequence[Made]) -> frozenset[str]:
+    """Weights of modules that PEFT has to be told of as parameters: routers, which are no linear layers in
+    Transformers 5, and in a mixture what goes by a name that its experts have.
+    """
+    mixture = any(role_of(name, info.shape, base.config) == "expert" for name, info in base.tensors.items())
+    return frozenset(
+        each.tensor
+        for each in made
+        if each.rank and not each.is_expert
+        if each.module.output.role == "router"
+        or (mixture and module_of(each.tensor).rpartition(".")[2] in _OF_EXPERTS)
+    )
+
+
 def _share(part: float, whole: float) -> float:
     return float(f"{part / whole:.4g}") if whole else 0.0
 
@@ -149,12 +179,9 @@ def _targets(base: ModelIndex, paths: Iterable[str], called: Mapping[str, str]) 
     """Last components of the modules' names where these mean nothing else, otherwise whole names."""
     ours = set(paths)
     ends = {path.rpartition(".")[2] for path in ours}
-    matrices = (
-        called.get(name, name).removesuffix(".weight")
-        for name, info in base.tensors.items()
-        if name.endswith(".weight") and len(info.shape) == 2
-    )
-    meant = {path for path in matrices if path.rpartition(".")[2] in ends}
+    parts = (called.get(name, name).split(".")[:-1] for name in base.tensors)
+    modules = {".".join(each[:count]) for each in parts for count in range(1, len(each) + 1)}
+    meant = {path for path in modules if path.rpartition(".")[2] in ends}
     return sorted(ends if meant == ours else ours)
 
 

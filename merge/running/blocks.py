@@ -199,4 +199,14 @@ def cast_out(name: str, merged: Tensor, dtype: torch.dtype, buffers: Buffers) ->
                 "check the weights and scales, or choose a wider output dtype."
             )
     out = buffers.get("output", flat.numel(), dtype)
-    return out.copy_(flat)
+    return out.copy_(_narrowed(flat) if flat.dtype == torch.float64 and dtype.itemsize == 2 else flat)
+
+
+def _narrowed(flat: Tensor) -> Tensor:
+    """Numbers in float32 that round to 16 bits as these in float64 do, which torch rounds twice: cut off, and
+    odd at the end where something was cut off.
+    """
+    near = flat.float()
+    wrong = near.double() - flat
+    beyond = torch.where(near < 0, wrong < 0, wrong > 0)
+    return ((near.view(torch.int32) - beyond.int()) | (wrong != 0).int()).view(torch.float32)

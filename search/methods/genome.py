@@ -15,6 +15,9 @@ from search.space import Space
 from search.surrogate import Array
 from search.trial import Ask, Found, Search, Task
 
+TINY = 2.0**-64
+"""Perplexities may be as large as numbers go; sums of so small shares of them are numbers still."""
+
 
 @dataclass
 class Individual:
@@ -85,9 +88,10 @@ def _offspring(population: list[Individual], p: GenomeSettings, rng: np.random.G
 
 def by_fitness(values: list[float]) -> Array:
     """Chances in proportion to how far each is above the worst, none of them zero; failed ones least."""
-    known = [value for value in values if np.isfinite(value)]
+    shrunk = [value * TINY for value in values]
+    known = [value for value in shrunk if np.isfinite(value)]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
-    above = np.array([max(value, low) - low for value in values]) + 1e-3 * ((high - low) or 1.0)
+    above = np.array([max(value, low) - low for value in shrunk]) + 1e-3 * ((high - low) or 1.0)
     return np.asarray(above / above.sum())
 
 

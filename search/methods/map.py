@@ -27,6 +27,8 @@ SHOWN = 64
 NEAR = 0.2
 LEAST_WEIGHT = 0.1
 """How far behind the front, as a share of its range, a point still counts in a fit, and how little then."""
+MOST = 1e100
+"""Perplexities may be as large as numbers go; of these the squares are numbers still."""
 MARGIN = 0.1
 """How far the reference lies below the front where none is given, as a share of its range."""
 Place = Callable[[Sequence[float]], Ask]
@@ -83,7 +85,7 @@ class _Known:
         told = yield [place(vector) for vector in wanted.tolist()]
         good = [(at, each.values) for at, each in enumerate(told) if each.values is not None]
         self.points = np.vstack([self.points, wanted[[at for at, _ in good]]])
-        self.scores = np.vstack([self.scores, *(np.array(values) for _, values in good)])
+        self.scores = np.vstack([self.scores, *(np.clip(values, -MOST, MOST) for _, values in good)])
         self.asked += len(wanted)
 
     def models(self, p: MapSettings, *, near: bool = False) -> list[Surrogate]:

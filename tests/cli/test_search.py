@@ -1,6 +1,7 @@
 """`mergery search` over folders: it finds, remembers, goes on after a kill, and says what is wrong."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ def test_a_killed_search_goes_on_where_it_was(models: Path, monkeypatch: pytest.
 def test_a_search_that_was_killed_before_its_first_trial_begins_anew(tmp_path: Path, kept: str) -> None:
     journal = tmp_path / "trials.jsonl"
     journal.write_text(kept)
-    assert File(journal, "this one").spent_seconds == 0.0
-    assert json.loads(journal.read_text()) == {"search": "this one"}
+    assert File(journal, "this one", {}).spent_seconds == 0.0
+    assert json.loads(journal.read_text()) == {"search": "this one", "written": {}}
 
 
 def test_a_journal_that_is_damaged_is_left_alone(tmp_path: Path) -> None:
@@ -112,6 +113,30 @@ def test_trials_of_other_weights_are_not_taken_for_those_of_these(
     tiny.llama(tmp_path / "expert1", expert=3)  # trained anew: its headers are what they were
     assert main(["search", str(file)]) == 2
     assert "has the trials of another search" in capsys.readouterr().err
+
+
+def test_weights_that_are_edited_between_or_under_trials_end_a_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few entries between the samples, which tell most other changes."""
+    tiny.family(tmp_path, experts=2)
+    (tmp_path / "texts.jsonl").write_text(TEXTS)
+    file, weights = write(tmp_path, "one.yaml"), tmp_path / "expert1" / "model.safetensors"
+    monkeypatch.setattr("merge.results.finish.sample_of", lambda path: "the same")
+    real = candidates.Bench.told
+
+    def edits(self: candidates.Bench, candidate: Any) -> Any:
+        os.utime(weights, ns=(1, 1))
+        return real(self, candidate)
+
+    assert main(["search", str(file)]) == 0
+    os.utime(weights, ns=(2, 2))
+    assert main(["search", str(file)]) == 2
+    assert "models that were written to since" in capsys.readouterr().err
+    monkeypatch.setattr(candidates.Bench, "told", edits)
+    assert main(["search", str(file), "--out", str(tmp_path / "other")]) == 2
+    assert "was changed while it was read" in capsys.readouterr().err
+    assert len((tmp_path / "other" / "trials.jsonl").read_text().splitlines()) == 1
 
 
 def test_devices_threads_and_files_that_cannot_be_are_one_line(

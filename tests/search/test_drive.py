@@ -13,7 +13,7 @@ from search.drive import Candidate, Ended, drive
 from search.errors import SearchFailed
 from search.order import SearchOrder
 from search.result import result_of
-from search.trial import Told
+from search.trial import Ask, Found, Told
 from tests.search.problems import (
     Memory,
     order,
@@ -245,6 +245,39 @@ def test_halving_scores_the_worst_on_a_part_only_and_counts_the_part() -> None:
     assert [shares.count(share) for share in (0.25, 0.5, 1.0)] == [8, 4, 2]
     assert ended.evaluations == 8 * 0.25 + 4 * 0.5 + 2
     assert result["best"]["point"]["x0"] == pytest.approx(2 / 7)
+
+
+@pytest.mark.parametrize("begin", [0.25, 0.5])
+def test_a_method_does_not_follow_what_was_given_up(begin: float) -> None:
+    """Few examples flatter everybody, those most that are found out later."""
+    heard: list[list[Told]] = []
+
+    def listening(space: Any, settings: Any, task: Any) -> Any:
+        heard.append((yield [Ask({"x0": at / 8}) for at in range(8)]))
+        return Found()
+
+    def flattered(candidates: list[Candidate]) -> list[Told]:
+        return [Told((float(weights(each)[0]) - 3 * each.share,)) for each in candidates]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.drive.load", lambda name: listening)
+        asked = order("tpe", weights_space(1), evals=50, halving={"begin": begin, "factor": 2})
+        ended = drive(asked, recipe(1), flattered, Memory(), clock=time.monotonic)
+    values = [told.values[0] for told in heard[0] if told.values]
+    assert values == sorted(values) and len(set(values)) == 8
+    assert ended.trials[0].told.values == (-3 * begin,)
+
+
+@pytest.mark.parametrize("huge", [1e300, 1.7e308])
+@pytest.mark.parametrize(("method", "settings"), [("genome", {}), ("map", {"mode": "bayesian"})])
+def test_scores_as_large_as_numbers_go_end_no_search(
+    method: str, settings: dict[str, Any], huge: float
+) -> None:
+    def far_off(x: NDArray[np.float64]) -> Told:
+        return Told((-huge if x[0] > 0.5 else huge if x[1] > 0.7 else -float(x.sum()),))
+
+    ended, _ = searched(order(method, weights_space(2), settings=settings, evals=30), 2, far_off)
+    assert ended.why in ("done", "evaluations") and len(ended.trials) >= 12
 
 
 def test_a_front_is_what_nothing_beats_and_a_preference_picks_of_it() -> None:

@@ -10,12 +10,14 @@ from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Gram, points_of
-from merge.kernels.geometry import spherical_mean
+from merge.kernels.geometry import Products, spherical_mean
 from merge.kernels.sums import weighted_sum
 
 PRODUCTS = Gram(points_of)
 MOST_STEPS = 200
 CLOSE = 1e-7
+RESTLESS = 1e-2
+"""Coefficients that still move by so much of themselves have found nothing."""
 
 
 @params
@@ -31,14 +33,23 @@ class Multislerp:
     elementwise=True,
     paper="Karcher 1977, Riemannian center of mass; Buss and Fillmore 2001, Spherical averages",
     needs=Needs(base="optional", stats=(PRODUCTS,), weight_sum="normalize"),
+    version=2,
 )
 def multislerp(group: TensorGroup, p: Multislerp) -> Tensor:
     """Spherical interpolation of any number of sources by their weights: directions are averaged along the
     sphere until nothing moves, lengths as numbers. With two sources the direction is SLERP's. Where the
     recipe names a base, the task vectors are merged so and added to it. Tensors that cancel each other are
-    averaged as they are. mergekit's method of this name is multislerp_flat.
+    averaged as they are, and so are those whose negative weights leave the direction no place to rest.
+    mergekit's method of this name is multislerp_flat.
     """
     total = sum(group.weights) if p.normalize else 1.0
     weights = tuple(weight / total for weight in group.weights)
-    merged = weighted_sum(group.points, spherical_mean(group.stat(PRODUCTS), weights, MOST_STEPS, CLOSE))
+    merged = weighted_sum(group.points, _at_rest(group.stat(PRODUCTS), weights))
     return merged if group.read_base is None else merged.add_(group.base)
+
+
+def _at_rest(products: Products, weights: tuple[float, ...]) -> tuple[float, ...]:
+    """The mean's coefficients; with weights of both signs it may wander without end."""
+    found, next_ = (spherical_mean(products, weights, MOST_STEPS + more, CLOSE) for more in (0, 1))
+    moved = max(abs(one - other) for one, other in zip(found, next_, strict=True))
+    return weights if moved > RESTLESS * max(map(abs, found)) else found

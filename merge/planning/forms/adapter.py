@@ -19,6 +19,7 @@ from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding
 from merge.kernels.truncation import Wanted, bytes_of, product_bytes
 from merge.planning.forms.factored import factor_step
+from merge.planning.forms.loadable import STACKED, refused
 from merge.planning.outputs import FLOATS, Outcome, OutputTensor, tensors_read, uses_base
 from merge.planning.resolve import matches
 from merge.planning.sizing import Sizes, sizes
@@ -103,9 +104,12 @@ class AdapterPlan:
         return {**found, "base": found.get("base", frozenset()) | base}
 
     def most_bytes(self) -> int:
-        """The largest that the adapter can become."""
+        """The largest that the adapter can become; all experts have the rank that one of them needs."""
         width = 2 if self.dtype in ("BF16", "F16") else 4
+        experts = [module for module in self.modules if module.output.role == "expert"]
+        most = max((module.most for module in experts), default=0)
         factors = sum(module.most * sum(module.output.shape) for module in self.modules)
+        factors += sum((most - module.most) * sum(module.output.shape) for module in experts)
         return width * (factors + sum(prod(output.shape) for output in self.saved))
 
     def peak_bytes(self, entry: int, whole: int) -> tuple[int, str]:
@@ -148,6 +152,7 @@ def plan_adapter(
     modules = tuple(choice.module(output) for output, fate in fates if fate == "lora")
     saved = tuple(output for output, fate in fates if fate == "save")
     kept = {output.name for output, fate in fates if fate != "drop"}
+    choice.tell_of_experts(modules)
     findings = tuple(told_of_left(outcome.findings, kept, "adapter")) + tuple(choice.findings)
     broken = {finding.tensor for finding in findings if finding.code in ABOUT_OTHERS}
     dropped = tuple(o for o, fate in fates if fate == "drop" and o.name not in broken and o.dtype in FLOATS)
@@ -201,6 +206,7 @@ class _Choice:
         self.dtype = {"bfloat16": "BF16", "float16": "F16"}.get(wanted or "", "F32")
         self._recipe, self._asked = recipe, asked
         self._base = models["base"]
+        self._kind = str(self._base.config.get("model_type"))
         self._tied = self._tied_embeddings()
         sources = [models[source.id] for source in recipe.sources]
         adapters = [model.adapter for model in sources if model.adapter is not None]
@@ -232,6 +238,10 @@ class _Choice:
         if wanted == "lora" and not is_matrix:
             wanted = "drop"
             self._tell(said is not None, output, "is no matrix, so it cannot become a LoRA; it is left out")
+        why = refused(output.name, self._kind, self._base.tensors) if wanted == "lora" else None
+        if why is not None:
+            wanted = "drop"
+            self._tell(True, output, why)
         if wanted != "drop" and output.name in self._tied:
             wanted = "drop"
             problem = "is also the output head (tied), which an adapter cannot change alike; it is left out"
@@ -253,6 +263,15 @@ class _Choice:
         ranks = sum(pair.rank for pair in pairs)
         most = self.wanted.most(*output.shape)
         return LoraModule(output, kind, turned, factored, ranks, min(most, ranks) if factored else most)
+
+    def tell_of_experts(self, modules: Sequence[LoraModule]) -> None:
+        """Warns where PEFT does not find experts in the model that Transformers makes."""
+        if self._kind not in STACKED and any(module.output.role == "expert" for module in modules):
+            message = (
+                f"PEFT with Transformers 5 does not find the experts of a {self._kind}, and leaves them as "
+                "they are: write a checkpoint, or leave them out."
+            )
+            self.findings.append(warning("adapter_experts", message, "result", "classes", "expert"))
 
     def _default(self, output: OutputTensor) -> Fate:
         if self._adapters and self._still(output):

@@ -90,6 +90,7 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt2",
         {"target_modules": ["c_attn", "c_proj"], "bias": "lora_only", "fan_in_fan_out": True},
     ),
+    "parameters": ("base", {"target_modules": TARGETS, "target_parameters": ["mlp.up_proj.weight"]}),
     "saved": ("base", {"target_modules": TARGETS, "modules_to_save": ["lm_head", "norm"]}),
     "layers": ("base", {"target_modules": TARGETS, "layers_to_transform": [1]}),
     "embedding": ("base", {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
@@ -137,7 +138,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "kasa": ({"kasa_config": KasaConfig(), "r": 2}, "kasa_config"),
     "velora": ({"velora_config": VeloraConfig()}, "velora_config"),
     "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-    "parameters": ({"target_parameters": ["mlp.up_proj.weight"]}, "target_parameters"),
 }
 
 

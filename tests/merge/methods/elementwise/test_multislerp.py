@@ -43,6 +43,16 @@ def test_agrees_with_an_iteration_on_whole_vectors_in_float64(count: int, based:
     assert np.abs(multislerp(sources, weights, base).numpy() - wanted).max() < 3e-6
 
 
+def test_sources_are_averaged_as_they_are_where_negative_weights_leave_no_place_to_rest() -> None:
+    """Far apart, what one pushes away and what the others pull lead on and on."""
+    generator = torch.Generator().manual_seed(0)
+    sources = list(torch.randn(3, 50, generator=generator).unbind())
+    wanted = sources[0] - sources[1] + sources[2]
+    assert torch.allclose(multislerp(sources, [1.0, -1.0, 1.0]), wanted, atol=1e-5)
+    mild = multislerp(sources, [-0.1, 1.0, 1.0])
+    assert not torch.allclose(mild, (-0.1 * sources[0] + sources[1] + sources[2]) / 1.9, atol=1e-3)
+
+
 def test_it_converges_where_sources_are_more_than_a_right_angle_apart() -> None:
     vectors = [np.array([math.cos(a), math.sin(a), 0.4]) for a in (0.0, 2.2, 4.1)]
     wanted = sphere.mean_direction(vectors, [1, 1, 1], 5000)

@@ -1,0 +1,26 @@
+"""What PEFT can load as a LoRA, and what it cannot, told by names. Loads no torch."""
+
+from collections.abc import Container
+
+_MAMBAS = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+STACKED = frozenset(
+    {
+        "afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
+        "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa",
+        "hunyuan_v1_moe", "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe",
+        "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "solar_open",
+    }
+)  # fmt: skip
+"""Mixtures (``model_type``) whose experts PEFT stacks as Transformers 5 does, so that it finds them."""
+
+
+def refused(name: str, model_type: str, names: Container[str]) -> str | None:
+    """Why PEFT cannot make this weight a LoRA that counts, as a sentence's end; ``None`` where it can."""
+    module, _, last = name.removesuffix(".weight").rpartition(".")
+    if last in ("out_proj", "dt_proj") and model_type in _MAMBAS:
+        return f"counts for nothing as a LoRA in a {model_type}, which passes it by; it is left out"
+    if last == "out_proj" and f"{module}.in_proj_weight" in names:
+        return "belongs to an attention that passes its LoRA by; it is left out"
+    if last == "embed_positions":
+        return "is a table of places, as which PEFT cannot load it; it is left out"
+    return None
