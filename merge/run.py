@@ -21,7 +21,7 @@ from merge.errors import BudgetTooSmall, InputChanged, OutputExists
 from merge.journal import FILE, Journal, claimed, open_journal, partial_folder, sha256_of
 from merge.methods import load as load_methods
 from merge.plan import Plan
-from merge.planning.estimate import compute_bytes, models_held, whole_entries, workspace_bytes
+from merge.planning.estimate import compute_bytes, lines_bytes, models_held, whole_entries, workspace_bytes
 from merge.planning.forms.factored import factor_bytes
 from merge.planning.sizing import Sizes, sizes
 from merge.planning.stages import Stage
@@ -291,7 +291,8 @@ def fitted_sizes(plan: Plan, budget: int, threads: int, lent_bytes: int) -> Size
     workspace = workspace_bytes(plan.steps, plan.outputs)
     fit = sizes if plan.adapter is None else plan.adapter.sizes
     beside = lent_bytes + plan.statistics.held_bytes + factor_bytes(plan.recipe, plan.models, plan.outputs)
-    fitted = fit(models, entry, whole, threads, budget, workspace, beside)
+    lines = lines_bytes(plan.steps, plan.outputs)
+    fitted = fit(models, entry, whole, threads, budget, workspace, beside, lines)
     if fitted is None:
         raise BudgetTooSmall(
             f"{budget} bytes of memory are too few for {plan.granularity} blocks; give more."

@@ -140,9 +140,7 @@ class Work:
         return self._loops.hashing.lanes if self._digests else min(self.sizes.threads, MOST_AT_ONCE)
 
     def write(self, layouts: Sequence[ShardLayout], folder: Path) -> list[ShardWriter]:
-        """Computes and writes the tensors of some shards, which the caller must finish, all from their
-        beginning to their end.
-        """
+        """Computes and writes the tensors of some shards, all of them; the caller must finish those."""
         beside, writers = Digests(self._loops.hashing), list[ShardWriter]()
         own: dict[str, ShardWriter] = {}
         with ExitStack() as stack:
@@ -153,6 +151,7 @@ class Work:
             for batch in self.ready([self._outputs[name] for name in names_in_turns(layouts)]):
                 files = [in_handfuls(self._items(batch, layout)) for layout in layouts]
                 self.crew.each_of(files, lambda some: self._write_items(own, some))
+                self.forget(batch)
             stack.pop_all()
             return writers
 
@@ -182,6 +181,11 @@ class Work:
             if isinstance(reader, StageReader):
                 reader.prepare(sorted(names), crew)
 
+    def forget(self, outputs: Iterable[OutputTensor]) -> None:
+        """Lets go of what was measured of these alone, which are made."""
+        for chain in filter(None, map(self.chain_of, outputs)):
+            chain.forget()
+
     def chain_of(self, output: OutputTensor) -> Chain | None:
         """The steps bound to this tensor; ``None`` where it is taken over."""
         return self._chains.get(output.name)
@@ -204,8 +208,7 @@ class Work:
         """Entries of a merged tensor, flat, on the CPU; valid until the next call on the same thread."""
         if copied(output):
             return self._inputs.equal(output, first, count)
-        chain = self._chains[output.name]
-        return self._computed(chain, first, count).reshape(-1).cpu()
+        return self._computed(self._chains[output.name], first, count).reshape(-1).cpu()
 
     def finished(self, output: OutputTensor) -> None:
         """Counts a tensor that was made from ``merged``."""
@@ -268,9 +271,7 @@ class Work:
         self.meter.add(read, len(outputs))
 
     def _batches(self, outputs: Sequence[OutputTensor]) -> Sequence[Sequence[OutputTensor]]:
-        """Tensors without stats go through in one stream; with stats, some at a time, so that pages stay
-        cached.
-        """
+        """Tensors without stats in one stream; with stats, some at a time, so that pages stay cached."""
         if not self._staged and all(self._passes(output) == 1 for output in outputs):
             return [outputs]
         found: list[list[OutputTensor]] = [[]]
@@ -288,8 +289,7 @@ class Work:
         for output in outputs:
             if output.name not in layout.entries:
                 continue
-            chain = self._chains.get(output.name)
-            total = prod(output.shape)
+            chain, total = self._chains.get(output.name), prod(output.shape)
             loop = self._loop(chain, output)
             size = self.sizes.block if loop is None else loop.span(self.sizes.block)
             spans = chain.spans(size) if chain else even_spans(total, size)
@@ -322,8 +322,8 @@ class Work:
     def _made(
         self, item: Item, room: Tensor | None = None, target: Target = NOWHERE
     ) -> Iterator[tuple[int, Tensor]]:
-        """The item's entries as they are written, flat, each part with its first entry: by the compiled loop
-        in one go (into ``room``, and to the ``target``), else in blocks.
+        """The item's entries as they are written, flat, each part with its first: by the compiled loop in one
+        go (into ``room``, and to the ``target``), else in blocks.
         """
         output, chain = item.output, item.chain
         found = None if item.loop is None else item.loop.made(item.first, item.count, room, target)

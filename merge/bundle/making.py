@@ -55,6 +55,7 @@ class BundleWork:
 
             for batch in self._work.ready([kept[name].output for name in names]):
                 self._work.crew.each([output.name for output in batch], make)
+                self._work.forget(batch)
             stack.pop_all()
             return writer
 

@@ -57,12 +57,21 @@ class Needs:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a method on whole tensors holds at its peak beyond its inputs and their differences: float64
-    numbers for each entry of the tensor, ``entries`` of them and ``each`` more for every source.
+    """What a method on rows or whole tensors holds at its peak beyond its inputs and their differences:
+    float64 numbers for each entry of the block or tensor, ``entries`` of them and ``each`` more for every
+    source; and of what it measures of the rows or columns of a tensor, ``lines`` for each of those and
+    ``each_line`` more for every source.
     """
 
     entries: float
     each: float = 0.0
+    lines: float = 0.0
+    each_line: float = 0.0
+
+    def told(self) -> list[float]:
+        """Plain numbers, those of lines only where there are any."""
+        lines = [self.lines, self.each_line]
+        return [self.entries, self.each, *(lines if any(lines) else [])]
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ class Method:
             "version": self.version,
             "granularity": self.granularity,
             **({"linear": True} if self.linear else {}),
-            **({"workspace": [self.workspace.entries, self.workspace.each]} if self.workspace else {}),
+            **({"workspace": self.workspace.told()} if self.workspace else {}),
             **({"continues": True} if self.state else {}),
             "needs": {
                 "base": self.needs.base,

@@ -82,3 +82,28 @@ class Numbers(Part):
 
     def absorb(self, other: Any) -> None:
         """Never asked for: rows belong to their tensor."""
+
+
+class ColumnSums(Part):
+    """Sums of quantities down the columns of one matrix, of each (pieces, columns); pieces are added up in
+    their order as soon as those before them are there.
+    """
+
+    def __init__(self) -> None:
+        self.total: list[Tensor] = []
+        self._waiting: dict[int, list[Tensor]] = {}
+        self._next = 0
+
+    def add(self, first_piece: int, block: list[Tensor]) -> None:
+        if block:
+            self._waiting[first_piece] = block
+        while self._next in self._waiting:
+            pieces = self._waiting.pop(self._next)
+            self.total = self.total or [torch.zeros_like(sums[0]) for sums in pieces]
+            for own, sums in zip(self.total, pieces, strict=True):
+                for piece in sums:
+                    own.add_(piece)
+            self._next += len(pieces[0])
+
+    def absorb(self, other: Any) -> None:
+        """Never asked for: columns of different tensors have nothing in common."""

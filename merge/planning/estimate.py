@@ -52,13 +52,15 @@ def estimate_of(
     fit = adapter.sizes if adapter else sizes
     count = models_held(outcome.tensors, steps)
     held = workspace_bytes(steps, outcome.tensors)
-    fitted = fit(count, compute_bytes(recipe), whole, ASSUMED_THREADS, budget, held)
+    lines = lines_bytes(steps, outcome.tensors)
+    products = _products(outcome.tensors) if granularity_of(steps) == "tensor" else 0
+    fitted = fit(count, compute_bytes(recipe), whole, ASSUMED_THREADS, budget, held, lines=lines)
     return Estimate(
         download_bytes=loading + adapters,
         disk_bytes=loading + adapters + (2 * written if adapter else written),
         peak_memory_bytes=fitted.peak_bytes if fitted else budget,
         output_bytes=written,
-        seconds=round(seconds(reading, 1 + rounds, written), 1),
+        seconds=round(seconds(reading, 1 + rounds, written, len(outcome.tensors), products), 1),
     )
 
 
@@ -100,7 +102,8 @@ def check_room(
     granularity = granularity_of(steps)
     whole, tensor = whole_entries(granularity, outcome.tensors)
     models, extra = models_held(outcome.tensors, steps), workspace_bytes(steps, outcome.tensors)
-    needed = needed_budget(models, compute_bytes(recipe), whole, extra)
+    lines = lines_bytes(steps, outcome.tensors)
+    needed = needed_budget(models, compute_bytes(recipe), whole, extra, lines)
     needed += statistics.held_bytes + stages_bytes
     if adapter is not None:
         held, tensor = adapter.peak_bytes(compute_bytes(recipe), whole)
@@ -133,11 +136,26 @@ def models_held(outputs: Sequence[OutputTensor], steps: Sequence[MethodEntry]) -
 
 def workspace_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
     """Bytes for one entry of a tensor that the hungriest step says it holds; 0 where none says anything."""
+    return ceil(8 * max((entry for entry, _ in _workspaces(steps, outputs)), default=0.0))
+
+
+def lines_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
+    """Bytes that the hungriest step says it holds for all rows or columns of the tensor with most of them."""
+    each = max((line for _, line in _workspaces(steps, outputs)), default=0.0)
+    shapes = {output.shape for output in outputs if output.policy == "method" and len(output.shape) > 1}
+    most = max((max(shape[0], prod(shape[1:])) for shape in shapes), default=0) if each else 0
+    return ceil(8 * each * most)
+
+
+def _workspaces(
+    steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]
+) -> Iterator[tuple[float, float]]:
+    """Numbers for an entry, and for a row or column, of each step that says any."""
     sources = most_sources(outputs)
-    said = [
-        entries + each * sources for entries, each in (step.workspace for step in steps if step.workspace)
-    ]
-    return ceil(8 * max(said, default=0.0))
+    for step in steps:
+        if step.workspace:
+            entries, each, lines, each_line = (*step.workspace, 0.0, 0.0)[:4]
+            yield entries + each * sources, lines + each_line * sources
 
 
 def granularity_of(steps: Sequence[MethodEntry]) -> str:
@@ -155,6 +173,17 @@ def whole_entries(granularity: str, outputs: Sequence[OutputTensor]) -> tuple[in
 
     sized = [(together(o.shape), o.name) for o in outputs if o.policy == "method"]
     return max(sized, default=(1, ""))
+
+
+def _products(outputs: Sequence[OutputTensor]) -> int:
+    """Of numbers, for decomposing the matrices of every source and what is made of them, roughly."""
+    shapes = ((o.shape, 1 + len(o.sources)) for o in outputs if o.policy == "method" and len(o.shape) > 1)
+    return sum(prod(shape) * _short(shape) * matrices for shape, matrices in shapes)
+
+
+def _short(shape: Sequence[int]) -> int:
+    """The shorter side of a matrix, of each in a stack of three dimensions, or of a kernel as a matrix."""
+    return min(shape[1:]) if len(shape) == 3 else min(shape[0], prod(shape[1:]))
 
 
 def compute_bytes(recipe: Recipe) -> int:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 PIECE_ELEMENTS = 1 << 16
 MOST_BLOCK_ELEMENTS = 1 << 18
 COUNTERS_BYTES = 1 << 19
+MEASURED_BYTES = 64 << 20
 FIXED_BYTES = 24 << 20
 READ_BYTES_PER_SECOND = 2.0e9
 WRITE_BYTES_PER_SECOND = 0.8e9
+TENSOR_SECONDS = 5e-4
+PRODUCTS_PER_SECOND = 2.5e10
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,17 @@ def sizes(
     budget: int,
     workspace: int = 0,
     beside: int = 0,
+    lines: int = 0,
 ) -> Sizes | None:
     """Block size and threads that stay under ``budget`` bytes, or ``None`` where even the smallest does not.
 
     ``models`` counts the base. ``whole`` is the number of entries that must be together (1 for elementwise
     methods, a row, or the largest tensor), ``workspace`` as in ``entry_bytes``; ``beside`` are bytes that
-    each thread holds besides.
+    each thread holds besides, ``lines`` those that are measured of the rows or columns of a tensor.
     """
     each = entry_bytes(models, compute_bytes, workspace)
-    batch = max(1, min(16, (64 << 20) // (models * COUNTERS_BYTES)))
-    fixed = FIXED_BYTES + batch * models * COUNTERS_BYTES
+    batch, measured = _measured(models, lines)
+    fixed, beside = FIXED_BYTES + measured, beside + lines
     least = PIECE_ELEMENTS if whole <= PIECE_ELEMENTS else whole
     for crew in range(threads, 0, -1):
         room = (budget - fixed - crew * beside) // (crew * each)
@@ -58,14 +62,23 @@ def sizes(
     return None
 
 
-def needed_budget(models: int, compute_bytes: int, whole: int, workspace: int = 0) -> int:
+def needed_budget(models: int, compute_bytes: int, whole: int, workspace: int = 0, lines: int = 0) -> int:
     """The smallest budget that ``sizes`` accepts, in bytes."""
-    batch = max(1, min(16, (64 << 20) // (models * COUNTERS_BYTES)))
     least = max(PIECE_ELEMENTS, whole)
     each = entry_bytes(models, compute_bytes, workspace)
-    return FIXED_BYTES + batch * models * COUNTERS_BYTES + each * least
+    return FIXED_BYTES + _measured(models, lines)[1] + lines + each * least
 
 
-def seconds(read_bytes: int, passes: int, written_bytes: int) -> float:
-    """A cautious guess at the time of a merge on a local disk, downloads apart."""
-    return 1.0 + read_bytes * passes / READ_BYTES_PER_SECOND + written_bytes / WRITE_BYTES_PER_SECOND
+def _measured(models: int, lines: int) -> tuple[int, int]:
+    """How many tensors are measured together, and what is held of them."""
+    each = models * COUNTERS_BYTES + lines
+    batch = max(1, min(16, MEASURED_BYTES // each))
+    return batch, batch * each
+
+
+def seconds(read_bytes: int, passes: int, written_bytes: int, tensors: int = 0, products: int = 0) -> float:
+    """A cautious guess at the time of a merge on a local disk, downloads apart; ``products`` are those of
+    numbers that decomposing its matrices takes.
+    """
+    moving = read_bytes * passes / READ_BYTES_PER_SECOND + written_bytes / WRITE_BYTES_PER_SECOND
+    return 1.0 + moving + tensors * passes * TENSOR_SECONDS + products / PRODUCTS_PER_SECOND

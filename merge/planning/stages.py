@@ -15,6 +15,7 @@ from merge.planning.estimate import (
     ASSUMED_THREADS,
     Estimate,
     compute_bytes,
+    lines_bytes,
     models_held,
     whole_entries,
     workspace_bytes,
@@ -66,7 +67,8 @@ class Stage:
         count = models_held(self.plan.outputs, self.plan.steps)
         workspace = workspace_bytes(self.plan.steps, self.plan.outputs)
         block = entry_bytes(count, compute_bytes(self.plan.recipe), workspace) * self.block
-        return block + count * COUNTERS_BYTES + FIXED_BYTES // 8
+        lines = lines_bytes(self.plan.steps, self.plan.outputs)
+        return block + count * COUNTERS_BYTES + 2 * lines + FIXED_BYTES // 8
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON for people."""
@@ -141,7 +143,8 @@ class Staged:
             whole, _ = whole_entries(plan.granularity, plan.outputs)
             count = models_held(plan.outputs, plan.steps)
             workspace = workspace_bytes(plan.steps, plan.outputs)
-            needed = needed_budget(count, compute_bytes(plan.recipe), whole, workspace) + held
+            lines = lines_bytes(plan.steps, plan.outputs)
+            needed = needed_budget(count, compute_bytes(plan.recipe), whole, workspace, lines) + held
             if stage.why is not None and needed > budget:
                 message = f"The memory budget is {budget} bytes, but {needed} are needed."
                 yield from within(name, [error("budget_too_small", message)])

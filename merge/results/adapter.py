@@ -70,6 +70,7 @@ def make_adapter(
     (journal.folder / PARTS).mkdir(exist_ok=True)
     for batch in work.ready(plan.adapter.outputs):
         work.crew.each(batch, lambda output: jobs[output.name]())
+        work.forget(batch)
     parts = maker.parts()
     if not any(made.rank for made in parts.made):
         whole = ", ".join(each.output.name for each in parts.saved[:3])

@@ -1,6 +1,6 @@
 """What the run does for the makers of results that are no checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -38,6 +38,9 @@ class Merging(Protocol):
         self, outputs: Sequence[OutputTensor], crew: Crew | None = None
     ) -> Iterator[Sequence[OutputTensor]]:
         """The outputs some at a time, each when its statistics are there."""
+
+    def forget(self, outputs: Iterable[OutputTensor]) -> None:
+        """Lets go of what was measured of these alone, which are made."""
 
     def merged(self, output: OutputTensor, first: int, count: int) -> Tensor:
         """Entries of a merged tensor, flat, in the dtype of the arithmetic; overwritten by the next call."""

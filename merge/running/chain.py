@@ -274,6 +274,10 @@ class Chain:
                     values[key] = beside(block.aligned(value, block.first, block.shape), block.sources[0])
         return Stats(values)
 
+    def forget(self) -> None:
+        """Lets go of what was measured of this tensor alone, which is made."""
+        self.tasks = [task for task in self.tasks if task.shared is not None]
+
     def _add_tasks(self) -> None:
         level = 0
         for stage, bound in enumerate(self.steps):

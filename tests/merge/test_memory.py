@@ -1,5 +1,6 @@
 """How much memory a merge takes, measured from outside what it believes of itself."""
 
+import gc
 import json
 import os
 import subprocess
@@ -9,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from merge.checkpoint.layout import plan_shards
+from merge.methods.elementwise.widen import ColumnShares, RowShares
+from merge.report import ShardDone
+from merge.run import run
+from tests.merge import exact
+from tests.merge.references import planned
 
 MOST = 512 << 20
 MODELS = 9
@@ -77,3 +83,16 @@ def test_no_model_and_no_tensor_is_ever_held(
     told = json.loads(done.stdout)
     assert told["seen"] > 10
     assert told["peak"] < MOST
+
+
+def test_what_was_measured_of_a_tensor_is_let_go_when_it_is_written(tmp_path: Path) -> None:
+    """WIDEN keeps a number for every column and source; a large model has thousands of tensors."""
+    folders = exact.family(tmp_path / "family", shards=2)
+    plan = planned(folders, "abc", [{"method": "widen"}])
+    held: list[int] = []
+
+    def look(_: ShardDone) -> None:
+        held.append(sum(isinstance(each, ColumnShares | RowShares) for each in gc.get_objects()))
+
+    run(plan, folders, tmp_path / "out", budget_bytes=1 << 30, threads=2, on_shard=look)
+    assert held and not any(held)

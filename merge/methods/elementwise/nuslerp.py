@@ -12,54 +12,42 @@ import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
-from merge.contract.method import Kind, Needs, method
+from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
+from merge.contract.rows import ColumnSums
 from merge.contract.stats import Gram, Part, Stat, points_of
 from merge.kernels.geometry import arc
 from merge.kernels.reduce import column_sums, piece_sums
 from merge.kernels.sums import weighted_sum
 
 
-class _Columns(Part):
-    """Partial sums of columns, added up in the order of their pieces as soon as all before them are there."""
-
-    def __init__(self) -> None:
-        self.total = torch.zeros(())
-        self.waiting: dict[int, Tensor] = {}
-        self.next = 0
-
-    def add(self, first_piece: int, block: list[Tensor]) -> None:
-        self.waiting[first_piece] = block[0]
-        while self.next in self.waiting:
-            pieces = self.waiting.pop(self.next)
-            self.next += len(pieces)
-            for piece in pieces:
-                self.total = self.total + piece
-
-    def absorb(self, other: Any) -> None:  # noqa: ARG002
-        raise AssertionError("columns of different tensors have nothing in common")
+def _matrices(group: TensorGroup, p: Any) -> Sequence[Tensor]:
+    """What is turned, unless it is a vector, which is turned as one."""
+    return points_of(group, p) if len(group.site.shape) > 1 else []
 
 
 class ColumnGram(Stat):
-    """Inner products of two quantities column by column: float64 (3, columns), <a, a>, <a, b>, <b, b>."""
+    """Inner products of two quantities column by column: float64, <a, a>, <a, b>, <b, b> of every column."""
 
     def measure(self, values: Sequence[Tensor], p: Any, piece: int, so_far: Any) -> list[Tensor]:  # noqa: ARG002
-        """(pieces, 3, columns)."""
+        """(pieces, columns) of each; nothing of a vector."""
+        if not values:
+            return []
         a, b = (value.to(torch.float64) for value in values)
         rows = max(1, piece // a.shape[1])
-        return [torch.stack([column_sums(x * y, rows) for x, y in ((a, a), (a, b), (b, b))], dim=1)]
+        return [column_sums(x * y, rows) for x, y in ((a, a), (a, b), (b, b))]
 
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
         """The sums over all pieces."""
-        return part.total
+        return tuple(part.total)
 
     def part(self) -> Part:
         """Columns."""
-        return _Columns()
+        return ColumnSums()
 
 
 WHOLE = Gram(points_of, when=("along", ("tensor",)))
-BY_COLUMN = ColumnGram(points_of, when=("along", ("columns",)))
+BY_COLUMN = ColumnGram(_matrices, when=("along", ("columns",)))
 
 
 @params
@@ -77,6 +65,7 @@ class Nuslerp:
     granularity="row",
     paper="Shoemake 1985, Animating rotation with quaternion curves",
     needs=Needs(base="optional", sources=(2, 2), stats=(WHOLE, BY_COLUMN), weight_sum=True),
+    workspace=Workspace(0.0, lines=16.0),
 )
 def nuslerp(group: TensorGroup, p: Nuslerp) -> Tensor:
     """Spherical interpolation of two sources by their weights; only the ratio of the weights matters. Where
@@ -96,7 +85,7 @@ def _products(a: Tensor, b: Tensor, group: TensorGroup, p: Nuslerp) -> tuple[Ten
         (aa, ab), (_, bb) = group.stat(WHOLE)
         one, two, three = torch.tensor([aa, ab, bb], dtype=torch.float64, device=a.device)
     elif p.along == "columns" and len(group.site.shape) > 1:
-        one, two, three = group.stat(BY_COLUMN).to(a.device)
+        one, two, three = (sums.to(a.device) for sums in group.stat(BY_COLUMN))
     else:
         wide = a.to(torch.float64), b.to(torch.float64)
         one, two, three = (

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
-from merge.contract.method import Kind, Needs, method
+from merge.contract.method import Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
-from merge.contract.rows import Aligned
+from merge.contract.rows import Aligned, ColumnSums
 from merge.contract.stats import Part, Stat, Term
 from merge.errors import MethodMalformed
 from merge.kernels.curves import decay
@@ -127,40 +127,34 @@ class _Shares(Stat):
 
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
         """``ColumnShares`` or ``RowShares``; ``None`` for a vector."""
-        if part.total is not None:
-            return ColumnShares(_of_columns(part.total.unsqueeze(1), p), 0)
+        if part.total:
+            return ColumnShares(_of_columns([sums.unsqueeze(0) for sums in part.total], p), 0)
         if not part.lines:
             return None
-        sums = torch.cat([part.lines[place] for place in sorted(part.lines)], dim=1)
-        if sums.dim() == 2:
-            return RowShares([share[0].to(torch.float32) for share in _of_columns(sums.unsqueeze(1), p)])
-        return ColumnShares(_of_columns(sums.squeeze(2), p), 1)
+        blocks = [part.lines.pop(place) for place in sorted(part.lines)]
+        sums = [torch.cat(each) for each in zip(*blocks, strict=True)]
+        if sums[0].dim() == 1:
+            found = _of_columns([each.unsqueeze(0) for each in sums], p)
+            return RowShares([share[0].to(torch.float32) for share in found])
+        return ColumnShares(_of_columns([each.squeeze(1) for each in sums], p), 1)
 
     def part(self) -> Part:
         """Sums of products."""
         return _Sums()
 
 
-class _Sums(Part):
-    """Pieces of one matrix, added in their order as soon as those before them are there; or whole ones."""
+class _Sums(ColumnSums):
+    """Of one matrix that goes on in other blocks; or whole ones."""
 
     def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.lines: dict[int, Tensor] = {}
-        self._waiting: dict[int, Tensor] = {}
-        self._next = 0
+        super().__init__()
+        self.lines: dict[int, list[Tensor]] = {}
 
     def add(self, first_piece: int, block: list[Tensor]) -> None:
-        if block:
-            sums = torch.stack(block)
-            (self._waiting if sums.dim() == 3 else self.lines)[first_piece] = sums
-        while self._next in self._waiting:
-            for piece in self._waiting.pop(self._next).unbind(1):
-                self.total = piece.clone() if self.total is None else self.total.add_(piece)
-                self._next += 1
-
-    def absorb(self, other: Any) -> None:
-        """Never asked for: each tensor has its own."""
+        if block and block[0].dim() != 2:
+            self.lines[first_piece] = block
+        else:
+            super().add(first_piece, block)
 
 
 def _matrices(group: TensorGroup, p: Widen) -> Sequence[Tensor]:  # noqa: ARG001
@@ -195,6 +189,7 @@ SHARES = _Shares(_matrices)
     paper="arXiv:2408.03092",
     version=3,
     needs=Needs(base=True, stats=(SHARES,)),
+    workspace=Workspace(0.0, lines=4.0, each_line=7.0),
 )
 def widen(group: TensorGroup, p: Widen) -> Tensor:
     """Made to merge an instruction-tuned model with one that was pretrained further (a language, a domain),
@@ -230,15 +225,19 @@ def _of_entries(deltas: Sequence[Tensor], p: Widen) -> list[Tensor]:
     return _shares(sizes, [size > mean * p.above for size, mean in zip(sizes, means, strict=True)], p)
 
 
-def _of_columns(sums: Tensor, p: Widen) -> list[Tensor]:
-    """Shares of the columns of (products, matrices, columns), ranked within each matrix."""
-    gaps = _gaps(sums)
-    columns = sums.shape[2]
-    ranks = row_ranks(gaps.view(-1, columns), shared=p.equal == "mean").double() / columns
+def _of_columns(sums: Sequence[Tensor], p: Widen) -> list[Tensor]:
+    """Shares of the columns by the sums of each product, (matrices, columns), ranked within each matrix."""
+    own, moves = sums[0], zip(sums[1::2], sums[2::2], strict=True)
+    ranks = [[row_ranks(gap, shared=p.equal == "mean") for gap in _gaps(own, *each)] for each in moves]
+    lengths, turns = (_by_rank(each, p) for each in zip(*ranks, strict=True))
+    return [length.add_(turn).div_(2) for length, turn in zip(lengths, turns, strict=True)]
+
+
+def _by_rank(ranks: Sequence[Tensor], p: Widen) -> list[Tensor]:
+    columns = ranks[0].shape[1]
     mean = (columns - 1) / (2 * columns)
-    scores = ranks.view(gaps.shape).unbind(1)
-    shares = _shares(scores, [score > p.above * mean for score in scores], p)
-    return [(lengths + turns) / 2 for lengths, turns in shares]
+    scores = [rank.double() / columns for rank in ranks]
+    return _shares(scores, [score > p.above * mean for score in scores], p)
 
 
 def _shares(scores: Sequence[Tensor], important: Sequence[Tensor], p: Widen) -> list[Tensor]:
@@ -252,25 +251,27 @@ def _shares(scores: Sequence[Tensor], important: Sequence[Tensor], p: Widen) -> 
     ]
 
 
-def _gaps(sums: Tensor) -> Tensor:
-    """dm and dd of every column, float64 (2, sources, matrices, columns), from their products.
+def _gaps(own: Tensor, cross: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+    """dm and dd of every column of one source, float64, from its products with the base and itself.
 
     Reckoned from products with the change, so that columns which did not move have gaps of exactly 0. A
     column of zeros has no direction: any column that is not zero is at right angles to it.
     """
-    own, cross, moved = sums[0], sums[1::2], sums[2::2]
     ours, theirs = own.sqrt(), (own + 2 * cross + moved).clamp_(min=0).sqrt()
     both = ours + theirs
     gap = (2 * cross + moved) / torch.where(both > 0, both, 1)
     product = 2 * ours * theirs
     turn = (moved - gap * gap).clamp_(min=0) / torch.where(product > 0, product, 1)
-    return torch.stack([gap.abs(), torch.where(product > 0, turn, (both > 0).double())])
+    return gap.abs(), torch.where(product > 0, turn, (both > 0).double())
 
 
 def _products(values: Sequence[Tensor]) -> Iterator[Tensor]:
     """<base, base>, then <base, tau> and <tau, tau> of each source, entry by entry, in float64."""
-    wide = [value.to(torch.float64) for value in values]
-    for place, change in enumerate(wide):
-        yield wide[0] * change
-        if place:
-            yield change * change
+    if not values:
+        return
+    base = values[0].to(torch.float64)
+    yield base * base
+    for value in values[1:]:
+        change = value.to(torch.float64)
+        yield base * change
+        yield change * change

@@ -131,11 +131,12 @@ class AdapterPlan:
         budget: int,
         workspace: int = 0,
         beside: int = 0,
+        lines: int = 0,
     ) -> Sizes | None:
         """As ``merge.planning.sizing.sizes``, with each thread also decomposing a module."""
         each, _ = self.peak_bytes(entry, whole)
         for crew in range(threads, 0, -1):
-            found = sizes(models, entry, whole, crew, budget - crew * each, workspace, beside)
+            found = sizes(models, entry, whole, crew, budget - crew * each, workspace, beside, lines)
             if found is not None and found.threads == crew:
                 return replace(found, peak_bytes=found.peak_bytes + crew * each)
         return None

@@ -55,6 +55,8 @@ from merge.running.statistics import NOTHING, OutputStatistics
 
 LEAST_ENTRIES = 1 << 17
 """Smaller tensors are not worth the writing down."""
+MOST_COLUMNS = PIECE_ELEMENTS
+"""Of longer rows the stand-ins, which are kept, would take more memory than the entries at hand."""
 LEAST_TOTAL = 1 << 24
 """Smaller jobs are not worth building anything."""
 M = TypeVar("M")
@@ -336,6 +338,8 @@ class Loops:
     def _tried(self, make: Callable[..., M], chain: Chain, *more: Any) -> M | None:
         """Whatever a method does with a stand-in but not with entries: the eager code decides."""
         if not self._wanted or not LEAST_ENTRIES <= chain.entries < 1 << 32 or chain.granularity == "tensor":
+            return None
+        if chain.granularity == "row" and chain.columns > MOST_COLUMNS:
             return None
         found = self._counted(make, chain, *more)
         self.made += found is not None

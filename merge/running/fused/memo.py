@@ -2,6 +2,7 @@
 method takes longer than merging a small tensor.
 """
 
+import threading
 from collections.abc import Callable, Hashable
 from copy import copy
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from merge.running.fused.samples import shape_of
 from merge.running.fused.trace import Program, Tracer
 
 P = TypeVar("P")
+MOST_HELD = 4 << 20
+"""Bytes of stand-ins that are kept: of methods that work by rows each is a row, and with settings that vary
+from layer to layer there are some for every layer.
+"""
 Made = Callable[[Notes, Chain, Block], P]
 """Runs some of the steps on stand-ins, and gives what is to be known of it."""
 
@@ -56,6 +61,8 @@ class Traces:
     def __init__(self) -> None:
         self._found: dict[Hashable, _Trace] = {}
         self._scripts: dict[Hashable, Script | None] = {}
+        self._held = 0
+        self._lock = threading.Lock()
 
     def get(
         self, what: Hashable, chain: Chain, block: Callable[[Notes], Block], make: Made[P], *, fresh: bool
@@ -76,8 +83,21 @@ class Traces:
             script.proven = program.equals(traced) and made == script.made
             written = script if script.proven else None
         if script or key not in self._scripts:
-            self._scripts[key] = written
+            self._keep(key, written)
         return traced, made
+
+    def _keep(self, key: Hashable, script: Script | None) -> None:
+        """The last ones for whose stand-ins there is room."""
+        with self._lock:
+            self._forget(key)
+            self._scripts[key] = script
+            self._held += script.nbytes if script else 0
+            while self._held > MOST_HELD:
+                self._forget(next(iter(self._scripts)))
+
+    def _forget(self, key: Hashable) -> None:
+        script = self._scripts.pop(key, None)
+        self._held -= script.nbytes if script else 0
 
     def _traced(
         self, key: Hashable, chain: Chain, block: Callable[[Notes], Block], make: Made[P], fresh: bool

@@ -180,6 +180,7 @@ class Script:
     def __init__(self, steps: object, recording: Recording, made: Any) -> None:
         self._steps = steps
         self._held = recording.held
+        self.nbytes = sum(each.nbytes for each in recording.held)
         self.places = recording.places
         self.events = recording.events
         self.nodes = recording.program.nodes

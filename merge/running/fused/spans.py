@@ -117,8 +117,9 @@ class Measuring:
     parts: Sequence[AnyLoop]
 
     def span(self, otherwise: int) -> int:
-        """Entries at a time."""
-        return self.loops.span(self.output, MEASURE_SPAN, otherwise)
+        """Entries at a time; a block where columns are added up, which gives long rows of sums."""
+        by_columns = any(sink.kind == "columns" for loop in self.parts for sink in loop.sinks)
+        return otherwise if by_columns else self.loops.span(self.output, MEASURE_SPAN, otherwise)
 
     def measure(self, first: int, count: int) -> list[list[Tensor]] | None:
         """What ``Chain.measure`` gives for these entries; ``None`` where the eager code must see to it."""

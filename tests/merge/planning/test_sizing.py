@@ -1,6 +1,6 @@
 import pytest
 
-from merge.planning.sizing import PIECE_ELEMENTS, entry_bytes, needed_budget, sizes
+from merge.planning.sizing import MEASURED_BYTES, PIECE_ELEMENTS, entry_bytes, needed_budget, seconds, sizes
 
 MIB = 1 << 20
 
@@ -47,3 +47,20 @@ def test_what_threads_hold_besides_leaves_room_for_fewer() -> None:
     assert alone is not None and beside is not None
     assert beside.threads < alone.threads
     assert beside.threads * 300 * MIB < beside.peak_bytes <= budget
+
+
+@pytest.mark.parametrize("lines", [1 << 10, 10 * MIB, 200 * MIB])
+def test_what_is_measured_of_rows_is_held_for_every_tensor_at_hand_and_every_thread(lines: int) -> None:
+    fitted = sizes(4, 4, 3_000_000, 2, 8192 * MIB, lines=lines)
+    assert fitted is not None
+    assert fitted.batch == 1 or fitted.batch * lines <= MEASURED_BYTES
+    assert fitted.peak_bytes >= 2 * 3_000_000 * entry_bytes(4, 4) + (fitted.batch + fitted.threads) * lines
+    needed = needed_budget(4, 4, 3_000_000, 0, lines)
+    assert sizes(4, 4, 3_000_000, 4, needed, lines=lines) is not None
+    assert sizes(4, 4, 3_000_000, 4, needed - 1, lines=lines) is None
+
+
+def test_many_tensors_and_large_products_take_time_whatever_their_bytes() -> None:
+    """20,000 small tensors, and eight matrices of 4,096 rows and columns with three sources."""
+    assert seconds(0, 1, 0, 20_000) > 5 * seconds(0, 1, 0)
+    assert seconds(0, 1, 0, 8, 8 * 4 * 4096**3) > 50

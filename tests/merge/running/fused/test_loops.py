@@ -133,7 +133,7 @@ def test_every_method_gives_the_same_bits_compiled(
     writing = made.writing(chain, output)
     if writing is None:
         by_column = method.name == "widen" and len(shape) == 2
-        by_row = method.name in ("della", "arcee_fusion")
+        by_row = method.name in ("della", "arcee_fusion") and chain.columns <= PIECE_ELEMENTS
         assert method.granularity == "row" and not by_row and not by_column, made.reasons
         return
     for first, size in chain.spans(chain.piece):
@@ -426,3 +426,23 @@ def test_following_ends_with_the_block() -> None:
     assert tracer.program.nodes == program
     with pytest.raises(Untraceable):
         tracer.node_of(torch.ones(8))
+
+
+@pytest.mark.parametrize(("columns", "made"), [(PIECE_ELEMENTS, 1), (PIECE_ELEMENTS + 1, 0)])
+def test_rows_too_long_for_stand_ins_are_left_to_the_eager_code(columns: int, made: int) -> None:
+    stored = entries((1, columns), [BF16, BF16])
+    chain = chain_of([("arcee_fusion", {})], (1, columns), 1)
+    tried = Loops(Memory(stored), Buffers(), columns, True)  # type: ignore[arg-type]
+    found = tried.measuring(chain, output_of((1, columns), stored, True, "BF16"), chain.tasks[:1])
+    assert (found is not None) == bool(made)
+
+
+def test_sums_of_columns_are_taken_a_block_at_a_time() -> None:
+    """A long span has as many sums as there are columns, for every few rows."""
+    shape = (64, 2049)
+    stored = entries(shape, [BF16, BF16])
+    chain = chain_of([("widen", {})], shape, 1)
+    made = Loops(Memory(stored), Buffers(), chain.entries, True)  # type: ignore[arg-type]
+    found = made.measuring(chain, output_of(shape, stored, True, "BF16"), chain.tasks)
+    assert found is not None, made.reasons
+    assert found.span(PIECE_ELEMENTS) == PIECE_ELEMENTS

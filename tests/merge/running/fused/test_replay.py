@@ -3,16 +3,18 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from merge.contract.groups import TensorGroup
+from merge.contract.groups import Site, TensorGroup
 from merge.contract.method import get
 from merge.run import run
 from merge.running import passes
+from merge.running.chain import Block, Chain
 from merge.running.fused import loops, memo
 from merge.running.fused.notes import Notes
 from merge.running.fused.replay import Recording, Script
@@ -20,6 +22,7 @@ from merge.running.fused.trace import Program, Tracer, Untraceable
 from tests.merge import exact
 from tests.merge.references import chains, planned, tensors_digest
 from tests.merge.running.fused.test_run import COMMITTED, GIB
+from tests.merge.whole import bound
 
 SHAPE = (1, 8)
 Steps = Callable[[Notes, float], Tensor]
@@ -102,6 +105,27 @@ def test_memory_made_in_passing_cannot_be_followed() -> None:
     assert recording.lost
     with pytest.raises(Untraceable), tracer, recording:
         recording.input(0) + torch.ones(3)
+
+
+def test_stand_ins_are_kept_as_long_as_there_is_room() -> None:
+    """Settings that vary from layer to layer bring some for every layer."""
+    site, made = Site("w", "linear", (8, 1 << 16), ("a",)), list[ref[Tensor]]()
+    chains = [Chain(site, bound([("task_arithmetic", {})], 1), (1.0,), 7) for _ in range(40)]
+    traces = memo.Traces()
+
+    def block(notes: Notes) -> Block:
+        source = notes.input(0)
+        made.append(ref(source))
+        return Block(0, notes.shape, None, [source])
+
+    def doubled(notes: Notes, _: Chain, given: Block) -> int:
+        return notes.node_of(given.sources[0] * 2.0)
+
+    for chain in chains:
+        vars(chain)["granularity"] = "row"
+        traces.get("it", chain, block, doubled, fresh=True)
+    held = [tensor.nbytes for each in made if (tensor := each()) is not None]
+    assert 0 < sum(held) <= memo.MOST_HELD
 
 
 @pytest.fixture
