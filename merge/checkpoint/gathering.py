@@ -42,7 +42,7 @@ class Gathering:
         """Puts a logical tensor in the place of its parts."""
         main = next(iter(coded.parts.values()))
         if _of_linear(coded) and is_conv1d(name, self.model):
-            shape, coded = shape[::-1], replace(coded, settings={**coded.settings, "turned": 1})
+            shape, coded = shape[::-1], replace(coded, settings={**coded.settings, "transposed": 1})
         self.made[name] = TensorInfo(name, self.dtype, shape, main.file, main.begin, main.end, coded)
         self.losses.setdefault(scheme, loss)
         for part in coded.parts.values():

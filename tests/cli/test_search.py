@@ -88,7 +88,7 @@ def test_a_journal_that_is_damaged_is_left_alone(tmp_path: Path) -> None:
     journal = tmp_path / "trials.jsonl"
     journal.write_text('{"search": "this one"}\n\0\0\n')
     with pytest.raises(CliError, match="is no list of trials, or is damaged"):
-        File(journal, "this one")
+        File(journal, "this one", {})
     assert journal.read_text().endswith("\0\n")
 
 

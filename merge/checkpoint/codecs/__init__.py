@@ -47,8 +47,8 @@ def decode(info: TensorInfo, first: int, out: Tensor, parts: Parts, scratch: Cal
     ``scratch`` gives float32 memory of at least so many entries, for rows that are needed in part.
     """
     assert info.coded is not None  # the reader asks for coded tensors alone
-    if "turned" in info.coded.settings:
-        _turned(info, info.coded, first, out, parts)
+    if "transposed" in info.coded.settings:
+        _transposed(info, info.coded, first, out, parts)
         return
     rows = SCHEMES[info.coded.scheme]
     columns, align, end = max(1, info.shape[-1]) if info.shape else 1, info.coded.align, first + out.numel()
@@ -68,11 +68,11 @@ def decode(info: TensorInfo, first: int, out: Tensor, parts: Parts, scratch: Cal
         row = last
 
 
-def _turned(info: TensorInfo, coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
+def _transposed(info: TensorInfo, coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
     """Of a matrix that is stored the other way round: decoded as a whole, as only the small models of GPT-2's
     kin have such.
     """
-    settings = {name: value for name, value in coded.settings.items() if name != "turned"}
+    settings = {name: value for name, value in coded.settings.items() if name != "transposed"}
     lying = replace(info, shape=info.shape[::-1], coded=replace(coded, settings=settings))
     empty = partial(torch.empty, dtype=torch.float32)
     whole: Tensor = empty(info.numel)
