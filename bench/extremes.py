@@ -81,7 +81,7 @@ def _measure(folder: Path, sources: Sequence[str], method: str, threads: int) ->
 
 
 def _watch(peaks: list[int], done: threading.Event) -> None:
-    while not done.wait(0.01):
+    while not done.wait(0.1):
         peaks.append(rss_anon(getpid()))
 
 

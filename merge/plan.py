@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any, Literal
 
@@ -88,11 +88,14 @@ class Plan:
         """The tensors of a model, not of a stage's, that the outputs are made from."""
         if self.bundle is not None and self.bundle.keeps_base and key == "base":
             return frozenset(self.models[key].tensors)
-        own = self.adapter or (self.bundle if self.bundle is not None and self.bundle.kept else None)
-        read = tensors_read(self.outputs) if own is None else own.tensors_read()
         lent = self.vocabulary.tensors_read(key) if key in self.rows and self.vocabulary else ()
         guiding = self.moe.tensors_read(key, self.models[key]) if self.moe is not None else ()
-        return frozenset({*read.get(key, ()), *lent, *guiding})
+        return frozenset({*self._read.get(key, ()), *lent, *guiding})
+
+    @cached_property
+    def _read(self) -> Mapping[str, frozenset[str]]:
+        own = self.adapter or (self.bundle if self.bundle is not None and self.bundle.kept else None)
+        return tensors_read(self.outputs) if own is None else own.tensors_read()
 
     @property
     def joint(self) -> Asked:

@@ -169,14 +169,15 @@ class Work:
         for batch in self._batches(outputs):
             self._prepare(batch, crew)
             chains = [self._chains[o.name] for o in batch if o.name in self._chains]
-            chains = [chain for chain in chains if not passes.alone(chain)]
-            for level in range(1, max((chain.levels for chain in chains), default=0) + 1):
-                passes.measure(chains, level, self._load, crew, self.sizes.block, self._quick)
-            yield batch
+            chains = [chain for chain in chains if chain.levels and not passes.alone(chain)]
+            with self._loops.read_again(self._outputs[chain.site.name] for chain in chains):
+                for level in range(1, max((chain.levels for chain in chains), default=0) + 1):
+                    passes.measure(chains, level, self._load, crew, self.sizes.block, self._quick)
+                yield batch
 
     def _prepare(self, outputs: Sequence[OutputTensor], crew: Crew) -> None:
         """Has the stages measured that these are made from."""
-        for key, names in tensors_read(outputs).items():
+        for key, names in tensors_read(outputs).items() if self._staged else ():
             reader = self.readers[key]
             if isinstance(reader, StageReader):
                 reader.prepare(sorted(names), crew)

@@ -100,9 +100,14 @@ class FileDigest:
         return self.at in self._pieces
 
     @property
+    def waiting(self) -> int:
+        """Bytes up to the last that was noted."""
+        return self._noted - self.at
+
+    @property
     def behind(self) -> bool:
         """Whether much is there."""
-        return self._noted - self.at >= BEHIND_BYTES
+        return self.waiting >= BEHIND_BYTES
 
     def add(self, offset: int, piece: _Piece, *, keep: bool) -> bool:
         """Whether the memory of a piece is wanted, given that it may be kept."""
@@ -158,9 +163,10 @@ class Digests:
         return found
 
     def take(self, file: FileDigest, offset: int, data: memoryview, done: Callable[[], None] | None) -> None:
-        """Notes a piece of a file, and hashes what is there unless another thread does."""
+        """Notes a piece of a file, and hashes what is there unless that is little or another thread does."""
         piece = _Piece(offset + len(data), None, _nothing)
-        mine = self._hashing.acquire(blocking=False)
+        much = len(data) >= READ_BYTES or file.waiting >= READ_BYTES
+        mine = much and self._hashing.acquire(blocking=False)
         kept = False
         try:
             with self._lock:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merge.checkpoint.header import DTYPE_BITS, TensorInfo
+from merge.checkpoint.pages import Pages
 from merge.checkpoint.places import safe_path
 from merge.file_errors import FileSizeMismatch, FileUnreadable
 
@@ -180,6 +181,15 @@ class Stretch:
     def give_back(self) -> None:
         """Ends a ``borrow``."""
         self.files.give_back(self.file)
+
+    def pages(self, fd: int) -> Pages | None:
+        """All entries of the borrowed file in memory, where that can be and they lie as numbers should."""
+        if self.begin % self.width:
+            return None
+        try:
+            return Pages(fd, self.begin, self.entries * self.width)
+        except OSError:
+            return None
 
 
 def runs_of(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Where the entries of a tensor's inputs lie: in files that are open, or in memory."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
@@ -7,12 +8,16 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from merge.checkpoint.files import Stretch
+from merge.checkpoint.pages import Pages
 from merge.planning.outputs import Input
+
+IN_MEMORY, IN_PAGES = -1, -3
 
 
 class Place(NamedTuple):
     """Where entries lie one after another: in the open file ``fd`` from byte ``offset`` on, or, with ``fd``
-    below zero, in memory at ``address``, which ``held`` keeps.
+    ``IN_MEMORY``, at ``address``, in memory that ``held`` keeps; with ``IN_PAGES`` other numbers may follow
+    there, or nothing.
     """
 
     fd: int
@@ -43,6 +48,9 @@ class Lying:
         self.dtypes = tuple("F32" if lies is None else lies.dtype for lies in self._stretches)
         """What is found there, by input."""
         self.in_files = all(lies is not None for lies in self._stretches)
+        self._again = False
+        self._pages: dict[int, Pages | None] = {}
+        self._lock = threading.Lock()
 
     @contextmanager
     def at(self, first: int, count: int) -> Iterator[list[Place]]:
@@ -53,12 +61,37 @@ class Lying:
             for number, lies in enumerate(self._stretches):
                 if lies is None:
                     entries = self._inputs.held(self._sources[number], number, first, count)
-                    found.append(Place(-1, 0, entries.data_ptr(), entries))
+                    found.append(Place(IN_MEMORY, 0, entries.data_ptr(), entries))
                 else:
                     fd, offset = lies.borrow(first, count)
                     borrowed.append(lies)
-                    found.append(Place(fd, offset, 0))
+                    found.append(self._in_pages(number, lies, fd, first, count) or Place(fd, offset, 0))
             yield found
         finally:
             for lies in borrowed:
                 lies.give_back()
+
+    @contextmanager
+    def read_again(self) -> Iterator[None]:
+        """As long as the context lasts, what lies in files is not copied each time that it is read."""
+        self._again = True
+        try:
+            yield
+        finally:
+            self._again = False
+            while self._pages:
+                _, pages = self._pages.popitem()
+                if pages is not None:
+                    pages.close()
+
+    def _in_pages(self, number: int, lies: Stretch, fd: int, first: int, count: int) -> Place | None:
+        if not self._again:
+            return None
+        with self._lock:
+            if number not in self._pages:
+                self._pages[number] = lies.pages(fd)
+            pages = self._pages[number]
+        at = first * lies.width
+        if pages is None or not pages.bring(fd, at, count * lies.width):
+            return None  # reading the file says why
+        return Place(IN_PAGES, 0, pages.address + at)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER_VARIABLE = "MERGERY_KERNELS"
-"""Names the folder for built loops; ``off`` builds none, so that all work is done by torch."""
+"""Names the folder for what is built; ``off`` keeps nothing and builds no loops: torch does all work."""
 _FLAGS = (
     "-O3",
     "-march=native",
@@ -48,13 +48,13 @@ class Compiler:
             if text not in self._built:
                 try:
                     self._built[text] = _load(_file_of(text))
-                except (OSError, subprocess.SubprocessError, _NotBuilt) as error:
+                except (OSError, subprocess.SubprocessError, NotBuilt) as error:
                     self.reason = str(error)
                     self._built[text] = None
             return self._built[text]
 
 
-class _NotBuilt(Exception):
+class NotBuilt(Exception):
     """Why there is no library."""
 
 
@@ -62,7 +62,7 @@ def _file_of(text: str) -> Path:
     compiler = _compiler()
     folder = kernel_folder()
     if compiler is None or folder is None:
-        raise _NotBuilt("no C compiler was found" if folder is not None else f"{FOLDER_VARIABLE} is off")
+        raise NotBuilt("no C compiler was found" if folder is not None else f"{FOLDER_VARIABLE} is off")
     facts = "\x1f".join((text, *_FLAGS, *_identity(compiler)))
     target = folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:40]}.so"
     if not target.exists():
@@ -79,7 +79,7 @@ def _compile(compiler: str, text: str, target: Path) -> None:
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT, check=False
         )
         if done.returncode:
-            raise _NotBuilt(f"{compiler} refused: {done.stderr.decode(errors='replace')[-300:]}")
+            raise NotBuilt(f"{compiler} refused: {done.stderr.decode(errors='replace')[-300:]}")
         library.replace(target)
 
 
@@ -112,7 +112,9 @@ def _identity(compiler: str) -> tuple[str, ...]:
 
 
 def kernel_folder() -> Path | None:
-    """Where built loops are kept: the user's own, closed to others; ``None`` where none are wanted."""
+    """Where what is built is kept: the user's own folder, closed to others; ``None`` where none is wanted.
+    Raises ``NotBuilt`` where others could put their code there.
+    """
     named = os.environ.get(FOLDER_VARIABLE)
     if named == "off":
         return None
@@ -124,5 +126,5 @@ def kernel_folder() -> Path | None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     state = folder.stat()
     if state.st_uid != os.getuid() or state.st_mode & 0o022:
-        raise _NotBuilt(f"{folder} can be written to by others")
+        raise NotBuilt(f"{folder} can be written to by others")
     return folder

@@ -7,8 +7,8 @@ giving nothing, and the eager code, which knows the words for it, does that span
 
 import ctypes
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial as bound
 from typing import Any, TypeVar
 
@@ -151,6 +151,14 @@ class Loops:
             if parts:
                 found += in_memory([part.flat(first, count).contiguous() for part in parts])
             yield found
+
+    @contextmanager
+    def read_again(self, outputs: Iterable[OutputTensor]) -> Iterator[None]:
+        """What these are made from is read more than once as long as the context lasts."""
+        with ExitStack() as stack:
+            for output in outputs:
+                stack.enter_context(self._lying(output).read_again())
+            yield
 
     def known(self, output: OutputTensor) -> OutputStatistics:
         """What was measured on data for this output."""

@@ -57,7 +57,7 @@ int run(const int64_t *fds, const int64_t *offsets, void *const *memory, const s
   unsigned char *free_ = aligned(room);
   for (int64_t k = 0; k < every; k++) {
     start[k] = 0;
-    lie[k] = k < inputs && fds[k] < 0 ? IN_MEMORY : AS_IT_IS;
+    lie[k] = k < inputs && fds[k] < 0 ? fds[k] : AS_IT_IS;
     from[k] = read[k] = free_;
     free_ += (size + PAD) * (k < inputs ? task->widths[k] : 4);
   }

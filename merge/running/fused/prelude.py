@@ -299,7 +299,7 @@ static double folded(double *row, int64_t width) {
 
 FETCH = """
 enum { FINE, BROKEN, SHORT, FAILED };
-enum { IN_MEMORY = -1, AS_IT_IS = -2 };
+enum { IN_MEMORY = -1, AS_IT_IS = -2, IN_PAGES = -3 };
 
 static int fetch(int fd, int64_t at, unsigned char *to, int64_t size) {
   while (size > 0) {
@@ -345,7 +345,8 @@ static void spread(float *to, const float *from, int64_t times, int64_t first, i
 }
 
 /* Inputs come from files (fd >= 0, at byte offsets) or from memory (an offset there tells how many numbers
-   are repeated, or how many times each is), of which what is followed by PAD entries may be read AS_IT_IS;
+   are repeated, or how many times each is), of which what is followed by PAD entries may be read AS_IT_IS
+   (what lies IN_PAGES, which may be followed by anything, where no vector reads beyond the block);
    scratch has room for a block of each. What no sink is made of is not read. The low half of steps tells the
    entries of a block, the other how many after its beginning the next one begins. After the sinks comes the
    file (unless below zero), and the byte in it, to which what the first one stores is written, some blocks
@@ -365,7 +366,10 @@ int run(const int64_t *fds, const int64_t *offsets, void *const *memory, const d
       in[k] = free_;
       free_ += (int64_t)(BLOCK + PAD) * WIDTH[k];
       if (!READ[k]) continue;
-      if (fds[k] == AS_IT_IS) { in[k] = (unsigned char *)memory[k] + at * WIDTH[k]; continue; }
+      if (fds[k] == AS_IT_IS || (fds[k] == IN_PAGES && n % PAD == 0)) {
+        in[k] = (unsigned char *)memory[k] + at * WIDTH[k];
+        continue;
+      }
       const int64_t entry = (int64_t)first + at;
       if (fds[k] < 0 && offsets[k] > 0) repeat((float *)in[k], memory[k], offsets[k], entry, n);
       else if (fds[k] < 0 && offsets[k] < 0) spread((float *)in[k], memory[k], -offsets[k], entry, n);

@@ -5,12 +5,19 @@ Loads no torch.
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from math import sqrt
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import (
+    BytecodeCache,
+    Environment,
+    FileSystemBytecodeCache,
+    PackageLoader,
+    StrictUndefined,
+    Template,
+)
 
+from merge.running.fused.compiler import NotBuilt, kernel_folder
 from merge.running.survey.plots import (
     BOTTOM,
     HEIGHT,
@@ -51,19 +58,28 @@ def render_page(survey: Mapping[str, Any], *, title: str) -> str:
     ]
     saliency = [_measured(each) for each in survey.get("saliency", ())]
     size = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM, "row": ROW}
-    page: str = _template().render(title=title, survey=survey, groups=groups, saliency=saliency, size=size)
-    return page
+    return _template().render(title=title, survey=survey, groups=groups, saliency=saliency, size=size)
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
+    """Made once for all merges where that can be kept: it takes longer than the rest of the page."""
+    try:
+        folder = kernel_folder()
+        if folder is not None:
+            return _from_file(FileSystemBytecodeCache(str(folder)))
+    except (OSError, NotBuilt):
+        pass
+    return _from_file(None)
+
+
+def _from_file(kept: BytecodeCache | None) -> Template:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("merge.running.survey", ""), bytecode_cache=kept,
+    )  # fmt: skip
     environment.filters |= {"share": percent, "number": number, "tint": _tint}
-    return environment.from_string(
-        files("merge.running.survey").joinpath("page.html").read_text(encoding="utf-8")
-    )
+    return environment.get_template("page.html")
 
 
 def _charts(group: Mapping[str, Any]) -> list[Chart]:
