@@ -22,7 +22,7 @@ from merge.planning import draft
 from merge.planning.checks import check_needs, check_settings, check_steps
 from merge.planning.draft import Given
 from merge.planning.effective import by_class
-from merge.planning.estimate import Estimate, granularity_of
+from merge.planning.estimate import Estimate, demand_of, granularity_of
 from merge.planning.forms.adapter import AdapterPlan
 from merge.planning.forms.asked import check_result
 from merge.planning.forms.bundle import BundlePlan
@@ -32,6 +32,7 @@ from merge.planning.measuring import NOTHING_MEASURED, StatisticsPlan
 from merge.planning.members import with_members
 from merge.planning.outputs import OutputTensor, tensors_read
 from merge.planning.result_config import cut_config
+from merge.planning.sizing import Demand
 from merge.planning.stages import NO_STAGES, Staged
 from merge.planning.together import Asked
 from merge.recipe.recipe import Recipe, canonical, recipe_digest
@@ -146,6 +147,11 @@ class Plan:
     def rows(self) -> Mapping[str, RowTable]:
         """The row tables by which inputs are read, by name; none where all have one vocabulary."""
         return self.vocabulary.tables if self.vocabulary is not None else {}
+
+    @cached_property
+    def demand(self) -> Demand:
+        """What it holds in memory."""
+        return demand_of(self.recipe, self.outputs, self.steps)
 
     @property
     def granularity(self) -> str:

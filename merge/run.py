@@ -21,7 +21,6 @@ from merge.errors import BudgetTooSmall, InputChanged, OutputExists
 from merge.journal import FILE, Journal, claimed, open_journal, partial_folder, sha256_of
 from merge.methods import load as load_methods
 from merge.plan import Plan
-from merge.planning.estimate import compute_bytes, lines_bytes, models_held, whole_entries, workspace_bytes
 from merge.planning.forms.factored import factor_bytes
 from merge.planning.sizing import Sizes, sizes
 from merge.planning.stages import Stage
@@ -272,7 +271,7 @@ class _Run:
 
     def _computing(self, stage: Stage, readers: Mapping[str, TensorReader]) -> Work:
         """The arithmetic of a stage that is computed while something else is merged."""
-        small = Sizes(stage.block, 1, 1, stage.held_bytes)
+        small = Sizes(stage.plan.demand.block, 1, 1, stage.held_bytes)
         plan, meter = stage.plan, Silent(stage.plan, self.meter)
         device, unseen = torch.device(self.device), Surveyor("none", len(plan.outputs))
         return Work(plan, readers, Alone(), small, meter, device, unseen, None, Informed({}, {}))
@@ -286,13 +285,9 @@ def fitted_sizes(plan: Plan, budget: int, threads: int, lent_bytes: int) -> Size
     """Blocks and threads that stay under ``budget`` bytes. Whole tensors too are merged side by side, each on
     one thread: products and decompositions on several give other bytes.
     """
-    models, entry = models_held(plan.outputs, plan.steps), compute_bytes(plan.recipe)
-    whole, _ = whole_entries(plan.granularity, plan.outputs)
-    workspace = workspace_bytes(plan.steps, plan.outputs)
     fit = sizes if plan.adapter is None else plan.adapter.sizes
     beside = lent_bytes + plan.statistics.held_bytes + factor_bytes(plan.recipe, plan.models, plan.outputs)
-    lines = lines_bytes(plan.steps, plan.outputs)
-    fitted = fit(models, entry, whole, threads, budget, workspace, beside, lines)
+    fitted = fit(plan.demand, threads, budget, beside)
     if fitted is None:
         raise BudgetTooSmall(
             f"{budget} bytes of memory are too few for {plan.granularity} blocks; give more."

@@ -12,7 +12,7 @@ from merge.errors import Finding
 from merge.planning.forms.adapter import AdapterPlan
 from merge.planning.measuring import StatisticsPlan, lined_up
 from merge.planning.outputs import Outcome, OutputTensor, most_sources, rearranged, tensors_read
-from merge.planning.sizing import needed_budget, seconds, sizes
+from merge.planning.sizing import Demand, seconds, sizes
 from merge.recipe.findings import error
 from merge.recipe.recipe import Recipe
 from merge.recipe.stages import stage_of
@@ -48,13 +48,9 @@ def estimate_of(
     adapters = sum(index.adapter.bytes for key in read if (index := models[key]).adapter is not None)
     written = adapter.most_bytes() if adapter else sum(shard.size for shard in shards)
     rounds = sum(stat["rounds"] for step in steps for stat in step.needs["stats"] if "when" not in stat)
-    whole, _ = whole_entries(granularity_of(steps), outcome.tensors)
     fit = adapter.sizes if adapter else sizes
-    count = models_held(outcome.tensors, steps)
-    held = workspace_bytes(steps, outcome.tensors)
-    lines = lines_bytes(steps, outcome.tensors)
     products = _products(outcome.tensors) if granularity_of(steps) == "tensor" else 0
-    fitted = fit(count, compute_bytes(recipe), whole, ASSUMED_THREADS, budget, held, lines=lines)
+    fitted = fit(demand_of(recipe, outcome.tensors, steps), ASSUMED_THREADS, budget)
     return Estimate(
         download_bytes=loading + adapters,
         disk_bytes=loading + adapters + (2 * written if adapter else written),
@@ -99,17 +95,13 @@ def check_room(
     stages_bytes: int,
 ) -> Iterator[Finding]:
     """Too little memory or disk; ``stages_bytes`` are held a thread for stages computed meanwhile."""
-    granularity = granularity_of(steps)
-    whole, tensor = whole_entries(granularity, outcome.tensors)
-    models, extra = models_held(outcome.tensors, steps), workspace_bytes(steps, outcome.tensors)
-    lines = lines_bytes(steps, outcome.tensors)
-    needed = needed_budget(models, compute_bytes(recipe), whole, extra, lines)
-    needed += statistics.held_bytes + stages_bytes
+    demand = demand_of(recipe, outcome.tensors, steps)
+    tensor, needed = demand.tensor, demand.least_budget + statistics.held_bytes + stages_bytes
     if adapter is not None:
-        held, tensor = adapter.peak_bytes(compute_bytes(recipe), whole)
+        held, tensor = adapter.peak_bytes(demand)
         needed += held
     if needed > budget:
-        what = f" for {tensor} (granularity {granularity})" if tensor else ""
+        what = f" for {tensor} (granularity {granularity_of(steps)})" if tensor else ""
         message = f"The memory budget is {budget} bytes, but {needed} are needed{what}."
         yield error("budget_too_small", message, tensor=tensor or None)
     if scratch_free is not None and estimate.disk_bytes > scratch_free:
@@ -129,17 +121,20 @@ def with_measuring(estimate: Estimate, statistics: StatisticsPlan) -> Estimate:
     )
 
 
-def models_held(outputs: Sequence[OutputTensor], steps: Sequence[MethodEntry]) -> int:
-    """How many tensors of a block's size come in at once: the base, the sources, and statistics of them."""
-    return most_sources(outputs) + 1 + lined_up(steps, outputs)
+def demand_of(recipe: Recipe, outputs: Sequence[OutputTensor], steps: Sequence[MethodEntry]) -> Demand:
+    """What making these outputs holds in memory."""
+    whole, tensor = _whole_entries(granularity_of(steps), outputs)
+    models = most_sources(outputs) + 1 + lined_up(steps, outputs)
+    workspace, lines = _workspace_bytes(steps, outputs), _lines_bytes(steps, outputs)
+    return Demand(models, compute_bytes(recipe), whole, workspace, lines, tensor)
 
 
-def workspace_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
+def _workspace_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
     """Bytes for one entry of a tensor that the hungriest step says it holds; 0 where none says anything."""
     return ceil(8 * max((entry for entry, _ in _workspaces(steps, outputs)), default=0.0))
 
 
-def lines_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
+def _lines_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
     """Bytes that the hungriest step says it holds for all rows or columns of the tensor with most of them."""
     each = max((line for _, line in _workspaces(steps, outputs)), default=0.0)
     shapes = {output.shape for output in outputs if output.policy == "method" and len(output.shape) > 1}
@@ -163,7 +158,7 @@ def granularity_of(steps: Sequence[MethodEntry]) -> str:
     return min((step.granularity for step in steps), key=("tensor", "row", "element").index)
 
 
-def whole_entries(granularity: str, outputs: Sequence[OutputTensor]) -> tuple[int, str]:
+def _whole_entries(granularity: str, outputs: Sequence[OutputTensor]) -> tuple[int, str]:
     """Most entries that must be in memory together, and the tensor that needs them."""
     if granularity == "element":
         return 1, ""

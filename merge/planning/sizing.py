@@ -25,55 +25,67 @@ class Sizes:
     peak_bytes: int
 
 
-def entry_bytes(models: int, compute_bytes: int, workspace: int = 0) -> int:
-    """Bytes held for one entry of the output while it is computed: inputs, deltas, copies of both,
-    temporaries; or inputs, deltas, a copy of them, the result, and the ``workspace`` that a method has
-    declared, in bytes.
+@dataclass(frozen=True)
+class Demand:
+    """What a merge must hold in memory. ``models`` tensors of a block's size come in at once, of numbers of
+    ``compute_bytes`` each; ``whole`` entries must be together (1 for elementwise methods, a row, or the
+    largest tensor) because of the ``tensor`` of that name. For each entry a method holds ``workspace`` bytes
+    besides, and ``lines`` bytes are measured of the rows or columns of a tensor.
     """
-    return max(compute_bytes * (4 * models + 10), compute_bytes * (3 * models + 2) + workspace)
+
+    models: int
+    compute_bytes: int
+    whole: int = 1
+    workspace: int = 0
+    lines: int = 0
+    tensor: str = ""
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes held for one entry of the output while it is computed: inputs, deltas, copies of both,
+        temporaries; or inputs, deltas, a copy of them, the result, and the workspace.
+        """
+        plain = self.compute_bytes * (4 * self.models + 10)
+        return max(plain, self.compute_bytes * (3 * self.models + 2) + self.workspace)
+
+    @property
+    def block(self) -> int:
+        """The fewest entries that are computed at a time."""
+        return max(PIECE_ELEMENTS, self.whole)
+
+    @property
+    def batch(self) -> int:
+        """How many tensors are measured together."""
+        return max(1, min(16, MEASURED_BYTES // self._measured))
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes held whatever the number of threads: among them what is measured of a batch."""
+        return FIXED_BYTES + self.batch * self._measured
+
+    @property
+    def _measured(self) -> int:
+        return self.models * COUNTERS_BYTES + self.lines
+
+    @property
+    def least_budget(self) -> int:
+        """The smallest budget that ``sizes`` accepts, in bytes."""
+        return self.fixed_bytes + self.lines + self.entry_bytes * self.block
 
 
-def sizes(
-    models: int,
-    compute_bytes: int,
-    whole: int,
-    threads: int,
-    budget: int,
-    workspace: int = 0,
-    beside: int = 0,
-    lines: int = 0,
-) -> Sizes | None:
-    """Block size and threads that stay under ``budget`` bytes, or ``None`` where even the smallest does not.
-
-    ``models`` counts the base. ``whole`` is the number of entries that must be together (1 for elementwise
-    methods, a row, or the largest tensor), ``workspace`` as in ``entry_bytes``; ``beside`` are bytes that
-    each thread holds besides, ``lines`` those that are measured of the rows or columns of a tensor.
+def sizes(demand: Demand, threads: int, budget: int, beside: int = 0) -> Sizes | None:
+    """Block size and threads that stay under ``budget`` bytes, or ``None`` where even the smallest does not;
+    ``beside`` are bytes that each thread holds besides.
     """
-    each = entry_bytes(models, compute_bytes, workspace)
-    batch, measured = _measured(models, lines)
-    fixed, beside = FIXED_BYTES + measured, beside + lines
-    least = PIECE_ELEMENTS if whole <= PIECE_ELEMENTS else whole
+    beside += demand.lines
     for crew in range(threads, 0, -1):
-        room = (budget - fixed - crew * beside) // (crew * each)
-        if room >= least:
-            most = max(least, min(MOST_BLOCK_ELEMENTS, room))
-            block = most if whole > PIECE_ELEMENTS else most // PIECE_ELEMENTS * PIECE_ELEMENTS
-            return Sizes(block, crew, batch, fixed + crew * (each * block + beside))
+        room = (budget - demand.fixed_bytes - crew * beside) // (crew * demand.entry_bytes)
+        if room >= demand.block:
+            most = max(demand.block, min(MOST_BLOCK_ELEMENTS, room))
+            block = most if demand.whole > PIECE_ELEMENTS else most // PIECE_ELEMENTS * PIECE_ELEMENTS
+            peak = demand.fixed_bytes + crew * (demand.entry_bytes * block + beside)
+            return Sizes(block, crew, demand.batch, peak)
     return None
-
-
-def needed_budget(models: int, compute_bytes: int, whole: int, workspace: int = 0, lines: int = 0) -> int:
-    """The smallest budget that ``sizes`` accepts, in bytes."""
-    least = max(PIECE_ELEMENTS, whole)
-    each = entry_bytes(models, compute_bytes, workspace)
-    return FIXED_BYTES + _measured(models, lines)[1] + lines + each * least
-
-
-def _measured(models: int, lines: int) -> tuple[int, int]:
-    """How many tensors are measured together, and what is held of them."""
-    each = models * COUNTERS_BYTES + lines
-    batch = max(1, min(16, MEASURED_BYTES // each))
-    return batch, batch * each
 
 
 def seconds(read_bytes: int, passes: int, written_bytes: int, tensors: int = 0, products: int = 0) -> float:

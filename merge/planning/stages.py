@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING, Any
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.tokenizer import TokenizerFacts
 from merge.errors import Finding
-from merge.planning.estimate import (
-    ASSUMED_THREADS,
-    Estimate,
-    compute_bytes,
-    lines_bytes,
-    models_held,
-    whole_entries,
-    workspace_bytes,
-)
+from merge.planning.estimate import ASSUMED_THREADS, Estimate
 from merge.planning.output_tensor import OutputTensor, tensors_read
 from merge.planning.result_config import in_vocabulary, main_dtype, output_config, takes_ends
-from merge.planning.sizing import COUNTERS_BYTES, FIXED_BYTES, PIECE_ELEMENTS, entry_bytes, needed_budget
+from merge.planning.sizing import COUNTERS_BYTES, FIXED_BYTES
 from merge.recipe.findings import error
 from merge.recipe.recipe import Recipe
 from merge.recipe.stages import STAGE, in_order, key_in, named_models, of_stage, parted, times_used, within
@@ -54,21 +46,13 @@ class Stage:
         return 0 if self.why is None else sum(shard.size for shard in self.plan.shards)
 
     @property
-    def block(self) -> int:
-        """Entries that are computed at a time where it is not written."""
-        whole, _ = whole_entries(self.plan.granularity, self.plan.outputs)
-        return max(PIECE_ELEMENTS, whole)
-
-    @property
     def held_bytes(self) -> int:
         """Memory for a block on one thread, and for what is measured of a tensor."""
         if self.why is not None:
             return 0
-        count = models_held(self.plan.outputs, self.plan.steps)
-        workspace = workspace_bytes(self.plan.steps, self.plan.outputs)
-        block = entry_bytes(count, compute_bytes(self.plan.recipe), workspace) * self.block
-        lines = lines_bytes(self.plan.steps, self.plan.outputs)
-        return block + count * COUNTERS_BYTES + 2 * lines + FIXED_BYTES // 8
+        demand = self.plan.demand
+        measured = demand.models * COUNTERS_BYTES + 2 * demand.lines
+        return demand.entry_bytes * demand.block + measured + FIXED_BYTES // 8
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON for people."""
@@ -139,12 +123,7 @@ class Staged:
     def check_room(self, budget: int) -> Iterator[Finding]:
         """Too little memory for a stage that is written, with those that are computed for it."""
         for name, stage in self.stages.items():
-            plan, held = stage.plan, self.held_bytes(stage.plan.recipe)
-            whole, _ = whole_entries(plan.granularity, plan.outputs)
-            count = models_held(plan.outputs, plan.steps)
-            workspace = workspace_bytes(plan.steps, plan.outputs)
-            lines = lines_bytes(plan.steps, plan.outputs)
-            needed = needed_budget(count, compute_bytes(plan.recipe), whole, workspace, lines) + held
+            needed = stage.plan.demand.least_budget + self.held_bytes(stage.plan.recipe)
             if stage.why is not None and needed > budget:
                 message = f"The memory budget is {budget} bytes, but {needed} are needed."
                 yield from within(name, [error("budget_too_small", message)])

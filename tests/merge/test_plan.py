@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding, PlanRefused
 from merge.plan import Plan, make_plan, plan_or_findings
-from merge.planning.estimate import whole_entries
+from merge.planning.estimate import demand_of
 from merge.recipe.recipe import recipe_from
 from tests import tiny
 from tests.merge import exact
@@ -319,4 +320,5 @@ def test_planning_loads_no_torch() -> None:
 def test_a_vector_is_one_row_and_stays_together(tmp_path: Path, granularity: str, entries: int) -> None:
     shapes = {"vector.weight": (70_001,), "wide.weight": (5, 40_000), "scalar.weight": ()}
     plan = plan_of(exact.indices(exact.family(tmp_path, shapes=shapes)), {"method": "linear"})
-    assert whole_entries(granularity, plan.outputs)[0] == entries
+    steps = [replace(plan.steps[0], granularity=granularity)]
+    assert demand_of(plan.recipe, plan.outputs, steps).whole == entries

@@ -22,7 +22,7 @@ from merge.planning.forms.factored import factor_step
 from merge.planning.forms.loadable import STACKED, refused
 from merge.planning.outputs import FLOATS, Outcome, OutputTensor, tensors_read, uses_base
 from merge.planning.resolve import matches
-from merge.planning.sizing import Sizes, sizes
+from merge.planning.sizing import Demand, Sizes, sizes
 from merge.recipe.findings import error, warning
 from merge.recipe.recipe import Recipe
 from merge.recipe.results import AdapterResult
@@ -112,31 +112,19 @@ class AdapterPlan:
         factors += sum((most - module.most) * sum(module.output.shape) for module in experts)
         return width * (factors + sum(prod(output.shape) for output in self.saved))
 
-    def peak_bytes(self, entry: int, whole: int) -> tuple[int, str]:
-        """Bytes that the hungriest module takes beside the merge itself, and its tensor's name.
-
-        ``entry`` bytes for one number of the merge, ``whole`` entries that it needs together: a whole tensor
-        is kept, so that it is merged once.
+    def peak_bytes(self, demand: Demand) -> tuple[int, str]:
+        """Bytes that the hungriest module takes beside the merge itself, and its tensor's name. What the
+        merge needs together is kept, so that it is merged once.
         """
-        each = [(m.peak_bytes(self.wanted, entry), m.output.name) for m in self.modules]
+        each = [(m.peak_bytes(self.wanted, demand.compute_bytes), m.output.name) for m in self.modules]
         most, tensor = max(each, default=(0, ""))
-        return most + whole * entry, tensor
+        return most + demand.whole * demand.compute_bytes, tensor
 
-    def sizes(
-        self,
-        models: int,
-        entry: int,
-        whole: int,
-        threads: int,
-        budget: int,
-        workspace: int = 0,
-        beside: int = 0,
-        lines: int = 0,
-    ) -> Sizes | None:
+    def sizes(self, demand: Demand, threads: int, budget: int, beside: int = 0) -> Sizes | None:
         """As ``merge.planning.sizing.sizes``, with each thread also decomposing a module."""
-        each, _ = self.peak_bytes(entry, whole)
+        each, _ = self.peak_bytes(demand)
         for crew in range(threads, 0, -1):
-            found = sizes(models, entry, whole, crew, budget - crew * each, workspace, beside, lines)
+            found = sizes(demand, crew, budget - crew * each, beside)
             if found is not None and found.threads == crew:
                 return replace(found, peak_bytes=found.peak_bytes + crew * each)
         return None

@@ -16,7 +16,7 @@ from torch import Tensor
 from merge.contract.groups import Site
 from merge.contract.method import Kind, registered
 from merge.plan import make_plan
-from merge.planning.sizing import needed_budget
+from merge.planning.sizing import Demand
 from merge.recipe.recipe import recipe_from
 from merge.run import run
 from merge.running.chain import Block, Chain
@@ -144,7 +144,7 @@ def test_memory_stays_under_the_estimate(tmp_path: Path, name: str, shape: str) 
         "sources": [{"id": n, "model": n} for n in ("s0", "s1", "s2")],
         "steps": [{"method": name, **({"steps": 3} if name == "doge" else {})}],
     }
-    least = needed_budget(4, 4, rows * columns, workspace_of(name, 3))
+    least = Demand(4, 4, rows * columns, workspace_of(name, 3)).least_budget
     command = [sys.executable, "-c", WATCHED, str(tmp_path), json.dumps(document), str(least)]
     told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert told["seen"] > 10
