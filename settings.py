@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     def url(self) -> str:
         """Base URL put into links."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return self.public_url or f"http://{host}:{self.port}"
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
 
     def secret(self) -> str:
         """The secret that is set, or one made once in ``data_dir`` for all processes of this machine."""

@@ -16,6 +16,8 @@ from api.errors import CHALLENGE, Problem
 from jobs.keys import Caller
 
 SESSION_SECONDS = 12 * 3600
+FORMS_SECONDS = 24 * 3600
+"""So long after a session's end its forms can still be sent, by whoever signs in again with the same key."""
 REMEMBER_SECONDS = 60.0
 DEAF_SECONDS = 1.0
 REMEMBER_MOST = 10_000
@@ -51,9 +53,12 @@ class Signer:
         """Name of the cookie; the ``__Host-`` prefix needs https."""
         return "__Host-mergery" if self.https else "mergery"
 
-    def session(self, key_id: str, seconds: int = SESSION_SECONDS) -> Session:
-        """A new session for an API key."""
-        return Session(key_id, int(self.clock()) + seconds, secrets.token_urlsafe(12))
+    def session(self, key_id: str, seconds: int = SESSION_SECONDS, before: Session | None = None) -> Session:
+        """A new session for an API key. The forms of the one ``before`` are good for it too, if that was of
+        the same key: only its time was over.
+        """
+        nonce = before.nonce if before and before.key_id == key_id else secrets.token_urlsafe(12)
+        return Session(key_id, int(self.clock()) + seconds, nonce)
 
     def sign(self, session: Session) -> str:
         """The cookie value of ``session``."""
@@ -62,6 +67,11 @@ class Signer:
 
     def verify(self, value: str) -> Session | None:
         """The session in a cookie value, or nothing when it was changed or is over."""
+        session = self.read(value)
+        return session if session and session.expires_at > self.clock() else None
+
+    def read(self, value: str) -> Session | None:
+        """The session in a cookie value, also one that is over; nothing when it was changed."""
         try:
             raw = base64.urlsafe_b64decode(value.encode("ascii"))
         except (binascii.Error, ValueError):
@@ -69,8 +79,7 @@ class Signer:
         mac, text = raw[:32], raw[32:]
         if not hmac.compare_digest(mac, self._mac(b"session", text)):
             return None
-        session = Session(*json.loads(text))
-        return session if session.expires_at > self.clock() else None
+        return Session(*json.loads(text))
 
     def csrf_token(self, session: Session) -> str:
         """The token that forms of this session must carry."""
@@ -82,7 +91,7 @@ class Signer:
 
     def set_cookie(self, response: Response, session: Session) -> None:
         """Puts ``session`` into the browser: HttpOnly, SameSite=Lax, Secure under https."""
-        age = max(0, session.expires_at - int(self.clock()))
+        age = max(0, session.expires_at - int(self.clock())) + FORMS_SECONDS
         response.set_cookie(
             self.cookie, self.sign(session), age, path="/", secure=self.https, httponly=True, samesite="lax"
         )

@@ -19,7 +19,9 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    # With no-referrer our own forms say `Origin: null`, and over plain http nothing else tells where they
+    # come from.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
@@ -44,6 +46,10 @@ def request_id_of(scope: Scope) -> str:
     return f"req_{ULID()}"
 
 
+class _Answered(OSError):
+    """A request for the head alone has it; what would come after has nobody to go to."""
+
+
 class Front:
     """Outermost layer: gives the request an id, turns what nobody caught into a problem, measures."""
 
@@ -66,10 +72,10 @@ class Front:
         scope["answer_headers"] = {}
         # HEAD is a GET whose body the server keeps to itself, as it does for files.
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        status = 0
+        status, answered = 0, False
 
         async def finish(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = {"X-Request-Id": request_id, **scope["answer_headers"]}
@@ -79,6 +85,10 @@ class Front:
                 headers = message["headers"]
                 there = {name for name, _ in headers}
                 headers.extend(each for each in more if each[0] not in there)
+            elif inner is not scope and message.get("more_body"):
+                await send({"type": "http.response.body"})
+                answered = True  # an event stream would have no end
+                raise _Answered
             await send(message)
 
         started = time.perf_counter()
@@ -88,6 +98,8 @@ class Front:
                     raise Problem("malformed", "the address holds a NUL")
                 await self.app(inner, receive, finish)
             except Exception as error:
+                if answered:
+                    return
                 if status:
                     raise
                 await problem_response(Request(scope), to_problem(error))(scope, receive, finish)

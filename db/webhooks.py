@@ -33,10 +33,10 @@ def endpoint(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpo
     return session.scalars(rows, execution_options={"populate_existing": True}).one_or_none()
 
 
-def endpoints(session: Session, tenant_id: str) -> Sequence[WebhookEndpoint]:
-    """The standing endpoints of a tenant, newest first; those of single jobs are left out."""
+def endpoints(session: Session, tenant_id: str, job_id: str | None = None) -> Sequence[WebhookEndpoint]:
+    """The standing endpoints of a tenant, newest first, or those of one job (the first of its chain)."""
     rows = select(WebhookEndpoint).where(
-        WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.job_id.is_(None)
+        WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.job_id == job_id
     )
     return session.scalars(rows.order_by(WebhookEndpoint.created_at.desc(), WebhookEndpoint.id)).all()
 

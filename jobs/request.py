@@ -15,7 +15,7 @@ from pydantic import (
 from jobs.objectives import check_items, check_objectives
 from jobs.sets import EvalSet, EvaluateRequest, Part
 from merge.bundle.gate import DIRECTIONS
-from merge.recipe.parts import ModelName, SourceId
+from merge.recipe.parts import ModelName, SourceId, also_text
 from merge.recipe.recipe import Recipe
 from scoring.settings import metrics_of
 from search.errors import SpaceInvalid, WrongAt
@@ -47,12 +47,14 @@ class WebhookRequest(Part):
     """A webhook for this job alone."""
 
     url: Annotated[str, StringConstraints(min_length=1, max_length=2048)]
-    events: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)] | None = None
+    events: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)] | None = None
     secret: SecretStr | None = Field(None, description="whsec_…; without it one is made and never shown")
 
 
 class ScoredModel(Part):
     """A model to be scored; ``id`` is what its scores are called by."""
+
+    model_config = ConfigDict(json_schema_extra=also_text("model", "id"))
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     model: Annotated[str, StringConstraints(min_length=1, max_length=1024)]

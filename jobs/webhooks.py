@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from db import webhooks
 from db.models.base import new_id
+from db.models.job import Job
 from db.models.webhook import WebhookDelivery, WebhookEndpoint
 from jobs import announcements, signing, tally
 from jobs.errors import CredentialUnreadable, EndpointUrlInvalid, IllegalState, NotFound, RequestInvalid
@@ -22,6 +23,8 @@ SLOW_DOWN_SECONDS = 60.0
 LONGEST_WAIT_SECONDS = 24 * 3600.0
 GONE = 410
 LONGEST_URL = 2048
+LOWEST_FREE_PORT = 1024
+DEFAULT_PORTS = {"https": 443, "http": 80}
 LONGEST_ERROR = 500
 
 
@@ -91,9 +94,9 @@ def get_endpoint(session: Session, tenant_id: str, endpoint_id: str) -> WebhookE
     return row
 
 
-def list_endpoints(session: Session, tenant_id: str) -> Sequence[WebhookEndpoint]:
-    """The tenant's standing endpoints, newest first."""
-    return webhooks.endpoints(session, tenant_id)
+def list_endpoints(session: Session, tenant_id: str, job: Job | None = None) -> Sequence[WebhookEndpoint]:
+    """The tenant's standing endpoints, newest first, or those of a job and its retries alone."""
+    return webhooks.endpoints(session, tenant_id, job.root_id if job else None)
 
 
 def update_endpoint(
@@ -338,10 +341,10 @@ def check_events(events: Sequence[str] | None) -> list[str]:
 
 
 def check_url(url: str, *, allow_http: bool = False) -> None:
-    """Raises ``EndpointUrlInvalid`` for what needs no look-up: scheme, host, user name, fragment, length."""
+    """Raises ``EndpointUrlInvalid`` for what needs no look-up: scheme, host, port, user, fragment, length."""
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
         raise EndpointUrlInvalid("The webhook url is no URL.", "/url") from None
     schemes = ("https", "http") if allow_http else ("https",)
@@ -350,6 +353,12 @@ def check_url(url: str, *, allow_http: bool = False) -> None:
     if not host or len(url) > LONGEST_URL or not url.isprintable() or " " in url:
         raise EndpointUrlInvalid(
             "The webhook url names no host, is too long, or holds odd characters.", "/url"
+        )
+    if port is not None and port < LOWEST_FREE_PORT and port != DEFAULT_PORTS[parts.scheme]:
+        raise EndpointUrlInvalid(
+            f"The webhook url uses port {port}; use {DEFAULT_PORTS[parts.scheme]} or one from "
+            f"{LOWEST_FREE_PORT} on.",
+            "/url",
         )
     if parts.username is not None or parts.password is not None or parts.fragment:
         raise EndpointUrlInvalid(

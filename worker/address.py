@@ -8,14 +8,13 @@ from typing import Any
 
 import httpx2
 
+from jobs.webhooks import DEFAULT_PORTS, LOWEST_FREE_PORT
 from worker.errors import AddressRefused
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Resolver = Callable[..., Sequence[tuple[Any, ...]]]
 
-LOWEST_FREE_PORT = 1024
-DEFAULT_PORTS = {"https": 443, "http": 80}
 GLOBAL_V6 = IPv6Network("2000::/3")
 NAT64 = IPv6Network("64:ff9b::/96")
 COMPATIBLE = IPv6Network("::/96")

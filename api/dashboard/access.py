@@ -1,5 +1,7 @@
 """The page of API keys and Hub tokens."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Response
 
 from api.dashboard.render import page
@@ -8,6 +10,9 @@ from api.deps import Id
 from api.errors import to_problem
 from jobs import credentials, keys
 from jobs.errors import JobError
+
+USUAL = ("merges:read", "merges:write")
+"""Scopes that a new key has unless its maker says otherwise."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -30,7 +35,7 @@ def make_key(visit: Author, form: Form) -> Response:
         with visit.desk.begin() as session:
             _, secret = keys.create_key(session, visit.caller.tenant_id, name, scopes)
     except JobError as error:
-        return _keys(visit, wrong=str(error), status=to_problem(error).status_code)
+        return _keys(visit, name, scopes, wrong=str(error), status=to_problem(error).status_code)
     return _keys(visit, secret=secret)
 
 
@@ -66,7 +71,15 @@ def forget_token(visit: Author, credential_id: Id) -> Response:
     return see("/keys")
 
 
-def _keys(visit: Visit, secret: str = "", wrong: str = "", status: int = 200) -> Response:
+def _keys(
+    visit: Visit,
+    name: str = "",
+    chosen: Sequence[str] = USUAL,
+    *,
+    secret: str = "",
+    wrong: str = "",
+    status: int = 200,
+) -> Response:
     visit.caller.require("keys")
     with visit.desk.begin() as session:
         return page(
@@ -78,6 +91,8 @@ def _keys(visit: Visit, secret: str = "", wrong: str = "", status: int = 200) ->
             tokens=credentials.list_credentials(session, visit.caller.tenant_id),
             mine=visit.caller.key_id,
             scopes=keys.SCOPES,
+            name=name,
+            chosen=chosen,
             secret=secret,
             wrong=wrong,
         )

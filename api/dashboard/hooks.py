@@ -1,6 +1,6 @@
 """The pages of webhook endpoints and of what was delivered to them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter, Response
 
@@ -51,7 +51,7 @@ def add_endpoint(visit: Author, form: Form) -> Response:
                 allow_http=visit.desk.settings.webhook_allow_http,
             )
     except JobError as error:
-        return _endpoints(visit, wrong=str(error), url=url, status=to_problem(error).status_code)
+        return _endpoints(visit, events, wrong=str(error), url=url, status=to_problem(error).status_code)
     return _endpoints(visit, secret=secret)
 
 
@@ -108,7 +108,15 @@ def remove_endpoint(visit: Author, endpoint_id: Id) -> Response:
     return see("/webhooks")
 
 
-def _endpoints(visit: Visit, secret: str = "", wrong: str = "", url: str = "", status: int = 200) -> Response:
+def _endpoints(
+    visit: Visit,
+    chosen: Sequence[str] = announcements.DEFAULT_TYPES,
+    *,
+    secret: str = "",
+    wrong: str = "",
+    url: str = "",
+    status: int = 200,
+) -> Response:
     visit.caller.require("webhooks")
     with visit.desk.begin() as session:
         return page(
@@ -118,7 +126,7 @@ def _endpoints(visit: Visit, secret: str = "", wrong: str = "", url: str = "", s
             csrf=visit.csrf,
             endpoints=webhooks.list_endpoints(session, visit.caller.tenant_id),
             types=[each for each in announcements.TYPES if each != announcements.ENDPOINT_TEST],
-            usual=announcements.DEFAULT_TYPES,
+            chosen=chosen,
             secret=secret,
             wrong=wrong,
             url=url,

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -25,10 +25,12 @@ from api.errors import Problem
 from db import artifacts, evaluations, jobs, reports, trials
 from db import events as rows
 from db.models.job import Job, JobEvent
+from db.models.webhook import WebhookEndpoint
 from db.session import Session
-from jobs import events
+from jobs import events, webhooks
 from jobs.errors import JobError
 from jobs.fronts import front_if_any
+from jobs.keys import Caller
 from jobs.searching import workers_of
 from jobs.states import is_terminal
 from search.choice import Among
@@ -91,6 +93,7 @@ class Watch:
                 "measured": views.measured_of(self.marks),
                 "inputs": jobs.inputs(session, job.id),
                 "artifacts": artifacts.of_job(session, job.id),
+                "hooks": self._hooks(session, job, caller),
                 "report": reports.has(session, job.id),
                 "subjects": subjects,
                 "scores": scores,
@@ -101,6 +104,12 @@ class Watch:
                 "earlier": log[0].seq if len(self.log) > LOG_MOST else None,
                 "points": views.points_of(self.points),
             }
+
+    @staticmethod
+    def _hooks(session: Session, job: Job, caller: Caller) -> Sequence[WebhookEndpoint]:
+        """The webhook that was ordered with the job, for those who may see what became of its messages."""
+        told = job.spec.get("webhook") and caller.may("webhooks")
+        return webhooks.list_endpoints(session, job.tenant_id, job) if told else ()
 
     def _read(self, session: Session, job: Job) -> None:
         if not self.seq:

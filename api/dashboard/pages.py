@@ -112,7 +112,8 @@ def sign_in_with(request: Request, desk: InDesk, form: Form) -> Response:
     except Unauthenticated as error:
         return page("login.html", 401, wrong=str(error), next=onward)
     answer = see(onward)
-    desk.signer.set_cookie(answer, desk.signer.session(caller.key_id))
+    before = desk.signer.read(request.cookies.get(desk.signer.cookie, ""))
+    desk.signer.set_cookie(answer, desk.signer.session(caller.key_id, before=before))
     return answer
 
 

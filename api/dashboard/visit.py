@@ -140,9 +140,10 @@ def trouble(request: Request, problem: Problem) -> Response:
     partly = asks_partly(request)
     # After any answer but a refusal the browser asks for a stream again at once, without end.
     quiet = problem.status_code if request.url.path.endswith(LIVE) else NO_CONTENT
-    if problem.code == "unauthenticated":
+    writing = request.method == "POST"  # to be led away from a form would empty it
+    if problem.code == "unauthenticated" and not writing:
         asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        sign_in = "/login?" + urlencode({"next": HOME if partly or request.method == "POST" else asked})
+        sign_in = "/login?" + urlencode({"next": HOME if partly else asked})
         return Response(status_code=quiet, headers={"HX-Redirect": sign_in}) if partly else see(sign_in)
     shown = {
         "status": problem.status_code,
@@ -152,7 +153,7 @@ def trouble(request: Request, problem: Problem) -> Response:
         "errors": problem.errors,
         "request_id": request.scope.get("request_id"),
     }
-    if partly and request.method == "GET":
+    if partly and not writing:
         return Response(status_code=quiet, headers={"HX-Reswap": "none"})
     if partly:
         note = page("_trouble.html", problem=shown)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from api.bodies import StrictRoute
-from api.deps import JSON, Asked, Id, InDesk, WebhookKeeper
+from api.deps import JSON, Asked, Id, InDesk, WebhookKeeper, own_job
 from api.paging import page, start
 from api.schemas.common import PageOut, problems
 from api.schemas.webhooks import (
@@ -28,11 +28,18 @@ router = APIRouter(
 )
 
 
-@router.get("")
-def list_endpoints(desk: InDesk, caller: WebhookKeeper) -> PageOut[EndpointOut]:
+@router.get("", responses=problems(404))
+def list_endpoints(
+    desk: InDesk,
+    caller: WebhookKeeper,
+    job_id: Annotated[
+        str | None, Query(max_length=64, description="The webhook that was ordered with this job instead")
+    ] = None,
+) -> PageOut[EndpointOut]:
     """The tenant's endpoints, newest first."""
     with desk.read() as session:
-        rows = webhooks.list_endpoints(session, caller.tenant_id)
+        job = own_job(session, caller, job_id) if job_id is not None else None
+        rows = webhooks.list_endpoints(session, caller.tenant_id, job)
         return PageOut(data=[EndpointOut.model_validate(row) for row in rows])
 
 

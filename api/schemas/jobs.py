@@ -237,4 +237,4 @@ def order_schemas() -> dict[str, Any]:
 
 
 def _order_name(kind: str) -> str:
-    return f"{kind.capitalize()}Order"
+    return f"{kind.capitalize()}Create"

@@ -12,7 +12,7 @@ from jobs.announcements import DEFAULT_TYPES, TYPES
 Url = Annotated[str, Field(min_length=1, max_length=2048, examples=["https://example.org/hooks/mergery"])]
 Events = Annotated[
     list[Annotated[str, Field(max_length=64)]],
-    Field(min_length=1, max_length=32, description=f"`*` or some of: {', '.join(TYPES)}"),
+    Field(min_length=1, max_length=64, description=f"`*` or some of: {', '.join(TYPES)}"),
 ]
 Description = Annotated[str, Field(max_length=256)]
 

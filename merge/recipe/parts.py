@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
@@ -145,6 +146,22 @@ def nearest_name(name: str, known: tuple[str, ...], otherwise: str) -> str:
     return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(known)}."
 
 
+def also_text(name: str, *optional: str, open_ended: bool = False) -> Callable[[dict[str, Any]], None]:
+    """For the JSON schema of a part that may be written as text alone, its field ``name``; as a whole it may
+    lack the ``optional`` fields, and have others where it is ``open_ended``.
+    """
+
+    def extend(schema: dict[str, Any]) -> None:
+        whole = {key: value for key, value in schema.items() if key not in ("title", "description")}
+        whole["required"] = [each for each in schema["required"] if each not in optional]
+        whole["additionalProperties"] = open_ended
+        for key in whole:
+            schema.pop(key, None)
+        schema["anyOf"] = [whole["properties"][name], whole]
+
+    return extend
+
+
 class Part(BaseModel):
     """Part of a recipe: unknown fields are refused, and nothing changes once it is made."""
 
@@ -163,6 +180,8 @@ class Source(Part):
     many models this one is a merge already: so often it counts in the means that a policy asks for.
     """
 
+    model_config = ConfigDict(json_schema_extra=also_text("model", "id", "model"))
+
     id: SourceId
     model: ModelName
     weight: CurveField = 1.0
@@ -178,6 +197,8 @@ class Source(Part):
 
 class Step(Part):
     """One method of the chain. In JSON and YAML its settings stand beside ``method``."""
+
+    model_config = ConfigDict(json_schema_extra=also_text("method", open_ended=True))
 
     method: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
     settings: Settings = {}

@@ -49,7 +49,7 @@ def test_every_answer_has_its_id_and_the_security_headers(client: TestClient, pa
     assert "default-src 'self'" in CONTENT_SECURITY_POLICY
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-frame-options"] == "DENY"
-    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["referrer-policy"] == "same-origin"
 
 
 def test_an_odd_request_id_is_replaced(client: TestClient) -> None:

@@ -1,20 +1,30 @@
 """Requests made from the OpenAPI document: whatever they hold, the answer is one that the document names."""
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import hypothesis
+import jsonschema_rs
 import pytest
 import schemathesis
+import yaml
 from fastapi import FastAPI
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 from starlette.testclient import TestClient
 
+from api.errors import Problem
+from api.intake import order_of
 from tests.api.conftest import ORDER, Who
 
 EXAMPLES = 8
+DOCS = Path(__file__).parents[2] / "docs"
+YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
+CURL = re.compile(r"-d '(\{.*?\})'", re.DOTALL)
 CHECKED = (
     "not_a_server_error",
     "status_code_conformance",
@@ -33,6 +43,32 @@ def ids(api: TestClient) -> dict[str, str]:
         "endpoint_id": api.post("/v1/webhook-endpoints", json=endpoint).json()["id"],
         "name": "ties",
     }
+
+
+def told_orders() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every order, and every recipe as an order, that the documentation shows."""
+    for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
+        text = page.read_text(encoding="utf-8")
+        for body in (*YAML.findall(text), *CURL.findall(text)):
+            shown = None
+            with suppress(yaml.YAMLError):  # what is cut short for the eye
+                shown = yaml.safe_load(body)
+            if isinstance(shown, dict) and "steps" in shown:
+                yield page.name, {"recipe": shown}
+            elif isinstance(shown, dict) and {"recipe", "kind"} & shown.keys():
+                yield page.name, shown
+
+
+def test_the_document_takes_what_the_documentation_shows() -> None:
+    document = json.loads((DOCS / "openapi.json").read_text(encoding="utf-8"))
+    order = {"$ref": "#/components/schemas/JobCreate", "components": document["components"]}
+    taken = []
+    for page, shown in told_orders():
+        with suppress(Problem):  # what the service does not take either
+            order_of(shown)
+            jsonschema_rs.validate(order, shown)
+            taken.append(page)
+    assert len(taken) > 10
 
 
 def operations(app: FastAPI) -> Iterator[Any]:

@@ -49,6 +49,15 @@ def run_to_the_end(sessions: sessionmaker[Session], job_id: str, pause: float = 
         lifecycle.succeed(session, fence, {"repo": "acme/merged"})
 
 
+def test_who_asks_for_the_head_of_a_stream_does_not_hold_the_connection(
+    served: str, client: TestClient, anna: Who, job_id: str
+) -> None:
+    with httpx2.Client(base_url=served, headers=anna.headers, timeout=5) as caller:
+        head = caller.head(f"/v1/jobs/{job_id}/events/stream")
+        assert (head.status_code, head.content) == (200, b"")
+        assert caller.get("/livez").status_code == 200
+
+
 def test_events_are_listed_from_where_the_caller_is(
     client: TestClient, anna: Who, sessions: sessionmaker[Session], job_id: str
 ) -> None:

@@ -2,6 +2,9 @@
 
 from starlette.testclient import TestClient
 
+from jobs.announcements import TYPES
+from tests.api.conftest import ORDER
+
 BODY = {"url": "https://example.org/hook", "events": ["merge.succeeded"], "description": "ours"}
 
 
@@ -59,6 +62,7 @@ def test_unfit_urls_events_and_secrets_are_named(api: TestClient) -> None:
     for change, pointer in (
         ({"url": "http://example.org/hook"}, "/url"),
         ({"url": "https://user:pass@example.org/"}, "/url"),
+        ({"url": "https://example.org:444/"}, "/url"),
         ({"events": ["merge.exploded"]}, "/events/0"),
         ({"events": []}, "/events"),
         ({"secret": "whsec_short"}, "/secret"),
@@ -68,3 +72,19 @@ def test_unfit_urls_events_and_secrets_are_named(api: TestClient) -> None:
         answer = api.post("/v1/webhook-endpoints", json=BODY | change)
         assert answer.status_code == 422, change
         assert answer.json()["errors"][0]["pointer"] == pointer
+
+
+def test_what_a_jobs_own_webhook_was_sent_can_be_seen(api: TestClient) -> None:
+    told = {"url": "https://example.org/mine", "events": list(TYPES)}
+    job = api.post("/v1/jobs", json=ORDER | {"webhook": told}).json()
+    other = api.post("/v1/jobs", json=ORDER).json()
+    asked = "/v1/webhook-endpoints?job_id="
+    (found,) = api.get(asked + job["id"]).json()["data"]
+    assert (found["url"], found["events"]) == (told["url"], list(TYPES))
+    (sent,) = api.get(f"/v1/webhook-endpoints/{found['id']}/deliveries").json()["data"]
+    assert (sent["type"], sent["job_id"]) == ("merge.queued", job["id"])
+    assert api.get(asked + other["id"]).json()["data"] == []
+    assert api.get("/v1/webhook-endpoints").json()["data"] == []
+    assert api.get(asked + "job_x").status_code == 404
+    here = f"/v1/webhook-endpoints/{found['id']}"
+    assert api.patch(here, json={"events": found["events"]}).status_code == 200

@@ -28,6 +28,7 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP *.test 127.0.0.1",
 ]
 AXE = Path(__file__).parent / "vendor" / "axe-4.14.1.min.js"
 MILLISECONDS = 30_000

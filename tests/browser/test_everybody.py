@@ -211,6 +211,17 @@ def test_the_sign_in_page_has_no_barrier(desktop: Desktop) -> None:
     context.close()
 
 
+def test_over_plain_http_of_another_host_one_can_sign_in(desktop: Desktop) -> None:
+    """Browsers say nothing of where a form comes from there but its origin."""
+    context = desktop.context(signed_in=False)
+    page = context.new_page()
+    page.goto(f"http://mergery.test:{desktop.stack.api_port}/login")
+    page.get_by_label("API key").fill(desktop.stack.key)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/jobs")
+    context.close()
+
+
 def test_a_running_job_is_followed_live_with_its_chart(page: Page, desktop: Desktop) -> None:
     job, fence = begin_job(desktop)
     page.goto(f"/jobs/{job.id}")

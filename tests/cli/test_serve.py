@@ -102,3 +102,4 @@ def test_one_process_a_core_unless_told_otherwise(asked: int) -> None:
 @pytest.mark.parametrize(("host", "url"), [("10.0.0.1", "http://10.0.0.1:80"), ("::1", "http://[::1]:80")])
 def test_links_name_the_address_that_is_listened_on(host: str, url: str) -> None:
     assert Settings(host=host, port=80, public_url=None).url == url
+    assert Settings(public_url="https://m.example/").url == "https://m.example"

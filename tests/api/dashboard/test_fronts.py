@@ -101,7 +101,7 @@ def test_the_page_says_why_nothing_was_predicted(site: Site) -> None:
         job = session.get(Job, job_id)
         assert job is not None
         job.result = {**(job.result or {}), "notes": {"surrogate": "too few candidates could be scored"}}
-    assert "Too few candidates could be scored." in site.get(f"/jobs/{job_id}").text
+    assert "too few candidates could be scored." in site.get(f"/jobs/{job_id}").text
 
 
 def test_predicted_points_lie_on_the_same_scale_as_measured_ones() -> None:

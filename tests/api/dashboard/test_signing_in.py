@@ -1,5 +1,7 @@
 """Who may see the pages, and who may change something through them."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.api.dashboard.conftest import Site
@@ -35,6 +37,29 @@ def test_a_stream_that_is_refused_says_so_and_leaves_the_page_as_it_is(site: Sit
     assert (answer.status_code, answer.headers["HX-Redirect"]) == (401, "/login?next=%2Fjobs")
     answer = site.sign_in().get("/jobs/job_x/live", **{"HX-Request": "true"})
     assert (answer.status_code, answer.headers["HX-Reswap"], answer.text) == (404, "none", "")
+
+
+def test_a_form_outlives_the_session_it_was_begun_in(site: Site) -> None:
+    """To be led away from it would empty it; who signs in elsewhere with the same key goes on with it."""
+    signer = site.sign_in().client.app.state.desk.signer  # type: ignore[attr-defined]
+    before = signer.read(site.client.cookies[signer.cookie])
+    over = signer.sign(replace(before, expires_at=1))
+    site.client.cookies.set(signer.cookie, over, domain="testserver.local")
+    assert site.get("/jobs").status_code == 303
+    noted = site.post("/jobs/new/plan", {"HX-Request": "true"}, **site.draft())
+    assert "session has ended" in noted.text and noted.headers["HX-Retarget"] == "#plan"
+    assert "HX-Redirect" not in noted.headers
+    kept = site.post("/jobs/new", action="submit", **site.draft())
+    assert kept.status_code == 401 and "reload this page" in kept.text
+    token = site.csrf
+    assert site.post("/login", key=site.key).status_code == 303
+    site.csrf = token
+    assert "This can work." in site.post("/jobs/new/plan", **site.draft()).text
+    with site.begin() as session:
+        _, site.key = make_key(session)
+    site.client.cookies.clear()
+    site.sign_in().csrf = token
+    assert site.post("/jobs/new/plan", **site.draft()).status_code == 403
 
 
 def test_a_key_opens_a_session_that_no_script_can_read(site: Site) -> None:
@@ -106,12 +131,15 @@ def test_a_key_cannot_hand_on_what_it_may_not_do(site: Site) -> None:
     answer = site.sign_in().post("/keys", name="more", scopes=["admin"])
     assert answer.status_code == 403
     assert 'id="secret"' not in answer.text
+    assert 'value="more"' in answer.text and 'value="admin" checked' in answer.text
+    assert answer.text.count(" checked") == 1
 
 
 def test_every_page_forbids_what_does_not_come_from_here(site: Site) -> None:
     answer = site.sign_in().get("/jobs")
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["referrer-policy"] == "same-origin"
     assert " style=" not in answer.text and "onclick" not in answer.text
 
 

@@ -5,7 +5,7 @@ import pytest
 from jobs import webhooks
 from jobs.keyring import Keyring
 from tests.api.dashboard.conftest import Site
-from tests.factories import TEST_SECRET, make_caller
+from tests.factories import TEST_SECRET, make_caller, make_job, make_key
 
 
 @pytest.fixture
@@ -23,6 +23,12 @@ def test_the_list_leads_to_a_page_that_sends_a_test_and_shows_it(site: Site, end
     assert site.post(f"/webhooks/{endpoint}/test").headers["location"] == f"/webhooks/{endpoint}"
     text = site.get(f"/webhooks/{endpoint}").text
     assert "endpoint.test" in text and "Pending" in text and "0 tries" in text
+
+
+def test_a_refused_endpoint_keeps_what_was_chosen(site: Site) -> None:
+    answer = site.sign_in().post("/webhooks", url="https://me:x@example.org/hook", events=["merge.failed"])
+    assert answer.status_code == 422 and "must not carry a user name" in answer.text
+    assert answer.text.count(" checked") == 1 and 'value="merge.failed" checked' in answer.text
 
 
 def test_a_new_secret_is_shown_once_and_the_old_one_goes_on_for_a_day(site: Site, endpoint: str) -> None:
@@ -79,3 +85,15 @@ def test_another_tenants_endpoint_is_not_there(site: Site, endpoint: str) -> Non
         assert site.post(f"/webhooks/{theirs_id}/{action}").status_code == 404
     for mine in (endpoint, theirs_id):
         assert site.post(f"/webhooks/{mine}/deliveries/{delivery}/redeliver").status_code == 404
+
+
+def test_a_jobs_page_leads_to_what_its_own_webhook_was_sent(site: Site) -> None:
+    with site.begin() as session:
+        order = {"webhook": {"url": "https://example.org/mine"}}
+        job = make_job(session, site.caller, **order)
+        (hook,) = webhooks.list_endpoints(session, site.caller.tenant_id, job)
+        path, leads = f"/jobs/{job.id}", f'href="/webhooks/{hook.id}"'
+        _, reader = make_key(session, "default", "merges:read")
+    assert leads in site.sign_in().get(path).text
+    site.key = reader
+    assert leads not in site.sign_in().get(path).text
