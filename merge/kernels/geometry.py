@@ -23,6 +23,10 @@ _NO_DIRECTION = 1e-6
 _STRAIGHT = 1e-4
 """Below this sine of an angle the chord replaces the arc: the same to float32 where vectors are parallel,
 and the only way on where they are opposite."""
+MOST_STEPS = 200
+CLOSE = 1e-7
+RESTLESS = 1e-2
+"""Coefficients that still move by so much of themselves have found nothing."""
 
 
 def lengths_of(products: Products) -> tuple[float, ...]:
@@ -82,6 +86,19 @@ def spherical_mean(
         return weights
     length = in_order([w * n for w, n in zip(weights, lengths, strict=True)])
     return tuple(length * m / n if n else 0.0 for m, n in zip(mean, lengths, strict=True))
+
+
+def resting_mean(
+    products: Products, weights: tuple[float, ...], most: int = MOST_STEPS, tolerance: float = CLOSE
+) -> tuple[float, ...]:
+    """The same where the direction comes to rest in the end, else the weights: with some of both signs it may
+    wander for ever, and where it stands after ``most`` steps means nothing.
+    """
+    far, next_ = (spherical_mean(products, weights, MOST_STEPS + more, CLOSE) for more in (0, 1))
+    moved = max(abs(one - other) for one, other in zip(far, next_, strict=True))
+    if moved > RESTLESS * max(map(abs, far)):
+        return weights
+    return spherical_mean(products, weights, most, tolerance)
 
 
 def _step(mean: Sequence[float], weights: Sequence[float], cosines: Products) -> list[float]:

@@ -36,8 +36,10 @@ from merge.results.peft import (
     adapter_config,
     evened,
     factor_names,
+    loadable,
     losses,
     saved_name,
+    unchanged,
 )
 from merge.running.blocks import cast_out
 from merge.running.chain import Block, Chain
@@ -72,18 +74,11 @@ def make_adapter(
         work.crew.each(batch, lambda output: jobs[output.name]())
         work.forget(batch)
     parts = maker.parts()
-    if not any(made.rank for made in parts.made):
-        whole = ", ".join(each.output.name for each in parts.saved[:3])
-        more = ", ..." if len(parts.saved) > 3 else ""
-        raise NothingChanged(
-            f"Only what is saved whole differs from the base ({whole}{more}), and an adapter without a LoRA "
-            "factor cannot be loaded: write a checkpoint, or let a matrix change."
-            if whole
-            else "No module of the result differs from the base: an adapter would be empty."
-        )
+    if not parts.saved and not any(made.rank for made in parts.made):
+        raise NothingChanged("No module of the result differs from the base: an adapter would be empty.")
     base = plan.models["base"]
     other = called(base)
-    made = evened(parts.made)
+    made = evened(loadable([*parts.made, *map(unchanged, plan.adapter.beside)]))
     finished = _assemble(made, parts.saved, plan.adapter.dtype, journal, other)
     write_json(journal.folder / CONFIG_FILE, adapter_config(base, made, parts.saved, other))
     shutil.rmtree(journal.folder / PARTS)
@@ -131,7 +126,7 @@ def _assemble(
     with ShardWriter(journal.folder / WEIGHT_FILE, layout) as writer:
         for name, _, _ in specs:
             part, wanted, file = named[name]
-            stored = load_file(journal.folder / file).get(part)
+            stored = load_file(journal.folder / file).get(part) if file else None
             writer.write_at(name, 0, _filled(stored, wanted, torch_dtype(dtype, name)).view(-1))
         written = writer.finish()
     finished = Finished(written.file, written.size, written.sha256)

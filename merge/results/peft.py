@@ -75,10 +75,22 @@ def saved_name(name: str, lora_paths: Iterable[str]) -> str:
     return PREFIX + (f"{path}.base_layer.{last}" if path in set(lora_paths) else name)
 
 
+def unchanged(module: LoraModule) -> Made:
+    """A module whose factors are zeros, and lie in no file."""
+    rows, columns = module.output.shape
+    return Made(module, "", factor_names(module.kind, module.path), (rows, columns), 0, 0.0, 0.0)
+
+
 def evened(made: Sequence[Made]) -> list[Made]:
     """The modules with one rank for all experts, the largest: PEFT stacks these where Transformers does."""
     rank = max((each.rank for each in made if each.is_expert), default=0)
     return [replace(each, rank=rank) if each.is_expert else each for each in made]
+
+
+def loadable(made: Sequence[Made]) -> list[Made]:
+    """The same with a factor of zeros where there is none: PEFT loads no adapter of whole tensors alone."""
+    first, *rest = made
+    return [replace(first, rank=max(first.rank, int(not any(each.rank for each in made)))), *rest]
 
 
 def adapter_config(
@@ -105,8 +117,8 @@ def adapter_config(
         if any(f".{path}".endswith(end) for end in odd)
     }
     label, _, revision = base.label.partition("@")
-    whole = sorted({path_of(each.output.name) for each in saved if not each.name.endswith(".bias")})
-    biases = [each for each in saved if path_of(each.output.name) not in whole]
+    whole = _outermost({path_of(each.output.name) for each in saved if not each.name.endswith(".bias")})
+    biases = [each for each in saved if not _is_in(path_of(each.output.name), whole)]
     beside = all(each.name.endswith(".base_layer.bias") for each in biases)
     return {
         "peft_type": "LORA",
@@ -173,6 +185,18 @@ def _by_parameter(base: ModelIndex, made: Sequence[Made]) -> frozenset[str]:
 
 def _share(part: float, whole: float) -> float:
     return float(f"{part / whole:.4g}") if whole else 0.0
+
+
+def _outermost(modules: Iterable[str]) -> list[str]:
+    """The modules without those in others, which PEFT saves with these."""
+    found: list[str] = []
+    for module in sorted(modules, key=lambda path: (path.count("."), path)):
+        found += [] if _is_in(module, found) else [module]
+    return sorted(found)
+
+
+def _is_in(module: str, modules: Sequence[str]) -> bool:
+    return any(f"{module}.".startswith(f"{outer}.") for outer in modules)
 
 
 def _targets(base: ModelIndex, paths: Iterable[str], called: Mapping[str, str]) -> list[str]:

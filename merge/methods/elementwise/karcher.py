@@ -11,7 +11,7 @@ from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Gram, sources_of
-from merge.kernels.geometry import spherical_mean
+from merge.kernels.geometry import resting_mean
 from merge.kernels.sums import weighted_sum
 
 PRODUCTS = Gram(sources_of)
@@ -29,13 +29,15 @@ class Karcher:
     elementwise=True,
     paper="Karcher 1977, Riemannian center of mass; arXiv:2603.04972",
     needs=Needs(stats=(PRODUCTS,), weight_sum=True),
+    version=2,
 )
 def karcher(group: TensorGroup, p: Karcher) -> Tensor:
     """Mean on the sphere: every tensor is seen as a direction and a length; directions are averaged along the
     sphere, lengths as numbers, both by the sources' weights. The base, if there is one, takes no part; for
     the mean of task vectors take multislerp. Tensors that cancel each other have no mean direction and are
-    averaged as they are; a tensor of zeros has no say in the direction.
+    averaged as they are, and so are those whose negative weights leave the direction no place to rest; a
+    tensor of zeros has no say in the direction.
     """
     total = sum(group.weights)
     shares = tuple(weight / total for weight in group.weights)
-    return weighted_sum(group.sources, spherical_mean(group.stat(PRODUCTS), shares, p.max_iter, p.tol))
+    return weighted_sum(group.sources, resting_mean(group.stat(PRODUCTS), shares, p.max_iter, p.tol))

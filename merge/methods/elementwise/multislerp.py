@@ -10,14 +10,10 @@ from merge.contract.groups import TensorGroup
 from merge.contract.method import Kind, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Gram, points_of
-from merge.kernels.geometry import Products, spherical_mean
+from merge.kernels.geometry import resting_mean
 from merge.kernels.sums import weighted_sum
 
 PRODUCTS = Gram(points_of)
-MOST_STEPS = 200
-CLOSE = 1e-7
-RESTLESS = 1e-2
-"""Coefficients that still move by so much of themselves have found nothing."""
 
 
 @params
@@ -44,12 +40,5 @@ def multislerp(group: TensorGroup, p: Multislerp) -> Tensor:
     """
     total = sum(group.weights) if p.normalize else 1.0
     weights = tuple(weight / total for weight in group.weights)
-    merged = weighted_sum(group.points, _at_rest(group.stat(PRODUCTS), weights))
+    merged = weighted_sum(group.points, resting_mean(group.stat(PRODUCTS), weights))
     return merged if group.read_base is None else merged.add_(group.base)
-
-
-def _at_rest(products: Products, weights: tuple[float, ...]) -> tuple[float, ...]:
-    """The mean's coefficients; with weights of both signs it may wander without end."""
-    found, next_ = (spherical_mean(products, weights, MOST_STEPS + more, CLOSE) for more in (0, 1))
-    moved = max(abs(one - other) for one, other in zip(found, next_, strict=True))
-    return weights if moved > RESTLESS * max(map(abs, found)) else found

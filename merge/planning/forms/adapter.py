@@ -19,7 +19,7 @@ from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding
 from merge.kernels.truncation import Wanted, bytes_of, product_bytes
 from merge.planning.forms.factored import factor_step
-from merge.planning.forms.loadable import STACKED, refused
+from merge.planning.forms.loadable import STACKED, refused, stacked_with
 from merge.planning.outputs import FLOATS, Outcome, OutputTensor, tensors_read, uses_base
 from merge.planning.resolve import matches
 from merge.planning.sizing import Demand, Sizes, sizes
@@ -72,9 +72,12 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """Modules with factors, tensors saved whole, and tensors whose change is only measured and told."""
+    """Modules with factors, tensors saved whole, and tensors whose change is only measured and told. Experts
+    that stay as they are ``beside`` others have factors of zeros, as PEFT stacks all of a layer.
+    """
 
     modules: tuple[LoraModule, ...]
+    beside: tuple[LoraModule, ...]
     saved: tuple[OutputTensor, ...]
     dropped: tuple[OutputTensor, ...]
     wanted: Wanted
@@ -110,6 +113,7 @@ class AdapterPlan:
         most = max((module.most for module in experts), default=0)
         factors = sum(module.most * sum(module.output.shape) for module in self.modules)
         factors += sum((most - module.most) * sum(module.output.shape) for module in experts)
+        factors += sum(most * sum(module.output.shape) for module in self.beside)
         return width * (factors + sum(prod(output.shape) for output in self.saved))
 
     def peak_bytes(self, demand: Demand) -> tuple[int, str]:
@@ -142,27 +146,48 @@ def plan_adapter(
     saved = tuple(output for output, fate in fates if fate == "save")
     kept = {output.name for output, fate in fates if fate != "drop"}
     choice.tell_of_experts(modules)
+    beside = choice.beside(modules, outcome)
     findings = tuple(told_of_left(outcome.findings, kept, "adapter")) + tuple(choice.findings)
     broken = {finding.tensor for finding in findings if finding.code in ABOUT_OTHERS}
     dropped = tuple(o for o, fate in fates if fate == "drop" and o.name not in broken and o.dtype in FLOATS)
     if not modules:
         message = "No tensor becomes a LoRA: check result.include, result.exclude and result.classes."
         findings += (error("adapter_empty", message, "result"),)
-    plan = AdapterPlan(modules, saved, dropped, choice.wanted, choice.dtype)
+    plan = AdapterPlan(modules, beside, saved, dropped, choice.wanted, choice.dtype)
     return plan, findings
 
 
 def _fates(choice: "_Choice", outcome: Outcome) -> Sequence[tuple[OutputTensor, Fate]]:
-    """What becomes of every tensor that changes. Beside a weight that is saved whole the rest of its module
-    is saved too, changed or not: PEFT loads such modules as a whole.
+    """What becomes of every tensor that changes. Beside a weight that is saved whole all of its module is
+    saved too, changed or not: PEFT loads such modules as a whole. It stays as it is where that cannot be.
     """
     outputs = [output for output in outcome.tensors if choice.finds(output)]
     fates = {output.name: choice.fate(output) for output in outputs if choice.concerns(output)}
-    whole = {module_of(name) for name, fate in fates.items() if fate == "save" and not name.endswith(".bias")}
+    inside: dict[str, list[OutputTensor]] = {
+        module_of(name): [] for name, fate in fates.items() if _is_whole(name, fate)
+    }
     for output in outputs:
-        if module_of(output.name) in whole and fates.get(output.name) != "lora":
-            fates[output.name] = "save"
+        for module in _modules_of(output.name) & inside.keys():
+            inside[module].append(output)
+    for module, members in inside.items():
+        if module and all(fates.get(each.name) != "lora" for each in members):
+            fates |= {each.name: "save" for each in members}
+            continue
+        for output in outputs:
+            if module_of(output.name) == module and _is_whole(output.name, fates.get(output.name)):
+                fates[output.name] = choice.left(output)
     return [(output, fates[output.name]) for output in outputs if output.name in fates]
+
+
+def _is_whole(name: str, fate: Fate | None) -> bool:
+    """Whether PEFT is to save the module of a tensor; biases it can save alone."""
+    return fate == "save" and not name.endswith(".bias")
+
+
+def _modules_of(name: str) -> frozenset[str]:
+    """All modules that a tensor is in, from the outermost."""
+    parts = name.split(".")
+    return frozenset(".".join(parts[:count]) for count in range(1, len(parts)))
 
 
 def module_of(name: str) -> str:
@@ -237,6 +262,12 @@ class _Choice:
             self._tell(said is not None or meant == "save", output, problem)
         return wanted
 
+    def left(self, output: OutputTensor) -> Fate:
+        """Told of a tensor beside which a LoRA, or all of the model, would have to be saved whole."""
+        problem = "lies beside modules with a LoRA, or in none, so PEFT cannot save it alone; it is left out"
+        self._tell(True, output, problem)
+        return "drop"
+
     def module(self, output: OutputTensor) -> LoraModule:
         """The plan of one module that becomes factors."""
         kind: Literal["linear", "embedding"] = "embedding" if output.role == "embed" else "linear"
@@ -252,6 +283,13 @@ class _Choice:
         ranks = sum(pair.rank for pair in pairs)
         most = self.wanted.most(*output.shape)
         return LoraModule(output, kind, turned, factored, ranks, min(most, ranks) if factored else most)
+
+    def beside(self, modules: Sequence[LoraModule], outcome: Outcome) -> tuple[LoraModule, ...]:
+        """Matrices of experts that PEFT stacks with some of these ``modules``, and that are none of them."""
+        names = {module.output.name for module in modules}
+        stacked = stacked_with(names if self._kind in STACKED else ())
+        others = [each for each in outcome.tensors if each.name not in names and stacked(each.name)]
+        return tuple(self.module(each) for each in others if each.name in self._base.tensors)
 
     def tell_of_experts(self, modules: Sequence[LoraModule]) -> None:
         """Warns where PEFT does not find experts in the model that Transformers makes."""

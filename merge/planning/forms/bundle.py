@@ -162,6 +162,7 @@ def twin_adapter(asked: BundleResult) -> AdapterResult:
             "form": "adapter",
             "share": asked.setting("keep"),
             "classes": TWIN_CLASSES,
+            "save": ["*.bias"],
             "exclude": list(asked.exclude),
         }
     )

@@ -1,6 +1,7 @@
 """What PEFT can load as a LoRA, and what it cannot, told by names. Loads no torch."""
 
-from collections.abc import Container
+import re
+from collections.abc import Callable, Container, Iterable
 
 _MAMBAS = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
 STACKED = frozenset(
@@ -12,6 +13,23 @@ STACKED = frozenset(
     }
 )  # fmt: skip
 """Mixtures (``model_type``) whose experts PEFT stacks as Transformers 5 does, so that it finds them."""
+_OF_ONE = re.compile(r"(?P<all>.*\.experts)\.\d+\.(?P<part>[^.]+)\.weight")
+_DOWN = frozenset({"w2", "down_proj"})
+
+
+def stacked_with(names: Iterable[str]) -> Callable[[str], bool]:
+    """Whether PEFT stacks a matrix with some of these experts': it takes those of all experts of a layer or
+    none, gates and ups together, and these not without downs.
+    """
+    stacks = {stack for name in names if (stack := _stack_of(name)) is not None}
+    stacks |= {(experts, True) for experts, _ in stacks if (experts, False) in stacks}
+    return lambda name: _stack_of(name) in stacks
+
+
+def _stack_of(name: str) -> tuple[str, bool] | None:
+    """The experts of a layer that a matrix belongs to, and whether it is one of their downs."""
+    found = _OF_ONE.fullmatch(name)
+    return None if found is None else (found["all"], found["part"] in _DOWN)
 
 
 def refused(name: str, model_type: str, names: Container[str]) -> str | None:

@@ -31,6 +31,22 @@ def test_members_come_back_where_transformers_has_other_names_than_the_files(tmp
     assert max(float((got[name] - want[name]).abs().max()) for name in want) < 1e-6
 
 
+def test_a_member_that_is_the_merge_comes_back(shop: Shop) -> None:
+    one = [{"id": "a", "model": "expert1"}, {"id": "b", "model": "expert2", "weight": 0.0}]
+    shop.make(shop.recipe("twin", steps=("linear",), keep=1.0, sources=one), "bundle")
+    got, want = shop.member("bundle", "a"), shop.weights("expert1")
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_the_bias_of_a_head_comes_back(tmp_path: Path) -> None:
+    tiny.family(tmp_path, 2, tiny.vit, dtype=torch.float32)
+    shop = Shop(tmp_path)
+    sources = [{"id": "a", "model": "expert1"}, {"id": "b", "model": "expert2"}]
+    shop.make(shop.recipe("twin", steps=(HALF,), sources=sources), "bundle")
+    got, want = shop.member("bundle", "b"), shop.weights("expert2")
+    assert torch.allclose(got["classifier.bias"], want["classifier.bias"])
+
+
 def test_the_shared_model_is_the_merge(shop: Shop) -> None:
     shop.make(shop.recipe("twin", steps=(HALF,)), "bundle")
     base = shop.weights("base")

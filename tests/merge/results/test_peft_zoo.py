@@ -33,6 +33,9 @@ CASES = {
     "a listener": ("whisper", {}),
     "passed by": ("mamba", {}),
     "router and experts of unequal ranks": ("mixtral", {"router": "lora", "expert": "lora"}),
+    "a parameter beside modules": ("vit", {"embed": "save"}),
+    "modules in a module": ("siglip", {"head": "save"}),
+    "parameters beside LoRAs": ("siglip", {"embed": "lora", "bias": "save"}),
     "dense layers beside experts": ("deepseek_v3", {"router": "lora"}),
 }
 
@@ -73,13 +76,23 @@ def recipe(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CASES)
 def test_an_adapter_loads_whole(tmp_path: Path, case: str) -> None:
     name, classes = CASES[case]
+    loads_whole(tmp_path, name, classes=classes)
+
+
+@pytest.mark.parametrize("out", [["*experts.1.*"], ["*.w2.weight", "*.0.*.1.w1.weight"]])
+def test_an_adapter_without_some_experts_loads_whole(tmp_path: Path, out: list[str]) -> None:
+    loads_whole(tmp_path, "mixtral", classes={"expert": "lora"}, exclude=out)
+
+
+def loads_whole(tmp_path: Path, name: str, **result: Any) -> None:
     zoo.save(name, 0, tmp_path / "a")
     moved(tmp_path / "a", tmp_path / "b")
-    result = {"form": "adapter", "error": 1e-4, "classes": classes}
+    result = {"form": "adapter", "error": 1e-4, **result}
     told = made(tmp_path, recipe(result=result)).manifest["adapter"]
     shutil.copytree(tmp_path / "a", tmp_path / "dense")
     weights, changed = (load_file(tmp_path / key / "model.safetensors") for key in "ab")
     weights |= {f"{path}.weight": changed[f"{path}.weight"] for path in told["modules"]}
+    weights |= {name: changed[name] for name in told["saved"]}
     save_file(weights, tmp_path / "dense" / "model.safetensors", {"format": "pt"})
     base, dense = (zoo.load(name, tmp_path / key)[0] for key in ("a", "dense"))
     before, wanted = answers(name, base), answers(name, dense)

@@ -95,3 +95,12 @@ def test_three_that_cancel_each_other_are_averaged_as_they_are() -> None:
 def test_the_base_takes_no_part() -> None:
     sources = spread(2)
     assert torch.equal(merge_one([("karcher", {})], torch.ones(13, 17), sources), karcher(sources))
+
+
+def test_sources_are_averaged_as_they_are_where_negative_weights_leave_no_place_to_rest() -> None:
+    sources = list(torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).unbind())
+    wanted = sources[0] - sources[1] + sources[2]
+    for steps in (10, 11, 1000):
+        assert torch.allclose(karcher(sources, [1.0, -1.0, 1.0], max_iter=steps), wanted, atol=1e-5)
+    mild = karcher(sources, [-0.1, 1.0, 1.0])
+    assert not torch.allclose(mild, (-0.1 * sources[0] + sources[1] + sources[2]) / 1.9, atol=1e-3)
