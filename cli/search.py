@@ -4,11 +4,13 @@ No service is needed; the file is what a service takes as the order of a search.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,6 @@ class File:
 
     def __init__(self, path: Path, search: str, written: Mapping[str, int]) -> None:
         self._path, self._known, self.spent_seconds = path, dict[tuple[str, float], Told](), 0.0
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or not _whole_lines(path):  # a kill may have cut the first line short
             path.write_text(json.dumps({"search": search, "written": written}) + "\n", encoding="utf-8")
         first, *rest = _whole_lines(path)
@@ -67,6 +68,25 @@ class File:
         row = {"key": candidate.key, "share": candidate.share, "told": told.as_dict(), "elapsed": elapsed}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def opened(path: Path, search: str, written: Mapping[str, int]) -> Iterator[File]:
+    """A journal, held against other searches until this process ends at the latest. Raises ``CliError`` where
+    another one is at work with it: each would overwrite what the other is about to score.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CliError(
+                f"another search is at work in {path.parent}; wait for its end, or name another folder with "
+                "--out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield File(path, search, written)
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -163,7 +183,6 @@ def _search(
     )
     stamps = input_stamps(plan, folders)
     search = _digest(order, bodies, inputs_manifest(plan, folders, {}), statistics)
-    journal = File(out / TRIALS, search, last_written(stamps, ()))
     heads = Heads(Subject(folders["base"], {}) if "base" in folders else None, device)
     ground = Ground(
         folders,
@@ -177,7 +196,10 @@ def _search(
     )
     if way.why is not None:
         print(f"candidates are written, one at a time: {way.why}", file=sys.stderr)
-    with ground.maker(plan, tasks, written=way.why is not None) as maker:
+    with (
+        opened(out / TRIALS, search, last_written(stamps, ())) as journal,
+        ground.maker(plan, tasks, written=way.why is not None) as maker,
+    ):
         objectives = order.search.objectives
         bench = Bench(maker, Sets(tasks), models, statistics, objectives, memory, Nothing())
         ended = drive(

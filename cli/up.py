@@ -104,6 +104,7 @@ def _only_one(data_dir: Path) -> Iterator[None]:
 
 def create_key(database_url: str, tenant: str, name: str, scopes: list[str]) -> str:
     """Makes an API key for ``tenant`` (made too if it is new) and returns its secret."""
+    keys.check_name(tenant, "/tenant")
     with _session(database_url) as session:
         _row, secret = keys.create_key(session, tokens.tenant_named(session, tenant).id, name, scopes)
         session.commit()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, exists, insert, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
@@ -60,6 +60,14 @@ def progress(session: Session, job_id: str, before: int, most: int) -> Sequence[
         JobEvent.job_id == job_id, JobEvent.seq < before, JobEvent.seq % step == 0, _is_progress()
     )
     return session.scalars(rows.order_by(JobEvent.seq)).all()
+
+
+def has_entered(session: Session, job_id: str, phase: str) -> bool:
+    """Whether any attempt of a job has come to this phase."""
+    found = exists().where(
+        JobEvent.job_id == job_id, JobEvent.type.like("%.phase"), JobEvent.data["phase"].astext == phase
+    )
+    return bool(session.scalar(select(found)))
 
 
 def _is_progress() -> ColumnElement[bool]:

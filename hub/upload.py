@@ -176,13 +176,16 @@ class Push:
 
         self._call(work)
 
-    def commit(self, message: str, small: Mapping[str, bytes]) -> CommitResult:
+    def commit(
+        self, message: str, small: Mapping[str, bytes], checkpoint: Callable[[], None] = lambda: None
+    ) -> CommitResult:
         """Make everything visible at once, with the ``small`` files besides those added; the same result when
         called again.
 
         ``mergery.json`` among them gets the field ``job_id``. Files of an earlier result, and weights of
         anybody's, that lie in the repository and that this result does not have are removed by the same
-        commit. Raises ``Conflict`` when somebody else has changed the branch since ``prepare``.
+        commit. Raises ``Conflict`` when somebody else has changed the branch since ``prepare``, and what
+        ``checkpoint`` raises, right before the commit is sent, when there is to be none any more.
         """
         if self._head is None:
             self.prepare()
@@ -192,6 +195,7 @@ class Push:
         documents = {**small, MANIFEST: self._with_job(small.get(MANIFEST, b"{}"))}
         last: HubError = Unavailable(f"{self._repo} took no commit")
         for number in range(COMMIT_TRIES):
+            checkpoint()
             try:
                 return self._post(message, documents)
             except HubError as error:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from db import tokens
 from db.models.base import new_id
 from db.models.tenant import ApiKey
+from db.session import storable
 from jobs.errors import NotFound, RequestInvalid, ScopeMissing, Unauthenticated
 
 SCOPES = ("merges:read", "merges:write", "webhooks", "keys", "admin")
@@ -23,6 +24,7 @@ ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 PREFIX_LENGTH, BODY_LENGTH, CHECK_LENGTH = 8, 32, 6
 SECRET_LENGTH = len(MARK) + PREFIX_LENGTH + 1 + BODY_LENGTH + CHECK_LENGTH
 TOUCH_SECONDS = 60.0
+LONGEST_NAME = 128
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ def create_key(
     scopes: Iterable[str],
     expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key and its secret, never to be had again. Raises ``RequestInvalid`` for an unknown scope."""
+    """A new key and its secret, never to be had again. Raises ``RequestInvalid`` for an unknown scope, or a
+    name that is none.
+    """
+    check_name(name)
     wanted = sorted(set(scopes))
     unknown = [scope for scope in wanted if scope not in SCOPES]
     if unknown or not wanted:
@@ -70,6 +75,12 @@ def create_key(
     session.add(key)
     session.flush()
     return key, secret
+
+
+def check_name(name: str, pointer: str = "/name") -> None:
+    """Raises ``RequestInvalid`` for what cannot be the name of a key or a tenant."""
+    if not 0 < len(name) <= LONGEST_NAME or storable(name) != name:
+        raise RequestInvalid(f"The {pointer[1:]} must have 1 to {LONGEST_NAME} characters of text.", pointer)
 
 
 def authenticate(session: Session, secret: str) -> Caller:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from db import artifacts, evaluations, fronts, jobs, removals, reports
 from db.clock import now, seconds
+from db.events import has_entered
 from db.models.job import Job
 from jobs import events, tally
 from jobs.errors import IllegalState, LeaseLost, NotFound
@@ -215,7 +216,7 @@ def fail(
     job = _owned(session, fence)
     job.max_attempts += not counts
     if retryable and job.state == State.CANCELLING:
-        _end(session, job, State.CANCELLED, {})
+        _cancelled(session, job)
     elif retryable and job.attempt < job.max_attempts:
         wait = min(BACKOFF_SECONDS * 2 ** (job.attempt - 1), LONGEST_BACKOFF_SECONDS)
         _requeue(session, job, code, detail, max(wait, min(at_least, LONGEST_ASKED_SECONDS)))
@@ -227,7 +228,7 @@ def fail(
 def finish_cancel(session: Session, fence: Fence) -> Job:
     """Ends a job that was asked to stop and has stopped."""
     job = _owned(session, fence)
-    _end(session, job, State.CANCELLED, {})
+    _cancelled(session, job)
     return job
 
 
@@ -235,7 +236,7 @@ def release(session: Session, fence: Fence) -> Job:
     """Gives a job back because the worker shuts down; this attempt does not count. A cancelled job ends."""
     job = _owned(session, fence)
     if job.state == State.CANCELLING:
-        _end(session, job, State.CANCELLED, {})
+        _cancelled(session, job)
     else:
         job.max_attempts += 1
         _requeue(session, job, "worker_stopped", "The worker was asked to stop and gave the job back.", 0.0)
@@ -249,7 +250,7 @@ def request_cancel(session: Session, job: Job) -> Job:
         raise NotFound("job", job.id)
     if held.state == State.QUEUED:
         held.cancel_requested_at = now()
-        _end(session, held, State.CANCELLED, {})
+        _cancelled(session, held)
     elif held.state == State.RUNNING:
         _ask_to_stop(session, held)
         session.refresh(held)
@@ -274,14 +275,17 @@ def _dismiss(session: Session, job: Job) -> None:
             _ask_to_stop(session, part)
 
 
-def recover_lost(session: Session) -> list[str]:
-    """Takes jobs whose lease is over: back to the queue, or ended when cancelled or out of attempts."""
+def recover_lost(session: Session, counts: bool = True) -> list[str]:
+    """Takes jobs whose lease is over: back to the queue, or ended when cancelled or out of attempts. The
+    attempt ``counts`` unless the worker could not have been heard of.
+    """
     jobs.date_anew(session)
     changed = []
     for job in jobs.lost(session):
         tally.note(session, "lease_lost_total")
+        job.max_attempts += not counts
         if job.state == State.CANCELLING:
-            _end(session, job, State.CANCELLED, {"worker": job.lease_owner})
+            _cancelled(session, job, {"worker": job.lease_owner})
         elif job.attempt < job.max_attempts:
             detail = f"The worker {job.lease_owner} was not heard of any more in phase {job.phase}."
             _requeue(session, job, WORKER_LOST, detail, 0.0)
@@ -361,6 +365,17 @@ def _end(session: Session, job: Job, state: State, data: Mapping[str, Any]) -> N
     _dismiss(session, job)
     tally.note(session, "merge_jobs_total", job.method or "none", str(state))
     tally.note(session, "job_attempts", value=job.attempt)
+
+
+def _cancelled(session: Session, job: Job, data: Mapping[str, Any] | None = None) -> None:
+    """Ends a job that was to be cancelled. Whether a commit came to pass that was under way when its worker
+    was stopped, or whose answer was lost, only the Hub can tell.
+    """
+    output = job.spec.get("output") or {}
+    if output.get("repo") and output.get("publish") != "never" and has_entered(session, job.id, "finalising"):
+        detail = f"the result was being committed to {output['repo']}, and may be there: look at the Hub"
+        events.record(session, job, f"{job.kind}.warning", {"code": "commit_unsure", "detail": detail})
+    _end(session, job, State.CANCELLED, data or {})
 
 
 def _fail(

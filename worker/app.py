@@ -98,7 +98,8 @@ def lying(app: Celery, queue: str) -> int:
 def run_worker(
     settings: Settings, queues: Sequence[str], concurrency: int = 1, device: str | None = None
 ) -> int:
-    """Runs a Celery worker for ``queues`` until it is told to stop; returns its exit code.
+    """Runs a Celery worker for ``queues`` until it is told to stop, or its GPU cannot be used; returns its
+    exit code.
 
     ``device``: see :func:`worker.pinning.pin`. SIGTERM and SIGQUIT both hand running jobs back to the queue.
     """
@@ -141,7 +142,7 @@ def run_worker(
     finally:
         supervisor.stop()
         numbers.close()
-    return int(worker.exitcode or 0)
+    return os.EX_UNAVAILABLE if supervisor.unfit else int(worker.exitcode or 0)
 
 
 def library_environment(scratch: Path) -> dict[str, str]:

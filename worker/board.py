@@ -111,6 +111,14 @@ class Board:
         """Whether the parent has asked the children to stop."""
         return (self.folder / "stop").exists()
 
+    def declare_unfit(self) -> None:
+        """A child says that no job can be run here."""
+        (self.folder / "unfit").touch()
+
+    def is_unfit(self) -> bool:
+        """Whether a child has said so."""
+        return (self.folder / "unfit").exists()
+
     def remove(self) -> None:
         """Removes the board with all its notes."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import shared_task
+from celery.exceptions import Reject
 from celery.signals import worker_process_init
 
+from worker import device as devices
 from worker.app import DEVICE_VARIABLE, TASK
 from worker.board import BOARD_VARIABLE, Board
+from worker.errors import DeviceMissing
 from worker.pinning import CPU
 
 if TYPE_CHECKING:
@@ -42,13 +45,27 @@ def load_engine(**_: Any) -> None:
     """Imports torch and the engine before the first job arrives."""
     workshop().warm_up()
     log.info("child_ready", pid=os.getpid())
+    if not devices.is_there(workshop().device):
+        _give_up("the GPU of this worker is not there")
 
 
 @shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Runs the next job of the queue in which this one was announced, if any is ready; else the message is a
-    duplicate and is dropped.
+    duplicate and is dropped. Without a device that computes it is left to another worker.
     """
     from worker.run_job import run_next
 
-    run_next(workshop(), job_id, owner=f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}")
+    try:
+        run_next(workshop(), job_id, owner=f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}")
+    except DeviceMissing as error:
+        _give_up(str(error))
+        raise Reject(requeue=True) from None
+
+
+def _give_up(reason: str) -> None:
+    """Has the parent end this worker, which would only take jobs from others."""
+    log.error("device_unusable", detail=reason)
+    board = workshop().board
+    if board is not None:
+        board.declare_unfit()

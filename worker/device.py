@@ -7,7 +7,7 @@ from worker.errors import DeviceMissing
 from worker.pinning import CPU
 
 
-def is_usable(device: str) -> bool:
+def is_there(device: str) -> bool:
     """In the child: whether the device it is pinned to is there."""
     if device == CPU:
         return True
@@ -17,11 +17,26 @@ def is_usable(device: str) -> bool:
 
 
 def confirm(device: str) -> None:
-    """In the child: raises ``DeviceMissing`` if the pinned GPU cannot be used."""
-    if not is_usable(device):
-        raise DeviceMissing(
-            f"no CUDA device can be used (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r})"
-        )
+    """In the child: raises ``DeviceMissing`` if the pinned GPU is not there, or does not compute."""
+    if device == CPU:
+        return
+    reason = _fault(device)
+    if reason is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise DeviceMissing(f"no CUDA device can be used (CUDA_VISIBLE_DEVICES={visible!r}): {reason}")
+
+
+def _fault(device: str) -> str | None:
+    """What is wrong with a GPU, if anything."""
+    import torch
+
+    if not is_there(device):
+        return "none is there"
+    try:
+        total = torch.ones(64, device=device).sum().item()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None if total == 64 else f"64 ones add up to {total}"
 
 
 def release_cached_memory(device: str) -> None:

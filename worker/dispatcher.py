@@ -28,12 +28,13 @@ from worker.courier import Courier
 from worker.deliver import Sender
 from worker.log import configure_logging
 from worker.metrics import Numbers
-from worker.sweep import Doorbell, Keeping, expire, prune, recover
+from worker.sweep import Doorbell, Keeping, Recovery, expire, prune
 
 log = structlog.get_logger("worker.dispatcher")
 
 SWEEP_SECONDS = 10.0
 PRUNE_SECONDS = 3600.0
+LEASE_SECONDS = 60.0
 PAUSE_SECONDS = 0.05
 RECONNECT_SECONDS = 1.0
 
@@ -42,7 +43,9 @@ Listen = Callable[[Callable[[], bool]], Iterator[str | None]]
 
 @dataclass
 class Dispatcher:
-    """Three loops: the main one, one for webhooks, and a listener that wakes both when a job changes."""
+    """Four loops: the main one, one for webhooks, a listener that wakes both when a job changes, and one that
+    forgets what nobody needs any more, however much that is.
+    """
 
     transaction: Transaction
     doorbell: Doorbell
@@ -52,6 +55,7 @@ class Dispatcher:
     poll_seconds: float
     sweep_seconds: float = SWEEP_SECONDS
     prune_seconds: float = PRUNE_SECONDS
+    lease_seconds: float = LEASE_SECONDS
     stopping: threading.Event = field(default_factory=threading.Event)
     _jobs_changed: threading.Event = field(default_factory=threading.Event, init=False)
     _mail_waits: threading.Event = field(default_factory=threading.Event, init=False)
@@ -60,7 +64,7 @@ class Dispatcher:
         """Returns when ``stop`` was called, after the round in progress."""
         threads = [
             threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
-            for target in (self._listen, self._send_mail)
+            for target in (self._listen, self._send_mail, self._forget)
         ]
         for thread in threads:
             thread.start()
@@ -82,16 +86,19 @@ class Dispatcher:
         self._mail_waits.set()
 
     def _look_after_jobs(self) -> None:
-        swept_at = pruned_at = float("-inf")
+        recovery = Recovery(self.transaction, self.lease_seconds)
+        swept_at = float("-inf")
         while not self.stopping.is_set():
-            if time.monotonic() - pruned_at >= self.prune_seconds:
-                pruned_at = time.monotonic()
-                self._attempt("prune", lambda: prune(self.transaction, self.keeping))
             if time.monotonic() - swept_at >= self.sweep_seconds:
                 swept_at = time.monotonic()
-                self._attempt("sweep", lambda: (recover(self.transaction), expire(self.transaction)))
+                self._attempt("sweep", lambda: (recovery.look(), expire(self.transaction)))
             self._attempt("announce", self.doorbell.announce_due)
             self._rest(self._jobs_changed)
+
+    def _forget(self) -> None:
+        while not self.stopping.is_set():
+            self._attempt("prune", lambda: prune(self.transaction, self.keeping, self.stopping.is_set))
+            self.stopping.wait(self.prune_seconds)
 
     def _send_mail(self) -> None:
         while not self.stopping.is_set():
@@ -170,6 +177,7 @@ def open_dispatcher(settings: Settings, hear: Hear = lambda _fact: None) -> Disp
         ),
         settings.dispatch_poll_seconds,
         min(SWEEP_SECONDS, settings.lease_seconds / 4),
+        lease_seconds=settings.lease_seconds,
     )
     courier.on_free = dispatcher.wake_mail
     return dispatcher

@@ -81,7 +81,6 @@ class DeviceMissing(WorkerError):
     """The GPU which the worker is to use is not there."""
 
     code = "device_missing"
-    retryable = True
 
 
 class WorkFolderBusy(WorkerError):

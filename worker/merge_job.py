@@ -352,7 +352,8 @@ class MergeJob:
         uploads.finish()
         self.context.enter("finalising")
         small = {name: (report.out / name).read_bytes() for name in (MANIFEST, CARD)}
-        return self._published(push.commit(f"Merge by Mergery ({self.job.id})", small), verdict)
+        message = f"Merge by Mergery ({self.job.id})"
+        return self._published(push.commit(message, small, self.context.checkpoint), verdict)
 
     def _published(self, commit: CommitResult, verdict: Verdict | None) -> dict[str, Any]:
         output = self.request.output

@@ -57,7 +57,11 @@ def run_next(workshop: Workshop, job_id: str, owner: str) -> str | None:
 
 
 def run_job(workshop: Workshop, job_id: str, owner: str, claim: Claim = lifecycle.claim) -> str | None:
-    """Runs the job if it can be claimed; its state afterwards, or ``None`` if there was nothing to claim."""
+    """Runs the job if it can be claimed; its state afterwards, or ``None`` if there was nothing to claim.
+
+    Raises ``DeviceMissing``, and claims nothing, where the device of this worker cannot be used.
+    """
+    devices.confirm(workshop.device)
     with workshop.transaction() as session:
         job = claim(session, job_id, owner, workshop.settings.lease_seconds)
     if job is None:
@@ -96,7 +100,6 @@ def _run_claimed(workshop: Workshop, job: Job, fence: Fence) -> str | None:
 def _attempt(workshop: Workshop, job: Job, context: JobContext, work: WorkFolder) -> str | None:
     token: str | None = None
     try:
-        devices.confirm(workshop.device)
         token = _open_token(workshop, job)
         with _store(workshop, job) as store, closing(_planner(workshop, store, context)) as planner:
             hub = workshop.hub(token, context.pause)

@@ -49,6 +49,8 @@ class Supervisor:
     kill: Callable[[int, int], None] = os.kill
     count_kills: Callable[[], int] = lambda: count_out_of_memory_kills(CGROUP_EVENTS)
     hear: Hear = lambda _fact: None
+    unfit: bool = field(default=False, init=False)
+    """Whether this worker was ended since its device cannot be used."""
     _done: threading.Event = field(default_factory=threading.Event, init=False)
     _kills: int = field(default=0, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -98,6 +100,10 @@ class Supervisor:
                 self.kill(note.pid, signal.SIGKILL)
         for fact in self.board.told():
             self.hear(fact)
+        if self.board.is_unfit() and not self.unfit:
+            self.unfit = True
+            log.error("worker_unfit", pid=os.getpid())
+            self.kill(os.getpid(), signal.SIGTERM)
 
     def _is_overdue(self, note: Note, now: float) -> bool:
         if note.stop_at is not None and now - note.stop_at > self.grace_seconds:

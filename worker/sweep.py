@@ -2,6 +2,7 @@
 the dispatcher.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import structlog
 
 from db import artifacts, removals, scores, webhooks
+from db.session import ask
 from jobs import idempotency, lifecycle
 from jobs.errors import IllegalState, NotFound
 from worker.context import Transaction
@@ -63,13 +65,50 @@ class Doorbell:
         return sent
 
 
-def recover(transaction: Transaction) -> list[str]:
-    """Gives back the jobs whose lease has run out: queued again, or failed when all attempts are used."""
+def recover(transaction: Transaction, counts: bool = True) -> list[str]:
+    """Gives back the jobs whose lease has run out: queued again, or failed when all attempts are used, of
+    which this one is none unless it ``counts``.
+    """
     with transaction() as session:
-        found = lifecycle.recover_lost(session)
+        found = lifecycle.recover_lost(session, counts)
     for job_id in found:
         log.warning("lease_lost", job_id=job_id)
     return found
+
+
+def clock() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass
+class Recovery:
+    """``recover``, but for what is no worker's fault. When leases could not be looked at for long, since the
+    database was away or the machine slept, no worker could show that it is alive: those that are renew their
+    leases first, and what is lost in the time of a lease after that has cost no attempt.
+    """
+
+    transaction: Transaction
+    lease_seconds: float
+    clock: Callable[[], float] = clock
+    _heard_at: float = field(init=False)
+    _lenient_until: float = field(default=float("-inf"), init=False)
+
+    def __post_init__(self) -> None:
+        self._heard_at = self.clock()
+
+    def look(self) -> list[str]:
+        """One round; which jobs were lost."""
+        with self.transaction() as session:
+            ask(session)
+        before, self._heard_at = self._heard_at, self.clock()
+        lenient = self._heard_at <= self._lenient_until
+        if self._heard_at - before > self.lease_seconds / 2:
+            self._lenient_until = self._heard_at + self.lease_seconds
+            log.warning("leases_not_seen", seconds=round(self._heard_at - before, 1))
+            if not lenient:
+                return []
+        return recover(self.transaction, counts=not lenient)
 
 
 def expire(transaction: Transaction) -> list[str]:
@@ -94,7 +133,9 @@ class Keeping:
     jobs: float = 0.0
 
 
-def prune(transaction: Transaction, keeping: Keeping) -> dict[str, int]:
+def prune(
+    transaction: Transaction, keeping: Keeping, should_stop: Callable[[], bool] = lambda: False
+) -> dict[str, int]:
     """Forgets answers of requests with an idempotency key after three days, which jobs were deleted after a
     year, the rest as ``keeping`` says; how many of each. Each is a transaction of its own.
     """
@@ -111,19 +152,25 @@ def prune(transaction: Transaction, keeping: Keeping) -> dict[str, int]:
         with transaction() as session:
             found[what] = forget(session)
     if keeping.jobs:
-        found["jobs"] = _delete_jobs(transaction, keeping.jobs)
+        found["jobs"] = _delete_jobs(transaction, keeping.jobs, should_stop)
     if any(found.values()):
         log.info("rows_forgotten", **found)
     return found
 
 
-def _delete_jobs(transaction: Transaction, keep_seconds: float) -> int:
-    """One at a time, since a deletion touches what others are at work on; those that cannot go yet stay."""
-    with transaction() as session:
-        ended = removals.outlived(session, keep_seconds)
-    gone = 0
-    for job in ended:
-        with suppress(IllegalState, NotFound), transaction() as session:
-            lifecycle.delete(session, job)
-            gone += 1
+def _delete_jobs(transaction: Transaction, keep_seconds: float, should_stop: Callable[[], bool]) -> int:
+    """One at a time, since a deletion touches what others are at work on, until there are no more; those that
+    cannot go yet stay.
+    """
+    gone, before = 0, -1
+    while gone > before:
+        before = gone
+        with transaction() as session:
+            ended = removals.outlived(session, keep_seconds)
+        for job in ended:
+            if should_stop():
+                return gone
+            with suppress(IllegalState, NotFound), transaction() as session:
+                lifecycle.delete(session, job)
+                gone += 1
     return gone

@@ -65,4 +65,4 @@ class Workshop:
         load()
         adopt_libraries()
         torch.set_num_threads(devices.count_threads(self.settings.threads))
-        log.info("engine_loaded", device=self.device, usable=devices.is_usable(self.device))
+        log.info("engine_loaded", device=self.device, usable=devices.is_there(self.device))

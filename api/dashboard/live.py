@@ -111,6 +111,11 @@ class Watch:
         told = job.spec.get("webhook") and caller.may("webhooks")
         return webhooks.list_endpoints(session, job.tenant_id, job) if told else ()
 
+    def forget_sent(self) -> None:
+        """Drops what no further look shows: a stream may be open for hours."""
+        self.points.clear()
+        del self.log[: -(LOG_MOST + 1)]
+
     def _read(self, session: Session, job: Job) -> None:
         if not self.seq:
             end = job.event_seq + 1
@@ -179,6 +184,7 @@ async def _messages(request: Request, watch: Watch, sent: int) -> AsyncIterator[
                     if event.seq > sent:
                         yield format_sse_event(event="progress", data_str=json.dumps(views.point_of(event)))
                 sent = watch.seq
+                watch.forget_sent()
                 html = text("_live.html", **shown | {"points": []})
                 if html != last:
                     yield format_sse_event(data_str=html, id=str(sent))

@@ -168,7 +168,7 @@ class ShardWriter:
 
     def _failure(self, error: OSError) -> DiskFull | FileUnreadable:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return DiskFull(f"There is no room for the {self._layout.size} bytes of {self._path}.")
+            return DiskFull(f"There is no room for the {self._layout.size} bytes of {self._path.name}.")
         return FileUnreadable(f"{self._path} cannot be written: {error.strerror}.")
 
 

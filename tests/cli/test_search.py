@@ -10,7 +10,7 @@ import yaml
 
 from cli.errors import CliError
 from cli.main import main
-from cli.search import File
+from cli.search import File, opened
 from tests import tiny
 from worker import candidates
 
@@ -82,6 +82,18 @@ def test_a_search_that_was_killed_before_its_first_trial_begins_anew(tmp_path: P
     journal.write_text(kept)
     assert File(journal, "this one", {}).spent_seconds == 0.0
     assert json.loads(journal.read_text()) == {"search": "this one", "written": {}}
+
+
+def test_two_searches_do_not_write_one_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "trials.jsonl"
+    with (
+        opened(journal, "this one", {}),
+        pytest.raises(CliError, match="another search is at work in"),
+        opened(journal, "this one", {}),
+    ):
+        pass
+    with opened(journal, "this one", {}) as again:
+        assert again.spent_seconds == 0.0
 
 
 def test_a_journal_that_is_damaged_is_left_alone(tmp_path: Path) -> None:

@@ -107,6 +107,18 @@ def test_a_failed_commit_is_posted_again(
     assert len(names(client())) == 5 and waits
 
 
+def test_a_commit_is_not_sent_when_there_is_to_be_none_any_more(
+    client: Clients, folder_hub: FolderHub
+) -> None:
+    """Also where it was sent before, and was refused."""
+    folder_hub.faults.add("commit", Fault(status=503))
+    push = Push(client(), REPO, job_id="job_1")
+    asked = iter([lambda: None, pytest.fail])
+    with pytest.raises(pytest.fail.Exception):
+        push.commit("Merge", SMALL, lambda: next(asked)())
+    assert folder_hub.stats.requests["commit"] == 1
+
+
 def test_a_commit_that_keeps_failing_leaves_nothing_visible(
     client: Clients, folder_hub: FolderHub, shards: list[Path]
 ) -> None:

@@ -75,6 +75,13 @@ def test_unknown_scopes_are_refused_by_name(session: Session) -> None:
         keys.create_key(session, caller.tenant_id, "x", [])
 
 
+@pytest.mark.parametrize("name", ["", "x" * 129, "\udcff"])
+def test_a_key_needs_a_name_of_some_length(session: Session, name: str) -> None:
+    caller = make_caller(session)
+    with pytest.raises(RequestInvalid, match="name must have 1 to 128 characters"):
+        keys.create_key(session, caller.tenant_id, name, ["admin"])
+
+
 def test_a_tenant_sees_and_revokes_only_its_own_keys(session: Session) -> None:
     caller, stranger = make_caller(session, "a"), make_caller(session, "b")
     assert [key.id for key in keys.list_keys(session, caller)] == [caller.key_id]

@@ -1,16 +1,18 @@
 """What becomes of a job that does not succeed, and what is told of it."""
 
 import sys
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from celery.exceptions import Reject
 from sqlalchemy import text
 
 from hub.errors import RateLimited, Unavailable
 from hub.folder_faults import Fault
 from jobs import lifecycle
 from tests.worker.conftest import Floor
-from worker import run_job
+from worker import child, run_job
 from worker.endings import describe
 from worker.scorer import Scorer
 from worker.scratch import WorkFolder
@@ -63,6 +65,18 @@ def test_an_attempt_that_the_database_broke_off_does_not_count(
         job = floor.run(job_id)
     assert (job.state, job.attempt, job.max_attempts) == ("queued", 1, 2)
     assert floor.events(job_id)[-1].data["code"] == "database_away"
+
+
+def test_a_worker_without_its_gpu_leaves_the_job_to_another(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, broken = floor.order(attempts=1), replace(floor.workshop, device="cuda:0")
+    monkeypatch.setattr(child, "workshop", lambda: broken)
+    with pytest.raises(Reject) as rejected:
+        child.run_job(job_id)
+    job = floor.job(job_id)
+    assert (job.state, job.attempt, floor.types(job_id)) == ("queued", 0, ["merge.queued"])
+    assert rejected.value.requeue and broken.board is not None and broken.board.is_unfit()
 
 
 def test_an_attempt_in_a_folder_that_another_process_holds_does_not_count(floor: Floor) -> None:

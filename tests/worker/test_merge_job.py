@@ -295,6 +295,26 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(floor: Floor) -> None:
     assert commits(floor) == 1
 
 
+def test_a_job_that_is_cancelled_while_it_commits_says_so(floor: Floor) -> None:
+    """Its worker ends before the Hub has answered."""
+    job_id = floor.order(**PUSHED)
+    with floor.sessions.begin() as session:
+        claimed = lifecycle.claim(session, job_id, "worker-1", 60.0)
+        assert claimed is not None
+        fence = lifecycle.fence_of(claimed)
+        lifecycle.enter_phase(session, fence, "finalising")
+        lifecycle.release(session, fence)
+    floor.cancel(job_id)
+    assert floor.job(job_id).state == "cancelled" and warnings(floor, job_id) == ["commit_unsure"]
+    early = floor.order(**PUSHED)
+    floor.cancel(early)
+    assert floor.job(early).state == "cancelled" and warnings(floor, early) == []
+
+
+def warnings(floor: Floor, job_id: str) -> list[str]:
+    return [each.data["code"] for each in floor.events(job_id) if each.type == "merge.warning"]
+
+
 def test_a_worker_that_dies_between_commit_and_row_leaves_one_commit(floor: Floor) -> None:
     job_id = floor.order(**PUSHED)
     workshop = floor.workshop

@@ -182,6 +182,19 @@ def test_a_job_that_another_worker_has_by_now_is_left_alone(
     assert job_of(sessions, running).lease_owner == "worker-2"
 
 
+def test_a_worker_whose_device_cannot_be_used_is_ended(
+    sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    ended: list[tuple[int, int]] = []
+    supervisor = watch(sessions, tmp_path, kill=lambda *given: ended.append(given))
+    supervisor.look()
+    assert not supervisor.unfit
+    supervisor.board.declare_unfit()
+    for _ in range(2):
+        supervisor.look()
+    assert ended == [(os.getpid(), signal.SIGTERM)] and supervisor.unfit
+
+
 def test_zombies_count_as_dead(child: subprocess.Popen[bytes]) -> None:
     assert is_alive(child.pid) and is_alive(os.getpid())
     child.kill()

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import artifacts, removals, scores
 from db import jobs as rows
 from jobs.keyring import Keyring
-from jobs.lifecycle import delete, fail, request_cancel, succeed
+from jobs.lifecycle import delete, fail, heartbeat, request_cancel, succeed
 from jobs.submit import retry
 from jobs.webhooks import create_endpoint, send_test
 from tests.factories import (
@@ -21,7 +21,7 @@ from tests.factories import (
     make_rules,
     make_running,
 )
-from worker.sweep import ENOUGH, Doorbell, Keeping, expire, prune, recover
+from worker.sweep import ENOUGH, Doorbell, Keeping, Recovery, expire, prune, recover
 
 DAY = 86_400.0
 
@@ -46,12 +46,27 @@ def test_jobs_that_ended_long_ago_are_deleted_where_that_is_asked_for(
         )
     keeping = Keeping(scores=DAY, deliveries=DAY, jobs=3600)
     assert prune(sessions.begin, Keeping(DAY, DAY)).get("jobs") is None
-    assert prune(sessions.begin, keeping)["jobs"] == 2
-    assert prune(sessions.begin, keeping)["jobs"] == 1
+    assert prune(sessions.begin, keeping)["jobs"] == 3
+    assert prune(sessions.begin, keeping)["jobs"] == 0
     with sessions() as session:
         left = set(session.scalars(text("SELECT id FROM job")))
         assert left == {new.id, read.id, reader.id, running.id, untold.id}
         assert removals.among(session, {old.id, failed.id, again.id}) == {old.id, failed.id, again.id}
+
+
+def test_however_many_jobs_ended_long_ago_they_are_deleted(
+    sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removals, "SWEEP", 2)
+    with sessions.begin() as session:
+        ids = [succeed(session, make_running(session)[1], {}).id for _ in range(5)]
+        session.execute(text("UPDATE job SET finished_at = finished_at - interval '2 h'"))
+    keeping = Keeping(scores=DAY, deliveries=DAY, jobs=3600)
+    asked = iter([False, True])
+    assert prune(sessions.begin, keeping, lambda: next(asked))["jobs"] == 1
+    assert prune(sessions.begin, keeping)["jobs"] == 4
+    with sessions() as session:
+        assert removals.among(session, ids) == set(ids)
 
 
 def test_uploads_that_nobody_names_are_forgotten(sessions: sessionmaker[Session]) -> None:
@@ -182,6 +197,33 @@ def test_a_clock_that_is_set_back_does_not_keep_a_dead_worker_in_office(
     assert recover(sessions.begin) == []
     time.sleep(0.06)
     assert recover(sessions.begin) == [job.id]
+
+
+def test_a_database_that_was_away_for_long_costs_no_attempt(sessions: sessionmaker[Session]) -> None:
+    """Whoever is still there renews the lease before anything is taken back; that rounds take long does not
+    keep a dead worker in office.
+    """
+    time_now, rules = [0.0], make_rules(max_attempts=1)
+    recovery = Recovery(sessions.begin, 60.0, lambda: time_now[0])
+    with sessions.begin() as session:
+        (lost, _), (there, fence) = (make_running(session, rules=rules) for _ in range(2))
+        for job in (lost, there):
+            let_lease_run_out(session, job.id)
+    time_now[0] = 31.0
+    assert recovery.look() == []
+    with sessions.begin() as session:
+        heartbeat(session, fence, 60.0)
+    time_now[0] = 66.0
+    assert recovery.look() == [lost.id]
+    for time_now[0] in (90.0, 110.0, 127.0):
+        assert recovery.look() == []
+    with sessions.begin() as session:
+        let_lease_run_out(session, there.id)
+    assert recovery.look() == [there.id]
+    with sessions() as session:
+        found = rows.page(session, lost.tenant_id, limit=5)
+    ends = {each.id: (each.state, each.max_attempts) for each in found}
+    assert ends == {lost.id: ("queued", 2), there.id: ("failed", 1)}
 
 
 def test_a_job_nobody_started_in_time_expires(sessions: sessionmaker[Session]) -> None:

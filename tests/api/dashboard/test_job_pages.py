@@ -5,7 +5,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
+import pytest
+
+from api.dashboard import live
 from db.models.job import Job
 from jobs import events, lifecycle
 from jobs.keys import create_key
@@ -115,6 +119,21 @@ def test_the_stream_brings_the_page_and_the_points_of_the_chart_and_ends(site: S
     page = next(each for each in told if "event" not in each)
     assert "Succeeded" in page["data"] and page["id"] == str(job.event_seq)
     assert told[-1] == {"data": "succeeded", "event": "ended"}
+
+
+def test_a_stream_keeps_no_points_that_it_has_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[live.Watch] = []
+
+    class Seen(live.Watch):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            seen.append(self)
+
+    monkeypatch.setattr(live, "Watch", Seen)
+    job = finish(site.sign_in())
+    told = list(messages(site, f"/jobs/{job.id}/live"))
+    assert "progress" in [each.get("event") for each in told]
+    assert seen[0].points == [] and seen[0].log
 
 
 def test_a_resumed_stream_does_not_repeat_points(site: Site) -> None:
