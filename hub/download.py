@@ -203,9 +203,10 @@ def _grow(
             for piece in arriving(response):
                 if stop():
                     raise Interrupted(f"stopped while {target.label} was arriving")
-                if file.tell() + len(piece) > size:
+                if at + len(piece) > size:
                     raise Unavailable(f"{target.label} is longer than the commit lists")
                 file.write(piece)
+                at += len(piece)
                 count(len(piece))
     if target.here() < size:
         raise Unavailable(f"{target.label} ended early")

@@ -5,7 +5,7 @@ use.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,7 @@ class OpenFiles:
 
     def read(self, name: str, offset: int, buffer: memoryview, *, ahead: bool = True) -> None:
         """Fills the buffer from that byte on. Raises ``FileUnreadable`` or ``FileSizeMismatch``."""
-        self._await(name, offset, offset + len(buffer))
-        file = self._take(name)
+        file = self._take(name, offset, offset + len(buffer))
         try:
             if ahead:
                 self._hint(file, offset, len(buffer))
@@ -68,18 +67,16 @@ class OpenFiles:
 
     def read_rows(self, name: str, begin: int, size: int, rows: Sequence[int], buffer: memoryview) -> None:
         """Rows of ``size`` bytes that are counted from byte ``begin``, one after another into the buffer."""
-        if rows:
-            self._await(name, begin + min(rows) * size, begin + (max(rows) + 1) * size)
-        with self._use(name) as file:
+        if not rows:
+            return
+        with self._use(name, begin + min(rows) * size, begin + (max(rows) + 1) * size) as file:
             for first, last in runs_of(rows):
                 part = buffer[first * size : last * size]
                 self._fill(file.fd, name, begin + rows[first] * size, part)
 
     def borrow(self, name: str, offset: int, size: int) -> int:
         """The descriptor, until ``give_back``, of a file of which these bytes are about to be read."""
-        if self._wait is not None:
-            self._wait(name, offset, offset + size)
-        file = self._take(name)
+        file = self._take(name, offset, offset + size)
         self._hint(file, offset, size)
         return file.fd
 
@@ -88,16 +85,13 @@ class OpenFiles:
         with self._lock:
             self._open[name].users -= 1
 
-    def read_pieces(self, name: str, starts: Iterable[int], size: int, buffer: memoryview) -> None:
-        """Pieces of ``size`` bytes that begin at these bytes, one after another into the buffer."""
-        with self._use(name) as file:
+    def read_pieces(self, name: str, starts: Sequence[int], size: int, buffer: memoryview) -> None:
+        """Pieces of ``size`` bytes that begin at these bytes, in rising order, one after another into the
+        buffer.
+        """
+        with self._use(name, starts[0], starts[-1] + size) as file:
             for at, start in enumerate(starts):
-                self._await(name, start, start + size)
                 self._fill(file.fd, name, start, buffer[at * size : (at + 1) * size])
-
-    def _await(self, name: str, begin: int, end: int) -> None:
-        if self._wait is not None:
-            self._wait(name, begin, end)
 
     def close(self) -> None:
         """Closes what nobody reads; reading afterwards opens it again."""
@@ -118,15 +112,18 @@ class OpenFiles:
                 _advise(file.fd, begin, AHEAD_BYTES, "POSIX_FADV_WILLNEED")
 
     @contextmanager
-    def _use(self, name: str) -> Iterator[_OpenFile]:
-        file = self._take(name)
+    def _use(self, name: str, begin: int, end: int) -> Iterator[_OpenFile]:
+        file = self._take(name, begin, end)
         try:
             yield file
         finally:
             with self._lock:
                 file.users -= 1
 
-    def _take(self, name: str) -> _OpenFile:
+    def _take(self, name: str, begin: int, end: int) -> _OpenFile:
+        """The open file, once these bytes are there: before that another one may be in its place."""
+        if self._wait is not None:
+            self._wait(name, begin, end)
         with self._lock:
             file = self._open.get(name)
             if file is None:

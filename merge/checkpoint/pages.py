@@ -21,7 +21,9 @@ if _LIBC is not None:
 
 
 class Pages:
-    """Bytes of a file, from ``begin`` on. Nothing may read them after ``close``."""
+    """Bytes of a file, from ``begin`` on, as long as anybody holds this."""
+
+    _start: int | None = None
 
     def __init__(self, fd: int, begin: int, size: int) -> None:
         """Raises ``OSError`` where the file cannot be mapped."""
@@ -32,7 +34,7 @@ class Pages:
         found = _LIBC.mmap(None, self._size, mmap.PROT_READ, mmap.MAP_SHARED, fd, begin - before)
         if found == _FAILED:
             raise OSError(ctypes.get_errno(), "cannot be mapped")
-        self._start: int | None = found
+        self._start = found
         self.address: int = found + before
         """Of the first byte."""
         self._there: set[tuple[int, int]] = set()
@@ -45,7 +47,7 @@ class Pages:
             return False
         if (at, size) in self._there:
             return True
-        assert self._start is not None and _LIBC is not None
+        assert _LIBC is not None
         begin = self.address + at
         start = begin - begin % mmap.PAGESIZE
         if _LIBC.madvise(start, begin + size - start, POPULATE_READ):
@@ -53,10 +55,6 @@ class Pages:
         self._there.add((at, size))
         return True
 
-    def close(self) -> None:
-        """Gives the addresses back."""
-        start, self._start = getattr(self, "_start", None), None
-        if start is not None and _LIBC is not None:
-            _LIBC.munmap(start, self._size)
-
-    __del__ = close
+    def __del__(self) -> None:
+        if self._start is not None and _LIBC is not None:
+            _LIBC.munmap(self._start, self._size)

@@ -1,6 +1,6 @@
 """Stored parts of tensors that are not read as they lie: those of a code, and masked changes of a bundle."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,8 +26,10 @@ class Files(Protocol):
     def read(self, name: str, offset: int, buffer: memoryview, *, ahead: bool = True) -> None:
         """Fills the buffer from that byte on; with ``ahead`` what follows is asked for ahead of use."""
 
-    def read_pieces(self, name: str, starts: Iterable[int], size: int, buffer: memoryview) -> None:
-        """Pieces of ``size`` bytes that begin at these bytes, one after another into the buffer."""
+    def read_pieces(self, name: str, starts: Sequence[int], size: int, buffer: memoryview) -> None:
+        """Pieces of ``size`` bytes that begin at these bytes, in rising order, one after another into the
+        buffer.
+        """
 
 
 @dataclass(frozen=True)

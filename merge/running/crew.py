@@ -100,7 +100,11 @@ class Crew:
                 raise
 
         futures = [self._pool.submit(loop) for _ in range(self._threads)]
-        wait(futures)
+        try:
+            wait(futures)
+        finally:  # where a signal ended the waiting, what the threads work with is closed next
+            failed.set()
+            wait(futures)
         for future in futures:
             future.result()
 

@@ -16,14 +16,14 @@ IN_MEMORY, IN_PAGES = -1, -3
 
 class Place(NamedTuple):
     """Where entries lie one after another: in the open file ``fd`` from byte ``offset`` on, or, with ``fd``
-    ``IN_MEMORY``, at ``address``, in memory that ``held`` keeps; with ``IN_PAGES`` other numbers may follow
-    there, or nothing.
+    ``IN_MEMORY`` or ``IN_PAGES``, at ``address``, as long as ``held`` is kept; in pages other numbers may
+    follow there, or nothing.
     """
 
     fd: int
     offset: int
     address: int
-    held: Tensor | None = None
+    held: Tensor | Pages | None = None
 
 
 class Inputs(Protocol):
@@ -73,25 +73,22 @@ class Lying:
 
     @contextmanager
     def read_again(self) -> Iterator[None]:
-        """As long as the context lasts, what lies in files is not copied each time that it is read."""
+        """As long as the context lasts, what lies in files is not copied each time that it is read. What is
+        still being read at its end stays there until then.
+        """
         self._again = True
         try:
             yield
         finally:
-            self._again = False
-            while self._pages:
-                _, pages = self._pages.popitem()
-                if pages is not None:
-                    pages.close()
+            with self._lock:
+                self._again, self._pages = False, {}
 
     def _in_pages(self, number: int, lies: Stretch, fd: int, first: int, count: int) -> Place | None:
-        if not self._again:
-            return None
         with self._lock:
-            if number not in self._pages:
+            if self._again and number not in self._pages:
                 self._pages[number] = lies.pages(fd)
-            pages = self._pages[number]
+            pages = self._pages.get(number)
         at = first * lies.width
         if pages is None or not pages.bring(fd, at, count * lies.width):
             return None  # reading the file says why
-        return Place(IN_PAGES, 0, pages.address + at)
+        return Place(IN_PAGES, 0, pages.address + at, pages)

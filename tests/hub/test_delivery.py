@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hub.growing import Growing, Parcel
 from hub.session import count_answers
 from hub.snapshot import Hub, Snapshot
 from hub.upload import Push
-from tests.hub.conftest import write_model
+from tests.hub.conftest import without_ranges, write_model
 
 Clients = Callable[..., Hub]
 BIG = os.urandom(5 << 20)
@@ -268,3 +269,29 @@ def test_answers_are_counted_by_route_and_never_by_name(
     hub.pin("team/model")
     assert {route for route, _ in heard} == {"info", "tree", "resolve"}
     assert len(heard) == 3 and all(status in (200, 206) for _, status in heard)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_file_that_begins_anew_counts_once_and_taints_what_used_it(
+    plain: tuple[Hub, Snapshot],
+    folder_hub: FolderHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    used: bool,
+) -> None:
+    class Used(Growing):
+        def open(self) -> None:
+            super().open()
+            self.used = used
+
+    hub, snapshot = plain
+    counts = list[int]()
+    monkeypatch.setattr("hub.delivery.Growing", Used)
+    folder_hub.faults.add("get", Fault(drop_after=(4 << 20) + 1000), path=NAME)
+    parcels = [Parcel(snapshot, tmp_path / "in", NAME)]
+    delivery = Delivery(without_ranges(hub), parcels, should_stop=lambda: False, on_bytes=counts.append)
+    with delivery, pytest.raises(Tainted) if used else nullcontext():
+        delivery.finish()
+    if not used:
+        assert sum(counts) == len(BIG)
+        assert (tmp_path / "in" / NAME).read_bytes() == BIG

@@ -21,7 +21,7 @@ from hub.folder_faults import Fault
 from hub.folder_server import FolderHub
 from hub.snapshot import Hub, RepoFile, Snapshot
 from hub.upload import Push
-from tests.hub.conftest import write_model
+from tests.hub.conftest import without_ranges, write_model
 
 Clients = Callable[..., Hub]
 BIG = os.urandom(5 << 20)
@@ -93,7 +93,7 @@ def test_a_broken_connection_is_resumed_where_it_broke(
     assert (fetch.folder / "model.safetensors").read_bytes() == BIG
     served = folder_hub.stats.bytes["weight"] + folder_hub.stats.bytes["header"]
     assert len(BIG) <= served <= len(BIG) + (1 << 20)
-    assert len(waits) == 1
+    assert len(waits) == 1 and folder_hub.stats.requests["get"] == 2
 
 
 def test_a_new_process_goes_on_from_what_is_there(fetch: Fetch, client: Clients) -> None:
@@ -230,3 +230,14 @@ def test_a_xet_transfer_stops_when_asked(fetch: Fetch, pushed: Snapshot) -> None
     assert not (fetch.folder / "model.safetensors").exists()
     fetch.stop_at = None
     assert fetch(pushed) == len(BIG) + 2
+
+
+def test_a_file_that_begins_anew_counts_once_and_loses_no_try(
+    fetch: Fetch, folder_hub: FolderHub, waits: list[float]
+) -> None:
+    snapshot = without_ranges(fetch.hub).pin("team/model")
+    plain = replace(snapshot, files=tuple(replace(file, xet_hash=None) for file in snapshot.files))
+    folder_hub.faults.add("get", Fault(drop_after=len(BIG) - 1000), path="model.safetensors")
+    assert fetch(plain, ["model.safetensors"]) == len(BIG)
+    assert (fetch.folder / "model.safetensors").read_bytes() == BIG
+    assert len(waits) == 1 and folder_hub.stats.requests["get"] == 2

@@ -67,8 +67,9 @@ def test_shards_leave_the_disk_as_they_go_and_show_all_at_once(
 ) -> None:
     hub, push = client(), Push(client(), REPO, job_id="job_1")
     assert push.prepare() is None
-    contents = {}
-    for shard in shards:
+    contents, text = {}, shards[0].with_name("tokenizer.json")
+    text.write_bytes(b"a" * (2 << 20))  # no large file to the Hub, so sent with the commit alone
+    for shard in (*shards, text):
         contents[shard.name] = shard.read_bytes()
         push.add_file(shard.name, shard)
         shard.unlink()

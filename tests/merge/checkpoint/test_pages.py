@@ -21,13 +21,16 @@ def fd(tmp_path: Path) -> Iterator[int]:
     os.close(opened)
 
 
+def is_mapped(path: Path) -> bool:
+    return str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("begin", "size"), [(0, 10), (8, 5000), (4096, 4096), (4097, 8200), (12_380, 8)])
 def test_bytes_are_those_of_the_file_wherever_they_begin(fd: int, begin: int, size: int) -> None:
     mapped = Pages(fd, begin, size)
     for at, count in ((0, size), (size // 2, size - size // 2), (size - 1, 1)):
         assert mapped.bring(fd, at, count)
         assert ctypes.string_at(mapped.address + at, count) == CONTENT[begin + at : begin + at + count]
-    mapped.close()
 
 
 def test_what_a_file_lacks_is_not_brought(fd: int) -> None:
@@ -45,18 +48,10 @@ def test_bytes_beyond_the_end_are_never_brought(fd: int) -> None:
 
 
 def test_addresses_are_given_back(fd: int, tmp_path: Path) -> None:
-    def held() -> bool:
-        return str(tmp_path / "file") in Path("/proc/self/maps").read_text(encoding="utf-8")
-
     mapped = Pages(fd, 0, 5000)
-    assert held()
-    mapped.close()
-    mapped.close()
-    assert not held()
-    forgotten = Pages(fd, 0, 5000)
-    assert held()
-    del forgotten
-    assert not held()
+    assert is_mapped(tmp_path / "file")
+    del mapped
+    assert not is_mapped(tmp_path / "file")
 
 
 def test_what_cannot_be_mapped_says_so(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:

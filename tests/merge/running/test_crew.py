@@ -1,6 +1,8 @@
 """Jobs are taken in their order by any number of threads, and made ahead of use."""
 
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -118,3 +120,22 @@ def test_a_thread_whose_queue_is_at_its_end_helps_at_another() -> None:
     with Crew(2) as crew:
         crew.each_of((["a"] * 6, ["b"]), work)
     assert not meet.broken
+
+
+def test_who_is_interrupted_leaves_no_thread_at_work() -> None:
+    """What the threads work with is closed next."""
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(0.1)
+        if number == 0:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.1)
+        done.append(number)
+
+    with Crew(2) as crew:
+        with pytest.raises(KeyboardInterrupt):
+            crew.each(range(100), work)
+        left = len(done)
+        time.sleep(0.15)
+        assert len(done) == left < 10

@@ -1,23 +1,28 @@
 """Inputs that are read more than once lie in this process's addresses as long as they are wanted."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 from torch import Tensor
 
 from merge.checkpoint import files
+from merge.checkpoint.files import OpenFiles, Stretch
 from merge.checkpoint.pages import Pages
 from merge.contract.method import get
 from merge.file_errors import FileSizeMismatch
+from merge.planning.outputs import Input
 from merge.run import run
 from merge.running import passes
 from merge.running.blocks import Buffers
 from merge.running.fused import loops
 from merge.running.fused.loops import Loops
-from merge.running.places import IN_PAGES, Place
+from merge.running.places import IN_PAGES, Lying, Place
 from merge.work import Work
 from tests.merge import exact
 from tests.merge.every import steps_of
@@ -42,14 +47,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 @pytest.fixture(autouse=True)
-def mapped(monkeypatch: pytest.MonkeyPatch) -> list[Pages]:
-    """Every job and tensor is large enough; what is mapped is kept here."""
-    found: list[Pages] = []
+def mapped(monkeypatch: pytest.MonkeyPatch) -> list[ref[Pages]]:
+    """Every job and tensor is large enough; what is mapped is noted here."""
+    found: list[ref[Pages]] = []
 
     class Noted(Pages):
         def __init__(self, *facts: int) -> None:
             super().__init__(*facts)
-            found.append(self)
+            found.append(ref(self))
 
     monkeypatch.setattr(files, "Pages", Noted)
     monkeypatch.setattr(loops, "LEAST_ENTRIES", 1)
@@ -96,23 +101,23 @@ def test_what_follows_the_entries_is_not_looked_at(step: str, shape: tuple[int, 
 
 @pytest.mark.parametrize("chain", ["slerp", "ties"])
 def test_what_is_measured_and_merged_is_mapped_and_given_back(
-    folders: Mapping[str, Path], tmp_path: Path, chain: str, mapped: list[Pages]
+    folders: Mapping[str, Path], tmp_path: Path, chain: str, mapped: list[ref[Pages]]
 ) -> None:
     plan = planned(folders, *CHAINS[chain])
     run(plan, folders, tmp_path / "out", budget_bytes=GIB, threads=2)
     assert mapped
-    assert all(pages._start is None for pages in mapped)
+    assert not any(pages() for pages in mapped)
 
 
 def test_what_is_read_once_is_not_mapped(
-    folders: Mapping[str, Path], tmp_path: Path, mapped: list[Pages]
+    folders: Mapping[str, Path], tmp_path: Path, mapped: list[ref[Pages]]
 ) -> None:
     run(planned(folders, *CHAINS["linear"]), folders, tmp_path / "out", budget_bytes=GIB, threads=2)
     assert not mapped
 
 
 def test_bytes_are_the_same_where_nothing_can_be_mapped(
-    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: list[Pages]
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: list[ref[Pages]]
 ) -> None:
     plan = planned(folders, *CHAINS["ties"])
     run(plan, folders, tmp_path / "mapped", budget_bytes=GIB, threads=2)
@@ -127,7 +132,7 @@ def test_bytes_are_the_same_where_nothing_can_be_mapped(
 
 
 def test_a_file_cut_short_after_it_was_measured_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: list[Pages]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: list[ref[Pages]]
 ) -> None:
     """Reading what is no longer there would kill the process."""
     own = exact.family(tmp_path / "family", shards=2)
@@ -144,3 +149,19 @@ def test_a_file_cut_short_after_it_was_measured_is_named(
     with pytest.raises(FileSizeMismatch, match="cut short while it was read"):
         run(plan, own, tmp_path / "out", budget_bytes=GIB, threads=2)
     assert mapped
+
+
+def test_what_is_still_being_read_stays_mapped(tmp_path: Path, mapped: list[ref[Pages]]) -> None:
+    """A thread may be in the middle of it when another ends, or is ended by a signal."""
+    (tmp_path / "file").write_bytes(bytes(4096))
+    lies = Stretch(OpenFiles(tmp_path, "model"), "file", 0, 4, 1024, "F32")
+    lying = Lying(SimpleNamespace(stretch=lambda _: lies), [Input("a", "w")])  # type: ignore[arg-type]
+    with ExitStack() as reading:
+        with lying.read_again():
+            (place,) = reading.enter_context(lying.at(0, 1024))
+        assert place.fd == IN_PAGES
+        assert str(tmp_path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+        with lying.at(0, 1024) as (later,):
+            assert later.fd >= 0
+    del place
+    assert not any(pages() for pages in mapped)
