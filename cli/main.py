@@ -48,7 +48,7 @@ def _add_service_commands(commands: "argparse._SubParsersAction[argparse.Argumen
     api.add_argument("--shared", action="store_true", help=argparse.SUPPRESS)
     _add(commands, "dispatcher", run_dispatcher, "announce jobs, find lost ones, deliver webhooks")
     worker = _add(commands, "worker", run_worker, "run jobs")
-    worker.add_argument("--queues", default="cpu", help="cpu or gpu, or both with a comma")
+    worker.add_argument("--queues", type=_queues, default="cpu", help="cpu or gpu, or both with a comma")
     about = "jobs at a time (default 1)"
     worker.add_argument("--concurrency", type=_between(1, MOST_AT_ONCE), default=1, help=about)
     worker.add_argument("--device", help="cpu, cuda or cuda:N (default: by queue)")
@@ -132,8 +132,7 @@ def run_worker(options: argparse.Namespace, settings: Settings) -> int:
 
     if options.health:
         return app.check_health(settings)
-    queues = [queue.strip() for queue in options.queues.split(",")]
-    return app.run_worker(settings, queues, options.concurrency, options.device)
+    return app.run_worker(settings, options.queues, options.concurrency, options.device)
 
 
 def run_migrate(_options: argparse.Namespace, settings: Settings) -> int:
@@ -215,6 +214,18 @@ def _count(text: str) -> int:
     from merge.__main__ import count_of
 
     return count_of(text)
+
+
+def _queues(text: str) -> list[str]:
+    from worker.app import QUEUES
+
+    queues = [queue.strip() for queue in text.split(",")]
+    for queue in queues:
+        if queue not in QUEUES:
+            raise argparse.ArgumentTypeError(
+                f"there is no queue {queue[:40]!r}; there are {', '.join(QUEUES)}"
+            )
+    return queues
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:

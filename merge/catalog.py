@@ -9,9 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 FOLDER = Path(__file__).with_name("catalogue_data")
+Granularity = Literal["tensor", "row", "element"]
+"""What a method must be handed together, the coarsest first."""
+
+
+def coarsest(granularities: Iterable[Granularity]) -> Granularity:
+    """What a chain of methods must be run at."""
+    return min(granularities, key=get_args(Granularity).index, default="element")
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class MethodEntry:
     about: str
     paper: str | None
     version: int
-    granularity: str
+    granularity: Granularity
     needs: dict[str, Any]
     schema: dict[str, Any]
     classes: dict[str, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ Loads without torch, so a set can be refused before a job is accepted.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from typing import Literal, TypeVar, cast
 
 from scoring.errors import SetInvalid, SetTooLarge
@@ -242,17 +243,15 @@ def _question(line: Line) -> Question:
 
 
 def _answer(line: Line, choices: list[str]) -> int:
-    answer = line.row.get("answer")
+    answer, letters = line.row.get("answer"), ascii_uppercase[: len(choices)]
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
     if isinstance(answer, str):
         if answer in choices:
             return choices.index(answer)
-        index = ord(answer) - ord("A") if len(answer) == 1 else -1
-        if 0 <= index < len(choices):
-            return index
-    last = chr(ord("A") + len(choices) - 1) if len(choices) <= 26 else "Z"
-    rights = f"index (0 to {len(choices) - 1}), letter (A to {last}) or text"
+        if len(answer) == 1 and answer in letters:
+            return letters.index(answer)
+    rights = f"index (0 to {len(choices) - 1}), letter (A to {letters[-1]}) or text"
     raise line.wrong("answer", f"must be the right choice's {rights}")
 
 

@@ -5,10 +5,9 @@ front would gain most.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from search.front import not_dominated
+from search.front import covered, not_dominated
 from search.surrogate import Array
 
 Model = Callable[[Array], Array]
@@ -80,21 +79,13 @@ def largest_gains(predicted: Array, measured: Array, reference: Array, count: in
         return []
     probes = qmc.Sobol(len(reference), seed=0).random_base2(PROBES.bit_length() - 1)
     probes = reference + probes * (best - reference)
-    open_probes = probes[~_covered(probes, measured).any(axis=0)]
-    gains = _covered(open_probes, predicted)
+    open_probes = probes[~covered(probes, measured).any(axis=0)]
+    gains = covered(open_probes, predicted)
     taken = list[int]()
     while len(taken) < count and gains.any():
         taken.append(int(gains.sum(axis=1).argmax()))
         gains = gains[:, ~gains[taken[-1]]]
     return taken
-
-
-def _covered(probes: Array, values: Array) -> NDArray[np.bool_]:
-    """Which probes (columns) each row of values reaches in every objective."""
-    found = np.ones((len(values), len(probes)), dtype=bool)
-    for told, asked in zip(values.T, probes.T, strict=True):
-        found &= asked <= told[:, None]
-    return found
 
 
 def where_unsure(

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 QUICK = 1e7
 """Rows to the power of objectives less two, up to which a volume is worked out exactly: a second or so."""
+AT_ONCE = 64
+"""Rows that all others are held against at once."""
 PROBES = 1 << 17
 """Points on which a volume is counted otherwise."""
 
@@ -21,10 +23,19 @@ def not_dominated(values: Values) -> list[int]:
     left = np.lexsort([-column for column in values.T[::-1]])  # best first: no later row beats an earlier
     kept: list[int] = []
     while len(left):
-        first = left[0]
-        kept.append(int(first))
-        left = left[np.any(values[left] > values[first], axis=1)]
+        first, left = left[:AT_ONCE], left[AT_ONCE:]
+        first = first[~np.triu(covered(values[first], values[first]), 1).any(axis=0)]
+        left = left[~covered(values[left], values[first]).any(axis=0)]
+        kept += first.tolist()
     return sorted(kept)
+
+
+def covered(probes: Values, values: Values) -> NDArray[np.bool_]:
+    """Which probes (columns) each row of values reaches in every objective."""
+    found = np.ones((len(values), len(probes)), dtype=bool)
+    for told, asked in zip(values.T, probes.T, strict=True):
+        found &= asked <= told[:, None]
+    return found
 
 
 def hypervolume(values: Values, reference: Sequence[float]) -> float:
@@ -76,4 +87,4 @@ def behind(values: Values) -> Values:
     front = values[not_dominated(values)]
     size = np.ptp(front, axis=0)
     ahead = (front - values[:, None]) / np.where(size > 0, size, 1.0)
-    return np.asarray(np.maximum(ahead.min(axis=2).max(axis=1), 0.0))
+    return np.asarray(ahead.min(axis=2).max(axis=1))

@@ -29,6 +29,10 @@ SEVERAL = ("map", "nsga", "grid", "tpe")
 """Methods that look for a front where there are several objectives."""
 MOST_DIRECTIONS = 16
 """Numbers of a space whose directions bayesian ``map`` can tell apart: each doubles them."""
+NO_HALVING = {
+    "m2n2": "m2n2 needs the score of every example: no halving",
+    "self_positioning": "self_positioning takes differences over all examples: no halving",
+}
 
 
 class Objective(Part):
@@ -149,51 +153,58 @@ def check(order: SearchOrder) -> None:
 
 
 def _fits(order: SearchOrder, settings: Settings, space: Space) -> None:
-    one = f"{order.method} searches "
-    switches = all(each.switches for each in space.dimensions.values())
-    wrong = {
-        "line": (space.width != 1 or not space.numeric, one + "one number: give one dimension"),
-        "cma_es": (not space.numeric or space.width < 2, one + "two numbers or more; for one, take line"),
-        "map": (not space.numeric, one + "numbers only"),
-        "genome": (not space.numeric, one + "numbers only"),
-        "m2n2": (not space.numeric, one + "numbers only"),
-        "evo_merging": (not space.numeric, one + "numbers only"),
-        "self_positioning": (not space.numeric, one + "numbers only"),
-        "greedy_soup": (not switches, one + "sources: every dimension must be at sources.<id>"),
-        "expert_subset": (not switches, one + "sources: every dimension must be at sources.<id>"),
-    }
-    bad, sentence = wrong.get(order.method, (False, ""))
-    if bad:
-        raise SearchInvalid(sentence, "/space")
-    if isinstance(settings, EvoMergingSettings):
-        _known(settings.denoise, space, "denoise")
-    if isinstance(settings, SelfPositioningSettings) and settings.scale is not None:
+    if searched := _searched_instead(order.method, space):
+        raise SearchInvalid(f"{order.method} searches {searched}", "/space")
+    match settings:
+        case EvoMergingSettings():
+            _known(settings.denoise, space, "denoise")
+        case SelfPositioningSettings():
+            _shares_out(settings, space)
+        case MapSettings():
+            _can_map(settings, space, len(order.objectives))
+    if order.halving is not None and order.method in NO_HALVING:
+        raise SearchInvalid(NO_HALVING[order.method], "/halving")
+
+
+def _searched_instead(method: str, space: Space) -> str | None:
+    """What a method searches, where that is another kind of space."""
+    match method:
+        case "line" if space.width != 1 or not space.numeric:
+            return "one number: give one dimension"
+        case "cma_es" if space.width < 2 or not space.numeric:
+            return "two numbers or more; for one, take line"
+        case "map" | "genome" | "m2n2" | "evo_merging" | "self_positioning" if not space.numeric:
+            return "numbers only"
+        case "greedy_soup" | "expert_subset" if not all(e.switches for e in space.dimensions.values()):
+            return "sources: every dimension must be at sources.<id>"
+    return None
+
+
+def _shares_out(settings: SelfPositioningSettings, space: Space) -> None:
+    if settings.scale is not None:
         _known((settings.scale,), space, "scale")
-    if isinstance(settings, SelfPositioningSettings):
-        shares = [each for name, each in space.dimensions.items() if name != settings.scale]
-        if space.width > len(space.dimensions) or any((each.low or 0) > 0 for each in shares):
-            raise SearchInvalid(
-                "self_positioning shares out weights from 0 on: give single numbers (no points), each with "
-                "low: 0, and name the common scale in settings.scale",
-                "/space",
-            )
-    paired = len(space.dimensions) == len(order.objectives) == space.width
-    if isinstance(settings, MapSettings) and settings.mode == "nested" and not paired:
+    shares = [each for name, each in space.dimensions.items() if name != settings.scale]
+    if space.width > len(space.dimensions) or any((each.low or 0) > 0 for each in shares):
+        raise SearchInvalid(
+            "self_positioning shares out weights from 0 on: give single numbers (no points), each with "
+            "low: 0, and name the common scale in settings.scale",
+            "/space",
+        )
+
+
+def _can_map(settings: MapSettings, space: Space, objectives: int) -> None:
+    if settings.mode == "nested" and not len(space.dimensions) == objectives == space.width:
         raise SearchInvalid(
             "nested map pairs dimensions with objectives: give the weight of one source an objective, "
             "in the same order",
             "/space",
         )
-    if isinstance(settings, MapSettings) and settings.mode == "bayesian" and space.width > MOST_DIRECTIONS:
+    if settings.mode == "bayesian" and space.width > MOST_DIRECTIONS:
         raise SearchInvalid(
             f"bayesian map looks in every direction, of which {space.width} numbers have too many: give at "
             f"most {MOST_DIRECTIONS} numbers, or take its plain mode",
             "/space",
         )
-    if order.method == "m2n2" and order.halving is not None:
-        raise SearchInvalid("m2n2 needs the score of every example: no halving", "/halving")
-    if order.method == "self_positioning" and order.halving is not None:
-        raise SearchInvalid("self_positioning takes differences over all examples: no halving", "/halving")
 
 
 def _known(names: tuple[str, ...], space: Space, field: str) -> None:

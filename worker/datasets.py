@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from db import artifacts
 from hub.snapshot import Hub
@@ -78,7 +78,7 @@ def parquet_texts(raw: bytes, label: str, limit: int = MAX_BYTES) -> tuple[str, 
     """
     texts, size = [], 0
     for text in _column(raw, label, limit):
-        size += len(text)
+        size += len(text.encode())
         if size > limit:
             raise CalibrationTooLarge(f"{label} unfolds to more than {limit} bytes; give fewer documents.")
         texts.append(text)
@@ -105,9 +105,8 @@ def _column(raw: bytes, label: str, limit: int) -> Iterator[str]:
         raise CalibrationFormat(f"{label} cannot be read as Parquet ({str(error)[:200]}).") from error
 
 
-def _check_unfolded(metadata: object, label: str, limit: int) -> None:
+def _check_unfolded(metadata: Any, label: str, limit: int) -> None:
     """Whether what the file says of itself is within bounds, before any of it is unfolded."""
-    groups = metadata.num_row_groups  # type: ignore[attr-defined]
-    said = sum(metadata.row_group(at).total_byte_size for at in range(groups))  # type: ignore[attr-defined]
+    said = sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
     if said > limit:
         raise CalibrationTooLarge(f"{label} unfolds to {said} bytes; at most {limit} are read.")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,25 +234,6 @@ class MergeJob:
         self.context.enter("merging")
         settings = self.workshop.settings
 
-        def on_progress(progress: Progress) -> None:
-            self.context.advance(
-                progress.bytes_done,
-                progress.bytes_total,
-                tensors_done=progress.tensors_done,
-                tensors_total=progress.tensors_total,
-            )
-
-        def on_shard(done: ShardDone) -> None:
-            if not done.reused:
-                self.context.write(
-                    lifecycle.record_artifact, "shard", done.file, sha256=done.sha256, size=done.size
-                )
-            if self.is_lean and self.push is not None:
-                self.push.add_file(done.file, done.path)
-                done.path.unlink()
-            elif uploads is not None:
-                uploads.add(done.file, self.work.borrow(done.path))
-
         try:
             report = run_merge(
                 planned.plan,
@@ -260,9 +242,9 @@ class MergeJob:
                 budget_bytes=settings.memory_budget_bytes,
                 threads=devices.count_threads(settings.threads),
                 device=self.workshop.device,
-                on_progress=on_progress,
+                on_progress=self._count_merged,
                 should_stop=self.context.should_stop,
-                on_shard=on_shard,
+                on_shard=partial(self._pass_on, uploads),
                 wait_for=arrivals.wait_for if arrivals.delivery is not None else None,
                 pinned=arrivals.pinned,
                 statistics=statistics,
@@ -272,6 +254,25 @@ class MergeJob:
             self.work.discard_output()
             raise
         return report
+
+    def _count_merged(self, progress: Progress) -> None:
+        self.context.advance(
+            progress.bytes_done,
+            progress.bytes_total,
+            tensors_done=progress.tensors_done,
+            tensors_total=progress.tensors_total,
+        )
+
+    def _pass_on(self, uploads: Uploads | None, done: ShardDone) -> None:
+        """Records a shard; sends it, where there is a push, and lets it go where the disk is short."""
+        if not done.reused:
+            facts = {"sha256": done.sha256, "size": done.size}
+            self.context.write(lifecycle.record_artifact, "shard", done.file, **facts)
+        if self.is_lean and self.push is not None:
+            self.push.add_file(done.file, done.path)
+            done.path.unlink()
+        elif uploads is not None:
+            uploads.add(done.file, self.work.borrow(done.path))
 
     def _evaluate(
         self, evaluator: Evaluator, planned: Planned, folders: Mapping[str, Path], report: Report

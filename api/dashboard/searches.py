@@ -54,46 +54,48 @@ def search_view(
     """
     if job.kind != "search":
         return None
+    wanted, result = job.spec["search"], job.result or {}
     rows = [row for row in asked if row.told is not None]
-    objectives = job.spec["search"]["objectives"]
-    names = names_of(objectives)
+    names, dimensions = names_of(wanted["objectives"]), list(wanted["space"])
     scored = [row for row in rows if values_of(row)]
     whole = max((row.share for row in scored), default=1.0)
     full = [row for row in scored if row.share == whole]
     front = {each.number for each in front_points if each.number is not None} if len(names) > 1 else set()
-    predicted = [each for each in front_points if each.number is None]
-    volume = (job.result or {}).get("hypervolume")
-    best = ((job.result or {}).get("best") or {}).get("number")
-    sent = (job.result or {}).get("as_sent") or {}
-    dimensions = list(job.spec["search"]["space"])
-    ranked = sorted(
-        full,
-        key=lambda row: (
-            row.number != chosen,
-            row.number != best,
-            row.number not in front,
-            -values_of(row)[0],
-        ),
-    )
+    best, sent = ((result.get(name) or {}).get("number") for name in ("best", "as_sent"))
+
+    def rank(row: Trial) -> tuple[bool, bool, bool, float]:
+        return row.number != chosen, row.number != best, row.number not in front, -values_of(row)[0]
+
+    ranked = sorted(full, key=rank)
     return {
-        "method": job.spec["search"]["method"],
+        "method": wanted["method"],
         "names": names,
         "tried": len(rows),
         "waiting": len(asked) - len(rows),
         "failed": len(rows) - len(scored),
         "failures": failures_of(rows),
         "reused": sum(bool((row.told or {}).get("reused")) for row in rows),
-        "made": candidates_said(job.plan, job.result),
         "early": len(scored) - len(full),
-        "ended": (job.result or {}).get("ended"),
-        "remark": ((job.result or {}).get("notes") or {}).get("surrogate", ""),
-        "hypervolume": number_said(volume["value"]) if volume else None,
-        "sent": sent_said(sent, (job.result or {}).get("best") or {}),
         "dimensions": dimensions,
-        "rows": [_row(row, dimensions, (best, chosen, sent.get("number")), front) for row in ranked[:ROWS]],
+        "rows": [_row(row, dimensions, (best, chosen, sent), front) for row in ranked[:ROWS]],
         "left": max(0, len(ranked) - ROWS),
         "workers": workers if len(workers) > 1 else [],
-        "picture": picture(full, names, job.spec["search"]["space"], best, front, predicted),
+        "picture": picture(
+            full, names, wanted["space"], best, front, [each for each in front_points if each.number is None]
+        ),
+        **_result_said(job.plan, result),
+    }
+
+
+def _result_said(plan: Mapping[str, Any] | None, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the result of a search says; of one that is not over, how its candidates are made."""
+    volume = result.get("hypervolume")
+    return {
+        "made": candidates_said(plan, result),
+        "ended": result.get("ended"),
+        "remark": (result.get("notes") or {}).get("surrogate", ""),
+        "hypervolume": number_said(volume["value"]) if volume else None,
+        "sent": sent_said(result.get("as_sent") or {}, result.get("best") or {}),
     }
 
 
@@ -187,34 +189,26 @@ def picture(
     against the only number that varies; else the score against the order in which they were tried.
     """
     numeric = [name for name, each in space.items() if each.get("low") is not None and not each.get("points")]
-    if len(space) == len(numeric) == len(names) == 1:
+    only = numeric[0] if numeric and len(space) == 1 else None
+    if only and len(names) == 1:
         rows = [row for row in rows if row.point]  # the recipe as it was sent may lie outside the range
     if len(rows) < 2:
         return None
-    points = [*(row.point for row in rows), *(each.point for each in predicted)]
-    across, along = "trial", [float(row.number) for row in rows]
-    up, heights = names[0], [values_of(row)[0] for row in rows]
-    if len(names) > 1:
-        across, along = names[0], heights + [each.values[0] for each in predicted]
-        up, heights = names[1], [values_of(row)[1] for row in rows] + [each.values[1] for each in predicted]
-    elif len(space) == 1 and numeric:
-        across, along = numeric[0], [float(point[numeric[0]]) for point in points]
-        heights += [each.values[0] for each in predicted]
-    place = _scale(along, LEFT, WIDTH - 12), _scale(heights, HEIGHT - BELOW, ABOVE)
+    (across, along), (up, heights) = _axes(rows, names, only, predicted)
     kinds = ["own" if row.number == best or row.number in front else "" for row in rows]
     kinds += ["predicted"] * (len(along) - len(rows))
+    right, above = _scale(along, LEFT, WIDTH - 12), _scale(heights, HEIGHT - BELOW, ABOVE)
     dots = [
         {
-            "x": place[0](x),
-            "y": place[1](y),
+            "x": right(x),
+            "y": above(y),
             "kind": kind,
             "said": f"{kind + ': ' if kind == 'predicted' else ''}{across} {number_said(x)}, "
             f"{up} {number_said(y)}",
         }
         for kind, x, y in zip(kinds, along, heights, strict=True)
     ]
-    tried = dots[: len(rows)]
-    curve = sorted((dot["x"], dot["y"]) for dot in tried) if across in numeric else []
+    curve = sorted((dot["x"], dot["y"]) for dot in dots[: len(rows)]) if across == only else []
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -227,6 +221,24 @@ def picture(
         "predicted": len(along) - len(rows),
         "curve": " ".join(f"{x},{y}" for x, y in curve),
     }
+
+
+Axis = tuple[str, list[float]]
+"""What is drawn along it, and where each dot lies."""
+
+
+def _axes(
+    rows: Sequence[Trial], names: Sequence[str], only: str | None, predicted: Sequence[FrontPoint]
+) -> tuple[Axis, Axis]:
+    """Across and up; ``only`` is the number that varies where there is no other dimension."""
+    values = [*map(values_of, rows), *(each.values for each in predicted)]
+    scores = [(name, [each[at] for each in values]) for at, name in enumerate(names[:2])]
+    if len(names) > 1:
+        return scores[0], scores[1]
+    if only:
+        points = [*(row.point for row in rows), *(each.point for each in predicted)]
+        return (only, [float(point[only]) for point in points]), scores[0]
+    return ("trial", [float(row.number) for row in rows]), (names[0], scores[0][1][: len(rows)])
 
 
 def _scale(values: Sequence[float], low: float, high: float) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from merge.arch.ties import tied_names
+from merge.recipe.parts import Role
 
 __all__ = [
     "INTEGERS",
@@ -25,7 +26,6 @@ __all__ = [
     "tower_and_layer",
 ]
 
-Role = Literal["embed", "head", "norm", "bias", "linear", "conv", "router", "expert", "buffer"]
 Place = Literal["before", "inside", "after"]
 
 _LAYER = re.compile(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from merge.catalog import Granularity
 from merge.contract.ends import Ends
 from merge.contract.groups import Site, Stats
 from merge.contract.informed import Statistic
@@ -16,9 +17,7 @@ from merge.contract.params import build, schema_of
 from merge.contract.stats import Stat
 from merge.errors import MethodMalformed, SettingInvalid, UnknownMethod
 
-Granularity = Literal["element", "row", "tensor"]
 LAWS = ("equal_to_base", "order", "zero_delta", "determinism", "inputs_untouched", "shape", "parts")
-_FINEST: tuple[Granularity, ...] = ("tensor", "row", "element")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -246,8 +245,3 @@ def get(name: str) -> Method:
     if name not in _REGISTRY:
         raise UnknownMethod(f"there is no code for the method {name!r}")
     return _REGISTRY[name]
-
-
-def coarsest(granularities: list[Granularity]) -> Granularity:
-    """What a chain of methods must be run at."""
-    return min(granularities, key=_FINEST.index, default="element")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 
-from merge.catalog import MethodEntry
+from merge.catalog import Granularity, MethodEntry, coarsest
 from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.layout import ShardLayout
@@ -153,9 +153,9 @@ def _workspaces(
             yield entries + each * sources, lines + each_line * sources
 
 
-def granularity_of(steps: Sequence[MethodEntry]) -> str:
+def granularity_of(steps: Sequence[MethodEntry]) -> Granularity:
     """The coarsest of the steps'."""
-    return min((step.granularity for step in steps), key=("tensor", "row", "element").index)
+    return coarsest(step.granularity for step in steps)
 
 
 def _whole_entries(granularity: str, outputs: Sequence[OutputTensor]) -> tuple[int, str]:

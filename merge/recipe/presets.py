@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from merge.catalog import MethodEntry, catalogue, nearest
+from merge.catalog import MethodEntry, catalogue, coarsest, nearest
 from merge.errors import UnknownMethod
 
-_FINEST = ("tensor", "row", "element")
 _SPOKEN_OF = ("sources", "overrides", "slices", "modules")
 """Fields of a recipe in which settings of the steps may be given."""
 
@@ -265,7 +264,7 @@ def entry_of(preset: Preset) -> PresetEntry:
         about=preset.about,
         paper=preset.paper,
         version=max(known.version for known in chain),
-        granularity=min((known.granularity for known in chain), key=_FINEST.index),
+        granularity=coarsest(known.granularity for known in chain),
         needs={
             **combine.needs,
             "base": True if True in bases else next(filter(None, bases), False),

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merge.catalog import Granularity, coarsest
 from merge.contract.groups import DeltaGroup, Recall, Site, Statistics, Stats, TensorGroup, made_now
-from merge.contract.method import Granularity, Kind, Method, coarsest
+from merge.contract.method import Kind, Method
 from merge.contract.rows import Aligned, aligned_with, beside
 from merge.contract.stats import Part, Stat, Term, deltas_of, own_delta
 from merge.errors import MethodMalformed, ShapeBroken
@@ -116,7 +117,7 @@ class Chain:
     @cached_property
     def granularity(self) -> Granularity:
         """What must be together."""
-        return coarsest([bound.method.granularity for bound in self.steps])
+        return coarsest(bound.method.granularity for bound in self.steps)
 
     @cached_property
     def on_factors(self) -> Bound | None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from api.feed import Feed
+from tests.waiting import until
 
 
 class Wire:
@@ -56,6 +57,20 @@ def test_everybody_looks_again_after_a_break() -> None:
         return wire.connections
 
     assert asyncio.run(story()) == 2
+
+
+def test_who_was_let_in_is_forgotten_when_nobody_hears_of_revocations_any_more() -> None:
+    async def story() -> list[bool]:
+        wire, heard = Wire(), list[bool]()
+        feed = Feed(wire.listen, retry_seconds=60, on_key=lambda: heard.append(feed.hearing))
+        async with feed.waiting("a") as waiter:
+            await waiter.wait(2)
+            wire.news.put(OSError("the connection broke"))
+            await asyncio.to_thread(until, lambda: len(heard) == 2)
+        await feed.stop()
+        return heard[:2]
+
+    assert asyncio.run(story()) == [False, False], "when it begins to hear, and when it no longer does"
 
 
 def test_stopping_ends_the_thread_and_wakes_who_waits() -> None:

@@ -1,6 +1,7 @@
 """Requests are counted in the broker, per key; without the broker everybody is let in."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -28,6 +29,7 @@ def test_a_process_takes_one_in_a_hundred_at_a_time_and_counts_down(valkey_url: 
     limiter, other = Limiter(valkey_url, 500), Limiter(valkey_url, 500)
     taken = [limiter.take("key") for _ in range(5)]
     assert [each and each.remaining for each in taken] == [499, 498, 497, 496, 495]
+    assert all(each and 1 <= each.reset_seconds <= 2 for each in taken), "five of 500 a minute"
     assert limiter.take_held("key") is None
     assert (elsewhere := other.take("key")) is not None and elsewhere.remaining <= 499 - 5 + 1
     limiter.close()
@@ -40,6 +42,23 @@ def test_all_processes_together_give_no_more_than_the_quota(valkey_url: str) -> 
     for each in limiters:
         each.close()
     assert 400 <= given <= 415, "a few come back while this test runs"
+
+
+def test_tokens_that_two_requests_fetch_at_once_are_all_kept(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = Limiter(valkey_url, 500)
+    ask, others = limiter.script, ["key"]
+
+    def while_another_asks(**request: Any) -> Any:
+        if others:
+            limiter.take(others.pop())
+        return ask(**request)
+
+    monkeypatch.setattr(limiter, "script", while_another_asks)
+    limiter.take("key")
+    assert limiter.stocks["key"].held == 2 * (limiter.wanted - 1)
+    limiter.close()
 
 
 def test_buckets_of_two_keys_are_apart(valkey_url: str) -> None:

@@ -114,6 +114,16 @@ def test_numbers_that_nothing_can_run_with_are_refused_at_once(
     assert "is no whole number from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("queues", ["gpus", "cpu,", ""])
+def test_a_worker_of_a_queue_that_is_not_there_is_refused_at_once(
+    queues: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build_parser().parse_args(["worker", "--queues", "cpu, gpu"]).queues == ["cpu", "gpu"]
+    with pytest.raises(SystemExit, match="2"):
+        build_parser().parse_args(["worker", "--queues", queues])
+    assert "there is no queue" in capsys.readouterr().err
+
+
 def test_the_api_needs_to_be_told_its_database(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

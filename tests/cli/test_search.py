@@ -10,7 +10,7 @@ import yaml
 
 from cli.errors import CliError
 from cli.main import main
-from cli.search import File, opened
+from cli.trials import File, opened
 from tests import tiny
 from worker import candidates
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,7 @@ import pytest
 
 from cli.serve import MOST_PROCESSES, count_processes
 from settings import Settings
-
-
-def wait_for(found: object, seconds: float = 40.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
+from tests.waiting import until
 
 
 @contextmanager
@@ -38,7 +31,7 @@ def api(database_url: str, broker_url: str, data_dir: Path, port: int) -> Iterat
     }
     process = subprocess.Popen([sys.executable, "-m", "cli.main", "api"], env=environment)
     try:
-        wait_for(lambda: answers(port) and len(psutil.Process(process.pid).children()) == 2)
+        until(lambda: answers(port) and len(psutil.Process(process.pid).children()) == 2, 40.0)
         yield process
     finally:
         process.terminate()
@@ -70,7 +63,7 @@ def test_two_processes_share_a_port_add_up_their_numbers_and_end_with_their_pare
         assert counted is not None and float(counted[1]) >= 40
         assert "merge_queue_age_seconds" in text
         children[0].kill()
-        wait_for(lambda: len(psutil.Process(process.pid).children()) == 2)
+        until(lambda: len(psutil.Process(process.pid).children()) == 2, 40.0)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
         _, alive = psutil.wait_procs(children, timeout=10)

@@ -8,20 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from cli import supervisor
 from cli.supervisor import Part, Supervisor
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def wait_for(found: Callable[[], object], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def sleeper(mark: Path) -> list[str]:
@@ -85,9 +80,9 @@ def test_a_killed_part_is_started_again_and_stopped_at_the_end(tmp_path: Path) -
     part = Part("sleeper", sleeper(mark))
 
     def story(_: Supervisor) -> None:
-        wait_for(lambda: len(lines(mark)) == 1)
+        until(lambda: len(lines(mark)) == 1)
         os.kill(int(lines(mark)[0].split()[1]), signal.SIGKILL)
-        wait_for(lambda: len(lines(mark)) == 2)
+        until(lambda: len(lines(mark)) == 2)
 
     drive([part], story, said)
     assert lines(mark)[1].startswith("started")
@@ -98,15 +93,38 @@ def test_a_killed_part_is_started_again_and_stopped_at_the_end(tmp_path: Path) -
 def test_a_part_that_keeps_dying_is_started_ever_more_slowly(tmp_path: Path) -> None:
     said = list[str]()
     part = Part("broken", [sys.executable, "-c", "raise SystemExit(3)"])
-    drive([part], lambda _: wait_for(lambda: len(said) >= 3), said)
+    drive([part], lambda _: until(lambda: len(said) >= 3), said)
     assert part.deaths >= 3
     assert all("exit code 3" in line for line in said)
+
+
+class Process:
+    """One that has ended with this code, or runs."""
+
+    def __init__(self, code: int | None) -> None:
+        self.poll = lambda: code
+
+
+def test_restarts_wait_twice_as_long_each_time_until_a_part_has_run_for_a_while() -> None:
+    part, watched = Part("broken", []), Supervisor([], {}, dict, lambda _: None)
+
+    def delay() -> float:
+        part.process, now = cast(Any, Process(3)), time.monotonic()
+        watched._tend(part)
+        return part.restart_at - now
+
+    assert [delay() for _ in range(4)] == pytest.approx([0.05, 0.1, 0.2, 0.4], abs=0.03)
+    part.deaths = 50
+    assert delay() == pytest.approx(supervisor.RESTART_CEILING_SECONDS, abs=0.03)
+    part.process, part.started_at = cast(Any, Process(None)), time.monotonic() - supervisor.STEADY_SECONDS - 1
+    watched._tend(part)
+    assert delay() == pytest.approx(0.05, abs=0.03)
 
 
 def test_every_part_is_asked_to_stop(tmp_path: Path) -> None:
     mark, said = tmp_path / "mark", list[str]()
     parts = [Part("first", sleeper(mark)), Part("second", sleeper(mark))]
-    drive(parts, lambda _: wait_for(lambda: len(lines(mark)) == 2), said)
+    drive(parts, lambda _: until(lambda: len(lines(mark)) == 2), said)
     assert lines(mark).count("stopped") == 2
     assert said == []
 
@@ -119,7 +137,7 @@ def test_parts_begin_anew_with_what_the_guard_says_has_changed(tmp_path: Path) -
         return changes.pop() if changes and lines(mark) else {}
 
     def story(_: Supervisor) -> None:
-        wait_for(lambda: len(lines(mark)) == 2)
+        until(lambda: len(lines(mark)) == 2)
 
     drive([Part("teller", [sys.executable, "-c", code, str(mark)])], story, [], guard)
     assert lines(mark) == ["None", "there"]
@@ -132,13 +150,13 @@ def test_a_terminal_that_is_closed_leaves_no_part_behind_unless_nohup_says_so(
     mark = tmp_path / "mark"
 
     def story(watched: Supervisor) -> None:
-        wait_for(lambda: len(lines(mark)) == 1)
+        until(lambda: len(lines(mark)) == 1)
         os.kill(os.getpid(), signal.SIGHUP)
         if nohup:
             time.sleep(0.2)
             assert not watched.stopping
         else:
-            wait_for(lambda: watched.stopping)
+            until(lambda: watched.stopping)
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
     try:
@@ -158,8 +176,8 @@ def test_parts_are_asked_to_stop_when_whoever_started_them_is_killed(tmp_path: P
     )
     started = subprocess.Popen([sys.executable, "-c", code, *sleeper(mark)], cwd=ROOT)
     try:
-        wait_for(lambda: len(lines(mark)) == 1)
+        until(lambda: len(lines(mark)) == 1)
     finally:
         started.kill()
         started.wait()
-    wait_for(lambda: lines(mark)[1:] == ["stopped"])
+    until(lambda: lines(mark)[1:] == ["stopped"])

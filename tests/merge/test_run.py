@@ -1,13 +1,13 @@
+"""A whole run: the numbers, what is refused, the files of the result, what is told meanwhile."""
+
 import gc
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,52 +16,23 @@ from safetensors.torch import load_file
 from merge.checkpoint.index import attach, index_adapter_folder
 from merge.errors import (
     BudgetTooSmall,
-    InputChanged,
     NotFinite,
-    OutputBusy,
-    OutputExists,
-    Stopped,
     TensorsDiffer,
 )
-from merge.journal import partial_folder, sample_of
-from merge.plan import Plan, make_plan
+from merge.plan import make_plan
 from merge.recipe.recipe import recipe_from
-from merge.report import Progress, Report, ShardDone
-from merge.run import run
+from merge.report import Progress
 from tests import tiny
 from tests.merge import exact
-from tests.merge.references import CHAINS, DARE_L1, DIGESTS, tensors_digest
+from tests.merge.references import BUDGET, CHAINS, DARE_L1, tensors_digest
+from tests.merge.runs import merged, planned, read_all
 
 GIB = 1 << 30
-SMALL = 96 << 20
-SHARD = 150_000
-COMMITTED = json.loads(DIGESTS.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return exact.family(tmp_path_factory.mktemp("family"), shards=2)
-
-
-def planned(folders: Mapping[str, Path], chain: str = "ties", **more: Any) -> Plan:
-    used, steps = CHAINS[chain]
-    document: dict[str, Any] = {
-        "base": "base",
-        "sources": [
-            {"id": name, "model": name, "weight": weight}
-            for name, weight in zip(used, (1.0, 0.5, 2.0), strict=False)
-        ],
-        "steps": steps,
-        "shard_bytes": SHARD,
-        "seed": 7,
-    }
-    return make_plan(recipe_from(document | more), exact.indices(folders), budget=SMALL)
-
-
-def merged(
-    plan: Plan, folders: Mapping[str, Path], out: Path, threads: int = 1, budget: int = SMALL, **more: Any
-) -> Report:
-    return run(plan, folders, out, budget_bytes=budget, threads=threads, **more)
 
 
 def test_bytes_are_the_same_without_vector_instructions(folders: Mapping[str, Path], tmp_path: Path) -> None:
@@ -72,200 +43,12 @@ def test_bytes_are_the_same_without_vector_instructions(folders: Mapping[str, Pa
     }
     recipe = folders["base"].parent / "recipe.json"
     recipe.write_text(json.dumps(document))
-    for capability in ("default", "avx2"):
-        command = [
-            sys.executable,
-            "-m",
-            "merge",
-            "run",
-            str(recipe),
-            str(tmp_path / capability),
-            "--threads",
-            "1",
-        ]
-        subprocess.run(
-            command, check=True, env={**os.environ, "ATEN_CPU_CAPABILITY": capability}, capture_output=True
-        )
-    assert tensors_digest(tmp_path / "default") == tensors_digest(tmp_path / "avx2")
-
-
-@pytest.mark.parametrize("chain", ["ties_global", "slerp"])
-def test_interrupted_after_each_shard_and_resumed_gives_the_same_bytes(
-    folders: Mapping[str, Path], tmp_path: Path, chain: str
-) -> None:
-    plan = planned(folders, chain)
-    out = tmp_path / "out"
-    made: list[tuple[str, bool]] = []
-    for _ in plan.shards:
-        count = len(made)
-
-        def note(done: ShardDone, before: int = count) -> None:
-            made.append((done.file, done.reused))
-            if not done.reused and len(made) > before:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            merged(plan, folders, out, on_shard=note)
-        assert not out.exists()
-    report = merged(plan, folders, out)
-    assert len(plan.shards) > 2
-    assert all(file.reused for file in report.files if file.file.endswith(".safetensors"))
-    assert [file for file, reused in made if not reused] == [shard.file for shard in plan.shards], (
-        "each written once"
-    )
-    assert tensors_digest(out) == COMMITTED[chain]
-
-
-def stop_after(calls: int) -> Callable[[], bool]:
-    """Says stop from the given call on."""
-    count = iter(range(1_000_000))
-    return lambda: next(count) >= calls
-
-
-@pytest.mark.parametrize("calls", [0, 3, 12, 25])
-def test_stopping_leaves_no_output_and_a_later_run_the_same_bytes(
-    folders: Mapping[str, Path], tmp_path: Path, calls: int
-) -> None:
-    plan = planned(folders, "ties_global")
-    with pytest.raises(Stopped):
-        merged(plan, folders, tmp_path / "out", 2, should_stop=stop_after(calls))
-    assert not (tmp_path / "out").exists()
-    merged(plan, folders, tmp_path / "out", 2)
-    assert tensors_digest(tmp_path / "out") == COMMITTED["ties_global"]
-
-
-def test_a_damaged_shard_is_made_again(folders: Mapping[str, Path], tmp_path: Path) -> None:
-    plan = planned(folders)
-    out = tmp_path / "out"
-
-    def crash_at_second(done: ShardDone) -> None:
-        if done.file == plan.shards[1].file:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merged(plan, folders, out, on_shard=crash_at_second)
-    first = partial_folder(out) / plan.shards[0].file
-    content = bytearray(first.read_bytes())
-    content[-1] ^= 1
-    first.write_bytes(content)
-    report = merged(plan, folders, out)
-    assert [file.reused for file in report.files[:3]] == [False, True, False]
-    assert tensors_digest(out) == COMMITTED["ties"]
-
-
-def test_a_shard_the_caller_took_away_is_not_made_again(folders: Mapping[str, Path], tmp_path: Path) -> None:
-    plan = planned(folders)
-    out, seen = tmp_path / "out", []
-
-    def take_first(done: ShardDone) -> None:
-        seen.append(done.file)
-        if done.file == plan.shards[0].file:
-            done.path.unlink()
-        if done.file == plan.shards[2].file:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merged(plan, folders, out, on_shard=take_first)
-    report = merged(plan, folders, out, on_shard=lambda done: seen.append(done.file))
-    assert seen.count(plan.shards[0].file) == 1
-    assert [file.released for file in report.files[:3]] == [True, False, False]
-    assert not (out / plan.shards[0].file).exists()
-    assert report.manifest["files"][plan.shards[0].file]["sha256"] == report.files[0].sha256
-    assert [file.released for file in merged(plan, folders, out).files] == [
-        file.released for file in report.files
-    ], "nor is it said to be there by a run that finds the result finished"
-
-
-def test_other_weights_in_the_same_place_start_over(tmp_path: Path) -> None:
-    folders = exact.family(tmp_path)
-    plan = planned(folders)
-    out = tmp_path / "out"
-    with pytest.raises(Stopped):
-        merged(plan, folders, out, should_stop=stop_after(10))
-    shutil.rmtree(folders["a"])
-    exact.write(folders["a"], "another")
-    report = merged(plan, folders, out)
-    assert not any(file.reused for file in report.files)
-
-
-def change_between_samples(file: Path) -> None:
-    """Changes one number where no sample of the file is taken."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 30] ^= 1
-    before = sample_of(file)
-    file.write_bytes(content)
-    assert sample_of(file) == before
-
-
-def test_a_change_of_one_number_between_two_runs_starts_over(tmp_path: Path) -> None:
-    folders = exact.family(tmp_path)
-    plan, seen = planned(folders), list[str]()
-
-    def note(done: ShardDone) -> None:
-        seen.append(done.file)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merged(plan, folders, tmp_path / "out", on_shard=note)
-    change_between_samples(folders["a"] / "model.safetensors")
-    report = merged(plan, folders, tmp_path / "out")
-    assert seen and not any(file.reused for file in report.files)
-
-
-def test_a_result_from_before_an_input_was_written_to_is_in_the_way(tmp_path: Path) -> None:
-    folders = exact.family(tmp_path)
-    plan = planned(folders)
-    merged(plan, folders, tmp_path / "out")
-    change_between_samples(folders["a"] / "model.safetensors")
-    with pytest.raises(OutputExists, match="written to after"):
-        merged(plan, folders, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("first", "then"),
-    [({"survey": "none"}, {"survey": "full"}), ({"digests": False}, {"digests": True})],
-)
-def test_a_result_that_lacks_what_is_asked_for_now_is_in_the_way(
-    first: dict[str, Any], then: dict[str, Any], folders: Mapping[str, Path], tmp_path: Path
-) -> None:
-    plan = planned(folders)
-    merged(plan, folders, tmp_path / "out", **first)
-    assert all(file.reused for file in merged(plan, folders, tmp_path / "out", **first).files)
-    with pytest.raises(OutputExists, match="another merge report or without digests"):
-        merged(plan, folders, tmp_path / "out", **then)
-
-
-def test_files_that_changed_since_the_plan_are_refused(tmp_path: Path) -> None:
-    folders = exact.family(tmp_path)
-    plan = planned(folders)
-    with (folders["a"] / "model.safetensors").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(InputChanged, match=r"model\.safetensors of a "):
-        merged(plan, folders, tmp_path / "out")
-
-
-def test_running_again_finds_the_finished_result(folders: Mapping[str, Path], tmp_path: Path) -> None:
-    plan = planned(folders)
-    first = merged(plan, folders, tmp_path / "out")
-    again = merged(plan, folders, tmp_path / "out")
-    assert {f.file: f.sha256 for f in again.files} == {f.file: f.sha256 for f in first.files}
-    with pytest.raises(OutputExists):
-        merged(planned(folders, seed=8), folders, tmp_path / "out")
-
-
-def test_of_two_runs_into_one_folder_the_second_is_refused(
-    folders: Mapping[str, Path], tmp_path: Path
-) -> None:
-    plan, out, refused = planned(folders), tmp_path / "out", list[str]()
-
-    def another(_: ShardDone) -> None:
-        with pytest.raises(OutputBusy, match="Another merge is at work") as raised:
-            merged(planned(folders, seed=8), folders, out)
-        refused.append(raised.value.code)
-
-    merged(plan, folders, out, on_shard=another)
-    assert len(refused) == len(plan.shards)
-    assert tensors_digest(out) == COMMITTED["ties"]
+    plain = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    command = [sys.executable, "-m", "merge", "run", str(recipe), str(tmp_path / "plain"), "--threads", "1"]
+    subprocess.run(command, check=True, env=plain, capture_output=True)
+    plan = make_plan(recipe_from(document), exact.indices(folders), budget=BUDGET)
+    merged(plan, folders, tmp_path / "here")
+    assert tensors_digest(tmp_path / "plain") == tensors_digest(tmp_path / "here")
 
 
 def test_too_little_memory_for_a_run_is_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:
@@ -302,10 +85,6 @@ def test_whole_numbers_must_be_equal_and_are_copied(tmp_path: Path) -> None:
     exact.write(folders["c"], "c", extra={"model.position_ids": position["model.position_ids"] + 1})
     with pytest.raises(TensorsDiffer, match=r"model\.position_ids .* base and c"):
         merged(planned(folders), folders, tmp_path / "other")
-
-
-def read_all(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
 
 
 def test_policies_copy_average_or_take_one_source(folders: Mapping[str, Path], tmp_path: Path) -> None:
@@ -354,7 +133,7 @@ def test_an_adapter_source_equals_the_model_with_the_adapter_merged_in(tmp_path:
     models["a"] = attach(models["a"], index_adapter_folder(adapter))
     sources = [{"id": "a", "model": "a", "adapter": "lora"}, {"id": "b", "model": "b"}]
     recipe = recipe_from({"base": "base", "sources": sources, "steps": CHAINS["task_arithmetic"][1]})
-    plan = make_plan(recipe, models, budget=SMALL)
+    plan = make_plan(recipe, models, budget=BUDGET)
     merged(plan, {**folders, "a+adapter": adapter}, tmp_path / "applied")
     plain = [{"id": "a", "model": "a"}, {"id": "b", "model": "b"}]
     merged(planned(whole, "task_arithmetic", sources=plain), whole, tmp_path / "before")

@@ -52,6 +52,14 @@ def test_an_answer_that_is_a_choice_is_taken_as_text_before_it_is_taken_as_a_let
     assert choice({"context": "q", "choices": ["B", "A"], "answer": "A"}).questions[1].answer == 1
 
 
+@pytest.mark.parametrize("answer", ["a", "[", "`"])
+def test_what_follows_z_is_no_letter_however_many_choices_there_are(answer: str) -> None:
+    many = [f"choice {at}" for at in range(40)]
+    assert choice({"context": "q", "choices": many, "answer": "Z"}).questions[1].answer == 25
+    with pytest.raises(SetInvalid, match=r"index \(0 to 39\), letter \(A to Z\) or text"):
+        choice({"context": "q", "choices": many, "answer": answer})
+
+
 @pytest.mark.parametrize(
     ("row", "field"),
     [

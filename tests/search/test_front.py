@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from search.front import _counted, hypervolume
+from search.front import AT_ONCE, _counted, hypervolume, not_dominated
 
 CUBES = np.array([[1.0, 1.0, 3.0], [1.0, 3.0, 1.0], [3.0, 1.0, 1.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0]])
 
@@ -25,6 +25,18 @@ def test_volumes_worked_by_hand() -> None:
     assert hypervolume(CUBES, [0.0, 0.0, 0.0]) == 11.0
     assert hypervolume(CUBES, [1.0, 1.0, 1.0]) == 1.0
     assert hypervolume(CUBES, [9.0, 0.0, 0.0]) == 0.0
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 5])
+@pytest.mark.parametrize("points", [1, AT_ONCE - 1, AT_ONCE + 1, 5 * AT_ONCE])
+def test_a_front_is_what_no_other_row_beats_and_of_equal_rows_the_first(points: int, objectives: int) -> None:
+    rows = np.random.default_rng(points).integers(0, 9, (points, objectives)).astype(float)
+
+    def beaten(at: int) -> bool:
+        better = np.all(rows >= rows[at], axis=1) & np.any(rows > rows[at], axis=1)
+        return bool(better.any()) or any(np.array_equal(rows[at], each) for each in rows[:at])
+
+    assert not_dominated(rows) == [at for at in range(points) if not beaten(at)]
 
 
 @pytest.mark.parametrize("objectives", [2, 3, 4, 5, 6])

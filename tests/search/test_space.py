@@ -33,6 +33,12 @@ SPACE = Space.model_validate(
 )
 
 
+@pytest.mark.parametrize(("low", "high", "log"), [(0.14, 1.84, False), (0.45, 1.9, True), (0.3, 0.35, True)])
+def test_the_ends_of_a_range_are_in_it_however_numbers_round(low: float, high: float, log: bool) -> None:
+    dimension = Dimension(at="steps.0.scale", low=low, high=high, log=log)
+    assert [dimension.value([unit]) for unit in (-0.5, 0.0, 1.0, 1.5)] == [low, low, high, high]
+
+
 def test_a_point_is_written_where_it_belongs_and_the_recipe_is_valid() -> None:
     point = {
         "weight": 2.0,

@@ -14,6 +14,7 @@ from transformers import modeling_utils
 
 from db import jobs as rows
 from db.models.job import Job, JobEvent
+from hub import session as hub_session
 from hub.folder_server import FolderHub
 from jobs import events, lifecycle
 from jobs.credentials import store_token
@@ -147,9 +148,14 @@ def made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def floor(
-    tmp_path: Path, models: Path, sessions: sessionmaker[Session], made_one_by_one: None
+    tmp_path: Path,
+    models: Path,
+    sessions: sessionmaker[Session],
+    made_one_by_one: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Floor]:
-    """Everything, with a folder Hub of this test's own."""
+    """Everything, with a folder Hub of this test's own, which is asked again at once where it fails."""
+    monkeypatch.setattr(hub_session, "FIRST_WAIT", 0.01)
     shutil.copytree(models, tmp_path / "hub")
     hub = FolderHub(tmp_path / "hub", TOKENS)
     with hub.serve():

@@ -9,8 +9,9 @@ from sqlalchemy import text
 from db.models.job import JobEvent
 from hub.folder_faults import Fault
 from jobs import fetching
+from tests.waiting import until
 from tests.worker.conftest import Floor, family_recipe
-from tests.worker.test_merge_job import PUSHED, REPO, commits, start, undisturbed, until
+from tests.worker.merging import PUSHED, REPO, commits, start, undisturbed
 from worker import merge_job
 
 SECOND = "model-00002-of-00002.safetensors"

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jobs import lifecycle
 from jobs.lifecycle import Fence
 from jobs.tally import Fact
 from tests.factories import make_running
+from tests.waiting import until
 from worker.board import Board, Note
 from worker.context import JobContext, Rhythm
 from worker.errors import Interrupted, Stop
@@ -35,13 +35,6 @@ def context_of(sessions: sessionmaker[Session], fence: Fence, **options: Any) ->
     return JobContext(
         sessions.begin, fence, options.pop("rhythm", QUICK), options.pop("timeout", 60.0), **options
     )
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_the_lease_is_renewed_while_the_work_goes_on(sessions: sessionmaker[Session], running: Fence) -> None:

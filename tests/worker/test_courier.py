@@ -2,8 +2,6 @@
 
 import json
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from jobs import webhooks
 from jobs.keyring import Keyring
 from jobs.signing import new_secret
 from tests.factories import TEST_SECRET, make_job, make_rules
+from tests.waiting import until
 from tests.worker.receivers import answer, receiver
 from worker.address import parse_networks
 from worker.courier import Courier
@@ -45,13 +44,6 @@ def order(sessions: sessionmaker[Session], url: str, secret: str, events: tuple[
 def delivery(sessions: sessionmaker[Session]) -> WebhookDelivery:
     with sessions() as session:
         return session.scalars(select(WebhookDelivery)).one()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def parts(request: bytes) -> tuple[dict[str, str], bytes]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,6 +16,7 @@ from jobs import idempotency
 from jobs.keyring import Keyring
 from jobs.signing import new_secret
 from tests.factories import TEST_SECRET, let_lease_run_out, make_caller, make_job, make_rules, make_running
+from tests.waiting import until
 from tests.worker.receivers import answer, receiver
 from worker.address import parse_networks
 from worker.courier import Courier
@@ -24,13 +25,6 @@ from worker.dispatcher import Dispatcher
 from worker.sweep import Doorbell, Keeping
 
 DAY = 86_400.0
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from db import evaluations
 from tests.worker.conftest import Floor, family_recipe
-from tests.worker.test_merge_job import REPO, scored
+from tests.worker.merging import REPO, scored
 
 PLANTED = 42.0
 

@@ -18,7 +18,7 @@ from scoring.harness.task import HarnessTask
 from scoring.runner import score_model
 from scoring.score import Score
 from scoring.settings import LmEvalSettings, ZeroShotSettings
-from scoring.tasks import Labelled, PerplexityTask, Task, ZeroShotTask
+from scoring.tasks import Labelled, PerplexityTask, Task, ZeroShotTask, parse_task
 from search.drive import Candidate
 from search.order import Objective
 from search.trial import Ask
@@ -160,6 +160,13 @@ def test_a_part_of_a_set_of_lm_eval_is_its_first_rows_or_a_limit() -> None:
     limited = replace(built_in, limit=100)
     assert part_of(limited, 0.25) == replace(limited, limit=25)
     assert part_of(limited, 0.001) == replace(limited, limit=3)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.001, 3), (0.25, 3), (0.31, 4), (0.99, 10), (1.0, 10)])
+def test_a_part_of_a_set_is_never_too_small_to_tell_candidates_apart(share: float, kept: int) -> None:
+    whole = parse_task("t", "perplexity", b'{"text": "to be"}\n' * 10, file="t.jsonl")
+    part = part_of(whole, share)
+    assert isinstance(part, PerplexityTask) and len(part.texts) == kept
 
 
 @pytest.fixture

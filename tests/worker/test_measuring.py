@@ -17,6 +17,7 @@ from db import statistics
 from db.models.job import Job
 from jobs.submit import retry
 from merge.checkpoint.index import index_folder
+from merge.errors import CalibrationTooLarge
 from merge.learn.collect import collect
 from merge.learn.samples import read_samples
 from merge.learn.statistics import read_manifest
@@ -26,6 +27,7 @@ from merge.recipe.recipe import recipe_from
 from merge.run import run as run_merge
 from tests.factories import let_lease_run_out, make_caller, make_job, make_rules
 from tests.worker.conftest import Floor, family_recipe
+from worker.datasets import parquet_texts
 from worker.measuring import Measurer
 from worker.sweep import recover
 
@@ -346,6 +348,14 @@ def test_a_dataset_that_cannot_be_read_stops_the_job_before_the_download(
     found = job.error_findings[0]["code"] if job.error_findings else job.error_code
     assert (job.state, found) == ("failed", code), job.error_detail
     assert floor.hub.stats.bytes["weight"] == 0
+
+
+def test_what_a_small_file_unfolds_to_is_counted_in_bytes() -> None:
+    """One text many times: the file says that it holds it once."""
+    folded = table(["日" * 1000] * 500)
+    assert len(folded) < 20_000 and len(parquet_texts(folded, "texts", 3 * 500_000)) == 500
+    with pytest.raises(CalibrationTooLarge, match="unfolds to more than 1499999 bytes"):
+        parquet_texts(folded, "texts", 3 * 500_000 - 1)
 
 
 def test_each_source_is_measured_on_the_data_that_is_bound_to_its_id(floor: Floor) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.merge.checkpoint.gguf.write import Q8_0, write
 from tests.worker.conftest import Floor, family_recipe
-from tests.worker.test_merge_job import PUSHED, REPO, undisturbed
+from tests.worker.merging import PUSHED, REPO, undisturbed
 
 GROUP = 32
 HIDDEN = 64

@@ -15,7 +15,7 @@ from scoring.runner import score_model
 from scoring.tasks import parse_task
 from tests import tiny
 from tests.worker.conftest import Floor, family_recipe
-from tests.worker.test_merge_job import REPO, TEXTS, commits, scored
+from tests.worker.merging import REPO, TEXTS, commits, scored
 from tests.worker.test_result_forms import Q, warned
 
 Found = dict[str, tuple[Evaluation, list[EvaluationScore]]]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jobs.scratch import bytes_in
 from worker.artifacts import keep
 from worker.statistics import Store, evict
 
@@ -19,6 +20,17 @@ def test_nothing_that_a_job_holds_is_removed(tmp_path: Path) -> None:
         assert evict(tmp_path, 0, [("t", "a"), ("t", "b")]) == [("t", "b")]
     assert evict(tmp_path, 0, []) == [("t", "a")]
     assert not any((tmp_path / "t").iterdir())
+
+
+def test_what_was_used_longest_ago_goes_first_and_no_more_than_has_to(tmp_path: Path) -> None:
+    for name in ("a", "b", "unknown", "z"):
+        (tmp_path / "t" / name).mkdir(parents=True)
+        (tmp_path / "t" / name / "file").write_bytes(bytes(1 << 16))
+    each = bytes_in(tmp_path / "t" / "a")
+    oldest = [("t", "z"), ("t", "a"), ("t", "b")]
+    assert evict(tmp_path, 4 * each, oldest) == []
+    assert evict(tmp_path, 2 * each, oldest) == [("t", "unknown"), ("t", "z")]
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("made_on", ["the same disk", "another disk"])

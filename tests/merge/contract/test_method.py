@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from merge.catalog import coarsest
 from merge.contract.groups import DeltaGroup, Site, TensorGroup
-from merge.contract.method import Kind, Method, Needs, coarsest, method
+from merge.contract.method import Kind, Method, Needs, method
 from merge.contract.params import NoParams, knob, params
 from merge.contract.stats import Norm, Sum, Threshold, deltas_of
 from merge.errors import MethodMalformed, ShapeBroken

@@ -2,13 +2,15 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from scoring.embedding import pooled
+from scoring.embedding import pooled, tokenised
 from scoring.errors import ModelUnusable
-from scoring.model import load
+from scoring.model import LoadedModel, load
 from scoring.paired import difference
 from scoring.runner import score_model
 from scoring.score import aggregate, ranks, spearman
@@ -29,6 +31,21 @@ def vector(folder: Path, text: str, pooling: str = "mean") -> torch.Tensor:
         states = loaded.model.base_model(ids).last_hidden_state[0].double()
     found = {"mean": states.mean(dim=0), "cls": states[0], "last": states[-1]}[pooling]
     return found / found.norm()
+
+
+def test_positions_that_begin_behind_the_padding_token_are_left_out() -> None:
+    asked = []
+
+    def tokenizer(text: str, **how: Any) -> dict[str, list[int]]:
+        asked.append(how["max_length"])
+        return {"input_ids": [0]}
+
+    for family in ("bert", "xlm-roberta"):
+        config = SimpleNamespace(max_position_embeddings=130, model_type=family)
+        model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda config=config: config))
+        loaded = LoadedModel(Path("m"), "M", model, tokenizer, False, (), ())
+        assert len(tokenised(loaded, ["a text"])) == 1
+    assert asked == [130, 128]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])

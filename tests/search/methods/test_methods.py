@@ -18,7 +18,7 @@ from search.methods.m2n2 import attraction, fitness, mixed
 from search.methods.self_positioning import softmax, through_softmax
 from search.result import result_of
 from search.settings import GenomeSettings
-from search.surrogate import features, fit
+from search.surrogate import features
 from search.trial import Told
 from tests.search.problems import (
     OPTIMUM,
@@ -214,40 +214,6 @@ def test_nested_map_pairs_sources_and_comes_between_their_tops() -> None:
     assert max(-value for value in result["trials"][-1]["values"]) < 0.25
 
 
-def test_the_quadratic_of_the_card_is_recovered_exactly() -> None:
-    at = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5], [0.2, 0.7]])
-    c1, c2 = at.T
-    y = 0.2 + 0.8 * c1 - 0.5 * c1**2 + 0.1 * c2 + 0.05 * c2**2 - 0.3 * c1 * c2
-    found = fit(at, y).coefficients  # half squares: A11/2 c1^2
-    assert found == pytest.approx([-1.0, -0.3, 0.1, 0.8, 0.1, 0.2], abs=1e-12)
-    with pytest.raises(ValueError, match="6 unknowns; 5 points"):
-        fit(at[:5], y[:5])
-    with pytest.raises(ValueError, match="do not determine"):
-        fit(np.repeat(at[:3], 2, axis=0), y)
-
-
-@pytest.mark.parametrize(
-    ("link", "scores"), [("sigmoid", [0.1, 0.9, 0.3, 0.7]), ("softplus", [-0.1, -3, -1, -0.5])]
-)
-def test_linked_predictions_stay_where_scores_can_be(link: str, scores: list[float]) -> None:
-    points = np.array([[0.0], [0.4], [0.7], [1.0]])
-    model = fit(points, np.array(scores), link)  # type: ignore[arg-type]
-    far = model(np.linspace(-5, 5, 101)[:, None])
-    low, high = (0, 1) if link == "sigmoid" else (-np.inf, 0)
-    assert ((far >= low) & (far <= high)).all()
-    exact = fit(points[:3], np.array(scores[:3]), link)  # type: ignore[arg-type]
-    assert exact(points[:3]) == pytest.approx(scores[:3], abs=1e-6)
-
-
-def test_a_weighted_fit_goes_by_its_heavy_points_and_says_how_it_errs_there() -> None:
-    x = np.linspace(0, 1, 9)[:, None]
-    kink = np.where(x[:, 0] < 0.5, 0.0, 10 * x[:, 0] - 5)
-    plain, left = (fit(x, kink, weights=w) for w in (None, np.where(x[:, 0] < 0.5, 1.0, 1e-3)))
-    assert np.abs(left(x[:4])).max() < 1e-3 < np.abs(plain(x[:4])).max() and left.error < plain.error
-    exact = fit(x, 3 * x[:, 0] ** 2 - x[:, 0], weights=np.linspace(0.1, 1, 9))
-    assert exact.coefficients == pytest.approx([6.0, -1.0, 0.0], abs=1e-9) and exact.error < 1e-9
-
-
 def test_features_are_half_squares_products_numbers_and_one() -> None:
     assert features(np.array([[2.0, 3.0]])).tolist() == [[2.0, 6.0, 4.5, 2.0, 3.0, 1.0]]
 
@@ -327,6 +293,11 @@ def test_expert_subset_says_which_help_and_what_each_is_worth(begin: str) -> Non
     assert result["notes"]["worth"] == pytest.approx({"x0": 0.2, "x1": 0.5, "x2": -0.3, "x3": 0.4})
 
 
+def test_a_source_that_is_worth_nothing_falls_out() -> None:
+    asked = order("expert_subset", switch_space(3), settings={"begin": "all"})
+    assert _subset(asked, [0.25, 0.0, 0.5])["best"]["point"] == {"x0": True, "x1": False, "x2": True}
+
+
 @pytest.mark.parametrize("method", ["greedy_soup", "expert_subset"])
 def test_a_source_that_cannot_be_scored_is_worth_nothing_that_json_cannot_say(method: str) -> None:
     def score(candidates: list[Candidate]) -> list[Told]:
@@ -340,6 +311,14 @@ def test_a_source_that_cannot_be_scored_is_worth_nothing_that_json_cannot_say(me
     assert found["failed"] and not found["best"]["point"]["x1"]
     assert found["notes"]["alone" if method == "greedy_soup" else "worth"]["x1"] is None
     json.dumps(found, allow_nan=False)
+
+
+def test_an_individual_remembers_where_it_was_best() -> None:
+    each = Individual(np.array([0.1]))
+    each.scored(2.0)
+    each.genome = np.array([0.9])
+    each.scored(1.0)
+    assert (each.value, each.own_value) == (1.0, 2.0) and each.own is not None and each.own.tolist() == [0.1]
 
 
 def test_niches_by_the_card_s_numbers() -> None:

@@ -27,7 +27,7 @@ from merge.work import Work
 from tests.merge import exact
 from tests.merge.every import steps_of
 from tests.merge.references import CHAINS, planned, tensors_digest
-from tests.merge.running.fused.test_loops import (
+from tests.merge.running.fused.stand_ins import (
     BF16,
     Memory,
     bits,

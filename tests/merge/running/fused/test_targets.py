@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from merge.running.blocks import Buffers
-from merge.running.fused import loops
 from merge.running.fused.loop import Target
 from merge.running.fused.loops import Loops
 from merge.running.fused.spans import Writing
-from tests.merge.running.fused.test_loops import Memory, chain_of, entries, output_of
+from tests.merge.running.fused.stand_ins import Memory, chain_of, entries, output_of
 
 BF16 = torch.bfloat16
 COLUMNS = 4096
@@ -21,11 +20,7 @@ SHAPE = (150, COLUMNS)
 """More than twice what is written together, and a rest; several blocks of rows that are ranked."""
 BEFORE = 1001
 
-
-@pytest.fixture(autouse=True)
-def _small_jobs_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loops, "LEAST_ENTRIES", 1)
-    monkeypatch.setattr(loops, "LEAST_TOTAL", 0)
+pytestmark = pytest.mark.usefixtures("small_jobs_too")
 
 
 def writing_of(steps: Any, dtype: str) -> Writing:
