@@ -26,7 +26,7 @@ _BY_LAYER = re.compile(
     r"layer|block|attn|attention|window|rope|heads|intermediate|ffn|mlp|moe|spars|pattern|expert"
 )
 _NOT_BY_LAYER = frozenset({"mrope_section", "layers_to_transform"})
-_NUMBERS = re.compile(r"(_indexes|(?<!^out)_indices|_idxs|_only_layers|^cross_attention_layers)$")
+_NUMBERS = re.compile(r"(_indexes|(?<!^out)_indices|_idxs|_only_layers|^cross_attention_layers|^moe_layers)$")
 _EVERY = (
     "full_attention_interval", "moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step",
     "no_rope_layer_interval", "attn_layer_period", "expert_layer_period",
@@ -68,7 +68,7 @@ def _relisted(part: Config, counted: int, sources: Origins) -> dict[str, Any]:
     made = dict(part)
     for key, value in part.items():
         if _NUMBERS.search(key) and isinstance(value, list):
-            made[key] = [at for at, (own, layer) in enumerate(sources) if layer in own.get(key, ())]
+            made[key] = [at for at, (own, layer) in enumerate(sources) if layer in (own.get(key) or ())]
         elif isinstance(value, list | str) and len(value) == counted and _is_by_layer(key):
             picked = [_entry(own.get(key), value, layer) for own, layer in sources]
             made[key] = "".join(picked) if isinstance(value, str) else picked

@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from merge.file_errors import TextInvalid, VocabularyInvalid
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 MAX_TOKENS = 2_000_000
 MAX_TOKEN_CHARS = 4096
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _LONE_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _WORD_START = "\u2581"
@@ -94,6 +94,17 @@ class Vocabulary:
         for meaning, number in last:
             found.setdefault(meaning, number)
         return found
+
+    def loaded(self, rows: int) -> "Vocabulary":
+        """With the named tokens that no file lists and that have a row: where a tokenizer is loaded they get
+        the ids after all others.
+        """
+        late = dict.fromkeys(text for text in self.named.values() if text not in self.tokens)
+        free = range(self.size, rows if self.size == len(self.tokens) else 0)
+        ids = dict(zip(late, free, strict=False))
+        flags = dict.fromkeys(_FLAGS, False) | {"special": True}
+        added = (AddedToken(text, number, flags) for text, number in ids.items())
+        return replace(self, tokens={**self.tokens, **ids}, added=(*self.added, *added)) if ids else self
 
     @cached_property
     def _added_texts(self) -> frozenset[str]:

@@ -36,6 +36,9 @@ def translate_moe(document: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     gate = _one_of(document, "gate_mode", "hidden", _GATES)
     if gate.startswith("hidden"):
         notes.append("every prompt is run by itself: no padding takes part in its mean")
+    if gate == "hidden":
+        notes.append("hidden looks at the last token of a prompt in mergekit: it is hidden_last here")
+        gate = "hidden_last"
     if any(source.get("noise_scale") for source in (*experts, *shared)):
         notes.append("noise differs from mergekit's: it is keyed by seed, source and tensor")
     result: dict[str, Any] = {

@@ -10,7 +10,15 @@ from typing import Any
 
 from merge.mergekit.methods import IDLE, Method, Parameter
 from merge.mergekit.shape import Given, Path, Piece, Region, Scope
-from merge.mergekit.values import all_flags, all_numbers, first_matches, read_scalars, refuse, unknown
+from merge.mergekit.values import (
+    all_flags,
+    all_numbers,
+    first_matches,
+    read_flags,
+    read_scalars,
+    refuse,
+    unknown,
+)
 
 Rule = tuple[str | None, Any]
 """A glob, or ``None`` for every tensor, and the value there."""
@@ -84,7 +92,7 @@ class Ledger:
         return rules
 
     def _value(self, parameter: Parameter, value: Any, at: Path) -> Any:
-        read = read_scalars(value)
+        read = read_flags(value) if parameter.is_flag else read_scalars(value)
         if parameter.is_flag:
             if not all_flags(read):
                 refuse(*at, f"{parameter.name} must be true or false, or a list of them.")
@@ -193,7 +201,7 @@ def scopes_of(regions: Sequence[Region]) -> Iterator[tuple[Scope, bool]]:
 def mentions(value: Any, flag: bool) -> bool:
     """Whether a parameter has this value anywhere in its gradients and filters."""
     rules = first_matches(value, ())
-    read = [read_scalars(item) for _, item in rules]
+    read = [read_flags(item) for _, item in rules]
     return any(item is flag or (isinstance(item, list) and flag in item) for item in read)
 
 
@@ -203,7 +211,7 @@ def flags_of(
     """Plain true or false for parameters that cannot differ from tensor to tensor."""
     found = []
     for name in names:
-        value = read_scalars(scope.values.get(name, defaults.get(name)))
+        value = read_flags(scope.values.get(name, defaults.get(name)))
         if name in scope.values and (refused or not isinstance(value, bool)):
             refuse(*scope.at, name, f"{name} must be plain true or false, once at the top level.")
         found.append(bool(value))

@@ -1,5 +1,6 @@
 """The small pieces of mergekit's YAML: model references, filtered values, numbers written as text."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -90,11 +91,19 @@ def read_scalars(value: Any) -> Any:
     return value
 
 
+def read_flags(value: Any) -> Any:
+    """The same for what is true or false, which mergekit takes 1 and 0 for too."""
+    read = read_scalars(value)
+    if isinstance(read, list):
+        return [read_flags(item) for item in read]
+    return bool(read) if read in (0, 1) else read
+
+
 def all_numbers(value: Any) -> bool:
     """Whether a value is a number, or a list of them."""
     if isinstance(value, list):
         return bool(value) and all(all_numbers(item) for item in value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def all_flags(value: Any) -> bool:

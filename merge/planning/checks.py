@@ -80,7 +80,7 @@ def check_needs(recipe: Recipe) -> Iterator[Finding]:
     """A base that is missing, too few or too many sources, in the whole or in a slice."""
     sections = list(recipe.sections())
     counts = [((*at, "sources"), len(part.sources)) for at, part in sections]
-    if not recipe.slices:
+    if not recipe.slices and not recipe.modules:
         counts.insert(0, ((), len(recipe.sources)))
     baseless = not sections or any(part.base == "base" for _, part in sections)
     for position, step in enumerate(recipe.steps):

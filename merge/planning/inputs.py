@@ -52,5 +52,6 @@ def _named_as(model: ModelIndex, reference: ModelIndex) -> tuple[ModelIndex, dic
     if adapter is not None:
         pairs = {new.get(name, name): pair for name, pair in adapter.pairs.items()}
         replaced = {new.get(name, name): info for name, info in adapter.replaced.items()}
-        adapter = replace(adapter, pairs=pairs, replaced=replaced)
+        masked = {new.get(name, name): each for name, each in adapter.masked.items()}
+        adapter = replace(adapter, pairs=pairs, replaced=replaced, masked=masked)
     return replace(model, tensors=tensors, adapter=adapter), renamed

@@ -22,7 +22,7 @@ from merge.report import OutputFile
 from merge.running.survey.page import render_page
 from merge.running.survey.saliency import saliency
 from merge.running.survey.summary import Measured, summarise
-from merge.tokenizer.files import with_new_tokens
+from merge.tokenizer.files import LENDER_FILES, lender, with_new_tokens
 from merge.tokenizer.planned import VocabularyPlan
 from merge.tokenizer.special import ends_of
 from merge.tokenizer.templates import chosen_template
@@ -108,9 +108,7 @@ def _with_vocabulary(
     if found.new:
         lenders = dict.fromkeys(token.origin for token in found.new if token.flags is None)
         origins = {
-            key: small_files(plan, folders, key, ("tokenizer.json",))["tokenizer.json"]
-            for key in lenders
-            if key is not None
+            key: lender(small_files(plan, folders, key, LENDER_FILES)) for key in lenders if key is not None
         }
         made = with_new_tokens(made, found.new, origins)
     lent: dict[str, Mapping[str, Any]] = {}

@@ -9,7 +9,9 @@ from merge.checkpoint.vocabulary import read_vocabulary
 from merge.file_errors import VocabularyInvalid
 from merge.tokenizer.align import NewToken
 
-_SLOW = ("tokenizer.model", "spiece.model", "vocab.json")
+LENDER_FILES = ("tokenizer.json", "merges.txt")
+_SLOW = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_OTHER_WORDS = ("vocab.json", "vocab.txt", "merges.txt")
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 
 
@@ -23,6 +25,8 @@ def with_new_tokens(
     not hold a token under its id.
     """
     document = parse_json_object("tokenizer.json", files["tokenizer.json"])
+    late = _late(files, min(token.id for token in new))
+    document["added_tokens"] = [*document.get("added_tokens", []), *_listed(late)]
     plain = [token for token in new if token.flags is None]
     added = [token for token in new if token.flags is not None]
     parsed = {key: parse_json_object("tokenizer.json", raw) for key, raw in origins.items()}
@@ -33,17 +37,36 @@ def with_new_tokens(
         _extend_map(document, plain, added)
         if model.get("type", "BPE") == "BPE" and plain:
             model["merges"] = [*model.get("merges", []), *_merges(model, plain, parsed)]
-    listed = document.setdefault("added_tokens", [])
-    listed += [{"id": token.id, "content": token.text, **(token.flags or _PLAIN)} for token in added]
+    document["added_tokens"] += _listed(added)
+    added = [*late, *added]
     made = {**files, "tokenizer.json": _json(document)}
     made["tokenizer_config.json"] = _config(files.get("tokenizer_config.json", b"{}"), added)
     if added and any(name in files for name in _SLOW):
         old = parse_json_object("added_tokens.json", files.get("added_tokens.json", b"{}"))
         made["added_tokens.json"] = _json({**old, **{token.text: token.id for token in added}})
     if plain:
-        made = {name: content for name, content in made.items() if name not in ("vocab.json", "merges.txt")}
+        made = {name: content for name, content in made.items() if name not in _OTHER_WORDS}
     _check(made, new)
     return made
+
+
+def _late(files: Mapping[str, bytes], first: int) -> list[NewToken]:
+    """Tokens below the ``first`` new one that the tokenizer names and no file lists: from now on one does."""
+    found = read_vocabulary(files)
+    own = found.loaded(first).added if found is not None else ()
+    known = found.tokens if found is not None else {}
+    return [NewToken(token.text, token.id, None, token.flags) for token in own if token.text not in known]
+
+
+def _listed(tokens: Sequence[NewToken]) -> list[dict[str, Any]]:
+    return [{"id": token.id, "content": token.text, **(token.flags or _PLAIN)} for token in tokens]
+
+
+def lender(files: Mapping[str, bytes]) -> bytes:
+    """The tokenizer.json of a model that lends plain tokens; of older files what counts of it, the merges."""
+    lines = files.get("merges.txt", b"").decode("utf-8", "replace").split("\n")
+    merges = [line.rstrip("\r") for line in lines if " " in line and not line.startswith("#version")]
+    return files.get("tokenizer.json") or _json({"model": {"merges": merges}})
 
 
 def _check(files: Mapping[str, bytes], new: Sequence[NewToken]) -> None:

@@ -180,7 +180,7 @@ def _speaker(
         except VocabularyInvalid as refused:
             findings.append(error(refused.code, str(refused), "tokenizer", model=key))
         else:
-            return Speaker(key, model.label, vocabulary, indexed.rows)
+            return Speaker(key, model.label, vocabulary.loaded(indexed.rows), indexed.rows)
     return None
 
 

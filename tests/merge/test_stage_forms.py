@@ -115,6 +115,8 @@ def test_forms_of_stages_and_of_what_is_made_from_them(
     document, ways = CASES[name]
     plan = planned(document, folders)
     assert {key: stage.why for key, stage in plan.staged.stages.items()} == ways
+    told = [each.pointer for each in plan.findings if each.code == "adapter_over_stage"]
+    assert told == (["/base"] if name == "an adapter" else [])
     ours, theirs = (
         contents(merged(document, folders, tmp_path / "ours")),
         contents(by_hand(document, folders, tmp_path)),

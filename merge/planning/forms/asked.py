@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from merge.errors import Finding
-from merge.recipe.findings import error
+from merge.recipe.findings import error, warning
 from merge.recipe.recipe import Recipe
 from merge.recipe.results import BundleResult, MoeResult
-from merge.recipe.stages import named_models
+from merge.recipe.stages import named_models, stage_of
 
 
 def check_result(recipe: Recipe) -> Iterator[Finding]:
@@ -48,6 +48,12 @@ def _check_adapter(recipe: Recipe) -> Iterator[Finding]:
     if recipe.base is None:
         message = "An adapter is what changed in a base model, but the recipe names no base."
         yield error("base_missing", message, "base")
+    elif (stage := stage_of(recipe.base)) is not None:
+        message = (
+            f"The adapter is one over what the stage {stage} gives, which is not kept: merge that by itself "
+            "too, or it can be put on nothing."
+        )
+        yield warning("adapter_over_stage", message, "base")
     if recipe.slices or recipe.modules:
         message = "An adapter leaves the layers of the base as they are: it cannot be made from slices."
         yield error("adapter_with_slices", message, "slices")

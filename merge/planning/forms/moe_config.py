@@ -17,6 +17,18 @@ DEEPSEEK_CLASSES: Mapping[str, str] = {
 """The class that transformers lacks, as ``auto_map`` names it."""
 PLAIN_ROPES = ("default", "linear", "dynamic")
 """Rotary embeddings that the code of DeepSeek-MoE knows."""
+_EVERY: Mapping[str, Any] = {"rms_norm_eps": 1e-6, "num_key_value_heads": None}
+_UNSAID: Mapping[str, Mapping[str, Any]] = {
+    "llama": {**_EVERY, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {
+        **_EVERY, "max_position_embeddings": 131072, "num_key_value_heads": 8, "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "qwen2": {**_EVERY, "max_position_embeddings": 32768, "num_key_value_heads": 32},
+    "qwen3": {**_EVERY, "max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
+}  # fmt: skip
+"""What the class of a dense model takes where its config is silent; that of a mixture takes other numbers."""
+_THETA = 10000.0
 
 
 def mixture_config(
@@ -25,7 +37,7 @@ def mixture_config(
     """What all mixtures have: ``experts`` is the name and the number of the experts, ``active`` how many of
     them serve a token.
     """
-    made = {key: value for key, value in config.items() if key not in _DROPPED}
+    made = {key: value for key, value in spelt_out(config).items() if key not in _DROPPED}
     name, count = experts
     return made | {
         "architectures": [architecture],
@@ -34,6 +46,16 @@ def mixture_config(
         "num_experts_per_tok": active,
         "output_router_logits": False,
     }
+
+
+def spelt_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a dense model with the numbers that it leaves to its class."""
+    made = {**_UNSAID.get(str(config.get("model_type")), {}), **config}
+    if made.get("num_key_value_heads") is None:
+        made["num_key_value_heads"] = config.get("num_attention_heads")
+    if rope_of(config).get("rope_theta") is None:
+        made["rope_theta"] = _THETA
+    return made
 
 
 def windows(config: Mapping[str, Any], layers: int) -> list[int | None]:

@@ -61,6 +61,13 @@ def test_each_layer_has_what_its_own_models_config_says_of_it() -> None:
     assert made == {"num_hidden_layers": 4, "layer_types": ["e", "b", "a", "c"], "mlp_only_layers": [0, 2]}
 
 
+def test_layers_that_are_listed_by_number_are_counted_anew_also_beside_a_config_that_lists_none() -> None:
+    ours = {"num_hidden_layers": 2, "mlp_only_layers": [0], "moe_layers": [0, 1]}
+    theirs = {"num_hidden_layers": 2, "mlp_only_layers": None, "moe_layers": [1]}
+    made = recut(ours, "model.layers", [(theirs, 0), (ours, 0), (theirs, 1)]).config
+    assert made == {"num_hidden_layers": 3, "mlp_only_layers": [1], "moe_layers": [1, 2]}
+
+
 def test_a_word_of_one_letter_a_layer_is_a_list_too() -> None:
     made = cut({"num_hidden_layers": 4, "hybrid_override_pattern": "M*-E"}).config
     assert made["hybrid_override_pattern"] == "M*-*-E"

@@ -240,3 +240,16 @@ def test_masks_of_rows_of_odd_lengths_are_whole_bytes_wherever_blocks_end(tmp_pa
         bits = torch.empty(300_000)
         unpack(found[f"mask/{member}/x"], bits)
         assert (bits.view(60_000, 5).bool() != far_off).float().mean() < 1e-3
+
+
+def test_a_member_beside_models_that_name_their_tensors_otherwise_is_still_itself(shop: Shop) -> None:
+    shop.make(shop.recipe("tall", sources=[{"id": "a", "model": "expert1"}]), "bundle")
+    base, expert = (load_file(shop.root / name / "model.safetensors") for name in ("base", "expert1"))
+    (shop.root / "long").mkdir()
+    (shop.root / "long" / "config.json").write_bytes((shop.root / "base" / "config.json").read_bytes())
+    save_file({f"text.{name}": tensor for name, tensor in base.items()}, shop.root / "long/model.safetensors")
+    member = {"id": "m", "model": "base", "adapter": "bundle", "member": "a"}
+    sources = [{"id": "l", "model": "long", "weight": 0}, member]
+    shop.make({"sources": sources, "steps": ["linear"]}, "out")
+    for name, tensor in load_file(shop.root / "out" / "model.safetensors").items():
+        assert torch.allclose(tensor, expert[name.removeprefix("text.")], atol=1e-6), name

@@ -127,6 +127,8 @@ def test_every_setting_that_is_written_exists(method: str) -> None:
         ("ties", {"rescale": True, "density": 0.3}, 0, "density", 0.3),
         ("ties", {"rescale": True, "density": 0.3}, 1, "density", 1.0),
         ("linear", {"normalize": [True, False]}, 0, "normalize", [True, False]),
+        ("linear", {"normalize": 0}, 0, "normalize", False),
+        ("ties", {"rescale": "1", "density": 0.3}, 0, "rescale", "l1"),
     ],
 )
 def test_a_parameter_becomes_the_setting_it_is(

@@ -47,7 +47,8 @@ def test_every_key_has_its_counterpart() -> None:
 
 def test_defaults_are_those_of_mergekit() -> None:
     plain = {key: value for key, value in CONFIG.items() if key not in ("gate_mode", "dtype")}
-    assert asked(plain) == MoeResult(form="moe", architecture="auto", gate="hidden", experts_per_token=2)
+    last = MoeResult(form="moe", architecture="auto", gate="hidden_last", experts_per_token=2)
+    assert asked(plain) == asked({**plain, "gate_mode": "hidden"}) == last, "what hidden means there"
 
 
 def test_shared_experts_are_named() -> None:

@@ -299,7 +299,8 @@ SLICE = {"sources": [{"model": "org/base", "layer_range": [0, 2]}, {"model": "or
         ({"parameters": {"desnity": 1}}, "/parameters/desnity", "did you mean density?"),
         ({"parameters": {"rescael": True}}, "/parameters/rescael", "did you mean rescale?"),
         ({"parameters": {"lambda": "much"}}, "/parameters/lambda", "must be a number"),
-        ({"parameters": {"normalize": 1}}, "/parameters/normalize", "true or false"),
+        ({"parameters": {"normalize": 2}}, "/parameters/normalize", "true or false"),
+        ({"parameters": {"lambda": "inf"}}, "/parameters/lambda", "must be a number"),
         (
             {"parameters": {"density": [{"filter": "x", "value": 1, "z": 2}]}},
             "/parameters/density/0",

@@ -9,7 +9,7 @@ import torch
 
 from merge.run import run
 from tests.merge.arch import zoo
-from tests.merge.planning.slices import GIB, GROWN, UP, mean, merged, part, planned, weights_of
+from tests.merge.planning.slices import GIB, GROWN, UP, errors, mean, merged, part, planned, weights_of
 
 
 def stacked(name: str, slices: dict[str, Any], tmp_path: Path) -> tuple[Any, dict[str, Any]]:
@@ -61,3 +61,19 @@ def test_modules_have_sources_of_their_own_and_what_none_claims_has_all(
     assert torch.equal(made["lm_head.weight"], b["lm_head.weight"])
     assert torch.equal(made[UP.format(1)], a[UP.format(1)]) and UP.format(2) not in made
     assert torch.equal(made["model.norm.weight"], mean(a["model.norm.weight"], b["model.norm.weight"]))
+
+
+def test_a_method_of_one_source_takes_another_one_in_every_module(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    modules = {
+        "outer": {"tensors": ["lm_head.*", "*embed_tokens*"], "slices": [{"sources": [{"id": "b"}]}]},
+        "rest": {"tensors": ["model.*"], "slices": [part(("a", 0, 2))]},
+    }
+    found = {"sources": [{"id": name, "model": name} for name in "ab"], "steps": ["passthrough"]}
+    made = merged(folders, tmp_path / "out", {**found, "modules": modules})
+    a, b = weights_of(folders["a"]), weights_of(folders["b"])
+    assert torch.equal(made["lm_head.weight"], b["lm_head.weight"])
+    assert torch.equal(made["model.norm.weight"], a["model.norm.weight"])
+    told = errors(folders, {**found, "modules": {"outer": modules["outer"]}})
+    assert {each.code for each in told} == {"source_count"}

@@ -117,6 +117,25 @@ def test_attention_stays_that_of_the_dense_model(
     works_as_the_dense_model(tmp_path, architecture, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("kind", "more", "architecture"),
+    [
+        ("llama", {"num_key_value_heads": 4}, "mixtral"),
+        ("mistral", {"num_attention_heads": 8, "num_key_value_heads": 8}, "qwen2_moe"),
+        ("qwen3", {"head_dim": 128}, "qwen3_moe"),
+    ],
+)
+def test_what_an_older_config_leaves_to_its_class_stays(
+    tmp_path: Path, kind: str, more: dict[str, Any], architecture: str
+) -> None:
+    dense(tmp_path / "base", kind, 0, initializer_range=0.2, **more)
+    file = tmp_path / "base" / "config.json"
+    left = {"rope_parameters", "rms_norm_eps", "max_position_embeddings", *more} - {"num_attention_heads"}
+    config = {key: value for key, value in json.loads(file.read_text()).items() if key not in left}
+    file.write_text(json.dumps(config))
+    works_as_the_dense_model(tmp_path, architecture, tmp_path / "out")
+
+
 def works_as_the_dense_model(root: Path, architecture: str, out: Path) -> None:
     """A mixture of equal experts beside the model that they are."""
     document = mixture(architecture) | everything_else_from_the_base()

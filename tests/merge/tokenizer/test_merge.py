@@ -314,6 +314,33 @@ def test_a_tokenizer_that_cannot_be_extended_is_named(root: Path) -> None:
     assert "no tokenizer.json" in codes(root, document)["tokenizer_not_writable"]
 
 
+def test_an_older_tokenizer_lends_its_tokens_with_their_merges(root: Path) -> None:
+    document = json.loads((root / "b" / "tokenizer.json").read_text())
+    (root / "b" / "tokenizer.json").unlink()
+    small.write_json(root / "b" / "vocab.json", document["model"]["vocab"])
+    merges = "\n".join(" ".join(pair) for pair in document["model"]["merges"])
+    (root / "b" / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    decoder = {str(each.pop("id")): each for each in document["added_tokens"]}
+    small.write_json(root / "b" / "tokenizer_config.json", {"added_tokens_decoder": decoder})
+    out, _ = small.merged(root, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    tokenizer = has_ids_of_its_rows(out)
+    assert tokenizer.tokenize("the an<|im_end|>") == ["the", "Ġ", "an", "<|im_end|>"]
+
+
+@pytest.mark.parametrize("other", ["a", "d"])
+def test_a_token_that_only_a_config_names_keeps_its_id_and_row(root: Path, other: str) -> None:
+    small.speaker(root / "c", added=("<s>", "</s>", "<unk>"), rows=260, expert=3)
+    small.speaker(root / "d", added=("<s>", "</s>", "<unk>", *CHAT), expert=4)
+    file = root / "c" / "config.json"
+    small.write_json(file, json.loads(file.read_text()) | {"pad_token_id": 259})
+    sources = [{"id": "c", "model": "c"}, {"id": other, "model": other}]
+    out, _ = small.merged(root, {"sources": sources, "tokenizer": {"source": "union"}})
+    tokenizer = has_ids_of_its_rows(out)
+    assert tokenizer.pad_token_id == 259 and len(tokenizer) == 262 + (other == "a")
+    ours, theirs = small.weights(root / "c")[EMBED][259], small.rows(root / other).get("<pad>")
+    assert torch.equal(small.rows(out)["<pad>"], mean(ours, ours if theirs is None else theirs))
+
+
 def test_a_rule_for_a_token_nobody_has_is_named(root: Path) -> None:
     rules = {"<s>": {"source": {"model": "a", "token": "nope"}}}
     found = codes(root, {"sources": SOURCES, "tokenizer": {"source": "a", "tokens": rules | {}}})
