@@ -145,6 +145,16 @@ def plan(desk: Desk, caller: Caller, order: Order) -> Ready:
         desk.metrics.planning.observe(time.perf_counter() - started)
 
 
+def preview(desk: Desk, caller: Caller, order: Order) -> Ready:
+    """The plan of an order that a submit would accept but for the quota; raises as ``plan`` does, and what
+    ``submit.check`` raises.
+    """
+    planned = plan(desk, caller, order)
+    with desk.begin() as session:
+        submit.check(session, caller, order.request, planned, desk.rules)
+    return planned
+
+
 def accept(desk: Desk, caller: Caller, order: Order, key: Key | None = None) -> Accepted:
     """Plans a job, then records it in one transaction with the idempotency key's answer.
 

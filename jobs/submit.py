@@ -21,7 +21,7 @@ from jobs.kinds import Ready
 from jobs.pinned import PinnedInput
 from jobs.places import find_inside
 from jobs.planning import Planned
-from jobs.request import JobOrder, JobRequest, ModelOrder
+from jobs.request import JobOrder, JobRequest, ModelOrder, WebhookRequest
 from jobs.states import RETRYABLE, is_terminal
 from merge.catalog import catalogue
 from merge.recipe.recipe import Recipe, recipe_digest
@@ -46,9 +46,7 @@ def submit(session: Session, caller: Caller, request: JobOrder, planned: Ready |
     Raises ``QuotaExceeded``, ``ConfirmationNeeded``, ``NotFound`` (credential, dataset), ``RequestInvalid``.
     """
     _check_quota(session, caller, rules)
-    _check_parts(session, caller, request, rules)
-    if planned is not None and isinstance(request, ModelOrder):
-        check_publishing(request, planned.inputs)
+    check(session, caller, request, planned, rules)
     method, subject, digest = _subject(request, planned)
     job_id = new_id("job")
     facts: dict[str, Any] = {
@@ -75,6 +73,13 @@ def submit(session: Session, caller: Caller, request: JobOrder, planned: Ready |
     _add_webhook(session, job, request, rules)
     events.record(session, job, f"{job.kind}.queued", {"planned": planned is not None})
     return job
+
+
+def check(session: Session, caller: Caller, request: JobOrder, planned: Ready | None, rules: Rules) -> None:
+    """All that ``submit`` refuses an order for besides its models and the quota; records nothing."""
+    _check_parts(session, caller, request, rules)
+    if planned is not None and isinstance(request, ModelOrder):
+        check_publishing(request, planned.inputs)
 
 
 def retry(session: Session, caller: Caller, job: Job, rules: Rules) -> Job:
@@ -199,21 +204,29 @@ def _check_parts(session: Session, caller: Caller, request: JobOrder, rules: Rul
         if each.data.path is not None:
             with within(f"{pointer}/path"):
                 find_inside(each.data.path, rules.model_roots, folder=False)
+    if (wanted := request.webhook) is not None:
+        with within("/webhook"):
+            webhooks.check_endpoint(
+                wanted.url, wanted.events, _secret_of(wanted), allow_http=rules.allow_http
+            )
 
 
 def _add_webhook(session: Session, job: Job, request: JobOrder, rules: Rules) -> None:
     wanted = request.webhook
     if wanted is None:
         return
-    with within("/webhook"):
-        webhooks.create_endpoint(
-            session,
-            rules.keyring,
-            job.tenant_id,
-            wanted.url,
-            wanted.events,
-            description=f"for {job.id}",
-            secret=wanted.secret.get_secret_value() if wanted.secret else None,
-            job_id=job.id,
-            allow_http=rules.allow_http,
-        )
+    webhooks.create_endpoint(
+        session,
+        rules.keyring,
+        job.tenant_id,
+        wanted.url,
+        wanted.events,
+        description=f"for {job.id}",
+        secret=_secret_of(wanted),
+        job_id=job.id,
+        allow_http=rules.allow_http,
+    )
+
+
+def _secret_of(wanted: WebhookRequest) -> str | None:
+    return wanted.secret.get_secret_value() if wanted.secret else None

@@ -65,9 +65,7 @@ def create_endpoint(
     Raises ``EndpointUrlInvalid``, or ``RequestInvalid`` for an unknown event or an unfit secret. Where the
     host leads is checked at every delivery, not here.
     """
-    check_url(url, allow_http=allow_http)
-    if secret is not None and not signing.is_secret(secret):
-        raise RequestInvalid("A webhook secret is whsec_ and the base64 of 24 to 64 bytes.", "/secret")
+    types = check_endpoint(url, events, secret, allow_http=allow_http)
     row_id = new_id("we")
     clear = secret or signing.new_secret()
     sealed = keyring.seal(clear, tenant_id, row_id)
@@ -76,7 +74,7 @@ def create_endpoint(
         tenant_id=tenant_id,
         job_id=job_id,
         url=url,
-        events=check_events(events),
+        events=types,
         description=description,
         key_id=sealed.key_id,
         secret=sealed.ciphertext,
@@ -338,6 +336,16 @@ def check_events(events: Sequence[str] | None) -> list[str]:
                 f"There is no event {each!r}; events are {', '.join(known)}.", f"/events/{position}"
             )
     return [each for each in known if each in events]
+
+
+def check_endpoint(
+    url: str, events: Sequence[str] | None, secret: str | None, *, allow_http: bool = False
+) -> list[str]:
+    """The event types that an endpoint would have; raises what ``create_endpoint`` raises."""
+    check_url(url, allow_http=allow_http)
+    if secret is not None and not signing.is_secret(secret):
+        raise RequestInvalid("A webhook secret is whsec_ and the base64 of 24 to 64 bytes.", "/secret")
+    return check_events(events)
 
 
 def check_url(url: str, *, allow_http: bool = False) -> None:

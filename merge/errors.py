@@ -231,7 +231,7 @@ class CalibrationFormat(CalibrationInvalid):
 
 
 class CalibrationEncoding(CalibrationInvalid):
-    """A text that is not UTF-8."""
+    """A text that is not UTF-8, or holds half of a surrogate pair."""
 
     code = "calibration_encoding"
 

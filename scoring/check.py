@@ -12,6 +12,7 @@ from scoring.check_report import Vitals
 from scoring.errors import ModelUnusable, ScoreNotFinite, ScoringStopped
 from scoring.model import LoadedModel, fitting_threads, load, names
 from scoring.template import render_chat
+from scoring.trial import LACKING, text_ids, trial_inputs
 from scoring.vitals import vitals_of
 
 SAMPLES = (
@@ -188,7 +189,7 @@ def _check_chat(loaded: LoadedModel, tokenizer: Any, chat: str, notes: _Notes, t
 
 def _check_forward(loaded: LoadedModel, notes: _Notes) -> bool | None:
     """One forward pass; None where no input could be made up for this kind of model."""
-    inputs = _inputs(loaded)
+    inputs = trial_inputs(loaded, SAMPLES[0])
     if inputs is None:
         kind = getattr(loaded.model, "main_input_name", "its input")
         notes.warn(
@@ -199,10 +200,12 @@ def _check_forward(loaded: LoadedModel, notes: _Notes) -> bool | None:
         with torch.inference_mode():
             output = loaded.model(**{key: value.to(loaded.device) for key, value in inputs.items()})
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        notes.error(
-            "forward_fails", f"a forward pass of {loaded.architecture} fails: {(reason or ['?'])[0][:300]}"
-        )
+        reason = (str(error).strip().splitlines() or ["?"])[0][:300]
+        if isinstance(error, LACKING) and not loaded.causal:
+            said = f"no trial input is known for {loaded.architecture}, which wants more: {reason}"
+            notes.warn("forward_not_tried", said)
+            return None
+        notes.error("forward_fails", f"a forward pass of {loaded.architecture} fails: {reason}")
         return False
     floats = {
         key: value for key, value in output.items() if torch.is_tensor(value) and value.is_floating_point()
@@ -215,36 +218,11 @@ def _check_forward(loaded: LoadedModel, notes: _Notes) -> bool | None:
     return not bad
 
 
-def _inputs(loaded: LoadedModel) -> dict[str, torch.Tensor] | None:
-    main = getattr(loaded.model, "main_input_name", "input_ids")
-    config = loaded.model.config
-    if main == "input_ids":
-        ids = torch.tensor([_prompt_ids(loaded)])
-        inputs = {"input_ids": ids}
-        if config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = ids[:, :4]
-        return inputs
-    if main == "pixel_values" and hasattr(config, "image_size"):
-        size = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
-        ramp = torch.linspace(-1, 1, int(size[0]) * int(size[1])).reshape(1, 1, int(size[0]), int(size[1]))
-        pixels = ramp.expand(1, getattr(config, "num_channels", 3), -1, -1)
-        return {"pixel_values": pixels.to(loaded.model.dtype).contiguous()}
-    return None
-
-
-def _prompt_ids(loaded: LoadedModel) -> list[int]:
-    if loaded.tokenizer is not None:
-        ids = list(loaded.tokenizer(SAMPLES[0])["input_ids"])
-        if ids and (loaded.vocabulary is None or max(ids) < loaded.vocabulary):
-            return ids
-    return list(range(1, min(9, loaded.vocabulary or 9)))
-
-
 def _check_generation(loaded: LoadedModel, notes: _Notes) -> tuple[str | None, str | None]:
     """Greedy continuation without sampling settings or caches of the model's own; odd ones are warned of."""
     if not loaded.causal or loaded.tokenizer is None:
         return None, None
-    ids, end = _prompt_ids(loaded), loaded.tokenizer.eos_token_id
+    ids, end = text_ids(loaded, SAMPLES[0]), loaded.tokenizer.eos_token_id
     new: list[int] = []
     while len(new) < GENERATED and (not new or new[-1] != end):
         row = torch.tensor([ids + new])

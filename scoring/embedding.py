@@ -12,18 +12,12 @@ from scoring.settings import Pooling
 from scoring.windows import Pass, batches
 
 LONGEST = 512
-PAD_OFFSET = ("roberta", "camembert", "mpnet", "longformer")
-"""Families whose positions begin after the padding token's."""
 
 
 def tokenised(loaded: LoadedModel, texts: Sequence[str], most: int = LONGEST) -> list[Pass]:
     """One row a text, with the tokenizer's own special tokens; what is too long loses its end."""
-    tokenizer, config = loaded.tokenizer, loaded.model.config.get_text_config()
-    own = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or most
-    family = str(getattr(config, "model_type", ""))
-    if any(name in family for name in PAD_OFFSET):
-        own -= 2
-    length = max(4, min(most, int(own), int(getattr(tokenizer, "model_max_length", most))))
+    tokenizer, own = loaded.tokenizer, loaded.positions or most
+    length = max(4, min(most, own, int(getattr(tokenizer, "model_max_length", most))))
     found = []
     for index, text in enumerate(texts):
         assert tokenizer is not None  # the runner refuses models without one

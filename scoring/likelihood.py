@@ -16,9 +16,7 @@ UNKNOWN_WINDOW = 1024
 
 def longest(loaded: LoadedModel, window: int) -> int:
     """Tokens of context at most: what is asked for, or what the model takes."""
-    config = loaded.model.config.get_text_config()
-    own = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return max(8, min(window, int(own or UNKNOWN_WINDOW)))
+    return max(8, min(window, loaded.positions or UNKNOWN_WINDOW))
 
 
 def grouped(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int) -> list[list[Pass]]:

@@ -66,12 +66,31 @@ class LoadedModel:
 
     @property
     def vocabulary(self) -> int | None:
-        """Rows of the input embedding, or None where there is none."""
+        """Rows of the input embedding, or None where there is none (what a layer embeds are pictures)."""
         try:
-            weight = self.model.get_input_embeddings().weight
+            embedding = self.model.get_input_embeddings()
+            weight = embedding.weight
         except (AttributeError, NotImplementedError):
             return None
-        return int(weight.shape[0]) if weight.ndim == 2 else None
+        words = weight.ndim == 2 and not isinstance(embedding, torch.nn.Linear)
+        return int(weight.shape[0]) if words else None
+
+    @cached_property
+    def positions(self) -> int | None:
+        """How many tokens it can read, where its config bounds that; some begin to count them after the
+        padding token's number.
+        """
+        config = self.model.config.get_text_config()
+        told = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        known = [told] if isinstance(told, int) and told > 0 else []  # XLNet's is -1: no bound
+        known += [
+            each.num_embeddings - each.padding_idx - 1
+            for path, each in self.model.named_modules()
+            if path.endswith("position_embeddings")
+            and isinstance(each, torch.nn.Embedding)
+            and each.padding_idx is not None
+        ]
+        return min(known, default=None)
 
     def logits(self, ids: Tensor, mask: Tensor, positions: Sequence[int]) -> Tensor:
         """Float32 logits, shape [batch, positions, vocabulary], at some positions of right-padded token rows

@@ -19,7 +19,8 @@ def is_parquet(file: str) -> bool:
 
 def lines_of(body: bytes, file: str, most: int) -> bytes:
     """The rows of a Parquet file as JSON lines of at most ``most`` bytes, however small the file is. What is
-    null is left out, and what JSON cannot say (dates, pictures) is null.
+    null is left out, and what JSON cannot say (dates, pictures) is null. Dates and times are not read at all:
+    not every one that a file may hold is one of Python's.
 
     Raises ``SetInvalid`` and ``SetTooLarge``.
     """
@@ -35,10 +36,11 @@ def lines_of(body: bytes, file: str, most: int) -> bytes:
     try:
         with parquet.ParquetFile(io.BytesIO(body)) as opened:
             _check_size(opened.metadata, file, most)
-            for batch in opened.iter_batches(ROWS_AT_ONCE, use_threads=False):
+            said = [field.name for field in opened.schema_arrow if not _holds_times(arrow.types, field.type)]
+            for batch in opened.iter_batches(ROWS_AT_ONCE, columns=said, use_threads=False):
                 for row in batch.to_pylist():
-                    said = {name: value for name, value in row.items() if value is not None}
-                    line = json.dumps(said, ensure_ascii=False, default=lambda _: None).encode()
+                    told = {name: value for name, value in row.items() if value is not None}
+                    line = json.dumps(told, ensure_ascii=False, default=lambda _: None).encode()
                     size += len(line) + 1
                     if size > most:
                         raise SetTooLarge(f"{file} unfolds to more than {most:,} bytes; give fewer items")
@@ -47,6 +49,12 @@ def lines_of(body: bytes, file: str, most: int) -> bytes:
         problem = f"cannot be read as Parquet ({str(error)[:200]})"
         raise SetInvalid(file, None, None, problem) from error
     return b"\n".join(lines)
+
+
+def _holds_times(types: Any, kind: Any) -> bool:
+    """Whether values of an Arrow type are dates or times, or hold any."""
+    inside = (kind.field(place).type for place in range(kind.num_fields))
+    return types.is_temporal(kind) or any(_holds_times(types, each) for each in inside)
 
 
 def _check_size(metadata: Any, file: str, most: int) -> None:

@@ -3,9 +3,8 @@
 import fcntl
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,12 +12,12 @@ from types import TracebackType
 import structlog
 
 from jobs.scratch import bytes_in
+from merge.learn.turns import only_one
 from worker.artifacts import keep
 from worker.scratch import is_linked
 
 log = structlog.get_logger("worker.statistics")
 
-WAIT_SECONDS = 0.5
 Key = tuple[str, str]
 
 
@@ -72,19 +71,9 @@ class Store:
         if lock is not None:
             os.close(lock)
 
-    @contextmanager
-    def only_one(self, digest: str, checkpoint: Callable[[], None]) -> Iterator[None]:
+    def only_one(self, digest: str, checkpoint: Callable[[], None]) -> AbstractContextManager[None]:
         """Lets one job at a time measure a digest; the others wait, asking ``checkpoint`` whether to stop."""
-        path = self.root / self.tenant / f".{digest}.measuring"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while (lock := _lock_file(path)) < 0:
-            checkpoint()
-            time.sleep(WAIT_SECONDS)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(lock)
+        return only_one(self.folder(digest), checkpoint)
 
 
 def evict(root: Path, limit: int, oldest: Sequence[Key]) -> list[Key]:
@@ -133,16 +122,6 @@ def _lock(folder: Path, how: int) -> int:
     with suppress(BlockingIOError):
         fcntl.flock(lock, how | fcntl.LOCK_NB)
         if is_linked(lock, folder):
-            return lock
-    os.close(lock)
-    return -1
-
-
-def _lock_file(path: Path) -> int:
-    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_linked(lock, path):
             return lock
     os.close(lock)
     return -1

@@ -120,7 +120,7 @@ def _plan(visit: Visit, wanted: Wanted) -> dict[str, Any] | None:
     if wanted.is_blank:
         return None
     try:
-        return _seen(intake.plan(visit.desk, visit.caller, _order(wanted)))
+        return _seen(intake.preview(visit.desk, visit.caller, _order(wanted)))
     except KNOWN as error:
         later = isinstance(error, PlanTimeout) or (isinstance(error, HubError) and error.retryable)
         return EMPTY | {"pending": f"{error} {LATER}"} if later else _refusal(wanted, error)

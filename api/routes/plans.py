@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from api.deps import InDesk, Reader
-from api.intake import Order, patiently, plan
+from api.intake import Order, patiently, preview
 from api.routes.jobs import order_body, order_of_request
 from api.schemas.common import problems
 from api.schemas.jobs import PlanOut
@@ -17,12 +17,13 @@ router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=problems(404, 4
 async def make_plan(
     desk: InDesk, caller: Reader, sent: Annotated[tuple[Order, Any], Depends(order_of_request)]
 ) -> PlanOut:
-    """Pins every model, reads configurations and headers only, and says what would happen and at what cost.
+    """Pins every model, reads configurations and headers only, and says what would happen and at what cost;
+    what `POST /v1/jobs` would refuse is refused here too.
 
     Asynchronous because planning has threads of its own.
     """
     order, _ = sent
-    planned = await patiently(desk, lambda: plan(desk, caller, order))
+    planned = await patiently(desk, lambda: preview(desk, caller, order))
     return PlanOut(
         recipe=planned.subject,
         plan=planned.summary,

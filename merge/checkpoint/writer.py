@@ -131,7 +131,7 @@ class ShardWriter:
         except OSError as error:
             raise self._failure(error) from error
         try:
-            _reserve(fd, self._layout.size)
+            reserve(fd, self._layout.size)
         except OSError as error:
             os.ftruncate(fd, 0)
             os.close(fd)
@@ -172,7 +172,8 @@ class ShardWriter:
         return FileUnreadable(f"{self._path} cannot be written: {error.strerror}.")
 
 
-def _reserve(fd: int, size: int) -> None:
+def reserve(fd: int, size: int) -> None:
+    """Gives an open file ``size`` bytes of the disk; raises ``OSError`` where it has none left."""
     disk = os.fstatvfs(fd)
     if size > disk.f_bavail * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -20,6 +20,7 @@ from merge.joint.training import train
 from merge.joint.voting import vote
 from merge.learn.samples import Samples
 from merge.learn.statistics import Manifest, read_manifest
+from merge.learn.turns import only_one
 from merge.methods import load as load_methods
 from merge.plan import Plan
 from merge.planning.together import THROUGH
@@ -68,6 +69,8 @@ def measure_joint(
             on_progress,
             should_stop,
         )
+        for out in sorted(each for each in outs.values() if not each.exists()):
+            stack.enter_context(only_one(out, job.check))
         _measure(job)
     return {key: read_manifest(outs[key]) for key in plan.statistics.joint}
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from merge.checkpoint.writer import reserve
+from merge.learn.forecast import FLOAT32
 from merge.learn.skeleton import Weights
 
 
@@ -49,8 +51,7 @@ class OnDisk:
             self.folder.mkdir(parents=True, exist_ok=True)
             whole = self.weights.tensor(name).contiguous()
             path = self.folder / f"rows-{len(self._known)}.bin"
-            held = torch.from_file(str(path), shared=True, size=whole.numel()).view(whole.shape)
-            self._known[name] = held.copy_(whole)
+            self._known[name] = _mapped(path, whole.numel()).view(whole.shape).copy_(whole)
         return self._known[name][torch.tensor(rows)]
 
 
@@ -64,7 +65,7 @@ class Scores:
     @cached_property
     def _flat(self) -> Tensor:
         size = sum(torch.Size(shape).numel() for shape in self.shapes.values())
-        return torch.from_file(str(self.path), shared=True, size=size)
+        return _mapped(self.path, size)
 
     @cached_property
     def _begins(self) -> dict[str, int]:
@@ -82,3 +83,13 @@ class Scores:
         """Takes over all numbers."""
         for name in self.shapes:
             self[name].copy_(other[name])
+
+
+def _mapped(path: Path, count: int) -> Tensor:
+    """So many numbers in a file that is mapped into memory; raises ``OSError`` where the disk is full. To
+    find no room only when they are written would end the process.
+    """
+    with path.open("ab") as file:
+        if file.tell() < count * FLOAT32:
+            reserve(file.fileno(), count * FLOAT32)
+    return torch.from_file(str(path), shared=True, size=count)

@@ -36,6 +36,7 @@ from merge.learn.partial import Partial
 from merge.learn.samples import Samples
 from merge.learn.skeleton import Skeleton, Stored
 from merge.learn.statistics import GRADIENT_KINDS, Manifest, check_kinds, kept, statistics_digest
+from merge.learn.turns import only_one
 from merge.learn.walk import REST, NotByBlocks, Walk
 
 _PIECE = 1 << 20
@@ -97,17 +98,20 @@ def collect(
     )
     if (found := kept(out, manifest.digest)) is not None:
         return found
-    partial = Partial(out, manifest)
-    with TensorReader(folder, index, adapter_folder) as reader:
-        work = _Work(skeleton, Stored(reader), batches, partial, torch.device(device), wanted, manifest)
-        work.report, work.should_stop = on_progress, should_stop
-        try:
-            work.run(whole=False)
-        except NotByBlocks as reason:
-            _check_whole(index, wanted, str(reason), memory_bytes)
-            partial.clear()
-            work.run(whole=True)
-    return partial.finish(out, index.tensors)
+    with only_one(out, lambda: _check(should_stop)):
+        if (found := kept(out, manifest.digest)) is not None:
+            return found  # another process has made it meanwhile
+        partial = Partial(out, manifest)
+        with TensorReader(folder, index, adapter_folder) as reader:
+            work = _Work(skeleton, Stored(reader), batches, partial, torch.device(device), wanted, manifest)
+            work.report, work.should_stop = on_progress, should_stop
+            try:
+                work.run(whole=False)
+            except NotByBlocks as reason:
+                _check_whole(index, wanted, str(reason), memory_bytes)
+                partial.clear()
+                work.run(whole=True)
+        return partial.finish(out, index.tensors)
 
 
 def files_sha256(folder: Path, index: ModelIndex, adapter_folder: Path | None = None) -> str:
@@ -144,6 +148,11 @@ def _named(
         documents=batches.documents,
         notes=batches.notes,
     )
+
+
+def _check(should_stop: Callable[[], bool]) -> None:
+    if should_stop():
+        raise Stopped("The measurement was stopped; a later one goes on from the last finished block.")
 
 
 def _check_memory(index: ModelIndex, kinds: Sequence[str], samples: Samples, memory: int | None) -> None:
@@ -267,8 +276,7 @@ class _Work:
         return found[-1]
 
     def _check(self) -> None:
-        if self.should_stop():
-            raise Stopped("The measurement was stopped; a later one goes on from the last finished block.")
+        _check(self.should_stop)
 
     def _tell(self, path: str, done: int, total: int, run: int, began: float) -> None:
         tokens = self.batches.tokens * run / total

@@ -44,7 +44,7 @@ class Loss:
         """The log-likelihood (Fisher) or the loss (grad_weight), a scalar, of what the model gave."""
         logits = logits_of(result, self.skeleton.index.label)
         rows, positions = rows_of(logits, self.skeleton), logits.shape[:-1].numel()
-        if logits.shape[-1] == 1:
+        if rows.shape[1] == 1:
             return self._of_numbers(rows)
         if self.kind == EXACT:
             return self._part(rows, positions)

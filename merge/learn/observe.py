@@ -120,17 +120,18 @@ class Observers:
 
     def __enter__(self) -> "Observers":
         for path, module in self._modules:
-            weight = module._parameters.get("weight")
-            if weight is not None and not isinstance(module, nn.Embedding):
-                hook = self._input_hook(f"{path}.weight" if path else "weight", module, weight)
-                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             stacks = {
                 f"{path}.{leaf}": leaf
                 for leaf, value in module._parameters.items()
-                if value is not None and value.dim() == 3 and leaf != "weight"
+                if value is not None and value.dim() == 3 and not isinstance(module, _OF_IMAGES)
             }
             if stacks:
                 self._watch(module, stacks)
+            weight = module._parameters.get("weight")
+            if "weight" in stacks.values() or weight is None or isinstance(module, nn.Embedding):
+                continue
+            hook = self._input_hook(f"{path}.weight" if path else "weight", module, weight)
+            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -263,7 +264,8 @@ class Observers:
         width = next(meter.width for (key, _), meter in self._meters.items() if key == parameter)
         meters = [self._meter(parameter, number, width, self._kinds) for number in range(experts)]
         found.counted[name] = [meter.tokens for meter in meters]
-        found.axis[name] = self._orders[parameter]
+        axis = self._orders[parameter]
+        found.axis[name] = 3 - axis if self._skeleton.is_turned(name) else axis
         found.dead_channels[name] = sum(meter.dead() for meter in meters if meter.tokens)
         means = [meter.means() for meter in meters]
         for kind in means[0]:

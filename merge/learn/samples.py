@@ -231,6 +231,12 @@ def _lines(text: str, name: str) -> list[str]:
             raise CalibrationFormat(
                 f'{name}: line {number} is no object with a "text" that is a string; {_LINE}.'
             )
+        try:
+            entry["text"].encode()
+        except UnicodeEncodeError:
+            raise CalibrationEncoding(
+                f"{name}: line {number} holds half of a surrogate pair, which is no character."
+            ) from None
         found.append(entry["text"])
     return found
 

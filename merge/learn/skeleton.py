@@ -115,8 +115,7 @@ class Skeleton:
                 wanted = list(known[parameter].shape) if parameter in known else "no such parameter"
                 raise ModelNotRun(
                     f"{self.index.label}: {members[0][0]} makes {parameter} of shape {list(value.shape)}, "
-                    f"but "
-                    f"the config's model has {wanted}; config and weights do not belong together."
+                    f"but the config's model has {wanted}; config and weights do not belong together."
                 )
             self.makers[parameter] = tuple(name for name, _ in members)
             self._first[parameter] = first
@@ -165,6 +164,11 @@ class Skeleton:
     def is_transposed(self, parameter: str) -> bool:
         """Whether a weight is held as (in, out)."""
         return is_in_out(self.module.get_submodule(parameter.rpartition(".")[0]))
+
+    def is_turned(self, name: str) -> bool:
+        """Whether the checkpoint has a stack of matrices with these turned around."""
+        stored, own = self.index.tensors[name].shape, self._homes.get(self.targets[name].parameter).shape
+        return stored != tuple(own) and stored == (*own[:-2], own[-1], own[-2])
 
     def is_filled(self, parameter: str) -> bool:
         """Whether a parameter has its values."""
@@ -221,7 +225,9 @@ class Skeleton:
                 converter.add_tensor(first, name, pattern, values[name])
             target, _ = converter.rename_source_key(first)
             made = list(converter.convert(target, model=self.module, config=self.config).items())
-            found |= _matched(made, [name for name, _ in members])
+            for name, value in _matched(made, [name for name, _ in members]).items():
+                back = value.shape != self.index.tensors[name].shape and self.is_turned(name)
+                found[name] = value.mT if back else value
         return found
 
     def _owner(self, parameter: str) -> str:
@@ -320,8 +326,8 @@ def _build(index: ModelIndex) -> Any:
 
     if index.quantization is not None:
         raise ModelNotRun(
-            f"{index.label} is quantised ({index.quantization}) in a way that is not decoded, so it "
-            f"cannot be run."
+            f"{index.label} is quantised ({index.quantization}) in a way that is not decoded, so it cannot "
+            "be run."
         )
     try:
         known = _with_floats(index.config)
@@ -365,8 +371,7 @@ def _class_of(index: ModelIndex, config: Any) -> Any:
             return found
     if named:
         raise ModelNotRun(
-            f"{index.label}: Transformers has no class {str(named[0])[:80]}, and a model's own code is "
-            f"not run."
+            f"{index.label}: Transformers has no class {str(named[0])[:80]}; a model's own code is not run."
         )
     return transformers.AutoModel._model_mapping[type(config)]
 

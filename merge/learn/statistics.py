@@ -16,7 +16,7 @@ from merge.errors import OutputExists, StatisticsInvalid, StatisticUnknown
 if TYPE_CHECKING:
     from torch import Tensor
 
-STATISTICS_VERSION = 2
+STATISTICS_VERSION = 3
 """Raised whenever the same model and data would give other numbers."""
 FILE = "statistics.safetensors"
 MANIFEST = "manifest.json"

@@ -46,8 +46,13 @@ def class_scores(task: str, right: list[float], losses: list[float], per_example
 
 
 def _pads(loaded: LoadedModel) -> bool:
-    """Whether texts of unequal length can go together: a decoder finds its last token by the padding's id."""
-    pad = getattr(loaded.model.config.get_text_config(), "pad_token_id", None)
+    """Whether texts of unequal length can go together: a decoder finds its last token by the padding's id,
+    and a summary of the last place (XLNet's) would be one of the padding.
+    """
+    config = loaded.model.config.get_text_config()
+    if getattr(config, "summary_type", None) == "last":
+        return False
+    pad = getattr(config, "pad_token_id", None)
     return pad is not None and pad == getattr(loaded.tokenizer, "pad_token_id", None)
 
 

@@ -128,15 +128,17 @@ def test_a_wrong_parameter_is_named(api: TestClient, query: str, pointer: str) -
     assert (answer.json()["errors"][0]["in"], answer.json()["errors"][0]["pointer"]) == ("query", pointer)
 
 
-def test_what_is_wrong_with_a_part_of_an_order_is_told_at_its_place(api: TestClient) -> None:
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/plans"])
+def test_what_is_wrong_with_a_part_of_an_order_is_told_at_its_place(path: str, api: TestClient) -> None:
     hook, texts = {"url": "https://a.example"}, {"name": "a", "kind": "perplexity"}
     for wrong, pointer in (
         ({"webhook": {"url": "http://a.example"}}, "/webhook/url"),
         ({"webhook": hook | {"events": ["merge.exploded"]}}, "/webhook/events/0"),
         ({"webhook": hook | {"secret": "whsec_short"}}, "/webhook/secret"),
         ({"evaluate": {"sets": [texts | {"data": {"path": "nowhere.txt"}}]}}, "/evaluate/sets/0/data/path"),
+        ({"evaluate": {"sets": [texts | {"data": {"dataset": "ds_x"}}]}}, "/evaluate/sets/0/data/dataset"),
     ):
-        answer = api.post("/v1/jobs", json=ORDER | wrong)
+        answer = api.post(path, json=ORDER | wrong)
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer), answer.text
 
 

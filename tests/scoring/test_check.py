@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from scoring.check import STEPS, CheckReport, check_model, is_degenerate
 from scoring.errors import ScoringStopped
 from tests import tiny
+from tests.merge.learn import models
 from tests.scoring.conftest import renumber
+
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
 
 
 def codes(report: CheckReport, severity: str = "error") -> list[str]:
@@ -37,6 +41,44 @@ def test_other_architectures_pass_too(make: Callable[[Path], Path], tmp_path: Pa
     report = check_model(make(tmp_path / "m"))
     assert report.errors == () and report.finite
     assert (report.generated is None) == (make is tiny.vit)
+
+
+def _chooser() -> Any:
+    config = transformers.BertConfig(
+        **SMALL, vocab_size=tiny.VOCAB, pad_token_id=259, max_position_embeddings=64
+    )
+    return transformers.BertForMultipleChoice(config)
+
+
+def _films() -> Any:
+    config = transformers.VideoMAEConfig(**SMALL, image_size=8, patch_size=4, num_frames=4)
+    return transformers.VideoMAEForVideoClassification(config)
+
+
+def _layouts() -> Any:
+    """It reads where words stand on a page, too."""
+    return transformers.BrosModel(transformers.BrosConfig(**SMALL, vocab_size=tiny.VOCAB, pad_token_id=259))
+
+
+@pytest.mark.parametrize(
+    ("make", "tried"),
+    [
+        (models.MAKERS["clip"], True),
+        (models.MAKERS["bart_classifier"], True),
+        (_chooser, True),
+        (_films, True),
+        (_layouts, False),
+    ],
+)
+def test_models_that_read_otherwise_than_most_are_not_taken_for_broken(
+    make: Callable[[], Any], tried: bool, tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path)
+    tiny.write_tokenizer(tmp_path)
+    report = check_model(tmp_path)
+    assert report.ok, report.errors
+    assert report.finite is (True if tried else None)
+    assert ("forward_not_tried" in codes(report, "warning")) is not tried
 
 
 def test_tied_embeddings_are_not_a_missing_tensor(tmp_path: Path) -> None:

@@ -43,6 +43,17 @@ def test_characters_lines_and_columns_that_nobody_asks_for_do_no_harm() -> None:
     assert isinstance(task, PerplexityTask) and task.texts == ("zwei\nZeilen ü 🎈",)
 
 
+def test_times_that_python_has_none_for_do_no_harm() -> None:
+    """As pandas writes them: to the nanosecond; or far in the future."""
+    fine, far = arrow.array([1], arrow.timestamp("ns")), arrow.array([2**62], arrow.timestamp("us"))
+    inside = arrow.array([{"at": 1, "by": "x"}], arrow.struct([("at", fine.type), ("by", arrow.string())]))
+    file = io.BytesIO()
+    columns = {"fine": fine, "text": ["one"], "far": far, "inside": inside}
+    parquet.write_table(arrow.table(columns), file)
+    task = parse_task("set", "perplexity", file.getvalue(), file="rows.parquet")
+    assert isinstance(task, PerplexityTask) and task.texts == ("one",)
+
+
 def test_passages_and_queries_share_a_file() -> None:
     passages = [{"id": f"d{number}", "text": f"about {number}"} for number in range(3)]
     task = read("retrieval", [*passages, {"query": "what of 2?", "relevant": ["d2"]}])

@@ -1,6 +1,8 @@
 """Trained regions: worked numbers, the gradient of the objective, and what the result is made of."""
 
+import errno
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge.joint.masks import Training, largest_share, start, step
-from merge.joint.weights import Scores
+from merge.joint.weights import Made, OnDisk, Scores
 from merge.learn import backward
 from merge.learn.statistics import read_statistics
 from tests.merge.informed import Held
@@ -33,6 +35,19 @@ def test_the_worked_stitch() -> None:
         [("localize_and_stitch", {"region": "trained"})], torch.zeros(3), changes, statistics=known
     )
     assert torch.allclose(found, torch.tensor([0.5, 0.2, 0.0]))
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        Scores(tmp_path / "scores.bin", {"a": (2, 3)})["a"]
+    with pytest.raises(OSError, match="No space left"):
+        OnDisk(Made({"a": lambda: torch.zeros(2, 3)}, None), tmp_path).rows("a", [1])  # type: ignore[arg-type]
 
 
 def test_a_tensor_that_training_never_reached_stays_the_base() -> None:

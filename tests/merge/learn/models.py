@@ -211,9 +211,31 @@ def _bart_classifier() -> Any:
     return transformers.BartForSequenceClassification(config)
 
 
+def _jetmoe() -> Any:
+    """Its attention is a mixture too, of experts as wide as high."""
+    words = {**_WORDS, "num_key_value_heads": 2, "kv_channels": 8, "max_position_embeddings": 64}
+    size = {name: value for name, value in _SIZE.items() if name != "num_attention_heads"}
+    config = transformers.JetMoeConfig(**size, **words, num_local_experts=4, num_experts_per_tok=2)
+    return transformers.JetMoeForCausalLM(config)
+
+
+def _qwen3_vl_moe() -> Any:
+    text = {
+        **_SIZE, **_WORDS, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 4, "patch_size": 4,
+        "out_hidden_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=vision)
+    return transformers.Qwen3VLMoeForConditionalGeneration(config)
+
+
 OTHERS: Mapping[str, Callable[[], Any]] = {
     "roberta": _roberta, "masked_autoencoder": _masked_autoencoder, "segmenter": _segmenter,
-    "resnet": _resnet,
+    "resnet": _resnet, "jetmoe": _jetmoe, "qwen3_vl_moe": _qwen3_vl_moe,
 }  # fmt: skip
 """Those that are only measured for one thing each."""
 MAKERS: Mapping[str, Callable[[], Any]] = {

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
@@ -130,6 +131,47 @@ def test_experts_are_measured_on_the_tokens_that_were_sent_to_them(kind: str, tm
                 torch.testing.assert_close(measured, wanted.view(measured.shape), rtol=1e-4, atol=1e-6)
                 width, axis = rows.shape[1], manifest.axis[name]
                 assert index.tensors[name].shape[axis] == width
+
+
+def test_experts_whose_stack_is_called_weight_are_measured_each(tmp_path: Path) -> None:
+    """JetMoE's; as wide as high, all were measured as one, along the wrong axis."""
+    folder = models.make(tmp_path / "model", "jetmoe")
+    index, given = index_folder(folder), models.samples()
+    manifest = collect(folder, index, given, KINDS, tmp_path / "out")
+    model, seen = models.whole(folder), dict[str, list[list[torch.Tensor]]]()
+    for path, module in model.named_modules():
+        if type(module).__name__ == "JetMoeParallelExperts":
+            module.register_forward_pre_hook(
+                lambda _, args, path=path: seen.setdefault(path, []).append(args[0].split(args[1]))
+            )
+    with torch.no_grad():
+        for batch in models.batches(folder, given):
+            model(**batch.inputs)
+    assert len(seen) == 8
+    for path, calls in seen.items():
+        wanted = torch.stack([torch.cat(rows).abs().mean(0) for rows in zip(*calls, strict=True)])
+        found = read_statistics(tmp_path / "out").get("mean_abs_input", f"{path}.weight")
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+        assert manifest.axis[f"{path}.weight"] == 2
+
+
+def test_stacks_that_are_stored_turned_around_are_measured_along_their_own_axes(tmp_path: Path) -> None:
+    """As those of Qwen3-VL's mixtures are, which Transformers turns while it loads them."""
+    folder = models.make(tmp_path / "model", "qwen3_vl_moe")
+    index, given, kinds = index_folder(folder), models.samples(), ["mean_abs_input", "fisher"]
+    collect(folder, index, given, kinds, tmp_path / "plain")
+    tensors = load_file(folder / "model.safetensors")
+    stacks = [name for name in tensors if ".experts." in name]
+    turned = {name: value.mT.contiguous() if name in stacks else value for name, value in tensors.items()}
+    save_file(turned, folder / "model.safetensors", {"format": "pt"})
+    manifest = collect(folder, index_folder(folder), given, kinds, tmp_path / "turned")
+    plain, found = (read_statistics(tmp_path / name) for name in ("plain", "turned"))
+    for name in stacks:
+        own = found.get("mean_abs_input", name)
+        assert own is not None and torch.equal(own, plain.get("mean_abs_input", name))  # type: ignore[arg-type]
+        assert manifest.axis[name] == 1 == plain.manifest.axis[name] - 1
+        assert turned[name].shape[1] == own.shape[1]
+        assert torch.equal(found.get("fisher", name).mT, plain.get("fisher", name))  # type: ignore[union-attr, arg-type]
 
 
 def test_channels_that_are_never_anything_but_zero_are_counted(tmp_path: Path) -> None:

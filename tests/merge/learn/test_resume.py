@@ -4,15 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from merge.checkpoint.index import index_folder
 from merge.errors import NotFinite, OutputExists, StatisticsInvalid, StatisticUnknown, Stopped
-from merge.learn import walk
+from merge.learn import turns, walk
 from merge.learn.collect import Progress, collect
-from merge.learn.statistics import FILE, MANIFEST, read_statistics
+from merge.learn.statistics import FILE, MANIFEST, Manifest, read_statistics
 from tests.merge.learn import models
 
 KINDS = ("mean_abs_input", "gram", "fisher")
@@ -151,3 +154,28 @@ def test_a_model_that_overflows_is_stopped_with_the_modules_name(tmp_path: Path)
     with pytest.raises(NotFinite, match=r"model\.layers\.1 "):
         collect(folder, index_folder(folder), models.samples(16), ["gram"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_two_at_once_measure_the_same_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two merges do that need statistics of one base: both grew one folder, each in the other's files."""
+    monkeypatch.setattr(turns, "WAIT_SECONDS", 0.01)
+    folder, out = models.make(tmp_path / "model", "llama"), tmp_path / "out"
+    begun, go_on, heard = threading.Event(), threading.Event(), list[str]()
+
+    def measure(name: str, heard_by: Callable[[Progress], object]) -> Manifest:
+        def on_progress(progress: Progress) -> None:
+            heard.append(name)
+            heard_by(progress)
+
+        given = models.samples(16, documents=4)
+        return collect(folder, index_folder(folder), given, ["gram"], out, on_progress=on_progress)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(measure, "first", lambda _: begun.set() or go_on.wait(30))  # type: ignore[func-returns-value]
+        assert begun.wait(30)
+        second = pool.submit(measure, "second", lambda _: None)
+        with pytest.raises(TimeoutError):
+            second.result(0.3)
+        go_on.set()
+        assert first.result(30) == second.result(30)
+    assert set(heard) == {"first"} and sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]

@@ -42,6 +42,7 @@ def test_blank_lines_part_documents_and_json_lines_hold_texts(tmp_path: Path) ->
         ("a.txt", "für".encode("latin-1"), errors.CalibrationEncoding, "byte 1 is 0xfc"),
         ("a.txt", "für".encode("utf-16"), errors.CalibrationEncoding, "not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1}\n', errors.CalibrationFormat, "line 2"),
+        ("a.jsonl", b'{"text": "cut \\ud83d"}\n', errors.CalibrationEncoding, "line 1 holds half of a surr"),
         ("a.jsonl", b"{text}\n", errors.CalibrationFormat, "line 1 is not JSON"),
         ("a.parquet", b"PAR1", errors.CalibrationFormat, "give its texts as .jsonl"),
         ("a.csv", b"a,b", errors.CalibrationFormat, "give a .txt"),

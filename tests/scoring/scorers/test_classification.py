@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from scoring.errors import ModelUnusable
 from scoring.model import load
 from scoring.runner import score_model
 from scoring.tasks import ClassificationTask, Labelled
+from tests import tiny
 
 TEXTS = ("a short one", "x", "a text that is a good deal longer than the others", "four")
 
@@ -36,6 +38,21 @@ def test_classes_and_losses_are_those_of_single_texts(classifier: Path) -> None:
     ]
     assert loss.per_example == pytest.approx(losses, rel=1e-4)
     assert loss.higher_is_better is False and accuracy.higher_is_better is True
+
+
+def test_a_summary_of_the_last_place_is_not_one_of_padding(tmp_path: Path) -> None:
+    """XLNet's, which says that it takes -1 tokens: any number."""
+    torch.manual_seed(0)
+    config = transformers.XLNetConfig(
+        vocab_size=tiny.VOCAB, d_model=16, n_layer=1, n_head=4, d_inner=24, pad_token_id=259, num_labels=3,
+        initializer_range=0.5,
+    )  # fmt: skip
+    transformers.XLNetForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny.write_tokenizer(tmp_path)
+    task = ClassificationTask("c", tuple(Labelled(text, 0) for text in TEXTS))
+    _, loss = score_model(tmp_path, [task], per_example=True)
+    wanted = [float(row.logsumexp(0) - row[0]) for row in by_hand(tmp_path)]
+    assert loss.per_example == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("label", ["mauve", 3, -1])

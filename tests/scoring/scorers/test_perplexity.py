@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from scoring.model import load
 from scoring.paired import difference
@@ -12,6 +13,7 @@ from scoring.runner import score_loaded, score_model
 from scoring.score import aggregate
 from scoring.settings import PerplexitySettings
 from scoring.tasks import PerplexityTask
+from tests import tiny
 
 TEXTS = ("One text of some length, for the windows.", "Another.", "And a third one, not so long.")
 
@@ -65,3 +67,14 @@ def test_a_model_differs_from_itself_by_nothing(decoder: Path) -> None:
         0.0,
         False,
     )
+
+
+def test_positions_that_begin_behind_the_padding_token_bound_the_window(tmp_path: Path) -> None:
+    config = transformers.RobertaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4, is_decoder=True,
+        vocab_size=tiny.VOCAB, pad_token_id=1, max_position_embeddings=34,
+    )  # fmt: skip
+    transformers.RobertaForCausalLM(config).save_pretrained(tmp_path)
+    tiny.write_tokenizer(tmp_path)
+    bits, _ = score_model(tmp_path, [PerplexityTask("t", ("a text that is longer than that " * 3,))])
+    assert math.isfinite(bits.value) and load(tmp_path).positions == 32
