@@ -31,7 +31,8 @@ class MethodEntry:
     any, ``statistics`` (what is measured on data). ``schema`` is
     the JSON schema of one value of each setting; ``x-by-depth`` settings also take a list, ``x-by-source``
     ones may be set by every source. ``workspace`` is what a method on whole tensors says it holds (see
-    ``merge.contract.method.Workspace``). One that ``continues`` can go on from its own result.
+    ``merge.contract.method.Workspace``), ``iteration`` what its steps take (``Iteration``). One that
+    ``continues`` can go on from its own result.
     """
 
     name: str
@@ -48,6 +49,7 @@ class MethodEntry:
     breaks: dict[str, str] = field(default_factory=dict)
     linear: bool = False
     workspace: list[float] = field(default_factory=list)
+    iteration: dict[str, Any] = field(default_factory=dict)
     continues: bool = False
 
     def as_dict(self) -> dict[str, Any]:

@@ -151,7 +151,8 @@ class Plan:
     @cached_property
     def demand(self) -> Demand:
         """What it holds in memory."""
-        return demand_of(self.recipe, self.outputs, self.steps)
+        beside = self.bundle.held_bytes if self.bundle is not None else 0
+        return demand_of(self.recipe, self.models, self.outputs, self.steps, beside)
 
     @property
     def granularity(self) -> str:

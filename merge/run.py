@@ -21,7 +21,6 @@ from merge.errors import BudgetTooSmall, InputChanged, OutputExists
 from merge.journal import FILE, Journal, claimed, open_journal, partial_folder, sha256_of
 from merge.methods import load as load_methods
 from merge.plan import Plan
-from merge.planning.forms.factored import factor_bytes
 from merge.planning.sizing import Sizes, sizes
 from merge.planning.stages import Stage
 from merge.recipe.stages import ADAPTER, key_in, of_stage
@@ -286,7 +285,7 @@ def fitted_sizes(plan: Plan, budget: int, threads: int, lent_bytes: int) -> Size
     one thread: products and decompositions on several give other bytes.
     """
     fit = sizes if plan.adapter is None else plan.adapter.sizes
-    beside = lent_bytes + plan.statistics.held_bytes + factor_bytes(plan.recipe, plan.models, plan.outputs)
+    beside = lent_bytes + plan.statistics.held_bytes
     fitted = fit(plan.demand, threads, budget, beside)
     if fitted is None:
         raise BudgetTooSmall(

@@ -16,7 +16,7 @@ from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.reader import TensorReader
 from merge.plan import Plan
-from merge.planning.output_tensor import OutputTensor
+from merge.planning.output_tensor import OutputTensor, tensors_read
 from merge.planning.stages import Stage
 from merge.recipe.stages import named_models, of_stage
 from merge.results.finish import write_small_files
@@ -37,6 +37,9 @@ class Work(Protocol):
 
     def chain_of(self, output: OutputTensor) -> Chain | None:
         """The steps bound to this tensor; ``None`` where it is taken over."""
+
+    def forget(self, outputs: Sequence[OutputTensor]) -> None:
+        """Lets go of what was measured of these alone."""
 
     def entries(self, output: OutputTensor, first: int, count: int) -> Iterator[tuple[int, Tensor]]:
         """Entries as they are written, part by part, each with its first."""
@@ -76,6 +79,13 @@ class Computed:
             for batch in self._work.ready(wanted, crew):
                 self._measured |= {output.name for output in batch}
 
+    def forget(self, infos: Iterable[TensorInfo]) -> None:
+        """Lets go of what was measured of these; before they are read again, it is measured again."""
+        outputs = [self._of(info) for info in infos]
+        with self._lock:
+            self._measured -= {output.name for output in outputs}
+            self._work.forget(outputs)
+
     def read(self, info: TensorInfo, first: int, count: int, out: Tensor) -> None:
         """Entries ``first`` to ``first + count``, rounded as if they were written, in ``out``'s dtype."""
         output = self._of(info)
@@ -105,6 +115,10 @@ class StageReader(TensorReader):
         """Measures, with a crew, what is needed before these tensors can be read."""
         self._computed.prepare([self.index.tensors[name] for name in names], crew)
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Lets go of what was measured to make these tensors."""
+        self._computed.forget([self.index.tensors[name] for name in names])
+
     def read_into(self, info: TensorInfo, first: int, count: int, out: Tensor) -> None:
         """Entries as they would be stored."""
         self._computed.read(info, first, count, out)
@@ -116,6 +130,26 @@ class StageReader(TensorReader):
     def plain(self, name: str) -> TensorInfo | None:  # noqa: ARG002
         """Never: nothing lies in a file."""
         return None
+
+
+def prepare_given(readers: Mapping[str, TensorReader], outputs: Sequence[OutputTensor], crew: Crew) -> None:
+    """Has the stages measured that these outputs are made from."""
+    for reader, names in _given(readers, outputs):
+        reader.prepare(names, crew)
+
+
+def forget_given(readers: Mapping[str, TensorReader], outputs: Sequence[OutputTensor]) -> None:
+    """Has them let go of it."""
+    for reader, names in _given(readers, outputs):
+        reader.forget(names)
+
+
+def _given(
+    readers: Mapping[str, TensorReader], outputs: Sequence[OutputTensor]
+) -> list[tuple[StageReader, list[str]]]:
+    """What stages give to these outputs."""
+    read = [(readers[key], sorted(names)) for key, names in tensors_read(outputs).items()]
+    return [(reader, names) for reader, names in read if isinstance(reader, StageReader)]
 
 
 @dataclass(frozen=True)

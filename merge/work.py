@@ -20,7 +20,7 @@ from merge.contract.factors import Factors
 from merge.contract.method import get
 from merge.plan import Plan
 from merge.planning.forms.moe import MADE
-from merge.planning.outputs import INTEGERS, Input, OutputTensor, tensors_read
+from merge.planning.outputs import INTEGERS, Input, OutputTensor
 from merge.planning.sizing import Sizes
 from merge.results.moe import changed_expert
 from merge.running import guesses, passes
@@ -38,7 +38,7 @@ from merge.running.meter import Meter
 from merge.running.statistics import NOTHING, Informed, OutputStatistics
 from merge.running.survey.measure import Eager, LoadBlock, Surveyor
 from merge.running.survey.watch import Watch
-from merge.stage_reader import StageReader
+from merge.stage_reader import StageReader, forget_given, prepare_given
 from merge.tokenizer.rows import TableReader
 
 BATCH_ENTRIES = 1 << 25
@@ -117,8 +117,10 @@ class Work:
             if not self._staged and guesses.found(chains, level, tools):
                 continue
             for batch in passes.batches(chains, self.sizes.batch, BATCH_ENTRIES):
-                self._prepare([self._outputs[chain.site.name] for chain in batch], self.crew)
+                made = [self._outputs[chain.site.name] for chain in batch]
+                prepare_given(self.readers, made, self.crew)
                 passes.measure(batch, level, self._load, self.crew, self.sizes.block, self._quick)
+                forget_given(self.readers, made)
             passes.close_shared(chains, level)
         journal.add_shared([held.so_far for held in shared.values()])
 
@@ -167,7 +169,7 @@ class Work:
         """
         crew = crew or self.crew
         for batch in self._batches(outputs):
-            self._prepare(batch, crew)
+            prepare_given(self.readers, batch, crew)
             chains = [self._chains[o.name] for o in batch if o.name in self._chains]
             chains = [chain for chain in chains if chain.levels and not passes.alone(chain)]
             with self._loops.read_again(self._outputs[chain.site.name] for chain in chains):
@@ -175,17 +177,13 @@ class Work:
                     passes.measure(chains, level, self._load, crew, self.sizes.block, self._quick)
                 yield batch
 
-    def _prepare(self, outputs: Sequence[OutputTensor], crew: Crew) -> None:
-        """Has the stages measured that these are made from."""
-        for key, names in tensors_read(outputs).items() if self._staged else ():
-            reader = self.readers[key]
-            if isinstance(reader, StageReader):
-                reader.prepare(sorted(names), crew)
-
-    def forget(self, outputs: Iterable[OutputTensor]) -> None:
-        """Lets go of what was measured of these alone, which are made."""
+    def forget(self, outputs: Sequence[OutputTensor]) -> None:
+        """Lets go of what was measured of these alone, which are made, and of what stages gave to them."""
+        for output in outputs:
+            self._writing.pop(output.name, None)
         for chain in filter(None, map(self.chain_of, outputs)):
             chain.forget()
+        forget_given(self.readers, outputs)
 
     def chain_of(self, output: OutputTensor) -> Chain | None:
         """The steps bound to this tensor; ``None`` where it is taken over."""

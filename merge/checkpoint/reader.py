@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.adapter import LoraPair, Masked
+from merge.checkpoint.beside import CACHED_PAIRS
 from merge.checkpoint.codecs import decode
 from merge.checkpoint.dtype import as_bytes, torch_dtype
 from merge.checkpoint.files import OpenFiles, Stretch, Wait, runs_of
@@ -28,7 +29,6 @@ from merge.file_errors import FileMissing
 PIECE_ELEMENTS = 1 << 18
 TILE_ELEMENTS = 1 << 16
 """LoRA products are computed in fixed tiles of whole rows, so that no block size can change a bit of them."""
-CACHED_PAIRS = 4
 
 
 class TensorReader:

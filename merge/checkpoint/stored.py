@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.adapter import Masked
+from merge.checkpoint.beside import WHOLE_BYTES, strip_columns
 from merge.checkpoint.dtype import as_bytes, torch_dtype
 from merge.checkpoint.header import TensorInfo
 from merge.kernels.bits import unpack
 
-WHOLE_BYTES = 1 << 20
-"""A part as small as this is read as a whole."""
-STRIP_BYTES, MOST_BYTES = 8 << 20, 4096
-"""Of others about so many bytes, at most so many of a line."""
+TURNED = "turned"
+"""Under which name strips of decoded matrices are kept."""
 MASKED_ELEMENTS = 1 << 16
 """Entries of a masked change at a time."""
 
@@ -73,7 +72,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Strip:
-    """Columns ``begin`` to ``end`` of all lines of a stored part, as they were read last."""
+    """Columns ``begin`` to ``end`` of all lines of a stored part, as they were read last; or rows of a
+    matrix, as they were decoded last.
+    """
 
     part: tuple[str, int]
     begin: int
@@ -105,12 +106,21 @@ class StoredParts:
             held = self.strips[use] = self._strip(use, part, first, min(last, width))
         return held.lines[:, first - held.begin : last - held.begin]
 
+    def strip_of(self, tensor: TensorInfo, first: int, last: int, fill: Callable[[Tensor], None]) -> Tensor:
+        held, at = self.strips.get(TURNED), (tensor.file, tensor.begin)
+        if held is None or (held.part, held.begin, held.end) != (at, first, last):
+            width = tensor.shape[-1]
+            strip = self.buffer(TURNED, (last - first) * width, torch.float32).view(-1, width)
+            self.strips.pop(TURNED, None)  # the memory is the same
+            fill(strip)
+            held = self.strips[TURNED] = Strip(at, first, last, strip)
+        return held.lines
+
     def _strip(self, use: str, part: TensorInfo, first: int, last: int) -> Strip:
         """A strip with these columns and some beside them, so that few strips make up a part."""
         dtype, width = torch_dtype(part.dtype, part.name), part.shape[-1]
         lines = part.numel // max(width, 1)
-        least = STRIP_BYTES // max(lines * dtype.itemsize, 1)
-        each = max(64, min(MOST_BYTES // dtype.itemsize, least))
+        each = strip_columns(lines, dtype.itemsize)
         begin, end = first // each * each, min(width, -(-last // each) * each)
         if lines * width * dtype.itemsize <= WHOLE_BYTES:
             begin, end = 0, width

@@ -74,6 +74,23 @@ class Workspace:
 
 
 @dataclass(frozen=True)
+class Iteration:
+    """Steps that a method on matrices takes with whole matrices, as many as the knob ``steps`` says: each
+    takes so many ``products`` of numbers for every entry of a matrix and row of its shorter side. ``when``
+    names a knob and the values of it with which it iterates.
+    """
+
+    steps: str
+    products: float
+    when: tuple[str, tuple[str, ...]] | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Plain JSON."""
+        when = {"when": {self.when[0]: list(self.when[1])}} if self.when else {}
+        return {"steps": self.steps, "products": self.products, **when}
+
+
+@dataclass(frozen=True)
 class Method:
     """A registered method. ``function`` takes what its kind is handed; ``breaks`` maps laws to the reason."""
 
@@ -93,6 +110,7 @@ class Method:
     linear: bool = False
     scaled: bool = False
     workspace: Workspace | None = None
+    iteration: Iteration | None = None
     state: Callable[[Stats, Any, Site], Mapping[str, float]] | None = None
 
     def settings(self, values: Mapping[str, Any], sources: int, position: int | None = None) -> Any:
@@ -135,6 +153,7 @@ class Method:
             "granularity": self.granularity,
             **({"linear": True} if self.linear else {}),
             **({"workspace": self.workspace.told()} if self.workspace else {}),
+            **({"iteration": self.iteration.told()} if self.iteration else {}),
             **({"continues": True} if self.state else {}),
             "needs": {
                 "base": self.needs.base,
@@ -175,6 +194,7 @@ def method(
     classes: Mapping[str, str] | None = None,
     breaks: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
+    iteration: Iteration | None = None,
     state: Callable[[Stats, Any, Site], Mapping[str, float]] | None = None,
 ) -> Callable[[F], F]:
     """Registers the decorated function under its name; the file must bear the same one.
@@ -184,12 +204,11 @@ def method(
     that it is a sum of the inputs with factors that depend on weights and settings alone, ``scaled`` that it
     is the base and a change of the deltas times the setting ``scale``, multiplied and added in this order,
     and that nothing else depends on either: a search that varies the scale works the change out once.
-    ``version`` goes up
-    whenever the bytes of an output change. ``classes`` are policies for tensor classes that a recipe does not
-    speak of. ``workspace`` is the memory of a method that takes more than a few copies of a tensor. ``state``
-    gives settings with which a later run goes on from this one's result as its first source, from what was
-    measured over all tensors; none where it cannot. The last parameter must be annotated with a ``@params``
-    class. Raises ``MethodMalformed`` at import.
+    ``version`` goes up whenever the bytes of an output change. ``classes`` are policies for tensor classes
+    that a recipe does not speak of. ``workspace`` is the memory of a method that takes more than a few copies
+    of a tensor, ``iteration`` what its steps take. ``state`` gives settings with which a later run goes on
+    from this one's result as its first source, from what was measured over all tensors; none where it cannot.
+    The last parameter must be annotated with a ``@params`` class. Raises ``MethodMalformed`` at import.
     """
 
     def register(function: F) -> F:
@@ -213,6 +232,7 @@ def method(
             linear=linear,
             scaled=scaled,
             workspace=workspace,
+            iteration=iteration,
             state=state,
         )
         _check(made, path[-1])

@@ -10,6 +10,7 @@ pass lowers the error no further. The error that is told is that of the projecti
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import sqrt
 
 import torch
@@ -76,6 +77,16 @@ def decompose_product(lefts: Sequence[Tensor], rights: Sequence[Tensor], wanted:
     return _signed(left, (roots[:, None] * vh[:kept]) @ q_right.T, norm, error)
 
 
+def gathered(blocks: Iterator[Tensor], rows: int) -> Tensor:
+    """All of a matrix of so many rows that comes in blocks."""
+    first = next(blocks)
+    found, row = first.new_empty(rows, first.shape[1]), 0
+    for block in chain((first,), blocks):
+        found[row : row + len(block)] = block
+        row += len(block)
+    return found
+
+
 def choose_rank(
     values: Tensor, norm: float, most: int, error: float | None, nothing: float = NOTHING
 ) -> tuple[int, float]:
@@ -111,7 +122,7 @@ def _whole(blocks: Blocks, shape: tuple[int, int], wanted: Wanted) -> LowRank:
 def _by_gram(blocks: Blocks, shape: tuple[int, int], wanted: Wanted) -> LowRank:
     """Every singular value, from the Gram matrix of the shorter side."""
     if shape[0] < shape[1]:
-        matrix = torch.cat([block.clone() for block in blocks()])
+        matrix = gathered(blocks(), shape[0])
         turned = _by_gram(lambda: _column_blocks(matrix), (shape[1], shape[0]), wanted)
         return _signed(turned.right.T, turned.left.T, turned.norm, turned.error)
     gram = torch.zeros(shape[1], shape[1], dtype=torch.float64)

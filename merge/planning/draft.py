@@ -4,15 +4,22 @@ Loads no torch. Each step tells its findings; a step that cannot be taken raises
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from merge.catalog import MethodEntry, catalogue
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.layout import ShardLayout
 from merge.errors import Finding, PlanRefused
 from merge.planning.checks import check_models
-from merge.planning.estimate import Estimate, check_room, estimate_of, with_measuring, with_vocabulary
-from merge.planning.forms.factored import check_saved, factor_bytes
+from merge.planning.estimate import (
+    Estimate,
+    check_room,
+    demand_of,
+    estimate_of,
+    with_measuring,
+    with_vocabulary,
+)
+from merge.planning.forms.factored import check_saved
 from merge.planning.forms.formed import Formed, form
 from merge.planning.inputs import in_one_language, lend_configs
 from merge.planning.measuring import StatisticsPlan, plan_statistics
@@ -121,20 +128,22 @@ def reckon(
     models, vocabulary, staged = given.models, given.vocabulary, given.staged
     outcome, formed, steps = drafted.outcome, drafted.formed, drafted.steps
     findings: list[Finding] = []
-    estimate = estimate_of(recipe, models, outcome, drafted.shards, steps, budget, formed.adapter)
+    demand = demand_of(recipe, models, outcome.tensors, steps, formed.held_bytes)
+    estimate = estimate_of(models, outcome, drafted.shards, steps, demand, budget, formed.adapter)
     if vocabulary is not None:
         estimate = with_vocabulary(estimate, vocabulary, recipe, models, outcome)
         findings += vocabulary.check_room(recipe.tokenizer.k, budget)
     statistics, told = plan_statistics(recipe, models, outcome.tensors, steps, measured, budget)
     estimate = staged.estimate(with_measuring(estimate, statistics), recipe, outcome.tensors)
-    held = staged.held_bytes(recipe) + factor_bytes(recipe, models, outcome.tensors) + formed.held_bytes
     findings += told
     findings += staged.check_room(budget)
     findings += check_room(
-        recipe, outcome, steps, estimate, budget, scratch_free, formed.adapter, statistics, held
+        demand, steps, estimate, budget, scratch_free, formed.adapter, statistics, staged.held_bytes(recipe)
     )
     if formed.moe is not None:
         findings += formed.moe.check_room(models, budget)
+        most = max(estimate.peak_memory_bytes, formed.moe.peak_bytes(models))
+        estimate = replace(estimate, peak_memory_bytes=most)
     return Cost(estimate, statistics, tuple(findings))
 
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from merge.catalog import Granularity, MethodEntry, coarsest
+from merge.checkpoint.beside import kept_bytes, reading_bytes
 from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.layout import ShardLayout
 from merge.errors import Finding
 from merge.planning.forms.adapter import AdapterPlan
+from merge.planning.forms.factored import factor_bytes
 from merge.planning.measuring import StatisticsPlan, lined_up
 from merge.planning.outputs import Outcome, OutputTensor, most_sources, rearranged, tensors_read
 from merge.planning.sizing import Demand, seconds, sizes
@@ -33,11 +35,11 @@ class Estimate:
 
 
 def estimate_of(
-    recipe: Recipe,
     models: Mapping[str, ModelIndex],
     outcome: Outcome,
     shards: Sequence[ShardLayout],
     steps: Sequence[MethodEntry],
+    demand: Demand,
     budget: int,
     adapter: AdapterPlan | None,
 ) -> Estimate:
@@ -49,12 +51,15 @@ def estimate_of(
     written = adapter.most_bytes() if adapter else sum(shard.size for shard in shards)
     rounds = sum(stat["rounds"] for step in steps for stat in step.needs["stats"] if "when" not in stat)
     fit = adapter.sizes if adapter else sizes
-    products = _products(outcome.tensors) if granularity_of(steps) == "tensor" else 0
-    fitted = fit(demand_of(recipe, outcome.tensors, steps), ASSUMED_THREADS, budget)
+    products = _products(steps, outcome.tensors) if granularity_of(steps) == "tensor" else 0
+    fitted = fit(demand, ASSUMED_THREADS, budget)
+    peak = fitted.peak_bytes if fitted else budget
+    if adapter is not None:
+        peak = min(budget, peak + ASSUMED_THREADS * adapter.changes_bytes(demand))
     return Estimate(
         download_bytes=loading + adapters,
         disk_bytes=loading + adapters + (2 * written if adapter else written),
-        peak_memory_bytes=fitted.peak_bytes if fitted else budget,
+        peak_memory_bytes=peak,
         output_bytes=written,
         seconds=round(seconds(reading, 1 + rounds, written, len(outcome.tensors), products), 1),
     )
@@ -84,8 +89,7 @@ def with_vocabulary(
 
 
 def check_room(
-    recipe: Recipe,
-    outcome: Outcome,
+    demand: Demand,
     steps: Sequence[MethodEntry],
     estimate: Estimate,
     budget: int,
@@ -95,7 +99,6 @@ def check_room(
     stages_bytes: int,
 ) -> Iterator[Finding]:
     """Too little memory or disk; ``stages_bytes`` are held a thread for stages computed meanwhile."""
-    demand = demand_of(recipe, outcome.tensors, steps)
     tensor, needed = demand.tensor, demand.least_budget + statistics.held_bytes + stages_bytes
     if adapter is not None:
         held, tensor = adapter.peak_bytes(demand)
@@ -121,12 +124,23 @@ def with_measuring(estimate: Estimate, statistics: StatisticsPlan) -> Estimate:
     )
 
 
-def demand_of(recipe: Recipe, outputs: Sequence[OutputTensor], steps: Sequence[MethodEntry]) -> Demand:
-    """What making these outputs holds in memory."""
+def demand_of(
+    recipe: Recipe,
+    models: Mapping[str, ModelIndex],
+    outputs: Sequence[OutputTensor],
+    steps: Sequence[MethodEntry],
+    beside: int = 0,
+) -> Demand:
+    """What making these outputs of these models holds in memory; ``beside`` are bytes that each thread holds
+    because of the form they are made in.
+    """
     whole, tensor = _whole_entries(granularity_of(steps), outputs)
-    models = most_sources(outputs) + 1 + lined_up(steps, outputs)
+    many = most_sources(outputs) + 1 + lined_up(steps, outputs)
+    read = [models[key] for key in tensors_read(outputs)]
+    each = reading_bytes(read) + factor_bytes(recipe, models, outputs) + beside
     workspace, lines = _workspace_bytes(steps, outputs), _lines_bytes(steps, outputs)
-    return Demand(models, compute_bytes(recipe), whole, workspace, lines, tensor)
+    kept = sum(map(kept_bytes, read))
+    return Demand(many, compute_bytes(recipe), whole, workspace, lines, tensor, each, kept)
 
 
 def _workspace_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
@@ -170,10 +184,26 @@ def _whole_entries(granularity: str, outputs: Sequence[OutputTensor]) -> tuple[i
     return max(sized, default=(1, ""))
 
 
-def _products(outputs: Sequence[OutputTensor]) -> int:
-    """Of numbers, for decomposing the matrices of every source and what is made of them, roughly."""
-    shapes = ((o.shape, 1 + len(o.sources)) for o in outputs if o.policy == "method" and len(o.shape) > 1)
-    return sum(prod(shape) * _short(shape) * matrices for shape, matrices in shapes)
+def _products(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> float:
+    """Of numbers, for decomposing the matrices of every source and what is made of them, roughly, and for the
+    steps of iterations.
+    """
+    matrices = (output for output in outputs if output.policy == "method" and len(output.shape) > 1)
+    return sum(
+        prod(output.shape) * _short(output.shape) * (1 + len(output.sources) + _iterated(steps, output))
+        for output in matrices
+    )
+
+
+def _iterated(steps: Sequence[MethodEntry], output: OutputTensor) -> float:
+    """Products for each entry of a matrix and row of its shorter side in all steps of iterations."""
+    found = 0.0
+    for step, given in zip(steps, output.settings, strict=True):
+        settings = {name: known["default"] for name, known in step.settings.items()} | dict(given)
+        chosen = step.iteration.get("when", {}).items()
+        if step.iteration and all(settings[knob] in values for knob, values in chosen):
+            found += step.iteration["products"] * settings[step.iteration["steps"]]
+    return found
 
 
 def _short(shape: Sequence[int]) -> int:

@@ -30,7 +30,8 @@ class Demand:
     """What a merge must hold in memory. ``models`` tensors of a block's size come in at once, of numbers of
     ``compute_bytes`` each; ``whole`` entries must be together (1 for elementwise methods, a row, or the
     largest tensor) because of the ``tensor`` of that name. For each entry a method holds ``workspace`` bytes
-    besides, and ``lines`` bytes are measured of the rows or columns of a tensor.
+    besides, and ``lines`` bytes are measured of the rows or columns of a tensor. Beside the blocks each
+    thread holds ``each`` bytes, and all together ``kept``.
     """
 
     models: int
@@ -39,6 +40,8 @@ class Demand:
     workspace: int = 0
     lines: int = 0
     tensor: str = ""
+    each: int = 0
+    kept: int = 0
 
     @property
     def entry_bytes(self) -> int:
@@ -61,7 +64,7 @@ class Demand:
     @property
     def fixed_bytes(self) -> int:
         """Bytes held whatever the number of threads: among them what is measured of a batch."""
-        return FIXED_BYTES + self.batch * self._measured
+        return FIXED_BYTES + self.batch * self._measured + self.kept
 
     @property
     def _measured(self) -> int:
@@ -70,14 +73,14 @@ class Demand:
     @property
     def least_budget(self) -> int:
         """The smallest budget that ``sizes`` accepts, in bytes."""
-        return self.fixed_bytes + self.lines + self.entry_bytes * self.block
+        return self.fixed_bytes + self.lines + self.each + self.entry_bytes * self.block
 
 
 def sizes(demand: Demand, threads: int, budget: int, beside: int = 0) -> Sizes | None:
     """Block size and threads that stay under ``budget`` bytes, or ``None`` where even the smallest does not;
     ``beside`` are bytes that each thread holds besides.
     """
-    beside += demand.lines
+    beside += demand.lines + demand.each
     for crew in range(threads, 0, -1):
         room = (budget - demand.fixed_bytes - crew * beside) // (crew * demand.entry_bytes)
         if room >= demand.block:
@@ -88,9 +91,9 @@ def sizes(demand: Demand, threads: int, budget: int, beside: int = 0) -> Sizes |
     return None
 
 
-def seconds(read_bytes: int, passes: int, written_bytes: int, tensors: int = 0, products: int = 0) -> float:
+def seconds(read_bytes: int, passes: int, written_bytes: int, tensors: int = 0, products: float = 0) -> float:
     """A cautious guess at the time of a merge on a local disk, downloads apart; ``products`` are those of
-    numbers that decomposing its matrices takes.
+    numbers that decomposing its matrices takes, and iterating over them.
     """
     moving = read_bytes * passes / READ_BYTES_PER_SECOND + written_bytes / WRITE_BYTES_PER_SECOND
     return 1.0 + moving + tensors * passes * TENSOR_SECONDS + products / PRODUCTS_PER_SECOND

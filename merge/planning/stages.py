@@ -51,7 +51,7 @@ class Stage:
         if self.why is not None:
             return 0
         demand = self.plan.demand
-        measured = demand.models * COUNTERS_BYTES + 2 * demand.lines
+        measured = demand.models * COUNTERS_BYTES + 2 * demand.lines + demand.each + demand.kept
         return demand.entry_bytes * demand.block + measured + FIXED_BYTES // 8
 
     def summary(self) -> dict[str, Any]:

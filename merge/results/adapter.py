@@ -22,7 +22,7 @@ from merge.checkpoint.writer import ShardWriter
 from merge.errors import NotFinite, NothingChanged
 from merge.journal import Finished, Journal
 from merge.kernels.keyed import key_of
-from merge.kernels.spectral import LowRank, decompose, decompose_product
+from merge.kernels.spectral import LowRank, decompose, decompose_product, gathered
 from merge.kernels.truncation import block_rows
 from merge.plan import Plan
 from merge.planning.forms.adapter import AdapterPlan, LoraModule, module_of
@@ -254,7 +254,7 @@ class _Maker:
         blocks: Callable[[], Iterator[Tensor]] = lambda: self._change(output)  # noqa: E731
         high = block_rows(columns)
         if self._whole or rows * columns * entry <= self._held:
-            change = torch.cat([block.clone() for block in self._change(output)])
+            change = next(self._change(output)) if self._whole else gathered(self._change(output), rows)
             blocks = lambda: (change[row : row + high] for row in range(0, rows, high))  # noqa: E731
         return decompose(blocks, (rows, columns), self._adapter.wanted, key)
 

@@ -1,6 +1,6 @@
 """What the run does for the makers of results that are no checkpoint."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -39,7 +39,7 @@ class Merging(Protocol):
     ) -> Iterator[Sequence[OutputTensor]]:
         """The outputs some at a time, each when its statistics are there."""
 
-    def forget(self, outputs: Iterable[OutputTensor]) -> None:
+    def forget(self, outputs: Sequence[OutputTensor]) -> None:
         """Lets go of what was measured of these alone, which are made."""
 
     def merged(self, output: OutputTensor, first: int, count: int) -> Tensor:

@@ -277,7 +277,9 @@ class Chain:
 
     def forget(self) -> None:
         """Lets go of what was measured of this tensor alone, which is made."""
-        self.tasks = [task for task in self.tasks if task.shared is not None]
+        for task in self.tasks:
+            if task.shared is None:
+                task.rounds_done, task.so_far = 0, None
 
     def _add_tasks(self) -> None:
         level = 0

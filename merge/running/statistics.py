@@ -250,16 +250,16 @@ def spread(values: Tensor, axis: int, shape: Sequence[int], first: int, count: i
     """For ``count`` entries from ``first`` on of a tensor of this shape, the number of the channel of each,
     flat. ``values`` has one for each index of ``axis``, or for each of both the first axis and that one.
     """
-    inner = prod(shape[axis + 1 :])
-    period = shape[axis] * inner
-    if values.dim() == 1:
-        turn = values if inner == 1 else values.repeat_interleave(inner)
+    inner, period = prod(shape[axis + 1 :]), shape[axis]
+    if values.dim() == 1 and inner == 1:
         start = first % period
         if start + count <= period:
-            return turn[start : start + count]
-        return turn.expand(-(-(start + count) // period), period).reshape(-1)[start : start + count]
-    at = torch.arange(first, first + count)
-    return values[at // prod(shape[1:]), at // inner % shape[axis]]
+            return values[start : start + count]
+        return values.expand(-(-(start + count) // period), period).reshape(-1)[start : start + count]
+    line = torch.arange(first // inner, -(-(first + count) // inner))
+    turn = line % period
+    found = values[turn] if values.dim() == 1 else values[line // (prod(shape[1:]) // inner), turn]
+    return found.repeat_interleave(inner)[first % inner :][:count] if inner > 1 else found
 
 
 def _relative(values: Tensor) -> Tensor:

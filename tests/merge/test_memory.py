@@ -13,7 +13,7 @@ from merge.checkpoint.layout import plan_shards
 from merge.methods.elementwise.widen import ColumnShares, RowShares
 from merge.report import ShardDone
 from merge.run import run
-from tests.merge import exact
+from tests.merge import exact, stages
 from tests.merge.references import planned
 
 MOST = 512 << 20
@@ -85,10 +85,16 @@ def test_no_model_and_no_tensor_is_ever_held(
     assert told["peak"] < MOST
 
 
-def test_what_was_measured_of_a_tensor_is_let_go_when_it_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("staged", [False, True], ids=["merged", "given by a stage"])
+def test_what_was_measured_of_a_tensor_is_let_go_when_it_is_written(tmp_path: Path, staged: bool) -> None:
     """WIDEN keeps a number for every column and source; a large model has thousands of tensors."""
     folders = exact.family(tmp_path / "family", shards=2)
     plan = planned(folders, "abc", [{"method": "widen"}])
+    if staged:
+        stage = {"base": "base", "sources": ["a", "b"], "steps": ["widen"]}
+        document = {"stages": {"one": stage}, "sources": ["stage:one", "c"], "steps": ["linear"]}
+        plan = stages.planned(document, folders)
+        folders = stages.at(plan.recipe, folders)
     held: list[int] = []
 
     def look(_: ShardDone) -> None:

@@ -5,18 +5,16 @@ entry's value depends on nothing but what is stored, so that no block size can c
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from merge.checkpoint.beside import PIECE_ELEMENTS, strip_rows
 from merge.checkpoint.codecs import awq, bitsandbytes, fp4, gguf, gptq, packed, reversible, scaled
 from merge.checkpoint.codecs.parts import Parts
 from merge.checkpoint.header import Coded, TensorInfo
-
-PIECE_ELEMENTS = 1 << 18
 
 
 class Rows(Protocol):
@@ -48,7 +46,7 @@ def decode(info: TensorInfo, first: int, out: Tensor, parts: Parts, scratch: Cal
     """
     assert info.coded is not None  # the reader asks for coded tensors alone
     if "transposed" in info.coded.settings:
-        _transposed(info, info.coded, first, out, parts)
+        _transposed(info, info.coded, first, out, parts, scratch)
         return
     rows = SCHEMES[info.coded.scheme]
     columns, align, end = max(1, info.shape[-1]) if info.shape else 1, info.coded.align, first + out.numel()
@@ -68,13 +66,28 @@ def decode(info: TensorInfo, first: int, out: Tensor, parts: Parts, scratch: Cal
         row = last
 
 
-def _transposed(info: TensorInfo, coded: Coded, first: int, out: Tensor, parts: Parts) -> None:
-    """Of a matrix that is stored the other way round: decoded as a whole, as only the small models of GPT-2's
-    kin have such.
+def _transposed(
+    info: TensorInfo, coded: Coded, first: int, out: Tensor, parts: Parts, scratch: Callable[[int], Tensor]
+) -> None:
+    """Of a matrix that is stored the other way round (GPT-2's kin), strip by strip: all that is stored has to
+    be decoded for any of its rows, so the thread keeps a strip of them for the next entries.
     """
-    settings = {name: value for name, value in coded.settings.items() if name != "transposed"}
-    lying = replace(info, shape=info.shape[::-1], coded=replace(coded, settings=settings))
-    empty = partial(torch.empty, dtype=torch.float32)
-    whole: Tensor = empty(info.numel)
-    decode(lying, 0, whole, parts, empty)
-    out.copy_(whole.view(lying.shape).T.reshape(-1)[first : first + out.numel()])
+    height, width = info.shape
+    each, end = strip_rows(height, width), first + out.numel()
+    for begin in range(first // width // each * each, -(-end // width), each):
+        last = min(begin + each, height)
+        strip = parts.strip_of(info, begin, last, partial(_fill, coded, begin, height, parts, scratch))
+        low, high = max(begin * width, first), min(last * width, end)
+        out[low - first : high - first].copy_(strip.view(-1)[low - begin * width : high - begin * width])
+
+
+def _fill(
+    coded: Coded, begin: int, columns: int, parts: Parts, scratch: Callable[[int], Tensor], out: Tensor
+) -> None:
+    """Stored columns (of so many) from ``begin`` on, as the rows of ``out``."""
+    most = max(1, PIECE_ELEMENTS // columns // coded.align) * coded.align
+    for first in range(0, out.shape[1], most):
+        count = min(most, out.shape[1] - first)
+        piece = scratch(count * columns)[: count * columns].view(count, columns)
+        SCHEMES[coded.scheme](coded, first, piece, parts)
+        out[:, first : first + count].copy_(piece[:, begin : begin + len(out)].T)

@@ -1,5 +1,6 @@
 """What a scheme may ask of the files, and the few steps that several schemes share."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
@@ -24,6 +25,11 @@ class Parts(Protocol):
     def columns(self, part: TensorInfo, first: int, last: int) -> Tensor:
         """Columns ``first`` to ``last`` (of the last side) of all lines (of the others): (lines, columns).
         Never written to, and only until the next asking for a part of that name.
+        """
+
+    def strip_of(self, tensor: TensorInfo, first: int, last: int, fill: Callable[[Tensor], None]) -> Tensor:
+        """Rows ``first`` to ``last`` of a decoded matrix, which ``fill`` makes unless they are those that
+        were made last.
         """
 
 

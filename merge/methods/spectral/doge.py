@@ -15,7 +15,7 @@ from torch import Tensor
 
 from merge.contract.groups import TensorGroup
 from merge.contract.matrices import by_matrix, mean
-from merge.contract.method import Kind, Needs, Workspace, method
+from merge.contract.method import Iteration, Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
 from merge.contract.stats import Threshold
 from merge.kernels.rowspace import adam_step
@@ -68,6 +68,7 @@ LARGEST = Threshold(share="density", scope="scope")
     paper="arXiv:2501.01230",
     needs=Needs(base=True, stats=(LARGEST,)),
     workspace=Workspace(19.0, 3.0),
+    iteration=Iteration("steps", 0.4),
     classes={"embed": "base", "head": "base", "norm": "base", "bias": "base"},
 )
 def doge(group: TensorGroup, p: Doge) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from merge.contract.groups import TensorGroup
 from merge.contract.matrices import by_matrix, mean
-from merge.contract.method import Kind, Needs, Workspace, method
+from merge.contract.method import Iteration, Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
 from merge.kernels import rowspace
 from merge.kernels.rowspace import Pull
@@ -50,6 +50,7 @@ class Optmerge:
     paper="arXiv:2505.19892",
     needs=Needs(base=True),
     workspace=Workspace(13.0, 2.5),
+    iteration=Iteration("steps", 1.0, when=("solver", ("iterate",))),
     classes={"embed": "base", "head": "base", "norm": "base", "bias": "base"},
 )
 def optmerge(group: TensorGroup, p: Optmerge) -> Tensor:

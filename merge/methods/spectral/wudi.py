@@ -18,7 +18,7 @@ from torch import Tensor
 
 from merge.contract.groups import TensorGroup
 from merge.contract.matrices import by_matrix
-from merge.contract.method import Kind, Needs, Workspace, method
+from merge.contract.method import Iteration, Kind, Needs, Workspace, method
 from merge.contract.params import knob, params
 from merge.kernels import rowspace
 from merge.kernels.rowspace import Pull, Response
@@ -56,6 +56,7 @@ class Wudi:
     paper="arXiv:2503.08099",
     needs=Needs(base=True),
     workspace=Workspace(4.0, 5.0),
+    iteration=Iteration("steps", 1.0, when=("solver", ("adam",))),
     classes={"embed": "mean", "head": "mean"},
 )
 def wudi(group: TensorGroup, p: Wudi) -> Tensor:

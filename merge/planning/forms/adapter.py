@@ -124,6 +124,11 @@ class AdapterPlan:
         most, tensor = max(each, default=(0, ""))
         return most + demand.whole * demand.compute_bytes, tensor
 
+    def changes_bytes(self, demand: Demand) -> int:
+        """Bytes of the largest change that is kept between passes over it, where there is room."""
+        dense = (prod(module.output.shape) for module in self.modules if not module.factored)
+        return demand.compute_bytes * max(dense, default=0)
+
     def sizes(self, demand: Demand, threads: int, budget: int, beside: int = 0) -> Sizes | None:
         """As ``merge.planning.sizing.sizes``, with each thread also decomposing a module."""
         each, _ = self.peak_bytes(demand)

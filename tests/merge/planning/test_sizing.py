@@ -51,6 +51,14 @@ def test_what_threads_hold_besides_leaves_room_for_fewer() -> None:
     assert beside.threads * 300 * MIB < beside.peak_bytes <= budget
 
 
+def test_what_reading_holds_is_part_of_the_peak() -> None:
+    plain, held = Demand(4, 4, 3_000_000), Demand(4, 4, 3_000_000, each=100 * MIB, kept=50 * MIB)
+    ours, theirs = sizes(plain, 2, 8192 * MIB), sizes(held, 2, 8192 * MIB)
+    assert ours is not None and theirs is not None
+    assert theirs.peak_bytes == ours.peak_bytes + 250 * MIB
+    assert held.least_budget == plain.least_budget + 150 * MIB
+
+
 @pytest.mark.parametrize("lines", [1 << 10, 10 * MIB, 200 * MIB])
 def test_what_is_measured_of_rows_is_held_for_every_tensor_at_hand_and_every_thread(lines: int) -> None:
     demand = Demand(4, 4, 3_000_000, lines=lines)

@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge.errors import NotFinite, PlanRefused
+from merge.planning.estimate import ASSUMED_THREADS
+from merge.planning.sizing import sizes
 from tests import tiny
-from tests.merge.results.adapters import changes, made, planned, relative, weights
+from tests.merge.results.adapters import BUDGET, changes, made, planned, relative, weights
 
 Q, V, DOWN = (
     "model.layers.0.self_attn.q_proj",
@@ -201,7 +203,12 @@ def test_the_plan_counts_the_memory_of_factors(root: Path) -> None:
     from merge.planning.forms.factored import factor_bytes
 
     plan = planned(root, merging("one", "two", "three", step="cat_svd"))
-    assert factor_bytes(plan.recipe, plan.models, plan.outputs) == 8 * (10 * 10 * 48 + 8 * 100)
+    held = factor_bytes(plan.recipe, plan.models, plan.outputs)
+    assert held == 8 * (10 * 10 * 48 + 8 * 100)
+    assert plan.demand.each > held
+    fitted = sizes(plan.demand, ASSUMED_THREADS, BUDGET)
+    assert fitted is not None
+    assert plan.estimate.peak_memory_bytes == fitted.peak_bytes
     other = planned(root, merging("one", "two", step="task_arithmetic"))
     assert factor_bytes(other.recipe, other.models, other.outputs) == 0
 

@@ -265,6 +265,12 @@ def test_channels_are_lined_up_with_any_span_along_any_axis(shape: tuple[int, ..
                 assert torch.equal(spread(wide, axis, shape, first, count), both)
 
 
+def test_channels_along_the_rows_are_lined_up_with_the_block_alone() -> None:
+    """GPT-2 and its kin store weights (in, out)."""
+    found = spread(torch.rand(4096), 0, (4096, 4096), 4095, 8192)
+    assert found.untyped_storage().nbytes() < 1 << 18
+
+
 def test_what_a_method_does_not_declare_it_cannot_read() -> None:
     group = TensorGroup(Site("w", "linear", (1,), ("a",)), [torch.ones(1)], None, (1.0,))
     with pytest.raises(MethodMalformed, match="not declared"):
