@@ -41,7 +41,7 @@ from merge.running.survey.watch import Watch
 from merge.stage_reader import StageReader, forget_given, prepare_given
 from merge.tokenizer.rows import TableReader
 
-BATCH_ENTRIES = 1 << 25
+BATCH_ENTRIES, BATCH_BYTES = 1 << 25, 1 << 28
 MOST_AT_ONCE = 4
 
 
@@ -270,18 +270,18 @@ class Work:
         self.meter.add(read, len(outputs))
 
     def _batches(self, outputs: Sequence[OutputTensor]) -> Sequence[Sequence[OutputTensor]]:
-        """Tensors without stats in one stream; with stats, some at a time, so that pages stay cached."""
+        """Tensors without stats in one stream; with stats, some at a time, whose bytes stay in the page cache."""
         if not self._staged and all(self._passes(output) == 1 for output in outputs):
             return [outputs]
         found: list[list[OutputTensor]] = [[]]
         large = held = 0
         for output in outputs:
-            if large >= self.sizes.batch or held >= BATCH_ENTRIES:
+            if large >= self.sizes.batch or held >= BATCH_BYTES:
                 found.append([])
                 large = held = 0
             found[-1].append(output)
             entries = prod(output.shape)
-            large, held = large + (entries > passes.AT_ONCE), held + entries
+            large, held = large + (entries > passes.AT_ONCE), held + entries * self._entry_bytes(output)
         return found
 
     def _items(self, outputs: Sequence[OutputTensor], layout: ShardLayout) -> Iterator[Item]:
