@@ -148,6 +148,8 @@ def _given(
     readers: Mapping[str, TensorReader], outputs: Sequence[OutputTensor]
 ) -> list[tuple[StageReader, list[str]]]:
     """What stages give to these outputs."""
+    if not any(isinstance(reader, StageReader) for reader in readers.values()):
+        return []
     read = [(readers[key], sorted(names)) for key, names in tensors_read(outputs).items()]
     return [(reader, names) for reader, names in read if isinstance(reader, StageReader)]
 

@@ -270,7 +270,7 @@ class Work:
         self.meter.add(read, len(outputs))
 
     def _batches(self, outputs: Sequence[OutputTensor]) -> Sequence[Sequence[OutputTensor]]:
-        """Tensors without stats in one stream; with stats, some at a time, whose bytes stay in the page cache."""
+        """Tensors without stats in one stream; with stats, some at a time, whose pages stay cached."""
         if not self._staged and all(self._passes(output) == 1 for output in outputs):
             return [outputs]
         found: list[list[OutputTensor]] = [[]]

@@ -77,8 +77,8 @@ def recover(transaction: Transaction, counts: bool = True) -> list[str]:
 
 
 def clock() -> float:
-    """Seconds that go on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    """Seconds that go on while the machine sleeps, where the system counts those."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass

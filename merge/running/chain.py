@@ -388,16 +388,6 @@ class _Flow:
         return DeltaGroup(site, model, base, weight, draws, stats, self._block.statistics)
 
     def _group(self, stage: int) -> TensorGroup:
-        chain = self._chain
-        block = self._block
-        stats = chain.stats(stage, None, block)
-        return TensorGroup(
-            chain.shown or chain.site,
-            block.sources,
-            block.base,
-            chain.weights,
-            self._deltas,
-            stats,
-            block.statistics,
-            block.recall,
-        )
+        chain, block = self._chain, self._block
+        known = (self._deltas, chain.stats(stage, None, block), block.statistics, block.recall)
+        return TensorGroup(chain.shown or chain.site, block.sources, block.base, chain.weights, *known)

@@ -1,8 +1,8 @@
 """Where the entries of a tensor's inputs lie: in files that are open, or in memory."""
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -92,3 +92,12 @@ class Lying:
         if pages is None or not pages.bring(fd, at, count * lies.width):
             return None  # reading the file says why
         return Place(IN_PAGES, 0, pages.address + at, pages)
+
+
+@contextmanager
+def all_read_again(lying: Iterable[Lying]) -> Iterator[None]:
+    """``read_again`` of all of them."""
+    with ExitStack() as stack:
+        for each in lying:
+            stack.enter_context(each.read_again())
+        yield

@@ -8,7 +8,7 @@ giving nothing, and the eager code, which knows the words for it, does that span
 import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial as bound
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ from merge.running.fused.windows import (
     sought_for,
 )
 from merge.running.fused.windows import LEAST_ENTRIES as LEAST_SAMPLED
-from merge.running.places import Lying, Place
+from merge.running.places import Lying, Place, all_read_again
 from merge.running.statistics import NOTHING, OutputStatistics
 
 LEAST_ENTRIES = 1 << 17
@@ -59,6 +59,8 @@ MOST_COLUMNS = PIECE_ELEMENTS
 """Of longer rows the stand-ins, which are kept, would take more memory than the entries at hand."""
 LEAST_TOTAL = 1 << 24
 """Smaller jobs are not worth building anything."""
+Quantities = tuple[Program, Sequence[Sequence[int]]]
+"""What tasks are measured on: nodes of a program, by task."""
 M = TypeVar("M")
 _COMPILER = Compiler()
 
@@ -152,13 +154,9 @@ class Loops:
                 found += in_memory([part.flat(first, count).contiguous() for part in parts])
             yield found
 
-    @contextmanager
-    def read_again(self, outputs: Iterable[OutputTensor]) -> Iterator[None]:
+    def read_again(self, outputs: Iterable[OutputTensor]) -> AbstractContextManager[None]:
         """What these are made from is read more than once as long as the context lasts."""
-        with ExitStack() as stack:
-            for output in outputs:
-                stack.enter_context(self._lying(output).read_again())
-            yield
+        return all_read_again(self._lying(output) for output in outputs)
 
     def known(self, output: OutputTensor) -> OutputStatistics:
         """What was measured on data for this output."""
@@ -240,7 +238,7 @@ class Loops:
         """
 
         def make(chain: Chain) -> list[list[Bits]]:
-            found = self._sampled(*self._quantities(chain, output, tasks), chain, output, size, lot)
+            found = self._sampled(self._quantities(chain, output, tasks), chain, output, size, lot)
             return [[bits.copy() for bits in each] for each in found]
 
         return self._tried(make, chain)
@@ -251,7 +249,7 @@ class Loops:
         """The loop that looks for what these tasks seek."""
 
         def make(chain: Chain) -> Windows:
-            return self._seeking(*self._quantities(chain, output, tasks), chain, output, tasks, sought)
+            return self._seeking(self._quantities(chain, output, tasks), chain, output, tasks, sought)
 
         return self._tried(make, chain)
 
@@ -263,13 +261,11 @@ class Loops:
         entries, quantities = chain.entries, self._quantities(chain, output, tasks)
         for task, each in zip(tasks, quantities[1], strict=True):
             ranks_wanted(task, [entries] * len(each))
-        samples = self._sampled(*quantities, chain, output, sample_size(entries), CHUNK)
+        samples = self._sampled(quantities, chain, output, sample_size(entries), CHUNK)
         sought = [sought_for(task, bits, entries) for task, bits in zip(tasks, samples, strict=True)]
-        return self._seeking(*quantities, chain, output, tasks, sought)
+        return self._seeking(quantities, chain, output, tasks, sought)
 
-    def _quantities(
-        self, chain: Chain, output: OutputTensor, tasks: Sequence[Task]
-    ) -> tuple[Program, list[list[int]]]:
+    def _quantities(self, chain: Chain, output: OutputTensor, tasks: Sequence[Task]) -> Quantities:
         """What these tasks are measured on, as nodes by task."""
 
         def ranked(notes: Notes, chain: Chain, block: Block) -> list[list[int]]:
@@ -285,13 +281,13 @@ class Loops:
 
     def _seeking(
         self,
-        program: Program,
-        nodes: Sequence[Sequence[int]],
+        quantities: Quantities,
         chain: Chain,
         output: OutputTensor,
         tasks: Sequence[Task],
         sought: Sequence[Sought],
     ) -> Windows:
+        program, nodes = quantities
         pairs = zip(nodes, sought, strict=True)
         sinks = tuple(sink for each, seek in pairs for sink in seek.sinks(each, program.words))
         loop = self._loop(program, sinks, self._dtypes(output), chain.piece)
@@ -305,15 +301,10 @@ class Loops:
         return measured or bool(self.known(output).parts())
 
     def _sampled(
-        self,
-        program: Program,
-        nodes: Sequence[Sequence[int]],
-        chain: Chain,
-        output: OutputTensor,
-        size: int,
-        lot: int,
+        self, quantities: Quantities, chain: Chain, output: OutputTensor, size: int, lot: int
     ) -> list[list[Bits]]:
         """In memory that this thread keeps."""
+        program, nodes = quantities
         distinct = tuple(dict.fromkeys(node for each in nodes for node in each))
         sinks = tuple(Sink("store", node, "F32") for node in distinct)
         if rank_nodes(program, sinks):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merge.checkpoint import stored
+from merge.checkpoint import beside, stored
 from merge.checkpoint.adapter import Masked
 from merge.checkpoint.files import OpenFiles
 from merge.checkpoint.header import TensorInfo
@@ -34,7 +34,7 @@ def test_columns_are_those_of_the_part_in_whatever_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored, "WHOLE_BYTES", 0)
-    monkeypatch.setattr(stored, "STRIP_BYTES", 0)  # so 64 columns at a time
+    monkeypatch.setattr(beside, "STRIP_BYTES", 0)  # so 64 columns at a time
     values = torch.arange(7 * 300, dtype=torch.int16).view(7, 300)
     parts, (info,) = parts_of(tmp_path, values)
     for first, last in ((0, 8), (40, 64), (56, 72), (64, 300), (280, 300), (70, 71), (0, 300), (8, 80)):

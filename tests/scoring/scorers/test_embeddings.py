@@ -40,9 +40,11 @@ def test_positions_that_begin_behind_the_padding_token_are_left_out() -> None:
         asked.append(how["max_length"])
         return {"input_ids": [0]}
 
-    for family in ("bert", "xlm-roberta"):
-        config = SimpleNamespace(max_position_embeddings=130, model_type=family)
-        model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda config=config: config))
+    config = SimpleNamespace(max_position_embeddings=130)
+    for padding in (None, 1):
+        model: Any = torch.nn.Module()
+        model.config = SimpleNamespace(get_text_config=lambda: config)
+        model.position_embeddings = torch.nn.Embedding(130, 4, padding_idx=padding)
         loaded = LoadedModel(Path("m"), "M", model, tokenizer, False, (), ())
         assert len(tokenised(loaded, ["a text"])) == 1
     assert asked == [130, 128]
