@@ -122,6 +122,15 @@ def test_a_thread_whose_queue_is_at_its_end_helps_at_another() -> None:
     assert not meet.broken
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Whoever runs the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_who_is_interrupted_leaves_no_thread_at_work() -> None:
     """What the threads work with is closed next."""
     done: list[int] = []
