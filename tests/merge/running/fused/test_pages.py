@@ -20,7 +20,6 @@ from merge.planning.outputs import Input
 from merge.run import run
 from merge.running import passes
 from merge.running.blocks import Buffers
-from merge.running.fused import loops
 from merge.running.fused.loops import Loops
 from merge.running.places import IN_PAGES, Lying, Place
 from merge.work import Work
@@ -37,6 +36,8 @@ from tests.merge.running.fused.stand_ins import (
     measure_both,
     output_of,
 )
+
+pytestmark = pytest.mark.usefixtures("small_jobs_too")
 
 GIB = 1 << 30
 
@@ -57,8 +58,6 @@ def mapped(monkeypatch: pytest.MonkeyPatch) -> list[ref[Pages]]:
             found.append(ref(self))
 
     monkeypatch.setattr(files, "Pages", Noted)
-    monkeypatch.setattr(loops, "LEAST_ENTRIES", 1)
-    monkeypatch.setattr(loops, "LEAST_TOTAL", 0)
     monkeypatch.setattr(passes, "AT_ONCE", 0)
     return found
 
