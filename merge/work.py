@@ -33,14 +33,16 @@ from merge.running.fused.loop import NOWHERE, Target
 from merge.running.fused.loops import Loops
 from merge.running.fused.spans import Measuring, Writing
 from merge.running.fused.windows import Windows
-from merge.running.items import Item, even_spans, in_handfuls, names_in_turns
+from merge.running.items import Item, even_spans, in_handfuls, in_shares
 from merge.running.meter import Meter
+from merge.running.places import all_read_again
 from merge.running.statistics import NOTHING, Informed, OutputStatistics
 from merge.running.survey.measure import Eager, LoadBlock, Surveyor
 from merge.running.survey.watch import Watch
 from merge.stage_reader import StageReader, forget_given, prepare_given
 from merge.tokenizer.rows import TableReader
 
+Outputs = Sequence[OutputTensor]
 BATCH_ENTRIES, BATCH_BYTES = 1 << 25, 1 << 28
 MOST_AT_ONCE = 4
 
@@ -93,7 +95,7 @@ class Work:
         self._staged = any(isinstance(reader, StageReader) for reader in readers.values())
         bind = Binder(plan, self._outputs).chain
         self._chains = {output.name: bind(output) for output in plan.outputs if not copied(output)}
-        meter.bytes_total = sum(self._entry_bytes(o) * prod(o.shape) * self._passes(o) for o in plan.outputs)
+        meter.bytes_total = sum(self._bytes(output) * self._passes(output) for output in plan.outputs)
 
     def inform(self, informed: Informed, outputs: Iterable[OutputTensor]) -> None:
         """Lays down the statistics on data of these outputs."""
@@ -150,7 +152,8 @@ class Work:
                 path = folder / layout.file
                 writers.append(stack.enter_context(ShardWriter(path, layout, self._digests, beside)))
                 own |= dict.fromkeys(layout.entries, writers[-1])
-            for batch in self.ready([self._outputs[name] for name in names_in_turns(layouts)]):
+            outputs = [[self._outputs[name] for name in layout.entries] for layout in layouts]
+            for batch in self._ready(outputs, self.crew):
                 files = [in_handfuls(self._items(batch, layout)) for layout in layouts]
                 self.crew.each_of(files, lambda some: self._write_items(own, some))
                 self.forget(batch)
@@ -161,23 +164,23 @@ class Work:
         """Tensors that no input holds, by name."""
         self._inputs.made = made
 
-    def ready(
-        self, outputs: Sequence[OutputTensor], crew: Crew | None = None
-    ) -> Iterator[Sequence[OutputTensor]]:
+    def ready(self, outputs: Outputs, crew: Crew | None = None) -> Iterator[Outputs]:
         """The outputs some at a time, each when its statistics are there; measured by the run's crew, or
         another.
         """
-        crew = crew or self.crew
-        for batch in self._batches(outputs):
+        return self._ready([outputs], crew or self.crew)
+
+    def _ready(self, files: Sequence[Outputs], crew: Crew) -> Iterator[Outputs]:
+        for batch in self._batches(files):
             prepare_given(self.readers, batch, crew)
             chains = [self._chains[o.name] for o in batch if o.name in self._chains]
             chains = [chain for chain in chains if chain.levels and not passes.alone(chain)]
-            with self._loops.read_again(self._outputs[chain.site.name] for chain in chains):
+            with all_read_again(self._loops.lying(self._outputs[chain.site.name]) for chain in chains):
                 for level in range(1, max((chain.levels for chain in chains), default=0) + 1):
                     passes.measure(chains, level, self._load, crew, self.sizes.block, self._quick)
                 yield batch
 
-    def forget(self, outputs: Sequence[OutputTensor]) -> None:
+    def forget(self, outputs: Outputs) -> None:
         """Lets go of what was measured of these alone, which are made, and of what stages gave to them."""
         for output in outputs:
             self._writing.pop(output.name, None)
@@ -211,7 +214,7 @@ class Work:
 
     def finished(self, output: OutputTensor) -> None:
         """Counts a tensor that was made from ``merged``."""
-        self.meter.add(self._entry_bytes(output) * prod(output.shape), 1)
+        self.meter.add(self._bytes(output), 1)
 
     def read(self, source: Input, first: int, count: int) -> Tensor:
         """The same entries of one input, in the dtype of the arithmetic."""
@@ -264,27 +267,19 @@ class Work:
         """Counts a shard that need not be made."""
         self.skip_outputs([self._outputs[name] for name in layout.entries])
 
-    def skip_outputs(self, outputs: Sequence[OutputTensor]) -> None:
+    def skip_outputs(self, outputs: Outputs) -> None:
         """Counts tensors that need not be made."""
-        read = sum(self._entry_bytes(o) * prod(o.shape) * self._passes(o) for o in outputs)
+        read = sum(self._bytes(output) * self._passes(output) for output in outputs)
         self.meter.add(read, len(outputs))
 
-    def _batches(self, outputs: Sequence[OutputTensor]) -> Sequence[Sequence[OutputTensor]]:
+    def _batches(self, files: Sequence[Outputs]) -> Iterable[Outputs]:
         """Tensors without stats in one stream; with stats, some at a time, whose pages stay cached."""
+        outputs = [output for own in files for output in own]
         if not self._staged and all(self._passes(output) == 1 for output in outputs):
             return [outputs]
-        found: list[list[OutputTensor]] = [[]]
-        large = held = 0
-        for output in outputs:
-            if large >= self.sizes.batch or held >= BATCH_BYTES:
-                found.append([])
-                large = held = 0
-            found[-1].append(output)
-            entries = prod(output.shape)
-            large, held = large + (entries > passes.AT_ONCE), held + entries * self._entry_bytes(output)
-        return found
+        return in_shares(files, self._bytes, BATCH_BYTES, self.sizes.batch)
 
-    def _items(self, outputs: Sequence[OutputTensor], layout: ShardLayout) -> Iterator[Item]:
+    def _items(self, outputs: Outputs, layout: ShardLayout) -> Iterator[Item]:
         for output in outputs:
             if output.name not in layout.entries:
                 continue
@@ -316,6 +311,8 @@ class Work:
                 writer.write_at(name, first, made, partial(self._rooms.give, room), there=True)
             else:
                 writer.write_at(name, first, made)
+        if item.last and item.loop is not None:
+            self._loops.lying(item.output).let_go()
         self.meter.add(self._entry_bytes(item.output) * item.count, int(item.last))
 
     def _made(
@@ -380,6 +377,10 @@ class Work:
             change = self._factored.change(chain, output, first, count, self._inputs.dtype)
             change = change.view(shape).to(self._device)
         return Block(first, shape, base, sources, statistics=known, change=change)
+
+    def _bytes(self, output: OutputTensor) -> int:
+        """Of all its inputs, read once."""
+        return self._entry_bytes(output) * prod(output.shape)
 
     def _entry_bytes(self, output: OutputTensor) -> int:
         if output.name not in self._entry:

@@ -34,6 +34,7 @@ POINTER = b"version https://git-lfs"
 NOT_FETCHED = "is a pointer of Git LFS, not the file that it stands for; fetch that (git lfs pull)."
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-/]+")
+_NEVER_IN_FILES = re.compile(r"[\\\x00-\x1f\x7f]")
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
@@ -187,13 +188,12 @@ def check_tensor_name(file: str, name: str) -> None:
 def check_file_name(name: str) -> None:
     """Refuses names that could leave a folder: absolute, with ``..``, a backslash or control characters."""
     parts = name.split("/")
-    bad = (
+    if (
         not name
         or len(name) > 1024
-        or "\\" in name
-        or any(ord(char) < 32 or ord(char) == 127 for char in name)
-    )
-    if bad or any(part in ("", ".", "..") for part in parts):
+        or _NEVER_IN_FILES.search(name)
+        or any(part in ("", ".", "..") for part in parts)
+    ):
         raise file_errors.FileNameInvalid(
             f"The file name {name[:80]!r} is not a plain name inside the model's folder."
         )

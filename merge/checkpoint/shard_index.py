@@ -52,9 +52,11 @@ def weight_map_of(index: str, raw: bytes, names: Iterable[str]) -> dict[str, str
         raise file_errors.TooManyTensors(
             f"{index} lists {len(found)} tensors; at most {MAX_TENSORS} are accepted."
         )
-    present = set(names)
+    present, checked = set(names), set[str]()
     for tensor, file in found.items():
         check_tensor_name(index, tensor)
+        if isinstance(file, str) and file in checked:
+            continue
         if not isinstance(file, str) or "/" in file or not file.endswith(".safetensors"):
             raise file_errors.WeightMapInvalid(
                 f"{index} maps {tensor} to {str(file)[:80]!r}, which is no plain .safetensors name."
@@ -64,6 +66,7 @@ def weight_map_of(index: str, raw: bytes, names: Iterable[str]) -> dict[str, str
             raise file_errors.ShardMissing(
                 f"{index} puts {tensor} in {file}, which is not among the model's files."
             )
+        checked.add(file)
     return found
 
 

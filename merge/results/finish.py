@@ -28,6 +28,7 @@ from merge.tokenizer.special import ends_of
 from merge.tokenizer.templates import chosen_template
 
 MANIFEST_FILE = "mergery.json"
+_ROW = json.JSONEncoder(ensure_ascii=False)
 SURVEY_FILE = "merge_report.json"
 SURVEY_PAGE = "merge_report.html"
 MODEL_FILES = ("generation_config.json",)
@@ -143,7 +144,7 @@ def write_survey(
     ]
     names = " + ".join(plan.recipe.source_ids())
     title = f"{', '.join(step.name for step in plan.steps)}: {names}"
-    _write(out / SURVEY_FILE, _json(survey))
+    _write(out / SURVEY_FILE, (_in_rows(survey, 4) + "\n").encode())
     _write(out / SURVEY_PAGE, render_page(survey, title=title).encode())
     return [SURVEY_FILE, SURVEY_PAGE]
 
@@ -260,6 +261,18 @@ def _object(content: bytes) -> dict[str, Any] | None:
 
 def _json(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _in_rows(value: Any, depth: int) -> str:
+    """JSON with line breaks down to that depth only: what is below is the row of a table, and takes a tenth
+    of the time.
+    """
+    if not (value and depth and isinstance(value, dict | list)):
+        return _ROW.encode(value)
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(_in_rows(each, depth - 1) for each in value) + "\n]"
+    named = (f"{_ROW.encode(name)}: {_in_rows(each, depth - 1)}" for name, each in value.items())
+    return "{\n" + ",\n".join(named) + "\n}"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,9 +1,10 @@
 """The spans of tensors in the order in which they are written."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
-from merge.checkpoint.layout import ShardLayout
 from merge.planning.outputs import OutputTensor
 from merge.running.chain import Chain
 from merge.running.fused.spans import Writing
@@ -32,10 +33,32 @@ class Item:
         return self.loop is None and self.count <= AT_ONCE
 
 
-def names_in_turns(layouts: Sequence[ShardLayout]) -> list[str]:
-    """The tensors of files that are written side by side, by their places in their files."""
-    placed = [(info.begin, at, name) for at, own in enumerate(layouts) for name, info in own.entries.items()]
-    return [name for _, _, name in sorted(placed)]
+def in_shares(
+    files: Sequence[Sequence[OutputTensor]],
+    bytes_of: Callable[[OutputTensor], int],
+    most_bytes: int,
+    most_large: int,
+) -> Iterator[list[OutputTensor]]:
+    """The tensors of files that are written side by side, each file's in their order, about so many bytes
+    and at most so many large tensors at a time. Of every file comes as much as is left of it beside the
+    others: as long as there are several, no thread waits for another to write.
+    """
+    queues = [deque(own) for own in files]
+    left = [sum(map(bytes_of, own)) for own in files]
+    while any(queues):
+        batch: list[OutputTensor] = []
+        taken, large = [0] * len(files), 0
+        shares = [most_bytes * each / max(1, sum(left)) for each in left]
+        while large < most_large:
+            due = [at for at, own in enumerate(queues) if own and (taken[at] < shares[at] or not left[at])]
+            if not due:
+                break
+            at = min(due, key=taken.__getitem__)
+            batch.append(queues[at].popleft())
+            taken[at] += bytes_of(batch[-1])
+            large += prod(batch[-1].shape) > AT_ONCE
+        left = [whole - own for whole, own in zip(left, taken, strict=True)]
+        yield batch
 
 
 def in_handfuls(items: Iterator[Item]) -> Iterator[list[Item]]:

@@ -80,8 +80,12 @@ class Lying:
         try:
             yield
         finally:
-            with self._lock:
-                self._again, self._pages = False, {}
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Ends ``read_again`` before its time: whatever is read from now on is copied."""
+        with self._lock:
+            _held, self._pages, self._again = self._pages, {}, False
 
     def _in_pages(self, number: int, lies: Stretch, fd: int, first: int, count: int) -> Place | None:
         with self._lock:

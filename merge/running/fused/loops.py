@@ -7,8 +7,8 @@ giving nothing, and the eager code, which knows the words for it, does that span
 
 import ctypes
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial as bound
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ from merge.running.fused.windows import (
     sought_for,
 )
 from merge.running.fused.windows import LEAST_ENTRIES as LEAST_SAMPLED
-from merge.running.places import Lying, Place, all_read_again
+from merge.running.places import Lying, Place
 from merge.running.statistics import NOTHING, OutputStatistics
 
 LEAST_ENTRIES = 1 << 17
@@ -131,7 +131,7 @@ class Loops:
         ``made`` of it, all as they are stored, and where that is asked for, of what steps before the
         combining one leave of the task vectors; ``None`` where the eager code must see to it.
         """
-        stored = self._lying(output).dtypes
+        stored = self.lying(output).dtypes
         preparing = self._prepared.get(output.name) if prepared else None
         if prepared and preparing is None:
             return None
@@ -149,14 +149,10 @@ class Loops:
     def places(self, output: OutputTensor, first: int, count: int) -> Iterator[list[Place]]:
         """Where the entries of each input lie: in its file where they are usable as such, else in memory."""
         parts = self.known(output).parts()
-        with self._lying(output).at(first, count) as found:
+        with self.lying(output).at(first, count) as found:
             if parts:
                 found += in_memory([part.flat(first, count).contiguous() for part in parts])
             yield found
-
-    def read_again(self, outputs: Iterable[OutputTensor]) -> AbstractContextManager[None]:
-        """What these are made from is read more than once as long as the context lasts."""
-        return all_read_again(self._lying(output) for output in outputs)
 
     def known(self, output: OutputTensor) -> OutputStatistics:
         """What was measured on data for this output."""
@@ -169,9 +165,10 @@ class Loops:
         return most if self._in_files(output) else min(most, 4 * otherwise)
 
     def _in_files(self, output: OutputTensor) -> bool:
-        return self._lying(output).in_files and not self.known(output).parts()
+        return self.lying(output).in_files and not self.known(output).parts()
 
-    def _lying(self, output: OutputTensor) -> Lying:
+    def lying(self, output: OutputTensor) -> Lying:
+        """How its inputs are come by."""
         found = self._lie.get(output.name)
         if found is None:
             found = self._lie[output.name] = self._inputs.lying(output.inputs)
@@ -355,7 +352,7 @@ class Loops:
             return None
 
     def _dtypes(self, output: OutputTensor) -> tuple[str, ...]:
-        found = self._lying(output).dtypes
+        found = self.lying(output).dtypes
         if not all(name in WIDTHS for name in found):
             raise Untraceable(" and ".join(found))
         return (*found, *("F32" for _ in self.known(output).parts()))

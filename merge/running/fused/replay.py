@@ -3,7 +3,7 @@ the same stand-ins give the same program with other numbers. That takes a fracti
 nothing that the steps make of measured values, of draws or of the tensor's name is missed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,6 @@ class _Call:
     same: list[Any]
     floats: list[float] = field(default_factory=list)
     tables: list[Tensor] = field(default_factory=list)
-    follows: bool = False
 
     def add(self, value: Any, places: dict[int, int]) -> None:
         """An argument; ``places`` are those of the stand-ins by their identity."""
@@ -64,7 +63,6 @@ class _Call:
 
     def _add_tensor(self, value: Tensor, place: int | None) -> None:
         if place is not None:
-            self.follows = True
             self.same.append((place,))
         elif not value.dim():
             self.same.append(value.dtype)
@@ -72,6 +70,14 @@ class _Call:
         else:
             self.same.append((value.dtype, value.shape))
             self.tables.append(value)
+
+
+def _follows(values: Iterable[Any], places: dict[int, int]) -> bool:
+    """Whether a stand-in is among these arguments: most calls are about plain numbers."""
+    for value in values:
+        if id(value) in places or (type(value) in (list, tuple) and _follows(value, places)):
+            return True
+    return False
 
 
 class Recording(TorchFunctionMode):
@@ -132,14 +138,13 @@ class Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Does it, and notes it where it is about stand-ins."""
-        if self._aside:
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self._aside or not _follows((*args, *kwargs.values()), self.places):
+            return func(*args, **kwargs)
         program, call = self._tracer.program, _Call([func])
-        call.add((args, kwargs or {}), self.places)
+        call.add((args, kwargs), self.places)
         numbers, words, tables = len(program.numbers), len(program.words), len(program.tables)
-        result = func(*args, **(kwargs or {}))
-        if not call.follows:
-            return result
+        result = func(*args, **kwargs)
         slots = list(_slots(call.floats, program.numbers, numbers))
         used = [at for _, at in slots]
         fixed = tuple((at, value) for at, value in enumerate(call.floats) if at not in used)
@@ -249,10 +254,11 @@ class _Follower(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Gives what it gave."""
+        kwargs = kwargs or {}
+        if not _follows((*args, *kwargs.values()), self._script.places):
+            return func(*args, **kwargs)
         call = _Call([func])
-        call.add((args, kwargs or {}), self._script.places)
-        if not call.follows:
-            return func(*args, **(kwargs or {}))
+        call.add((args, kwargs), self._script.places)
         event = self._next(call.same)
         for slot, at in event.slots:
             self.program.numbers[slot] = call.floats[at]

@@ -150,6 +150,21 @@ def test_a_file_cut_short_after_it_was_measured_is_named(
     assert mapped
 
 
+def test_a_tensor_s_pages_go_when_it_is_written_not_when_all_are(
+    folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: list[ref[Pages]]
+) -> None:
+    held: list[int] = []
+    forget = Work.forget
+
+    def counted(self: Work, *what: Any) -> None:
+        held.append(sum(pages() is not None for pages in mapped))
+        forget(self, *what)
+
+    monkeypatch.setattr(Work, "forget", counted)
+    run(planned(folders, *CHAINS["slerp"]), folders, tmp_path / "out", budget_bytes=GIB, threads=2)
+    assert mapped and set(held) == {0}
+
+
 def test_what_is_still_being_read_stays_mapped(tmp_path: Path, mapped: list[ref[Pages]]) -> None:
     """A thread may be in the middle of it when another ends, or is ended by a signal."""
     (tmp_path / "file").write_bytes(bytes(4096))
