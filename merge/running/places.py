@@ -53,8 +53,10 @@ class Lying:
         self._lock = threading.Lock()
 
     @contextmanager
-    def at(self, first: int, count: int) -> Iterator[list[Place]]:
-        """The places of these entries of each input, as long as the context lasts."""
+    def at(self, first: int, count: int, *, few: bool = False) -> Iterator[list[Place]]:
+        """The places of these entries of each input, as long as the context lasts; with ``few`` only some of
+        them are read, for which not all are brought into memory.
+        """
         found: list[Place] = []
         borrowed: list[Stretch] = []
         try:
@@ -65,7 +67,8 @@ class Lying:
                 else:
                     fd, offset = lies.borrow(first, count)
                     borrowed.append(lies)
-                    found.append(self._in_pages(number, lies, fd, first, count) or Place(fd, offset, 0))
+                    pages = None if few else self._in_pages(number, lies, fd, first, count)
+                    found.append(pages or Place(fd, offset, 0))
             yield found
         finally:
             for lies in borrowed:

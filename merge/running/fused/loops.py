@@ -146,10 +146,14 @@ class Loops:
             return loop.sums_at([*places, *in_memory([made, *left])], made.numel())
 
     @contextmanager
-    def places(self, output: OutputTensor, first: int, count: int) -> Iterator[list[Place]]:
-        """Where the entries of each input lie: in its file where they are usable as such, else in memory."""
+    def places(
+        self, output: OutputTensor, first: int, count: int, *, few: bool = False
+    ) -> Iterator[list[Place]]:
+        """Where the entries of each input lie: in its file where they are usable as such, else in memory;
+        with ``few`` only some of them are read.
+        """
         parts = self.known(output).parts()
-        with self.lying(output).at(first, count) as found:
+        with self.lying(output).at(first, count, few=few) as found:
             if parts:
                 found += in_memory([part.flat(first, count).contiguous() for part in parts])
             yield found
@@ -315,7 +319,7 @@ class Loops:
         for number in range(1 if at_once else lots):
             into = [value.data_ptr() + number * lot * WIDTHS["F32"] for value in values]
             first, count = (0, lots * lot) if at_once else (number * stride, lot)
-            with self.places(output, first, chain.entries if at_once else lot) as places:
+            with self.places(output, first, chain.entries if at_once else lot, few=True) as places:
                 if not loop.run(places, first, count, into, self.scratch(loop), (lot, stride)):
                     raise Unfit
         found = {}

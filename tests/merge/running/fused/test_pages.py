@@ -165,11 +165,26 @@ def test_a_tensor_s_pages_go_when_it_is_written_not_when_all_are(
     assert mapped and set(held) == {0}
 
 
+def lying_in(folder: Path) -> Lying:
+    """A tensor of 1024 entries in a file."""
+    (folder / "file").write_bytes(bytes(4096))
+    lies = Stretch(OpenFiles(folder, "model"), "file", 0, 4, 1024, "F32")
+    return Lying(SimpleNamespace(stretch=lambda _: lies), [Input("a", "w")])  # type: ignore[arg-type]
+
+
+def test_nothing_is_mapped_for_a_sample(tmp_path: Path, mapped: list[ref[Pages]]) -> None:
+    """One thread would bring all of a tensor while the others wait for it."""
+    lying = lying_in(tmp_path)
+    with lying.read_again():
+        with lying.at(0, 1024, few=True) as (sampled,):
+            assert sampled.fd >= 0 and not mapped
+        with lying.at(0, 1024) as (place,):
+            assert place.fd == IN_PAGES
+
+
 def test_what_is_still_being_read_stays_mapped(tmp_path: Path, mapped: list[ref[Pages]]) -> None:
     """A thread may be in the middle of it when another ends, or is ended by a signal."""
-    (tmp_path / "file").write_bytes(bytes(4096))
-    lies = Stretch(OpenFiles(tmp_path, "model"), "file", 0, 4, 1024, "F32")
-    lying = Lying(SimpleNamespace(stretch=lambda _: lies), [Input("a", "w")])  # type: ignore[arg-type]
+    lying = lying_in(tmp_path)
     with ExitStack() as reading:
         with lying.read_again():
             (place,) = reading.enter_context(lying.at(0, 1024))
