@@ -21,10 +21,11 @@ from db.session import Session
 from hub.errors import HubError
 from jobs import credentials, idempotency, submit
 from jobs.append import AppendRequest, append_order
+from jobs.asking import Asking, Ready
 from jobs.errors import PlanTimeout
 from jobs.idempotency import Replay, Reservation
 from jobs.keys import Caller
-from jobs.kinds import Asking, Ready, plan_order
+from jobs.kinds import plan_order
 from jobs.request import JobOrder, read_order
 from jobs.scratch import room
 from jobs.searching import PointRequest, point_order

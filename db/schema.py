@@ -1,37 +1,15 @@
-"""All tables at once: importing this module registers every model."""
+"""All tables at once: importing this module registers every model, one file of ``db/models`` each."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from sqlalchemy import MetaData
 
-from db.models import (
-    artifact,
-    evaluation,
-    front,
-    idempotency,
-    job,
-    removal,
-    report,
-    score,
-    statistic,
-    tenant,
-    trial,
-    webhook,
-)
+from db import models
 from db.models.base import Base
 
-MODULES = (
-    artifact,
-    evaluation,
-    front,
-    idempotency,
-    job,
-    removal,
-    report,
-    score,
-    statistic,
-    tenant,
-    trial,
-    webhook,
-)
+for each in iter_modules(models.__path__, f"{models.__name__}."):
+    import_module(each.name)
 
 
 def metadata() -> MetaData:

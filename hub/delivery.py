@@ -17,13 +17,12 @@ from pathlib import Path
 from types import TracebackType
 
 from hub import xet
-from hub.download import STALLED_TRIES, fetch_checked
+from hub.download import FILES_AT_ONCE, STALLED_TRIES, fetch_checked
 from hub.errors import DiskFull, HashMismatch, HubError, Interrupted, Tainted, Unavailable
 from hub.growing import Growing, Parcel
 from hub.session import arriving
 from hub.snapshot import Hub
 
-FILES_AT_ONCE = 4
 LOOK_SECONDS = 0.2
 
 

@@ -4,6 +4,7 @@ reply.
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -26,30 +27,28 @@ Name = tuple[str, str, str]
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
+@dataclass
 class Reads:
-    """Who may see what is decided here, for every route, before anything of the repository is looked at."""
+    """Who may see what is decided here, for every route, before anything of the repository is looked at.
 
-    def __init__(
-        self,
-        store: FolderStore,
-        tokens: Tokens,
-        *,
-        stats: Stats,
-        faults: FaultPlan,
-        xet: bool,
-        page_size: int,
-    ) -> None:
-        self._store, self._tokens, self._stats, self._faults = store, tokens, stats, faults
-        self._xet, self._page_size = xet, page_size
+    ``xet`` offers the chunk store to clients on this machine, who alone reach it.
+    """
+
+    store: FolderStore
+    tokens: Tokens
+    stats: Stats
+    faults: FaultPlan
+    xet: bool
+    page_size: int
 
     def _user(self, request: Request) -> User | None:
-        return self._tokens.identify(request.headers.get("authorization"))
+        return self.tokens.identify(request.headers.get("authorization"))
 
     def _visible(self, request: Request, name: Name, *, files: bool = False) -> Repo:
-        user, repo = self._user(request), self._store.repo(*name)
-        if not self._store.exists(repo):
+        user, repo = self._user(request), self.store.repo(*name)
+        if not self.store.exists(repo):
             raise RepoMissing(anonymous=user is None)
-        (check_files if files else check_visible)(user, repo.owner, self._store.marks(repo))
+        (check_files if files else check_visible)(user, repo.owner, self.store.marks(repo))
         return repo
 
     def _writable(self, request: Request, name: Name) -> Repo:
@@ -75,10 +74,10 @@ class Reads:
 
     def info(self, request: Request, name: Name, revision: str) -> Reply:
         repo = self._visible(request, name)
-        found, marks = self._store.resolve(repo, revision), self._store.marks(repo)
+        found, marks = self.store.resolve(repo, revision), self.store.marks(repo)
         card: dict[str, Any] = {}
         if "README.md" in found.tree:
-            card = read_card(self._store.locate(repo, found, "README.md")[1])
+            card = read_card(self.store.locate(repo, found, "README.md")[1])
         blobs = "blobs" in request.query_params
         created = datetime.fromtimestamp(found.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
         body = {
@@ -108,38 +107,38 @@ class Reads:
         repo = self._visible(request, name)
         branches = [
             {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": head}
-            for branch, head in self._store.branches(repo).items()
+            for branch, head in self.store.branches(repo).items()
         ]
         return JSONResponse({"branches": branches, "converts": [], "tags": []})
 
     def tree(self, request: Request, name: Name, revision: str, below: str) -> Reply:
         repo = self._visible(request, name)
-        found = self._store.resolve(repo, revision)
+        found = self.store.resolve(repo, revision)
         recursive = request.query_params.get("recursive", "").lower() in ("1", "true")
         entries = list_tree(found.tree, below, recursive, partial(self._entry_row, self._offers_xet(request)))
         if below and not entries:
             raise EntryMissing(f"{below} does not exist", found.id)
-        entries += self._faults.tree_extra
+        entries += self.faults.tree_extra
         cursor = request.query_params.get("cursor", "0")
         begin = int(cursor) if cursor.isascii() and cursor.isdigit() and len(cursor) < 10 else 0
         headers = {}
-        if begin + self._page_size < len(entries):
-            query = {**request.query_params, "cursor": str(begin + self._page_size)}
+        if begin + self.page_size < len(entries):
+            query = {**request.query_params, "cursor": str(begin + self.page_size)}
             raw = request.scope["raw_path"].decode("ascii")
             headers["Link"] = f'<{base_url(request)}{raw}?{urlencode(query)}>; rel="next"'
-        return JSONResponse(entries[begin : begin + self._page_size], headers=headers)
+        return JSONResponse(entries[begin : begin + self.page_size], headers=headers)
 
     def _entry_row(self, xet: bool, path: str, entry: Entry) -> dict[str, Any]:
         row: dict[str, Any] = {"type": "file", "path": path, "oid": entry.oid, "size": entry.size}
         if entry.sha256:
             row["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": 134}
-            if xet and (hash := self._store.xet_hash(entry)):
+            if xet and (hash := self.store.xet_hash(entry)):
                 row["xetHash"] = hash
         return row
 
     def paths(self, request: Request, name: Name, body: bytes, revision: str) -> Reply:
         repo = self._visible(request, name)
-        found = self._store.resolve(repo, revision)
+        found = self.store.resolve(repo, revision)
         if "json" in request.headers.get("content-type", ""):
             wanted = json_body(body).get("paths", [])
         else:
@@ -150,8 +149,8 @@ class Reads:
 
     def resolve(self, request: Request, name: Name, revision: str, path: str) -> Reply:
         repo = self._visible(request, name, files=True)
-        found = self._store.resolve(repo, revision)
-        entry, place = self._store.locate(repo, found, path)
+        found = self.store.resolve(repo, revision)
+        entry, place = self.store.locate(repo, found, path)
         headers = {
             "X-Repo-Commit": found.id,
             "ETag": f'"{entry.etag}"',
@@ -160,7 +159,7 @@ class Reads:
         }
         if entry.sha256:
             headers |= {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)}
-            hash = self._store.xet_hash(entry) if self._offers_xet(request) else None
+            hash = self.store.xet_hash(entry) if self._offers_xet(request) else None
             if hash:
                 url = f"{base_url(request)}/api/{repo.kind}s/{repo.id}/xet-read-token/{found.id}"
                 headers |= {"X-Xet-Hash": hash, "Link": f'<{url}>; rel="xet-auth"'}
@@ -168,16 +167,16 @@ class Reads:
             headers |= {"Content-Length": str(entry.size), "Accept-Ranges": "bytes"}
             return Response(status_code=200, headers=headers, media_type="application/octet-stream")
         span = parse_range(request.headers.get("range"), entry.size)
-        return FileResponse(place, path, span, headers, self._stats)
+        return FileResponse(place, path, span, headers, self.stats)
 
     def _offers_xet(self, request: Request) -> bool:
-        return self._xet and request.client is not None and request.client.host in LOOPBACK
+        return self.xet and request.client is not None and request.client.host in LOOPBACK
 
     def xet_token(self, request: Request, name: Name, write: bool) -> Reply:
         repo = self._writable(request, name) if write else self._visible(request, name, files=True)
         if not self._offers_xet(request):
             raise RouteMissing(f"{repo.id} is served without xet: set HF_HUB_DISABLE_XET=1")
-        url, token = self._store.xet.url, "local"
+        url, token = self.store.xet.url, "local"
         expiry = int(datetime.now(UTC).timestamp()) + TOKEN_SECONDS
         headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expiry)}
         return JSONResponse({"casUrl": url, "accessToken": token, "exp": expiry}, headers=headers)

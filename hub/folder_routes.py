@@ -9,12 +9,10 @@ from anyio import sleep, to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from hub.folder_access import Tokens
 from hub.folder_errors import FolderError, RepoMissing, RouteMissing
-from hub.folder_faults import Fault, FaultPlan, Stats
+from hub.folder_faults import Fault
 from hub.folder_http import FileResponse, error_response, fault_response
 from hub.folder_reads import Name, Reply
-from hub.folder_store import FolderStore
 from hub.folder_upload import small_body
 from hub.folder_writes import Writes
 
@@ -32,20 +30,10 @@ class Match:
 
 
 class FolderApp:
-    """An ASGI application. ``xet`` offers the chunk store to clients on this machine, who alone reach it."""
+    """An ASGI application that hands every request to the method of ``routes`` that answers it."""
 
-    def __init__(
-        self,
-        store: FolderStore,
-        tokens: Tokens,
-        *,
-        stats: Stats,
-        faults: FaultPlan,
-        xet: bool,
-        page_size: int,
-    ) -> None:
-        self._stats, self._faults = stats, faults
-        self._routes = Writes(store, tokens, stats=stats, faults=faults, xet=xet, page_size=page_size)
+    def __init__(self, routes: Writes) -> None:
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,15 +51,15 @@ class FolderApp:
         raw: bytes = request.scope.get("raw_path") or request.url.path.encode()
         segments = [unquote(part) for part in raw.decode("ascii", "replace").strip("/").split("/")]
         match = self._match(request, segments)
-        self._stats.count_request(match.route)
-        fault = self._faults.take(match.route, match.file)
+        self._routes.stats.count_request(match.route)
+        fault = self._routes.faults.take(match.route, match.file)
         if fault is not None:
             await sleep(fault.delay)
             if fault.status is not None and not fault.after:
                 return fault_response(fault)
         reply = await match.work()
         if isinstance(reply, FileResponse):
-            reply.line = self._faults.line
+            reply.line = self._routes.faults.line
         return _marred(reply, fault)
 
     def _match(self, request: Request, segments: list[str]) -> Match:

@@ -20,6 +20,7 @@ from hub.folder_errors import ConfigInvalid
 from hub.folder_faults import FaultPlan, Stats
 from hub.folder_routes import FolderApp
 from hub.folder_store import FolderStore, Repo
+from hub.folder_writes import Writes
 
 PAGE_SIZE = 1000
 
@@ -45,9 +46,7 @@ class FolderHub:
         self.stats, self.faults = Stats(), FaultPlan()
         self.tokens = Tokens.load(tokens)
         self.store = FolderStore(root)
-        self.app = FolderApp(
-            self.store, self.tokens, stats=self.stats, faults=self.faults, xet=xet, page_size=page_size
-        )
+        self.app = FolderApp(Writes(self.store, self.tokens, self.stats, self.faults, xet, page_size))
         self.url = ""
 
     def mark(

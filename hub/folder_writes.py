@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -11,34 +12,21 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hub.folder_access import Tokens, check_write
+from hub.folder_access import check_write
 from hub.folder_errors import RepoExists, RepoMissing, RequestInvalid
-from hub.folder_faults import FaultPlan, Stats
 from hub.folder_files import is_large, is_shown
 from hub.folder_http import UploadLinks
 from hub.folder_reads import Name, Reads, Reply, base_url, json_body
-from hub.folder_store import FolderStore
 from hub.folder_upload import parse_commit, receive_file, small_body
-from hub.names import SHA256
-
-KINDS = ("model", "dataset")
+from hub.names import KINDS, SHA256
 
 
+@dataclass
 class Writes(Reads):
     """The reads, and what changes a repository; each write asks for a write token of its owner."""
 
-    def __init__(
-        self,
-        store: FolderStore,
-        tokens: Tokens,
-        *,
-        stats: Stats,
-        faults: FaultPlan,
-        xet: bool,
-        page_size: int,
-    ) -> None:
-        super().__init__(store, tokens, stats=stats, faults=faults, xet=xet, page_size=page_size)
-        self._links = UploadLinks.load(store.home / "link-secret")
+    def __post_init__(self) -> None:
+        self._links = UploadLinks.load(self.store.home / "link-secret")
 
     async def validate(self, request: Request) -> Reply:
         content = json_body(await small_body(request)).get("content")
@@ -65,13 +53,13 @@ class Writes(Reads):
                 raise RequestInvalid("only models and datasets live in a folder Hub")
             check_write(user, str(owner))
             try:
-                repo = self._store.repo(kind, str(owner), str(body.get("name")))
+                repo = self.store.repo(kind, str(owner), str(body.get("name")))
             except RepoMissing:
                 raise RequestInvalid("this is not a name for a repository") from None
             url = f"{base_url(request)}/{'datasets/' if kind == 'dataset' else ''}{repo.id}"
             private = body.get("visibility") == "private" or body.get("private") is True
             try:
-                self._store.create(repo, private=private)
+                self.store.create(repo, private=private)
             except RepoExists as error:
                 return JSONResponse({"error": str(error), "url": url}, 409, {"X-Error-Message": str(error)})
             return JSONResponse({"url": url, "name": repo.id})
@@ -80,7 +68,7 @@ class Writes(Reads):
 
     def preupload(self, request: Request, name: Name, body: bytes, revision: str) -> Reply:
         repo = self._writable(request, name)
-        tree, rows = self._store.resolve(repo, revision).tree, []
+        tree, rows = self.store.resolve(repo, revision).tree, []
         for file in json_body(body).get("files", []):
             path, size, sample = file.get("path"), file.get("size"), _sample(file.get("sample"))
             if not isinstance(path, str) or not isinstance(size, int):
@@ -96,7 +84,7 @@ class Writes(Reads):
         repo = self._writable(request, name)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}", branch) or ".." in branch:
             raise RequestInvalid("this is not a name for a branch")
-        self._store.create_branch(repo, branch, json_body(body).get("startingPoint") if body else None)
+        self.store.create_branch(repo, branch, json_body(body).get("startingPoint") if body else None)
         return JSONResponse({"ok": True})
 
     def batch(self, request: Request, name: Name, body: bytes) -> Reply:
@@ -116,7 +104,7 @@ class Writes(Reads):
             ):
                 raise RequestInvalid("each object needs a sha256 and a size")
             answer: dict[str, Any] = {"oid": sha256, "size": size}
-            if not self._store.has_large(repo, sha256):
+            if not self.store.has_large(repo, sha256):
                 query = urlencode(self._links.sign(repo.key, sha256, size))
                 href = f"{base_url(request)}/lfs/objects/{sha256}?{query}"
                 answer |= {"authenticated": True, "actions": {"upload": {"href": href, "header": {}}}}
@@ -126,7 +114,7 @@ class Writes(Reads):
 
     async def put(self, request: Request, sha256: str) -> Reply:
         repo, size = self._links.check(sha256, request.query_params)
-        await receive_file(request, self._store, repo, sha256, size, self._stats, self._faults.line)
+        await receive_file(request, self.store, repo, sha256, size, self.stats, self.faults.line)
         return Response(status_code=200)
 
     def commit(self, request: Request, name: Name, body: bytes, branch: str) -> Reply:
@@ -135,7 +123,7 @@ class Writes(Reads):
         for change in changes:
             if not is_shown(change.path):
                 raise RequestInvalid(f"this file name is not allowed: {change.path!r}")
-        made = self._store.commit(repo, branch, header.title, header.description, header.parent, changes)
+        made = self.store.commit(repo, branch, header.title, header.description, header.parent, changes)
         prefix = "datasets/" if repo.kind == "dataset" else ""
         url = f"{base_url(request)}/{prefix}{repo.id}/commit/{made.id}"
         return JSONResponse({"success": True, "commitOid": made.id, "commitUrl": url, "hookOutput": ""})

@@ -2,6 +2,8 @@
 
 import re
 
+KINDS = ("model", "dataset")
+"""What a repository may hold."""
 REPO_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")

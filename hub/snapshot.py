@@ -14,10 +14,9 @@ import httpx2
 from huggingface_hub import HfApi
 
 from hub.errors import FileMissing, HashMismatch, NameRefused, RevisionNotFound, TooLarge, Unavailable
-from hub.names import COMMIT, SHA256, is_repo_part, is_safe_path
+from hub.names import COMMIT, KINDS, SHA256, is_repo_part, is_safe_path
 from hub.session import Patience, Session, json_of
 
-KINDS = ("model", "dataset")
 MAX_FILES = 100_000
 MAX_TEXT = 128 << 20
 MAX_HEADER = 25_000_000

@@ -3,109 +3,36 @@
 A new kind of job is a class in ``jobs/request.py``, a planner here, and a story in ``worker/run_job.py``.
 """
 
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
-from math import prod
-from typing import Any, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from hub.errors import FileMissing as HubFileMissing
 from jobs import candidates, evaluating
+from jobs.asking import Asking, Ready, looked_at
+from jobs.bundles import plan_router, recipe_of_member
 from jobs.calibration import hub_place
 from jobs.errors import PlanTimeout, RequestInvalid
 from jobs.evaluating import FLOAT_BYTES
-from jobs.fetching import sizes_of
-from jobs.pinned import PinnedInput
-from jobs.places import JOB_NAME
-from jobs.planning import Planned, Planner, download_bytes
-from jobs.remarks import remarks
+from jobs.planning import Planned
 from jobs.request import (
     JobOrder,
     JobRequest,
     MaterialiseRequest,
-    RouterRequest,
     ScoreRequest,
     SearchRequest,
     full,
 )
 from jobs.sets import CHECK, EvalSet
 from jobs.wishes import Wish
-from merge.bundle.gate import gate_files, gate_weight
-from merge.bundle.recipe import base_of, materialise_recipe
-from merge.checkpoint.bundle import ADAPTERS, BundleIndex
-from merge.checkpoint.index import ModelIndex
-from merge.errors import Finding, GateUnsupported, PlanRefused
-from merge.file_errors import BundleBaseChanged, FileRefused
+from merge.errors import Finding, PlanRefused
 from merge.plan import check_recipe
-from merge.planning.forms.moe import FORWARD_BYTES
 from merge.recipe.recipe import Recipe, recipe_from
-from merge.recipe.stages import ADAPTER
 from scoring.settings import EMBEDDING, LIKELIHOOD
 
-GATE_COPIES = 8 * FLOAT_BYTES
-"""Bytes for one entry of a weight that is read of every member and decomposed: four numbers of float64."""
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 CLASSIFIER = "ForSequenceClassification"
 NOT_CAUSAL = (CLASSIFIER, "ForImageClassification", "ForTokenClassification", "ForMaskedLM", "CLIPModel")
-
-
-class Ready(Protocol):
-    """What planning gives of a job of any kind."""
-
-    @property
-    def summary(self) -> dict[str, Any]: ...
-    @property
-    def inputs(self) -> tuple[PinnedInput, ...]: ...
-    @property
-    def queue(self) -> str: ...
-    @property
-    def findings(self) -> tuple[Finding, ...]: ...
-    @property
-    def subject(self) -> dict[str, Any]:
-        """What the job works on, every model pinned."""
-
-    def saying(self, facts: Mapping[str, Any]) -> Self:
-        """The same, with more in its summary."""
-
-
 R = TypeVar("R", bound=Ready)
-
-
-@dataclass(frozen=True)
-class PlannedModels:
-    """Models that a job reads and does not merge, pinned. ``subject`` is what the row of the job has."""
-
-    summary: dict[str, Any]
-    inputs: tuple[PinnedInput, ...]
-    queue: str
-    findings: tuple[Finding, ...]
-    subject: dict[str, Any]
-    models: Mapping[str, ModelIndex]
-
-    def saying(self, facts: Mapping[str, Any]) -> "PlannedModels":
-        """The same, with more in its summary."""
-        return replace(self, summary={**self.summary, **facts})
-
-
-@dataclass(frozen=True)
-class Asking:
-    """Who wants a plan, within how many seconds from now, and with how much room on the disk."""
-
-    planner: Planner
-    token: str | None
-    tenant: str
-    deadline_seconds: float | None = None
-    notes: tuple[str, ...] = ()
-    scratch_free: int | None = None
-    begun: float = field(default_factory=time.monotonic)
-
-    @property
-    def left(self) -> float | None:
-        """Seconds that are left of the deadline."""
-        if self.deadline_seconds is None:
-            return None
-        return max(0.0, self.deadline_seconds - (time.monotonic() - self.begun))
 
 
 def plan_order(order: JobOrder, asking: Asking) -> Ready:
@@ -212,108 +139,10 @@ def _plan_materialise(order: JobOrder, asking: Asking) -> Ready:
     return _plan_merge(JobRequest(recipe=recipe, evaluate=order.evaluate), asking)
 
 
-def recipe_of_member(order: MaterialiseRequest, asking: Asking) -> Recipe:
-    """The merge that gives the member, with the bundle pinned. Raises ``PlanRefused``, ``HubError``."""
-    bundle, index = asking.planner.look_at_bundle(order.bundle, asking.token, asking.tenant, asking.left)
-    name, inside = bundle.pinned_name, _separator(bundle)
-    try:
-        return materialise_recipe(
-            index, name, order.wanted, base=order.base, dtype=order.dtype, inside=inside
-        )
-    except FileRefused as error:
-        at = "/base" if isinstance(error, BundleBaseChanged) else "/member" if order.member else "/members"
-        raise PlanRefused((Finding("error", error.code, str(error), at),)) from None
-
-
-def _separator(bundle: PinnedInput) -> str:
-    """What stands between the name of a bundle and that of a folder in it."""
-    name = bundle.pinned_name
-    whole = bundle.snapshot is not None or JOB_NAME.fullmatch(name) is not None
-    return ":" if whole and ":" not in name else "/"
-
-
-def _plan_router(order: JobOrder, asking: Asking) -> Ready:
-    """Examples are told apart by what the base holds of them, so that it alone is read; without examples, one
-    weight of it and of every member is.
-    """
-    assert isinstance(order, RouterRequest)
-    bundle, index = asking.planner.look_at_bundle(order.bundle, asking.token, asking.tenant, asking.left)
-    try:
-        for each in order.examples or ():
-            index.check_member(each.member)
-        base = base_of(index, bundle.pinned_name, order.base, _separator(bundle))
-    except FileRefused as error:
-        at = "/base" if isinstance(error, BundleBaseChanged) else "/examples"
-        raise PlanRefused((Finding("error", error.code, str(error), at),)) from None
-    if order.examples is not None:
-        shown = {each.member for each in order.examples}
-        if absent := [member for member in index.members if member not in shown]:
-            raise RequestInvalid(
-                f"there is no example for {', '.join(absent)}; give some for every member", "/examples"
-            )
-    inputs, models = asking.planner.look(
-        [Wish("base", base, "/base")], asking.token, asking.tenant, asking.left
-    )
-    model = models["base"]
-    if index.base.inside is None and model.digest != index.base.structure:
-        said = f"{model.label} is not the model that the bundle was made over."
-        raise PlanRefused((Finding("error", BundleBaseChanged.code, said, "/base"),))
-    subject = {"bundle": bundle.pinned_name, "base": inputs[0].pinned_name, "members": list(index.members)}
-    if order.examples is None:
-        return _plan_gate(order, asking, (bundle, index), base, subject)
-    if not layer_bytes(model):
-        said = f"{model.label} has no numbered layers to route by."
-        raise PlanRefused((Finding("error", GateUnsupported.code, said, "/base"),))
-    peak = FORWARD_BYTES + max(layer_bytes(model).values())
-    return _looked_at(inputs, models, "cpu", peak, subject | {"examples": len(order.examples)})
-
-
-def _plan_gate(
-    order: RouterRequest,
-    asking: Asking,
-    bundle: tuple[PinnedInput, BundleIndex],
-    base: str,
-    subject: dict[str, Any],
-) -> PlannedModels:
-    """Every member is looked at as an adapter over the base; of each, the files with one weight are read."""
-    wishes = [Wish("base", base, "/base"), *_members(*bundle, base)]
-    inputs, models = asking.planner.look(wishes, asking.token, asking.tenant, asking.left)
-    model = models["base"]
-    try:
-        layer, name = gate_weight(model, order.layer)
-    except GateUnsupported as error:
-        at = "/base" if order.layer is None else "/layer"
-        raise PlanRefused((Finding("error", error.code, str(error), at),)) from None
-    read = tuple(each for each in inputs if each.role == "base" or each.role.endswith(ADAPTER))
-    peak = GATE_COPIES * model.tensors[name].numel * (1 + len(bundle[1].members))
-    files = gate_files(model, {key: each for key, each in models.items() if key != "base"}, name)
-    return _looked_at(read, models, "cpu", peak, subject | {"layer": layer}, files)
-
-
-def _members(bundle: PinnedInput, index: BundleIndex, base: str) -> Iterator[Wish]:
-    """Every member's base, and what is added to it."""
-    for member in index.members:
-        yield Wish(member, base, "/base")
-        if index.kind == "twin":
-            inside = f"{bundle.pinned_name}{_separator(bundle)}{ADAPTERS}/{member}"
-            yield Wish(member + ADAPTER, inside, "/bundle")
-        else:
-            yield Wish(member + ADAPTER, bundle.pinned_name, "/bundle", member)
-
-
-def layer_bytes(model: ModelIndex) -> dict[str, int]:
-    """What every numbered layer takes in float32, by number."""
-    found: dict[str, int] = {}
-    for name, info in model.tensors.items():
-        if (layer := LAYER.search(name)) is not None:
-            found[layer[1]] = found.get(layer[1], 0) + FLOAT_BYTES * prod(info.shape)
-    return found
-
-
 def _plan_score(order: JobOrder, asking: Asking) -> Ready:
     assert isinstance(order, ScoreRequest)
     wishes = [Wish(each.id, each.model, f"/models/{place}") for place, each in enumerate(order.models)]
-    inputs, models = asking.planner.look(wishes, asking.token, asking.tenant, asking.left)
+    inputs, models = asking.look(wishes)
     bad = [
         each for key, index in models.items() for each in misfits(order.evaluation_sets, key, index.config)
     ]
@@ -321,49 +150,7 @@ def _plan_score(order: JobOrder, asking: Asking) -> Ready:
         raise PlanRefused(tuple(bad))
     peak = FLOAT_BYTES * max(index.parameters for index in models.values())
     subject = {"models": [{"id": each.role, "model": each.pinned_name} for each in inputs]}
-    return _looked_at(inputs, models, order.queue, peak, subject)
-
-
-def _looked_at(
-    inputs: Sequence[PinnedInput],
-    models: Mapping[str, ModelIndex],
-    queue: str,
-    peak: int,
-    subject: dict[str, Any],
-    files: Mapping[str, Set[str]] | None = None,
-) -> PlannedModels:
-    """The plan of a job that reads models and makes none; ``peak`` is the memory that it takes. Of every
-    model all weights are read, or these files.
-    """
-    sized = tuple(replace(each, size_bytes=_size(each.role, models, files)) for each in inputs)
-    findings = tuple(remarks(sized))
-    fetched = download_bytes(sized)
-    summary = {
-        "models": {
-            each.role: {"parameters": models[each.role].parameters, "bytes": models[each.role].bytes}
-            for each in sized
-            if each.role in models
-        },
-        "estimate": {
-            "download_bytes": fetched,
-            "disk_bytes": fetched,
-            "peak_memory_bytes": peak,
-            "output_bytes": 0,
-        },
-        "inputs": [each.row() for each in sized],
-        "findings": [each.as_dict() for each in findings],
-        "queue": queue,
-    }
-    return PlannedModels(summary, sized, queue, findings, subject, models)
-
-
-def _size(role: str, models: Mapping[str, ModelIndex], files: Mapping[str, Set[str]] | None) -> int:
-    """Bytes that are read of a model, or of an adapter."""
-    index = models[role.removesuffix(ADAPTER)]
-    if files is None:
-        return index.bytes
-    sizes = sizes_of(index, role)
-    return sum(sizes[file] for file in files[role.removesuffix(ADAPTER)])
+    return looked_at(inputs, models, order.queue, peak, subject)
 
 
 def begun(order: SearchRequest) -> Recipe:
@@ -393,7 +180,7 @@ def _plan_search(order: JobOrder, asking: Asking) -> Ready:
 PLANS: dict[str, Callable[[JobOrder, Asking], Ready]] = {
     "merge": _plan_merge,
     "materialise": _plan_materialise,
-    "router": _plan_router,
+    "router": plan_router,
     "score": _plan_score,
     "search": _plan_search,
 }

@@ -15,6 +15,7 @@ from merge.checkpoint.adapter import CONFIG_FILE as ADAPTER_CONFIG
 from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import AdapterLike, ModelIndex
 from merge.checkpoint.places import pieces_in
+from merge.checkpoint.wanted import adapter_weight_files, wanted_texts, weight_files
 from merge.file_errors import FileMissing
 
 Who = tuple[str, bytes]
@@ -71,12 +72,12 @@ def see_snapshot(hub: Hub, snapshot: Snapshot, name: str, inside: str, adapter: 
         fetched = hub.spans(snapshot, spans.values())
         return {tensor: fetched[span] for tensor, span in spans.items()}
 
-    texts = told(indexing.wanted_texts(files), hub.texts)
+    texts = told(wanted_texts(files), hub.texts)
     if adapter:
-        headers = told(indexing.adapter_weight_files(files), hub.headers)
+        headers = told(adapter_weight_files(files), hub.headers)
         found: ModelIndex | AdapterLike = indexing.index_adapter(name, files, texts, headers)
     else:
-        headers = told(indexing.weight_files(files, texts), partial(hub.headers, ends=indexing.header_end))
+        headers = told(weight_files(files, texts), partial(hub.headers, ends=indexing.header_end))
         found = indexing.index_model(name, files, texts, headers, pieces)
     return Seen(found, snapshot, None, sum(files[each] for each in (*texts, *headers)), inside)
 

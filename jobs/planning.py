@@ -17,7 +17,7 @@ from jobs import statistics as known
 from jobs.calibration import DataSeen
 from jobs.errors import ModelNameInvalid, PlanTimeout
 from jobs.fetching import fetched_files, spared_bytes
-from jobs.informing import DATA_BYTES, DataLooks, NotRemembered
+from jobs.informing import DATA_BYTES, PIN_SECONDS, DataLooks, NotRemembered
 from jobs.kept import Kept, Value
 from jobs.looking import Seen, Who, see_folder, see_snapshot, stamp_of, who_of
 from jobs.pinned import PinnedInput
@@ -39,7 +39,6 @@ PLAN_CACHE = 64
 LARGEST_KEPT = 2000
 """Tensors of the largest plan that is remembered, so that the memory for plans is bounded."""
 PIN_CACHE = 1024
-PIN_SECONDS = 2.0
 PINNED_SECONDS = 60.0
 COMMIT_LENGTH = 40
 

@@ -14,10 +14,10 @@ from db.clock import now, seconds
 from db.models.base import new_id
 from db.models.job import Job, JobInput
 from jobs import credentials, events, webhooks
+from jobs.asking import Ready
 from jobs.errors import ConfirmationNeeded, IllegalState, NotFound, QuotaExceeded, RequestInvalid, within
 from jobs.keyring import Keyring
 from jobs.keys import Caller
-from jobs.kinds import Ready
 from jobs.pinned import PinnedInput
 from jobs.places import find_inside
 from jobs.planning import Planned

@@ -226,22 +226,25 @@ def claim_due(
         except CredentialUnreadable as error:
             webhooks.disable(session, endpoint.id, str(error))
             continue
-        due.append(
-            DueDelivery(
-                row.id,
-                row.attempts,
-                owner,
-                endpoint.id,
-                endpoint.url,
-                row.message_id,
-                row.type,
-                row.body.encode(),
-                tuple(secrets),
-                row.receiver,
-                max(0.0, (row.attempted_at - row.created_at).total_seconds()) if row.attempted_at else 0.0,
-            )
-        )
+        due.append(_due(row, endpoint, owner, secrets))
     return due
+
+
+def _due(row: WebhookDelivery, endpoint: WebhookEndpoint, owner: str, secrets: Sequence[str]) -> DueDelivery:
+    lag = (row.attempted_at - row.created_at).total_seconds() if row.attempted_at else 0.0
+    return DueDelivery(
+        row.id,
+        row.attempts,
+        owner,
+        endpoint.id,
+        endpoint.url,
+        row.message_id,
+        row.type,
+        row.body.encode(),
+        tuple(secrets),
+        row.receiver,
+        max(0.0, lag),
+    )
 
 
 def _open_secrets(keyring: Keyring, endpoint: WebhookEndpoint, old_holds: bool) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from merge.append import STATE_FILE, state_of
+from merge.append import MANIFEST_FILE, STATE_FILE, state_of
 from merge.bundle.making import WaitFor
 from merge.bundle.story import Tools, bundle_shards, finish_bundle
 from merge.checkpoint.reader import TensorReader
@@ -27,7 +27,6 @@ from merge.recipe.stages import ADAPTER, key_in, of_stage
 from merge.report import OutputFile, Progress, Report, ShardDone, Together
 from merge.results.adapter import make_adapter
 from merge.results.finish import (
-    MANIFEST_FILE,
     check_bases,
     inputs_manifest,
     read_manifest,

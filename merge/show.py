@@ -14,6 +14,7 @@ from rich.text import Text
 from merge.arch.roles import role_of, tied_names
 from merge.checkpoint.index import ModelIndex
 from merge.plan import Plan
+from merge.planning.stages import Stage
 
 
 class Done(Protocol):
@@ -33,44 +34,42 @@ def terminal() -> Console:
 def plan_tables(plan: Plan) -> RenderableType:
     """What a run would do: inputs, steps, tensor classes with their settings, cost, findings."""
     summary = plan.summary()
-    estimate = plan.estimate
-    cost = facts_table(
-        {
-            "reads": decimal(estimate.download_bytes),
-            "makes": ", ".join(f"{name} {told}" for name, told in plan.form_summary().items()),
-            "writes": f"{decimal(estimate.output_bytes)} in {max(1, len(plan.shards))} file(s)",
-            "disk": decimal(estimate.disk_bytes),
-            "memory at the peak": decimal(estimate.peak_memory_bytes),
-            "time, roughly": f"{estimate.seconds:.0f} s",
-        }
-    )
-    if plan.statistics.run_on:
-        measured = plan.statistics
-        cost.add_row(
-            "measures first",
-            f"{', '.join(measured.run_on)}: {measured.tokens:,} tokens, "
-            f"{decimal(measured.memory_bytes)} of memory, {measured.seconds:.0f} s",
-        )
     steps = " → ".join(step["method"] for step in summary["steps"])
     parts: list[RenderableType] = [
         Text(steps, style="bold"),
         _inputs(plan),
         _classes(summary["classes"]),
-        cost,
+        _cost(plan),
     ]
-    for name, stage in plan.staged.stages.items():
-        told = (
-            f"written first ({decimal(stage.disk_bytes)}): {stage.why}" if stage.why else "made as it is read"
-        )
-        methods = " → ".join(step.name for step in stage.plan.steps)
-        parts += [
-            Text(f"stage {name}: {methods}", style="bold"),
-            Text(told),
-            _classes(stage.summary()["classes"]),
-        ]
+    parts += [part for name, stage in plan.staged.stages.items() for part in _stage(name, stage)]
     parts += [Text(f"{each.severity}: {each.message}", style="yellow") for each in plan.findings]
     parts += [Text(f"note: {note}") for note in plan.notes]
     return Group(*parts)
+
+
+def _cost(plan: Plan) -> Table:
+    estimate, measured = plan.estimate, plan.statistics
+    facts = {
+        "reads": decimal(estimate.download_bytes),
+        "makes": ", ".join(f"{name} {told}" for name, told in plan.form_summary().items()),
+        "writes": f"{decimal(estimate.output_bytes)} in {max(1, len(plan.shards))} file(s)",
+        "disk": decimal(estimate.disk_bytes),
+        "memory at the peak": decimal(estimate.peak_memory_bytes),
+        "time, roughly": f"{estimate.seconds:.0f} s",
+    }
+    if measured.run_on:
+        facts["measures first"] = (
+            f"{', '.join(measured.run_on)}: {measured.tokens:,} tokens, "
+            f"{decimal(measured.memory_bytes)} of memory, {measured.seconds:.0f} s"
+        )
+    return facts_table(facts)
+
+
+def _stage(name: str, stage: Stage) -> list[RenderableType]:
+    told = f"written first ({decimal(stage.disk_bytes)}): {stage.why}" if stage.why else "made as it is read"
+    methods = " → ".join(step.name for step in stage.plan.steps)
+    heading = Text(f"stage {name}: {methods}", style="bold")
+    return [heading, Text(told), _classes(stage.summary()["classes"])]
 
 
 def model_tables(index: ModelIndex, *, every_tensor: bool = False) -> RenderableType:

@@ -32,15 +32,15 @@ def _read(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield key, opened.get_tensor(key)
 
 
-def pour(model: Any, weights: Weights, prefix: str = "") -> None:
-    """Copies a checkpoint into ``model``, whose tensors are called ``prefix`` and the checkpoint's names.
+def pour(model: Any, weights: Weights) -> None:
+    """Copies a checkpoint into ``model``, whose tensors have the checkpoint's names.
 
     Raises ``KeyError`` where a parameter of the model is not in the checkpoint (tied ones count as one).
     """
     wanted = dict(model.named_parameters())
     with torch.no_grad():
         for name, values in tensors_of(weights):
-            target = wanted.pop(prefix + name, None)
+            target = wanted.pop(name, None)
             if target is not None:
                 target.copy_(values)
     if wanted:

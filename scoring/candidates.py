@@ -16,7 +16,7 @@ from scoring.errors import CandidateUnfit
 from scoring.model import LoadedModel, built_from, fitting_threads, load, names
 from scoring.runner import NO_HEADS, OnProgress, ScoreProgress, measure, prepare
 from scoring.score import Score
-from scoring.scorers.prepared import How, Prepared
+from scoring.scorers.prepared import BATCH_TOKENS, How, Prepared
 from scoring.tasks import Task
 
 Weights = Iterable[tuple[str, Tensor]]
@@ -47,7 +47,7 @@ class Candidates:
         *,
         device: str = "cpu",
         dtype: str = "float32",
-        batch_tokens: int = 4096,
+        batch_tokens: int = BATCH_TOKENS,
         window: int | None = None,
         per_example: bool = False,
         heads: Mapping[str, Tensor] = NO_HEADS,
@@ -64,7 +64,7 @@ class Candidates:
     def on(self, tasks: Sequence[Task], *, per_example: bool = False) -> "Candidates":
         """The same model in memory, before other tasks; heads are found by their names."""
         with fitting_threads(self.loaded):
-            prepared = prepare(self.loaded, tasks, How(4096, None, per_example), self.heads)
+            prepared = prepare(self.loaded, tasks, How(per_example=per_example), self.heads)
         return replace(self, tasks=tuple(tasks), prepared=prepared)
 
     def put(self, weights: Weights) -> None:

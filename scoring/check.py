@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from scoring.check_report import CheckFinding as CheckFinding
-from scoring.check_report import CheckReport as CheckReport
-from scoring.check_report import Vitals
+from scoring.check_report import CheckFinding, CheckReport, Vitals
 from scoring.errors import ModelUnusable, ScoreNotFinite, ScoringStopped
 from scoring.model import LoadedModel, fitting_threads, load, names
 from scoring.template import render_chat
@@ -44,7 +42,6 @@ def check_model(
     folder: Path,
     *,
     device: str = "cpu",
-    dtype: str = "auto",
     texts: Sequence[str] = (),
     only_vitals: bool = False,
     writes: bool = True,
@@ -67,7 +64,7 @@ def check_model(
 
     begin("load")
     try:
-        loaded = load(folder, device=device, dtype=dtype)
+        loaded = load(folder, device=device, dtype="auto")
     except ModelUnusable as error:
         return CheckReport((CheckFinding("error", error.reason, str(error)),))
     with fitting_threads(loaded):

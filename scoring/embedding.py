@@ -14,10 +14,10 @@ from scoring.windows import Pass, batches
 LONGEST = 512
 
 
-def tokenised(loaded: LoadedModel, texts: Sequence[str], most: int = LONGEST) -> list[Pass]:
+def tokenised(loaded: LoadedModel, texts: Sequence[str]) -> list[Pass]:
     """One row a text, with the tokenizer's own special tokens; what is too long loses its end."""
-    tokenizer, own = loaded.tokenizer, loaded.positions or most
-    length = max(4, min(most, own, int(getattr(tokenizer, "model_max_length", most))))
+    tokenizer, own = loaded.tokenizer, loaded.positions or LONGEST
+    length = max(4, min(LONGEST, own, int(getattr(tokenizer, "model_max_length", LONGEST))))
     found = []
     for index, text in enumerate(texts):
         assert tokenizer is not None  # the runner refuses models without one

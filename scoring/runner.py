@@ -8,11 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from scoring.errors import ModelUnusable, NotCausal, ScoringStopped, SetInvalid
-from scoring.likelihood import log_likelihoods as log_likelihoods
 from scoring.model import LoadedModel, fitting_threads, load, names
 from scoring.score import Score
 from scoring.scorers import choice, classification, exact_match, perplexity, retrieval, similarity, zero_shot
-from scoring.scorers.prepared import How, Prepared
+from scoring.scorers.prepared import BATCH_TOKENS, How, Prepared
 from scoring.settings import EMBEDDING, LIKELIHOOD
 from scoring.tasks import Task, ZeroShotTask
 
@@ -53,7 +52,7 @@ def score_model(
     device: str = "cpu",
     dtype: str = "float32",
     window: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     per_example: bool = False,
     heads: Mapping[str, Tensor] = NO_HEADS,
     on_progress: OnProgress = _ignore,
@@ -87,7 +86,7 @@ def score_loaded(
     tasks: Sequence[Task],
     *,
     window: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     per_example: bool = False,
     heads: Mapping[str, Tensor] = NO_HEADS,
     on_progress: OnProgress = _ignore,

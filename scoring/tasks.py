@@ -20,8 +20,7 @@ from typing import Literal, TypeVar, cast
 
 from scoring.errors import SetInvalid, SetTooLarge
 from scoring.harness.task import HarnessTask, read
-from scoring.lines import Limits as Limits
-from scoring.lines import Line, Lines, decoded
+from scoring.lines import Limits, Line, Lines, decoded
 from scoring.parquet import is_parquet, lines_of
 from scoring.settings import (
     BY_KIND,
@@ -29,14 +28,13 @@ from scoring.settings import (
     ClassificationSettings,
     EmbeddingSettings,
     ExactMatchSettings,
+    Kind,
     LmEvalSettings,
     PerplexitySettings,
     RetrievalSettings,
     Settings,
     ZeroShotSettings,
 )
-from scoring.settings import KINDS as KINDS
-from scoring.settings import Kind as Kind
 
 ANSWERS = 64
 

@@ -21,6 +21,37 @@ DEVICE_VARIABLE = "MERGERY_WORKER_DEVICE"
 VISIBILITY_SECONDS = 12 * 3600
 CHILD_START_SECONDS = 180.0
 JOBS_PER_CHILD = {"cpu": 16, "gpu": 1}
+CONNECTION = {
+    "socket_keepalive": True,
+    "health_check_interval": 25,
+    "socket_timeout": 30,
+    "socket_connect_timeout": 5,
+}
+MANNERS: dict[str, Any] = {
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": True,
+    "task_acks_on_failure": True,
+    "task_acks_on_timeout": True,
+    "task_ignore_result": True,
+    "task_store_errors_even_if_ignored": False,
+    "task_serializer": "json",
+    "accept_content": ["json"],
+    "task_queues": {name: {} for name in QUEUES},
+    "task_default_queue": "cpu",
+    "task_create_missing_queues": False,
+    "worker_prefetch_multiplier": 1,
+    "worker_pool_start_method": "spawn",
+    "worker_proc_alive_timeout": CHILD_START_SECONDS,
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+    "worker_soft_shutdown_timeout": 60.0,
+    "worker_enable_soft_shutdown_on_idle": False,
+    "worker_send_task_events": True,
+    "task_send_sent_event": True,
+    "worker_redirect_stdouts": False,
+}
+"""How messages travel and children run, whatever the settings are."""
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
@@ -38,38 +69,12 @@ def make_app(settings: Settings) -> Celery:
         raise SettingMissing("no broker: set BROKER_URL, or start `mergery up`, which brings its own")
     app = Celery("mergery", broker=settings.broker_url, include=["worker.child"], set_as_current=False)
     hard_limit = settings.job_timeout_seconds + 600
+    visibility = max(VISIBILITY_SECONDS, int(2 * hard_limit))
     app.conf.update(
-        broker_transport_options={
-            "visibility_timeout": max(VISIBILITY_SECONDS, int(2 * hard_limit)),
-            "socket_keepalive": True,
-            "health_check_interval": 25,
-            "socket_timeout": 30,
-            "socket_connect_timeout": 5,
-        },
-        visibility_timeout=max(VISIBILITY_SECONDS, int(2 * hard_limit)),
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
-        task_acks_on_failure=True,
-        task_acks_on_timeout=True,
-        task_ignore_result=True,
-        task_store_errors_even_if_ignored=False,
+        MANNERS,
+        broker_transport_options={**CONNECTION, "visibility_timeout": visibility},
+        visibility_timeout=visibility,
         task_time_limit=hard_limit,
-        task_serializer="json",
-        accept_content=["json"],
-        task_queues={name: {} for name in QUEUES},
-        task_default_queue="cpu",
-        task_create_missing_queues=False,
-        worker_prefetch_multiplier=1,
-        worker_pool_start_method="spawn",
-        worker_proc_alive_timeout=CHILD_START_SECONDS,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_soft_shutdown_timeout=60.0,
-        worker_enable_soft_shutdown_on_idle=False,
-        worker_send_task_events=True,
-        task_send_sent_event=True,
-        worker_redirect_stdouts=False,
     )
     return app
 
@@ -109,14 +114,10 @@ def run_worker(
     configure_logging(settings.log_level)
     app = make_app(settings)
     chosen = pin(queues, device)
+    kind = "cpu" if chosen == CPU else "gpu"
     settings.scratch.mkdir(parents=True, exist_ok=True)
     board = Board.create(settings.scratch)
-    export(settings, os.environ)
-    os.environ[BOARD_VARIABLE] = str(board.folder)
-    os.environ[DEVICE_VARIABLE] = chosen
-    for name, value in library_environment(settings.scratch).items():
-        os.environ.setdefault(name, value)
-    kind = "cpu" if chosen == CPU else "gpu"
+    _tell_children(settings, board, chosen)
     numbers = Numbers()
     if kind == "gpu":
         numbers.registry.register(Gpus())
@@ -134,15 +135,28 @@ def run_worker(
         without_mingle=True,
         quiet=True,
     )
-    # Celery asks children by these variables to log in its own form before their program runs.
-    for name in [name for name in os.environ if name.startswith("_MP_FORK_LOG")]:
-        del os.environ[name]
+    _quieten_children()
     try:
         worker.start()
     finally:
         supervisor.stop()
         numbers.close()
     return os.EX_UNAVAILABLE if supervisor.unfit else int(worker.exitcode or 0)
+
+
+def _tell_children(settings: Settings, board: Board, device: str) -> None:
+    """Puts into the environment what a child reads there when it starts."""
+    export(settings, os.environ)
+    os.environ[BOARD_VARIABLE] = str(board.folder)
+    os.environ[DEVICE_VARIABLE] = device
+    for name, value in library_environment(settings.scratch).items():
+        os.environ.setdefault(name, value)
+
+
+def _quieten_children() -> None:
+    """Celery's worker asks children by these variables to log in its own form before their program runs."""
+    for name in [name for name in os.environ if name.startswith("_MP_FORK_LOG")]:
+        del os.environ[name]
 
 
 def library_environment(scratch: Path) -> dict[str, str]:

@@ -129,9 +129,9 @@ def health_path(scratch: Path) -> Path:
     return scratch / "workers" / f"{socket.gethostname()}.{HEALTH_FILE}"
 
 
-def is_healthy(scratch: Path, *, limit_seconds: float = HEALTH_SECONDS) -> bool:
-    """Whether a worker on this host was alive within the last ``limit_seconds``."""
+def is_healthy(scratch: Path) -> bool:
+    """Whether a worker on this host was alive a moment ago."""
     try:
-        return time.time() - health_path(scratch).stat().st_mtime < limit_seconds
+        return time.time() - health_path(scratch).stat().st_mtime < HEALTH_SECONDS
     except FileNotFoundError:
         return False

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-from db.session import has_hung_up
+from db.session import Session, has_hung_up
 from hub.errors import HubError, RateLimited
 from jobs import lifecycle
 from jobs.errors import JobError
@@ -66,7 +66,7 @@ def _classify(error: BaseException) -> Failure:
     return Failure(Unexpected.code, detail, retryable=True)
 
 
-def settle_stop(session: Any, fence: Fence, reason: Stop) -> str | None:
+def settle_stop(session: Session, fence: Fence, reason: Stop) -> str | None:
     """Records what a stopped job becomes: cancelled, failed or queued again; nothing if another owns it."""
     if reason is Stop.CANCEL:
         return lifecycle.finish_cancel(session, fence).state

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from hub.delivery import FILES_AT_ONCE, Delivery
-from hub.download import download
+from hub.delivery import Delivery
+from hub.download import FILES_AT_ONCE, download
 from hub.growing import Parcel
 from hub.snapshot import Hub, Snapshot
 from jobs.fetching import fetched_files, parts_of
@@ -176,16 +176,12 @@ def bring(
             done = there
         on_bytes(done, total)
 
-    folders: dict[str, Path] = {}
-    targets: dict[tuple[str, str], Path] = {}
-    of_role: dict[str, Path] = {}
+    targets = _targets(wanted, folder)
     for each in wanted:
-        target = targets.setdefault((each.snapshot.repo, each.snapshot.sha), folder / each.role)
-        of_role[each.role] = target
         names = [name for name in each.names if not streams or name not in each.weights]
-        download(hub, each.snapshot, target, names, on_bytes=count, should_stop=should_stop)
-        folders[each.role] = target / each.prefix
-    arrivals = Arrivals(wanted, folders, _parcels(wanted, of_role, plan) if streams else ())
+        download(hub, each.snapshot, targets[each.role], names, on_bytes=count, should_stop=should_stop)
+    folders = {each.role: targets[each.role] / each.prefix for each in wanted}
+    arrivals = Arrivals(wanted, folders, _parcels(wanted, targets, plan) if streams else ())
     if streams:
         repositories = len({parcel.snapshot.label for parcel in arrivals.parcels})
         arrivals.delivery = Delivery(
@@ -196,6 +192,15 @@ def bring(
             at_once=min(max(FILES_AT_ONCE, repositories), MOST_AT_ONCE),
         )
     return arrivals
+
+
+def _targets(wanted: Sequence[Wanted], folder: Path) -> dict[str, Path]:
+    """Where each role's repository goes; one that is wanted twice comes once."""
+    first: dict[tuple[str, str], Path] = {}
+    return {
+        each.role: first.setdefault((each.snapshot.repo, each.snapshot.sha), folder / each.role)
+        for each in wanted
+    }
 
 
 def _parcels(wanted: Sequence[Wanted], targets: Mapping[str, Path], plan: Plan) -> list[Parcel]:

@@ -13,18 +13,16 @@ from typing import Any
 
 import structlog
 
-from db.models.job import Job
 from hub.delivery import Delivery
 from hub.errors import Tainted
-from hub.snapshot import Hub
 from hub.upload import MANIFEST, CommitResult, Push
 from jobs import lifecycle
 from jobs.append import STATE
 from jobs.evaluating import disk_bytes, left_out, over_base_bytes, reads_whole, result_bytes, told
 from jobs.fetching import streams
-from jobs.kinds import Asking, naming, pin_sets, require_fit, sets_of
+from jobs.kinds import naming, pin_sets, require_fit, sets_of
 from jobs.pinned import PinnedInput
-from jobs.planning import Planned, Planner
+from jobs.planning import Planned
 from jobs.request import ModelOrder
 from jobs.scratch import bytes_in
 from jobs.sets import EvalSet
@@ -38,8 +36,8 @@ from merge.run import run as run_merge
 from scoring.harness.task import HarnessTask
 from worker import device as devices
 from worker.artifacts import artifact_folder, keep
+from worker.attempt import Attempt
 from worker.cards import CARD, bundle_of, survey_of, write_card
-from worker.context import JobContext
 from worker.errors import CheckImpossible, DiskFull, OutputUnsafe
 from worker.evaluation import Evaluator, Verdict
 from worker.given_back import BASE, Desk, Means, is_whole
@@ -47,29 +45,19 @@ from worker.inputs import Arrivals, bring, wanted_files
 from worker.known import KnownCandidates, are_listed, base_of
 from worker.makers import WHOLE, Part
 from worker.measures import Heads
-from worker.measuring import Measurer
-from worker.scratch import WorkFolder, ensure_room
+from worker.scratch import ensure_room
 from worker.subjects import obstacle, outcomes_of, parents_of
 from worker.uploads import Uploads
-from worker.workshop import Workshop
 
 log = structlog.get_logger("worker.merge_job")
 
 
 @dataclass
-class MergeJob:
+class MergeJob(Attempt):
     """One attempt. ``request`` is the caller's order, ``recipe`` its recipe, pinned as far as is known."""
 
-    workshop: Workshop
-    job: Job
     request: ModelOrder
     recipe: Recipe
-    context: JobContext
-    work: WorkFolder
-    planner: Planner
-    measurer: Measurer
-    hub: Hub
-    token: str | None
     push: Push | None = field(default=None, init=False)
     is_lean: bool = field(default=False, init=False)
     told: dict[str, Any] = field(default_factory=dict, init=False)
@@ -121,7 +109,7 @@ class MergeJob:
         require_fit(self.sets, planned)
         planned = told(planned, self.request.evaluate)
         if self.job.plan is None:
-            self.sets = pin_sets(self.sets, Asking(self.planner, self.token, self.job.tenant_id))
+            self.sets = pin_sets(self.sets, self.asking)
             planned = naming(planned, self.sets)
             self.context.write(lifecycle.record_inputs, [each.row() for each in planned.inputs])
             self.context.write(lifecycle.record_plan, planned.summary, planned.queue)

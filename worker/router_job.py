@@ -10,44 +10,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from db.models.job import Job
-from hub.snapshot import Hub
 from jobs import lifecycle
-from jobs.kinds import Asking, PlannedModels
+from jobs.asking import PlannedModels
 from jobs.pinned import PinnedInput
 from jobs.places import prefix_of
-from jobs.planning import Planner
 from jobs.request import RouterRequest
 from merge.bundle.gate import DIRECTIONS, gate_files, gate_weight
 from merge.bundle.router import FACTS, Place, Router, gate, save, told_of, train
 from merge.checkpoint.reader import TensorReader
 from merge.recipe.stages import ADAPTER
 from worker.artifacts import artifact_folder, keep
-from worker.context import JobContext
+from worker.attempt import Attempt
 from worker.inputs import fetch
-from worker.planned import plan_again
-from worker.scratch import WorkFolder, ensure_room
-from worker.workshop import Workshop
+from worker.scratch import ensure_room
 
 
 @dataclass
-class RouterJob:
+class RouterJob(Attempt):
     """One attempt. ``request`` is the caller's order, its bundle pinned as far as is known."""
 
-    workshop: Workshop
-    job: Job
     request: RouterRequest
-    context: JobContext
-    work: WorkFolder
-    planner: Planner
-    hub: Hub
-    token: str | None
 
     def run(self) -> dict[str, Any]:
         """Does the whole job; returns its result as the caller will see it."""
         kept = artifact_folder(self.workshop.settings.data_dir, self.job.id)
         if not kept.exists():
-            planned = self._plan()
+            planned = self.plan_again(self.request, PlannedModels)
             router = self._compare(planned) if self.request.examples is None else self._learn(planned)
             self.work.output.mkdir(parents=True, exist_ok=True)
             save(router, self.work.output)
@@ -56,12 +44,6 @@ class RouterJob:
         size = sum(path.stat().st_size for path in kept.iterdir())
         self.context.write(lifecycle.record_artifact, "folder", str(kept), size=size)
         return {"folder": str(kept), "bytes": size, "router": told_of(kept / FACTS)}
-
-    def _plan(self) -> PlannedModels:
-        asking = Asking(self.planner, self.token, self.job.tenant_id)
-        planned = plan_again(self.context, self.job, self.request, asking)
-        assert isinstance(planned, PlannedModels)
-        return planned
 
     def _learn(self, planned: PlannedModels) -> Router:
         """From what the base holds of every text."""

@@ -1,21 +1,20 @@
 """From a message to an ended job: claim it, do it under a lease, record how it ended whatever happened."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import structlog
 
 from db import jobs as rows
-from db.models.job import Job, JobInput
-from db.session import is_away, storable
-from hub.snapshot import Hub
+from db.models.job import Job
+from db.session import Session, is_away, storable
 from jobs import credentials, lifecycle
+from jobs.bundles import recipe_of_member
 from jobs.errors import IllegalState, LeaseLost
-from jobs.kinds import Asking, recipe_of_member
 from jobs.lifecycle import Fence
 from jobs.planning import Planner
 from jobs.request import (
@@ -31,10 +30,10 @@ from jobs.states import State
 from jobs.statistics import Shelf
 from merge.recipe.recipe import Recipe
 from worker import device as devices
+from worker.attempt import Attempt
 from worker.context import JobContext
 from worker.endings import Failure, describe, settle_stop
 from worker.errors import Interrupted, Stop, Unexpected
-from worker.measuring import Measurer
 from worker.merge_job import MergeJob
 from worker.router_job import RouterJob
 from worker.score_job import ScoreJob, pinned_order
@@ -48,7 +47,7 @@ log = structlog.get_logger("worker.run_job")
 ENDING_PAUSE_SECONDS = 1.0
 
 
-Claim = Callable[[Any, str, str, float], Job | None]
+Claim = Callable[[Session, str, str, float], Job | None]
 
 
 def run_next(workshop: Workshop, job_id: str, owner: str) -> str | None:
@@ -133,25 +132,6 @@ def _planner(workshop: Workshop, store: Store, context: JobContext) -> Planner:
     )
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """Everything that a story of a job is given."""
-
-    workshop: Workshop
-    job: Job
-    context: JobContext
-    work: WorkFolder
-    store: Store
-    planner: Planner
-    hub: Hub
-    token: str | None
-
-    def inputs(self, job_id: str | None = None) -> Sequence[JobInput]:
-        """The models as they were pinned, if they were; those of another job, if one is named."""
-        with self.workshop.transaction() as session:
-            return rows.inputs(session, job_id or self.job.id)
-
-
 def _merge(at: Attempt) -> dict[str, Any]:
     return _made(at, JobRequest.model_validate(at.job.spec), Recipe.model_validate(at.job.recipe))
 
@@ -162,23 +142,12 @@ def _materialise(at: Attempt) -> dict[str, Any]:
     if "steps" in at.job.recipe:
         return _made(at, request, Recipe.model_validate(at.job.recipe))
     at.context.checkpoint()
-    return _made(at, request, recipe_of_member(request, Asking(at.planner, at.token, at.job.tenant_id)))
+    return _made(at, request, recipe_of_member(request, at.asking))
 
 
 def _made(at: Attempt, request: ModelOrder, recipe: Recipe) -> dict[str, Any]:
     """The model that a recipe gives; where it names branches still, the commits of an earlier attempt do."""
-    pinned = recipe.renamed({row.role: pinned_name(row) for row in at.inputs() if row.sha is not None})
-    measurer = Measurer(at.workshop, at.job.tenant_id, at.context, at.work, at.store)
-    job = MergeJob(
-        at.workshop, at.job, request, pinned, at.context, at.work, at.planner, measurer, at.hub, at.token
-    )
-    return job.run()
-
-
-def pinned_name(row: JobInput) -> str:
-    """The name of a Hub model with its commit, and the folder or file of the repository that it is."""
-    inside = row.params.get("inside")
-    return f"{row.repo}@{row.sha}" + (f":{inside}" if inside else "")
+    return MergeJob(**vars(at), request=request, recipe=recipe.renamed(at.pinned())).run()
 
 
 def _router(at: Attempt) -> dict[str, Any]:
@@ -187,28 +156,22 @@ def _router(at: Attempt) -> dict[str, Any]:
     pinned = {"bundle": at.job.recipe["bundle"]}
     if request.base is not None and "base" in at.job.recipe:
         pinned["base"] = at.job.recipe["base"]
-    order = request.model_copy(update=pinned)
-    return RouterJob(at.workshop, at.job, order, at.context, at.work, at.planner, at.hub, at.token).run()
+    return RouterJob(**vars(at), request=request.model_copy(update=pinned)).run()
 
 
 def _score(at: Attempt) -> dict[str, Any]:
     request = ScoreRequest.model_validate(at.job.spec)
-    pinned = pinned_order(request, {row.role: row for row in at.inputs()})
-    return ScoreJob(at.workshop, at.job, pinned, at.context, at.work, at.planner, at.hub, at.token).run()
+    return ScoreJob(**vars(at), request=pinned_order(request, at.pinned())).run()
 
 
 def _search(at: Attempt) -> dict[str, Any]:
-    return _searching(at, at.job).run()
+    return _searching(at).run()
 
 
-def _searching(at: Attempt, search: Job) -> SearchJob:
-    request = SearchRequest.model_validate(search.spec)
-    recipe = Recipe.model_validate(as_sent(search.recipe, request))
-    inputs = at.inputs(search.id)
-    pinned = recipe.renamed({row.role: pinned_name(row) for row in inputs if row.sha is not None})
-    measurer = Measurer(at.workshop, at.job.tenant_id, at.context, at.work, at.store)
-    order = request.model_copy(update={"recipe": pinned})
-    return SearchJob(at.workshop, search, order, at.context, at.work, at.planner, measurer, at.hub, at.token)
+def _searching(at: Attempt) -> SearchJob:
+    request = SearchRequest.model_validate(at.job.spec)
+    recipe = Recipe.model_validate(as_sent(at.job.recipe, request)).renamed(at.pinned())
+    return SearchJob(**vars(at), request=request.model_copy(update={"recipe": recipe}))
 
 
 def _search_trials(at: Attempt) -> dict[str, Any]:
@@ -216,7 +179,7 @@ def _search_trials(at: Attempt) -> dict[str, Any]:
     with at.workshop.transaction() as session:
         search = rows.get(session, at.job.parent_id or "")
     assert search is not None  # its parts go with it
-    return _searching(at, search).help()
+    return _searching(replace(at, job=search)).help()
 
 
 STORIES: dict[str, Callable[[Attempt], dict[str, Any]]] = {
@@ -237,7 +200,7 @@ def _open_token(workshop: Workshop, job: Job) -> str | None:
         return credentials.open_token(session, workshop.keyring, job.tenant_id, job.hub_credential_id)
 
 
-def _fail(session: Any, fence: Fence, failure: Failure) -> str:
+def _fail(session: Session, fence: Fence, failure: Failure) -> str:
     job = lifecycle.fail(
         session,
         fence,
@@ -251,7 +214,7 @@ def _fail(session: Any, fence: Fence, failure: Failure) -> str:
     return job.state
 
 
-def _end(context: JobContext, record: Callable[[Any], str | None]) -> str | None:
+def _end(context: JobContext, record: Callable[[Session], str | None]) -> str | None:
     """Records an ending; ``None`` if the job is another's by now, or the database stays away for as long as
     the job may be held. Raises what the database has against the ending itself.
     """

@@ -7,38 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from db.models.job import Job, JobInput
-from hub.snapshot import Hub
-from jobs.kinds import Asking, PlannedModels, sets_of
+from jobs.asking import PlannedModels
+from jobs.kinds import sets_of
 from jobs.pinned import PinnedInput
 from jobs.places import prefix_of
-from jobs.planning import Planner
 from jobs.request import ScoreRequest
-from worker.context import JobContext
+from worker.attempt import Attempt
 from worker.errors import MemoryShort
 from worker.inputs import fetch
-from worker.planned import plan_again
 from worker.scorer import Scorer, Scores, Subject
-from worker.scratch import WorkFolder, ensure_room
-from worker.workshop import Workshop
+from worker.scratch import ensure_room
 
 
 @dataclass
-class ScoreJob:
+class ScoreJob(Attempt):
     """One attempt. ``request`` is the caller's order, its models pinned as far as is known."""
 
-    workshop: Workshop
-    job: Job
     request: ScoreRequest
-    context: JobContext
-    work: WorkFolder
-    planner: Planner
-    hub: Hub
-    token: str | None
 
     def run(self) -> dict[str, Any]:
         """Does the whole job; returns its result as the caller will see it."""
-        planned = self._plan()
+        planned = self.plan_again(self.request, PlannedModels)
         sets = sets_of(self.request, self.job.plan or planned.summary)
         scorer = Scorer.prepare(self.workshop, self.job.tenant_id, self.context, sets, self.hub)
         self._check_memory(planned)
@@ -49,12 +38,6 @@ class ScoreJob:
         self.context.enter("finalising")
         scorer.record(scores, {name: [first] for name in scores if name != first and first in scores})
         return {"models": planned.subject["models"], "failed": scorer.fails, "scores": table(scores)}
-
-    def _plan(self) -> PlannedModels:
-        asking = Asking(self.planner, self.token, self.job.tenant_id)
-        planned = plan_again(self.context, self.job, self.request, asking)
-        assert isinstance(planned, PlannedModels)
-        return planned
 
     def _check_memory(self, planned: PlannedModels) -> None:
         needed = planned.summary["estimate"]["peak_memory_bytes"]
@@ -100,13 +83,7 @@ def table(scores: Scores) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def pinned_order(request: ScoreRequest, inputs: Mapping[str, JobInput]) -> ScoreRequest:
+def pinned_order(request: ScoreRequest, pinned: Mapping[str, str]) -> ScoreRequest:
     """The order with every model at the commit that an earlier look found."""
-    models = []
-    for each in request.models:
-        row = inputs.get(each.id)
-        if row is not None and row.sha is not None:
-            inside = f":{row.params['inside']}" if row.params.get("inside") else ""
-            each = each.model_copy(update={"model": f"{row.repo}@{row.sha}{inside}"})
-        models.append(each)
+    models = [each.model_copy(update={"model": pinned.get(each.id, each.model)}) for each in request.models]
     return request.model_copy(update={"models": tuple(models)})

@@ -15,10 +15,11 @@ from jobs.sets import EvalSet
 from scoring.digest import model_digest, score_key, task_digest
 from scoring.errors import ScoringError, ScoringStopped
 from scoring.harness.run import require_tasks
+from scoring.lines import Limits
 from scoring.paired import difference
 from scoring.runner import ScoreProgress
 from scoring.score import Score
-from scoring.tasks import Limits, Task, ZeroShotTask, parse_task
+from scoring.tasks import Task, ZeroShotTask, parse_task
 from worker.context import JobContext
 from worker.datasets import read_file
 from worker.log import redacted

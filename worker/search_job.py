@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from db import jobs as rows
-from db.models.job import Job
-from hub.snapshot import Hub
 from jobs import lifecycle
 from jobs.candidates import Way, way_of
-from jobs.kinds import Asking, sets_of
-from jobs.planning import Planned, Planner
+from jobs.kinds import sets_of
+from jobs.planning import Planned
 from jobs.request import SearchRequest
 from jobs.searching import as_sent, enlist, is_searching
 from scoring.errors import ScoringStopped
@@ -28,20 +26,17 @@ from search.result import kept_front, result_of
 from search.trial import Told
 from worker import device as devices
 from worker.artifacts import artifact_folder
+from worker.attempt import Attempt
 from worker.candidates import Bench
-from worker.context import JobContext
 from worker.errors import MemoryShort
 from worker.inputs import bring, wanted_files
 from worker.known import KnownCandidates, base_of
 from worker.makers import Ground, Sets
 from worker.measures import Heads
-from worker.measuring import Measurer
 from worker.merge_job import relabelled
-from worker.planned import plan_again
 from worker.scorer import Scorer
-from worker.scratch import WorkFolder, ensure_room
+from worker.scratch import ensure_room
 from worker.trials import Rows
-from worker.workshop import Workshop
 
 T = TypeVar("T")
 
@@ -53,20 +48,12 @@ SHOWN = 64
 
 
 @dataclass
-class SearchJob:
+class SearchJob(Attempt):
     """One attempt. ``job`` searches; ``request`` is its caller's order, the recipe pinned as far as is known.
     ``context`` and ``work`` are of the job that runs here: the same, or one that helps it.
     """
 
-    workshop: Workshop
-    job: Job
     request: SearchRequest
-    context: JobContext
-    work: WorkFolder
-    planner: Planner
-    measurer: Measurer
-    hub: Hub
-    token: str | None
     _enlisted: int = field(default=0, init=False)
 
     def run(self) -> dict[str, Any]:
@@ -102,9 +89,7 @@ class SearchJob:
             return is_searching(rows.moment(session, self.job.id))
 
     def _plan(self) -> Planned:
-        asking = Asking(self.planner, self.token, self.job.tenant_id)
-        planned = plan_again(self.context, self.job, self.request, asking)
-        assert isinstance(planned, Planned)
+        planned = self.plan_again(self.request, Planned)
         return replace(planned, plan=relabelled(planned.plan, planned.inputs))
 
     @contextmanager

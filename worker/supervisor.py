@@ -14,7 +14,7 @@ from celery.signals import heartbeat_sent, worker_ready, worker_shutting_down
 
 from db import jobs as rows
 from db import removals
-from db.session import make_engine, make_sessions
+from db.session import Session, make_engine, make_sessions
 from jobs import lifecycle, tally
 from jobs.errors import LeaseLost
 from jobs.lifecycle import Fence
@@ -170,7 +170,7 @@ class Supervisor:
         health_path(self.scratch).touch()
 
 
-def _settle(session: Any, fence: Fence, reason: str | None, *, starved: bool) -> None:
+def _settle(session: Session, fence: Fence, reason: str | None, *, starved: bool) -> None:
     if reason is not None:
         settle_stop(session, fence, Stop(reason))
     elif starved:

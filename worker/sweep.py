@@ -7,12 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import structlog
 
 from db import artifacts, removals, scores, webhooks
-from db.session import ask
+from db.session import Session, ask
 from jobs import idempotency, lifecycle
 from jobs.errors import IllegalState, NotFound
 from worker.context import Transaction
@@ -139,7 +138,7 @@ def prune(
     """Forgets answers of requests with an idempotency key after three days, which jobs were deleted after a
     year, the rest as ``keeping`` says; how many of each. Each is a transaction of its own.
     """
-    duties: dict[str, Callable[[Any], int]] = {
+    duties: dict[str, Callable[[Session], int]] = {
         "answers": idempotency.prune,
         "scores": partial(scores.prune, keep_seconds=keeping.scores),
         "deliveries": partial(webhooks.prune, keep_seconds=keeping.deliveries),

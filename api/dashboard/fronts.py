@@ -27,14 +27,10 @@ async def merge_point(visit: Author, form: Form, job_id: Id, place: Number) -> R
     return await ordered(visit, lambda: order_of_place(visit.desk, visit.caller, job_id, place, wanted))
 
 
-def front_view(
-    front: Front | None, say: Sequence[str] = (), among: Among = "measured"
-) -> dict[str, Any] | None:
+def front_view(front: Front, say: Sequence[str], among: Among) -> dict[str, Any]:
     """What the page says of a front: its predicted points, the form for a preference, and the point that
     suits ``say``, a number an objective, or what is wrong with that.
     """
-    if front is None:
-        return None
     predicted = [each for each in front.points if each.number is None]
     chosen, wrong = _asked(front, say, among)
     ranked = sorted(predicted, key=lambda each: chosen is None or each.place != chosen.at.place)

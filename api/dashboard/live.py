@@ -71,23 +71,12 @@ class Watch:
             self._read(session, job)
             scored = evaluations.of_job(session, job.id)
             subjects, scores = views.scores_of(scored)
-            tried = trials.of_search(session, job.root_id) if job.kind == "search" else []
-            workers = workers_of(session, job) if job.kind == "search" else []
-            found_front = front_if_any(session, job)
-            front = front_view(found_front, self.say, self.among)
             log = self.log[-LOG_MOST:]
             return job, {
                 "job": views.job_view(job),
                 "bundle": bundle_view(job),
                 "router": router_view(job),
-                "search": search_view(
-                    job,
-                    tried,
-                    workers,
-                    found_front.points if found_front else (),
-                    front["chosen"]["number"] if front and front["chosen"] else None,
-                ),
-                "front": front,
+                **self._search(session, job),
                 "csrf": self.visit.csrf,
                 "phases": views.phases_of(job, self.marks),
                 "measured": views.measured_of(self.marks),
@@ -104,6 +93,17 @@ class Watch:
                 "earlier": log[0].seq if len(self.log) > LOG_MOST else None,
                 "points": views.points_of(self.points),
             }
+
+    def _search(self, session: Session, job: Job) -> dict[str, Any]:
+        """What the page says of a search and of its front; nothing of other jobs."""
+        if job.kind != "search":
+            return {"search": None, "front": None}
+        found = front_if_any(session, job)
+        front = front_view(found, self.say, self.among) if found else None
+        chosen = front["chosen"]["number"] if front and front["chosen"] else None
+        tried, workers = trials.of_search(session, job.root_id), workers_of(session, job)
+        points = found.points if found else ()
+        return {"search": search_view(job, tried, workers, points, chosen), "front": front}
 
     @staticmethod
     def _hooks(session: Session, job: Job, caller: Caller) -> Sequence[WebhookEndpoint]:

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from api.dashboard.draft import PUBLISH, SET_KINDS, Draft, methods_by_kind
-from api.dashboard.ordering import EarlierAsked, carry_out, earlier_order, form_page, plan_alone
+from api.dashboard.ordering import EarlierAsked, earlier_order, form_page, takes_orders
 from api.dashboard.told import DTYPES
-from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor, see
+from api.dashboard.visit import PageRoute, Visit, Visitor, see
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -26,21 +26,6 @@ def blank(
     return _form(visit, Draft.from_order(earlier) if earlier else Draft.with_method(method))
 
 
-@router.post("/jobs/new")
-async def change(visit: Author, form: Form) -> Response:
-    """Carries out the button that was pressed: adds a row, opens a tab, plans, or starts the job."""
-    visit.caller.require("merges:write")
-    draft, action = Draft.from_form(form), str(form.get("action") or "plan")
-    return await carry_out(visit, draft, action, lambda plan, status: _form(visit, draft, plan, status))
-
-
-@router.post("/jobs/new/plan")
-async def plan(visit: Author, form: Form) -> Response:
-    """The plan alone, for the page to show beside the form."""
-    visit.caller.require("merges:write")
-    return await plan_alone(visit, Draft.from_form(form))
-
-
 def _form(visit: Visit, draft: Draft, plan: dict[str, Any] | None = None, status: int = 200) -> Response:
     return form_page(
         visit,
@@ -54,3 +39,6 @@ def _form(visit: Visit, draft: Draft, plan: dict[str, Any] | None = None, status
         dtypes=DTYPES,
         set_kinds=SET_KINDS,
     )
+
+
+takes_orders(router, "/jobs/new", Draft.from_form, _form)

@@ -1,24 +1,26 @@
 """What the forms of all kinds of jobs have in common: an order is planned beside its form, then placed."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Protocol
+from functools import partial
+from typing import Annotated, Any, Protocol, TypeVar
 
 import yaml
-from fastapi import Query, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
 
 from api import intake
 from api.bodies import check_tree
 from api.dashboard.render import page
 from api.dashboard.searches import candidates_said, trying_of
 from api.dashboard.views import estimate_of, measuring_of, order_of, stage_said, told_findings
-from api.dashboard.visit import Visit, see
+from api.dashboard.visit import Author, Form, Visit, see
 from api.deps import own_job
 from api.errors import Problem, kind_of, to_problem
 from hub.errors import HubError
 from jobs import credentials
+from jobs.asking import Ready
 from jobs.errors import JobError, PlanTimeout
-from jobs.kinds import Ready
 from merge.errors import MergeError
 
 KNOWN = (Problem, JobError, HubError, MergeError)
@@ -35,10 +37,6 @@ EMPTY: dict[str, Any] = {
     "notes": [],
     "details": "",
 }
-
-Show = Callable[[dict[str, Any] | None, int], Response]
-"""The form again, with a plan beside it and a status."""
-
 
 EarlierAsked = Annotated[str, Query(alias="from", max_length=64)]
 """The job whose order a form begins with."""
@@ -65,6 +63,9 @@ class Wanted(Protocol):
         """What a button of the form does to it."""
 
 
+Filled = TypeVar("Filled", bound=Wanted)
+
+
 def earlier_order(visit: Visit, job_id: str) -> dict[str, Any]:
     """The order for an earlier job, if one is named and it was about a recipe. Raises a 404 problem."""
     if not job_id:
@@ -74,19 +75,33 @@ def earlier_order(visit: Visit, job_id: str) -> dict[str, Any]:
     return order_of(row) if "recipe" in row.spec else {}
 
 
-async def carry_out(visit: Visit, wanted: Wanted, action: str, show: Show) -> Response:
-    """What the button that was pressed asks for: starts the job, plans it, or changes the form."""
-    if action == "submit":
-        return await intake.patiently(visit.desk, lambda: _start(visit, wanted, show))
-    if action == "plan":
-        return await intake.patiently(visit.desk, lambda: show(_plan(visit, wanted), 200))
-    wanted.act(action)
-    return await run_in_threadpool(show, None, 200)
+def takes_orders(
+    router: APIRouter,
+    path: str,
+    read: Callable[[FormData], Filled],
+    show: Callable[[Visit, Filled, dict[str, Any] | None, int], Response],
+) -> None:
+    """The answers of a page to its form, which is there again with a plan beside it and a status."""
 
+    @router.post(path)
+    async def change(visit: Author, form: Form) -> Response:
+        """Carries out the button that was pressed: starts the job, plans it, or changes the form."""
+        visit.caller.require("merges:write")
+        wanted, action = read(form), str(form.get("action") or "plan")
+        again = partial(show, visit, wanted)
+        if action == "submit":
+            return await intake.patiently(visit.desk, lambda: _start(visit, wanted, again))
+        if action == "plan":
+            return await intake.patiently(visit.desk, lambda: again(_plan(visit, wanted), 200))
+        wanted.act(action)
+        return await run_in_threadpool(again, None, 200)
 
-async def plan_alone(visit: Visit, wanted: Wanted) -> Response:
-    """The plan, for the page to show beside the form."""
-    return await intake.patiently(visit.desk, lambda: page("_plan.html", plan=_plan(visit, wanted)))
+    @router.post(f"{path}/plan")
+    async def plan(visit: Author, form: Form) -> Response:
+        """The plan alone, for the page to show beside the form."""
+        visit.caller.require("merges:write")
+        wanted = read(form)
+        return await intake.patiently(visit.desk, lambda: page("_plan.html", plan=_plan(visit, wanted)))
 
 
 def form_page(
@@ -106,7 +121,7 @@ def tokens_of(visit: Visit) -> list[tuple[str, str]]:
         ]
 
 
-def _start(visit: Visit, wanted: Wanted, show: Show) -> Response:
+def _start(visit: Visit, wanted: Wanted, show: Callable[[dict[str, Any], int], Response]) -> Response:
     """Starts the job and goes to its page; what cannot work is shown again with every reason."""
     try:
         accepted = intake.accept(visit.desk, visit.caller, _order(wanted))

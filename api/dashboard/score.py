@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from fastapi import APIRouter, Response
 
 from api.dashboard.draft import SET_KINDS
-from api.dashboard.ordering import carry_out, form_page, plan_alone
+from api.dashboard.ordering import form_page, takes_orders
 from api.dashboard.typed import Typed
-from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
+from api.dashboard.visit import PageRoute, Visit, Visitor
 
 _NAMED = re.compile(r"(?P<id>[a-z0-9][a-z0-9_-]{0,63})\s*=\s*(?P<model>\S+)")
 
@@ -41,21 +41,8 @@ def blank(visit: Visitor) -> Response:
     return _form(visit, Wanted())
 
 
-@router.post("/jobs/score")
-async def change(visit: Author, form: Form) -> Response:
-    """Carries out the button that was pressed: starts the job, plans it, adds or removes a set."""
-    visit.caller.require("merges:write")
-    wanted = Wanted.from_form(form)
-    action = str(form.get("action") or "plan")
-    return await carry_out(visit, wanted, action, lambda plan, status: _form(visit, wanted, plan, status))
-
-
-@router.post("/jobs/score/plan")
-async def plan(visit: Author, form: Form) -> Response:
-    """The plan alone, for the page to show beside the form."""
-    visit.caller.require("merges:write")
-    return await plan_alone(visit, Wanted.from_form(form))
-
-
 def _form(visit: Visit, wanted: Wanted, plan: dict[str, Any] | None = None, status: int = 200) -> Response:
     return form_page(visit, "score.html", "/jobs/score", plan, status, draft=wanted, set_kinds=SET_KINDS)
+
+
+takes_orders(router, "/jobs/score", Wanted.from_form, _form)

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Response
 
 from api.dashboard.draft import SET_KINDS, Draft
 from api.dashboard.forms import shown
-from api.dashboard.ordering import EarlierAsked, carry_out, earlier_order, form_page, plan_alone
+from api.dashboard.ordering import EarlierAsked, earlier_order, form_page, takes_orders
 from api.dashboard.render import first_sentence
 from api.dashboard.told import inline
 from api.dashboard.typed import Typed
-from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
+from api.dashboard.visit import PageRoute, Visit, Visitor
 from merge.errors import MergeError
 from merge.recipe.document import dump_document, load_document
 from merge.recipe.recipe import Recipe
@@ -160,22 +160,6 @@ def blank(visit: Visitor, from_: EarlierAsked = "") -> Response:
     return _form(visit, begun)
 
 
-@router.post("/jobs/search")
-async def change(visit: Author, form: Form) -> Response:
-    """Carries out the button that was pressed: starts the search, plans it, adds or removes a set."""
-    visit.caller.require("merges:write")
-    wanted = Wanted.from_form(form)
-    action = str(form.get("action") or "plan")
-    return await carry_out(visit, wanted, action, lambda plan, status: _form(visit, wanted, plan, status))
-
-
-@router.post("/jobs/search/plan")
-async def plan(visit: Author, form: Form) -> Response:
-    """The plan alone, for the page to show beside the form."""
-    visit.caller.require("merges:write")
-    return await plan_alone(visit, Wanted.from_form(form))
-
-
 def _form(visit: Visit, wanted: Wanted, plan: dict[str, Any] | None = None, status: int = 200) -> Response:
     return form_page(
         visit,
@@ -190,3 +174,6 @@ def _form(visit: Visit, wanted: Wanted, plan: dict[str, Any] | None = None, stat
         },
         set_kinds=SET_KINDS,
     )
+
+
+takes_orders(router, "/jobs/search", Wanted.from_form, _form)

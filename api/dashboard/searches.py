@@ -46,14 +46,12 @@ def search_view(
     job: Job,
     asked: Sequence[Trial],
     workers: Sequence[Mapping[str, Any]],
-    front_points: Sequence[FrontPoint] = (),
-    chosen: int | None = None,
-) -> dict[str, Any] | None:
+    front_points: Sequence[FrontPoint],
+    chosen: int | None,
+) -> dict[str, Any]:
     """What the page says of a search: its best candidates, a picture of all of them, and who scores them.
     ``front_points`` are those of its front, ``chosen`` the number of the trial that suits a preference.
     """
-    if job.kind != "search":
-        return None
     wanted, result = job.spec["search"], job.result or {}
     rows = [row for row in asked if row.told is not None]
     names, dimensions = names_of(wanted["objectives"]), list(wanted["space"])

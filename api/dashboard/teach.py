@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from fastapi import APIRouter, Response
 
-from api.dashboard.ordering import carry_out, form_page, plan_alone
+from api.dashboard.ordering import form_page, takes_orders
 from api.dashboard.typed import Typed
-from api.dashboard.visit import Author, Form, PageRoute, Visit, Visitor
+from api.dashboard.visit import PageRoute, Visit, Visitor
 from db.models.job import Job
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -73,21 +73,8 @@ def blank(visit: Visitor, bundle: str = "") -> Response:
     return _form(visit, Wanted({"bundle": bundle[:1024]}))
 
 
-@router.post("/jobs/router")
-async def change(visit: Author, form: Form) -> Response:
-    """Carries out the button that was pressed: starts the job, or plans it."""
-    visit.caller.require("merges:write")
-    wanted = Wanted.from_form(form)
-    action = str(form.get("action") or "plan")
-    return await carry_out(visit, wanted, action, lambda plan, status: _form(visit, wanted, plan, status))
-
-
-@router.post("/jobs/router/plan")
-async def plan(visit: Author, form: Form) -> Response:
-    """The plan alone, for the page to show beside the form."""
-    visit.caller.require("merges:write")
-    return await plan_alone(visit, Wanted.from_form(form))
-
-
 def _form(visit: Visit, wanted: Wanted, plan: dict[str, Any] | None = None, status: int = 200) -> Response:
     return form_page(visit, "router.html", "/jobs/router", plan, status, draft=wanted)
+
+
+takes_orders(router, "/jobs/router", Wanted.from_form, _form)

@@ -8,12 +8,12 @@ from merge.errors import GateUnsupported
 
 DIRECTIONS = 8
 """Kept of every member, unless somebody says otherwise."""
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def last_layer(base: ModelIndex) -> int:
     """The number of the last layer. Raises ``GateUnsupported`` where layers have none."""
-    numbers = [int(found[1]) for found in map(_LAYER.search, base.tensors) if found is not None]
+    numbers = [int(found[1]) for found in map(LAYER.search, base.tensors) if found is not None]
     if not numbers:
         raise GateUnsupported(f"{base.label} has no numbered layers to route by.")
     return max(numbers)

@@ -26,7 +26,7 @@ from merge.checkpoint.header import TensorInfo, parse_header, parse_json_object
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILE = "adapter_model.safetensors"
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?:(?P<linear>lora_[AB])(?:\.(?!weight$|bias$)[^.]+)?\.weight|(?P<embedding>lora_embedding_[AB])(?:\.[^.]+)?)"
 )
@@ -297,7 +297,7 @@ def _sort_tensors(
         once, again = _AGAIN.subn("", name)
         if again and once in tensors:
             continue
-        plain = name.removeprefix(_PREFIX)
+        plain = name.removeprefix(PREFIX)
         found = _FACTOR.fullmatch(plain)
         if found:
             parts, kind = factors.setdefault(found["module"], {}), found["linear"] or found["embedding"]

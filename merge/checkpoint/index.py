@@ -20,7 +20,7 @@ from merge.checkpoint.gathering import Decoding, quantization_of
 from merge.checkpoint.gguf import model as gguf
 from merge.checkpoint.gguf.header import header_end as gguf_end
 from merge.checkpoint.gguf.header import parse_gguf
-from merge.checkpoint.gguf.parts import joined, part_stem, parts_beside
+from merge.checkpoint.gguf.parts import joined, parts_beside
 from merge.checkpoint.gguf.tokenizer import tokenizer_texts
 from merge.checkpoint.header import (
     MAX_TENSORS,
@@ -33,26 +33,21 @@ from merge.checkpoint.header import (
 from merge.checkpoint.header import parse_json_object as parse_object
 from merge.checkpoint.logical import decoded_view
 from merge.checkpoint.packs import shapes_to_read
-from merge.checkpoint.places import NAMED_TEMPLATES, Pieces, pickles_among, pieces_in, safe_path
+from merge.checkpoint.places import NAMED_TEMPLATES, Pieces, pieces_in, safe_path
 from merge.checkpoint.shard_index import (
-    SHARD,
     STEMS,
-    all_there,
     check_against_index,
     index_name,
-    is_index,
     weight_map_of,
 )
-from merge.checkpoint.tokenizer import TOKENIZER_FILES, TokenizerFacts, made_facts, tokenizer_facts
+from merge.checkpoint.tokenizer import TokenizerFacts, made_facts, tokenizer_facts
+from merge.checkpoint.wanted import GGUF, wanted_texts, weight_files
 
 MAX_TEXT_BYTES = 64_000_000
-GGUF = ".gguf"
 AdapterLike = adapters.AdapterIndex | bundles.BundleIndex
 """What can be put on a model: an adapter, or a bundle of which a member is named."""
 FIRST_BYTES = 1 << 20
 """How much of a GGUF file is read first in search of its header's end; then twice as much, and so on."""
-
-_TEXTS = frozenset({"config.json", *TOKENIZER_FILES, adapters.CONFIG_FILE, bundles.MANIFEST})
 
 
 @dataclass(frozen=True)
@@ -114,77 +109,6 @@ class ModelIndex:
         """
         declared = {} if self.decoding is not None else quantization_of(self.config)
         return str(declared.get("quant_method", "unknown"))[:64] if declared else None
-
-
-def wanted_texts(file_names: Iterable[str]) -> list[str]:
-    """The small files that ``index_model`` and ``index_adapter`` want, of those that are there."""
-    return sorted(name for name in file_names if name in _TEXTS or is_index(name))
-
-
-def weight_files(
-    file_names: Iterable[str], texts: Mapping[str, bytes] | None = None, *, adapter: bool = False
-) -> list[str]:
-    """The safetensors files whose headers are needed, sorted; with ``adapter``, those of a LoRA repository.
-
-    With ``texts`` the shard index decides; without it the names do. Refuses a model that has only pickles, or
-    nothing.
-    """
-    names = sorted(set(file_names))
-    safe = [name for name in names if "/" not in name and name.endswith(".safetensors")]
-    if bundles.MANIFEST in names:
-        if adapter:
-            return bundles.bundle_files(safe)
-        raise file_errors.BundleRefused(
-            "This is a bundle, not a model: give its base as `model`, it as `adapter` and a `member`, or "
-            "materialise the member first."
-        )
-    if adapter and adapters.WEIGHT_FILE in safe:
-        return [adapters.WEIGHT_FILE]
-    index = index_name(names)
-    if index is not None and texts is not None and index in texts:
-        return sorted(set(weight_map_of(index, texts[index], names).values()))
-    for stem in STEMS:
-        shards = [name for name in safe if (found := SHARD.fullmatch(name)) and found[1] == stem]
-        if index is not None and shards:
-            return shards
-        if f"{stem}.safetensors" in safe:
-            return [f"{stem}.safetensors"]
-        if shards:
-            return all_there(shards)
-    if adapters.WEIGHT_FILE in safe:
-        return [adapters.WEIGHT_FILE]
-    others = safe
-    if len(others) == 1 or (others and all(SHARD.fullmatch(name) for name in others)):
-        return all_there(others)
-    if others:
-        raise file_errors.NoWeights(
-            f"It is not clear which of {', '.join(others[:5])} are the weights; "
-            "call the right one model.safetensors."
-        )
-    ggufs = [name for name in names if "/" not in name and name.endswith(GGUF)]
-    if len(ggufs) == 1 or (ggufs and len({part_stem(name) for name in ggufs}) == 1):
-        return ggufs
-    if ggufs:
-        raise file_errors.NoWeights(
-            f"The weights are there in several forms ({', '.join(ggufs[:5])}); name one: "
-            f"org/repo:{ggufs[0]} or folder/{ggufs[0]}."
-        )
-    if pickles := pickles_among(names):
-        raise file_errors.PickleRefused(
-            f"The weights are only there as pickles ({pickles[0]}), which can run code when opened; make "
-            "safetensors of them with `python -m merge convert FOLDER OUT` and use those."
-        )
-    raise file_errors.NoWeights("There is no .safetensors file (nor a .gguf one) among the model's files.")
-
-
-def adapter_weight_files(file_names: Iterable[str]) -> list[str]:
-    """The weight files of an adapter's repository, or of a bundle's, as far as they are there."""
-    names = sorted(set(file_names))
-    return (
-        bundles.bundle_files(names)
-        if bundles.MANIFEST in names
-        else [name for name in names if name == adapters.WEIGHT_FILE]
-    )
 
 
 def index_model(

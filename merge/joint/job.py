@@ -12,13 +12,13 @@ from torch import Tensor
 from merge.checkpoint.reader import TensorReader
 from merge.errors import ModelNotRun, Stopped
 from merge.learn.batches import Batches, batches_of
+from merge.learn.calling import NotByBlocks
 from merge.learn.collect import Progress
 from merge.learn.forecast import bytes_whole
 from merge.learn.partial import Partial
 from merge.learn.samples import Samples
 from merge.learn.skeleton import Skeleton, Stored
 from merge.learn.statistics import Manifest, kept
-from merge.learn.walk import NotByBlocks
 from merge.plan import Plan
 from merge.planning.outputs import OutputTensor
 from merge.running.statistics import StatisticsFolder

@@ -7,9 +7,8 @@ two are equal: any sorting algorithm gives one and the same order, and the colum
 import torch
 from torch import Tensor
 
-from merge.kernels.radix import places
+from merge.kernels.radix import MAGNITUDE, places
 
-_MAGNITUDE = 0x7FFFFFFF
 _COLUMN = 0xFFFFFFFF
 _TOGETHER = 1 << 17
 """Entries sorted at a time: what is made of them stays in the processor's cache."""
@@ -39,7 +38,7 @@ def _row_ranks(values: Tensor, shared: bool) -> Tensor:
 
 def _ranks(values: Tensor, shared: bool) -> Tensor:
     columns = values.shape[1]
-    keys = values.to(torch.float32).contiguous().view(torch.int32).bitwise_and(_MAGNITUDE).to(torch.int64)
+    keys = values.to(torch.float32).contiguous().view(torch.int32).bitwise_and(MAGNITUDE).to(torch.int64)
     keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(columns, device=values.device))
     if keys.device.type == "cpu":
         keys.numpy().sort(axis=1)

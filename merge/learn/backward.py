@@ -19,15 +19,12 @@ from torch import Tensor
 
 from merge.checkpoint.saving import save_tensors
 from merge.learn.batches import Batch, Batches
+from merge.learn.forecast import GROUP_BYTES, GROUPS
 from merge.learn.gradients import Gradients, keep_every_output
 from merge.learn.losses import Loss
 from merge.learn.skeleton import Skeleton, Weights
 from merge.learn.walk import REST, Walk
 
-GROUP_BYTES = 256 << 20
-"""What one block gives to a group of sequences is at most this large."""
-GROUPS = 8
-"""At least so many groups where there are as many sequences."""
 OnGroup = Callable[[int, int, int], None]
 """Called with how many groups are done (times the parts of a loss), how many there are, and how many of them
 were done now.

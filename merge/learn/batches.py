@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from merge.errors import CalibrationEmpty, CalibrationFormat, CalibrationTooShort, ModelNotRun, TokenizerUnfit
+from merge.learn.forecast import BATCH_TOKENS
 from merge.learn.samples import Samples, chosen, cut
 from merge.learn.skeleton import Skeleton
 
-BATCH_TOKENS = 2048
 NOISE_IMAGES = 32
 
 

@@ -26,6 +26,7 @@ from merge.checkpoint.reader import TensorReader
 from merge.errors import BudgetTooSmall, ModelNotRun, Stopped
 from merge.learn.backward import Backward
 from merge.learn.batches import Batch, Batches, batches_of
+from merge.learn.calling import NotByBlocks
 from merge.learn.forecast import bytes_whole, largest_stage
 from merge.learn.gradients import Squares
 from merge.learn.labels import EXACT, labels_told, why_not
@@ -37,7 +38,7 @@ from merge.learn.samples import Samples
 from merge.learn.skeleton import Skeleton, Stored
 from merge.learn.statistics import GRADIENT_KINDS, Manifest, check_kinds, kept, statistics_digest
 from merge.learn.turns import only_one
-from merge.learn.walk import REST, NotByBlocks, Walk
+from merge.learn.walk import REST, Walk
 
 _PIECE = 1 << 20
 

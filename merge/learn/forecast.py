@@ -19,13 +19,16 @@ from merge.learn.labels import EXACT, labels_told
 
 FLOAT32 = 4
 BATCH_TOKENS = 2048
-"""Tokens that go through a block at a time (``merge.learn.batches``)."""
+"""Tokens that go through a block at a time."""
 DOCUMENTS, TOKENS = 256, 512
 LARGE_BYTES = 64 << 20
-"""Weights outside the blocks that are larger are not held whole (``merge.learn.outside``)."""
+"""Embeddings and heads larger than this (as float32) are not filled as a whole."""
 GROUP_BYTES = 256 << 20
-"""What is passed back from block to block for a group of sequences, at most."""
-_GROUPS = 8
+"""What one block gives to a group of sequences, which is passed back from block to block, is at most this
+large.
+"""
+GROUPS = 8
+"""At least so many groups where there are as many sequences."""
 FLOPS_PER_SECOND = 3.0e10
 """What two busy cores do in a model's blocks, cautiously; a graphics card does a thousand times that."""
 _FIXED = 96 << 20
@@ -101,7 +104,7 @@ def largest_stage(
     if _backward(asked):
         stages = [_differentiating(shapes, heads, tokens) for shapes in blocks.inside.values()]
         inside = max(stages) + sum(blocks.outside_bytes)
-        passed = -(-documents // _GROUPS) * tokens * _greatest(index.config, _WIDTHS) * FLOAT32
+        passed = -(-documents // GROUPS) * tokens * _greatest(index.config, _WIDTHS) * FLOAT32
         backward = max(inside, _outside_gradients(blocks, tokens)) + min(passed, GROUP_BYTES)
         needed = max(needed, backward)
     return _FIXED + needed
@@ -118,7 +121,7 @@ def scratch_bytes(
     state = tokens * width * FLOAT32
     needed = 2 * documents * state if _backward(asked) < len(asked) else 0
     if _backward(asked):
-        group = max(1, min(-(-documents // _GROUPS), GROUP_BYTES // max(state, 1)))
+        group = max(1, min(-(-documents // GROUPS), GROUP_BYTES // max(state, 1)))
         kept = group * state * (len(_blocks_of(index).inside) + 2)
         needed = max(needed, kept + 2 * index.parameters * FLOAT32)
     return needed

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from merge.learn.forecast import LARGE_BYTES
 from merge.learn.skeleton import Skeleton, Weights
-
-LARGE_BYTES = 64 << 20
-"""Embeddings and heads larger than this (as float32) are not filled as a whole."""
 
 
 class Guard:

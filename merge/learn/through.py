@@ -17,11 +17,12 @@ import torch
 
 from merge.errors import ModelNotRun
 from merge.learn.batches import Batches
+from merge.learn.calling import NotByBlocks
 from merge.learn.observe import Findings
 from merge.learn.observed import observed
 from merge.learn.partial import Partial
 from merge.learn.skeleton import Skeleton, Weights
-from merge.learn.walk import REST, NotByBlocks, Stage, Walk
+from merge.learn.walk import REST, Stage, Walk
 
 KIND = "gram_merged"
 Merge = Callable[[Mapping[str, Path], Mapping[str, Sequence[str]]], Mapping[str, Weights]]

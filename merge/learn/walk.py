@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from merge.errors import NotFinite
 from merge.learn.batches import Batch
-from merge.learn.calling import NotByBlocks as NotByBlocks
-from merge.learn.calling import called
+from merge.learn.calling import NotByBlocks, called
 from merge.learn.outside import Guard, moved_buffers
 from merge.learn.skeleton import Skeleton, Weights
 from merge.learn.states import States

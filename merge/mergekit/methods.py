@@ -61,6 +61,7 @@ class Method:
 
 
 WEIGHT = Parameter("weight", None, "weight", by_source=True)
+_DENSITY = Parameter("density", 0, "density", 1.0, by_source=True)
 _ELECTED: Mapping[str, Any] = {
     "scope": "tensor", "elect": "weighted_sum", "on_tie": "plus", "aggregate": "sum"
 }  # fmt: skip
@@ -80,11 +81,7 @@ def _lambda(step: int) -> Parameter:
 
 
 def _flag(name: str, step: int, default: bool, words: Mapping[bool, str] | None = None) -> Parameter:
-    return Parameter(name, step, "rescale" if name == "rescale" else name, default, is_flag=True, words=words)
-
-
-def _density(step: int) -> Parameter:
-    return Parameter("density", step, "density", 1.0, by_source=True)
+    return Parameter(name, step, name, default, is_flag=True, words=words)
 
 
 def _sparse(
@@ -99,7 +96,7 @@ def _sparse(
     """A method that drops entries in a step of its own, then adds or elects."""
     parameters = (
         WEIGHT,
-        _density(0),
+        _DENSITY,
         *own,
         _flag("rescale", 0, rescale, _WORDS),
         _flag("normalize", 1, normalize),
@@ -144,7 +141,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "ties": Method(
         (("ties", _ELECTED),),
-        (WEIGHT, _density(0), _flag("normalize", 0, True), _lambda(0)),
+        (WEIGHT, _DENSITY, _flag("normalize", 0, True), _lambda(0)),
         "required",
         notes=(TRIMMED,),
     ),

@@ -73,7 +73,7 @@ class Ledger:
         for name in scope.values:
             known = self._method.parameter(name)
             if known is None and name in IDLE:
-                if mentions(scope.values[name], True) or name != "rescale":
+                if is_ever_true(scope.values[name]) or name != "rescale":
                     self.idle.add(name)
             elif known is None:
                 refuse(*scope.at, str(name), unknown(str(name), names, f"parameter of {self._name}"))
@@ -198,11 +198,10 @@ def scopes_of(regions: Sequence[Region]) -> Iterator[tuple[Scope, bool]]:
             yield from ((given.own, True) for given in piece.given)
 
 
-def mentions(value: Any, flag: bool) -> bool:
-    """Whether a parameter has this value anywhere in its gradients and filters."""
-    rules = first_matches(value, ())
-    read = [read_flags(item) for _, item in rules]
-    return any(item is flag or (isinstance(item, list) and flag in item) for item in read)
+def is_ever_true(value: Any) -> bool:
+    """Whether a parameter is true anywhere in its gradients and filters."""
+    read = [read_flags(item) for _, item in first_matches(value, ())]
+    return any(item is True or (isinstance(item, list) and True in item) for item in read)
 
 
 def flags_of(

@@ -13,7 +13,7 @@ from typing import Any
 from merge.errors import Finding, RecipeInvalid
 from merge.mergekit.methods import METHODS, NUSLERP_FLAGS, RESCALED_TIES, Method, along
 from merge.mergekit.moe import is_moe, translate_moe
-from merge.mergekit.rules import Ledger, flags_of, mentions, scopes_of, written_pieces
+from merge.mergekit.rules import Ledger, flags_of, is_ever_true, scopes_of, written_pieces
 from merge.mergekit.shape import Reference, Region, Scope, Shaper, globs_of, scope_of
 from merge.mergekit.stages import translate_documents
 from merge.mergekit.tokenizer import read_chat_template, read_tokenizer
@@ -243,5 +243,5 @@ class _Translator:
 
 def _variant(name: str, scopes: list[Scope]) -> Method:
     """The method, or its form for parameters that change which steps it is."""
-    rescaled = any(mentions(scope.values.get("rescale"), True) for scope in scopes)
+    rescaled = any(is_ever_true(scope.values.get("rescale")) for scope in scopes)
     return RESCALED_TIES if name == "ties" and rescaled else METHODS[name]

@@ -165,21 +165,25 @@ def resolve_outputs(
         findings += [_left_out(output) for output in outputs if _by_column(output, vocabulary)]
         outputs = [_lined_up(output, vocabulary) for output in outputs if not _by_column(output, vocabulary)]
         findings += _check_fills(outputs, vocabulary, models)
-    for output in outputs:
-        findings += _check_output(output, models)
-    findings += _check_overrides(recipe, outputs, tied)
-    findings += _check_counts(recipe, outputs)
-    findings += _check_weights(recipe, outputs)
-    findings += _check_global(recipe, outputs)
-    findings += check_limits(recipe, [(o.name, o.settings) for o in outputs if o.policy == "method"])
-    findings += check_cautions(
-        recipe, [(o.settings, len(o.weights)) for o in outputs if o.policy == "method"]
-    )
-    towers = Towers.of(output.name for output in outputs)
-    findings += check_ends(
-        recipe, ((o.settings, towers.length(o.name)) for o in outputs if o.policy == "method")
-    )
+    findings += _checked(recipe, models, outputs, tied)
     return Outcome(tuple(outputs), tuple(_shortened(findings)), arranged.layers(reads_base))
+
+
+def _checked(
+    recipe: Recipe, models: Mapping[str, ModelIndex], outputs: Sequence[OutputTensor], tied: Container[str]
+) -> Iterator[Finding]:
+    """What is to be said of the tensors of the result and of what the recipe asks of them."""
+    for output in outputs:
+        yield from _check_output(output, models)
+    yield from _check_overrides(recipe, outputs, tied)
+    yield from _check_counts(recipe, outputs)
+    yield from _check_weights(recipe, outputs)
+    yield from _check_global(recipe, outputs)
+    merged = [output for output in outputs if output.policy == "method"]
+    yield from check_limits(recipe, [(each.name, each.settings) for each in merged])
+    yield from check_cautions(recipe, [(each.settings, len(each.weights)) for each in merged])
+    towers = Towers.of(output.name for output in outputs)
+    yield from check_ends(recipe, ((each.settings, towers.length(each.name)) for each in merged))
 
 
 def _check_overrides(

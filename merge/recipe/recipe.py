@@ -223,36 +223,41 @@ def _cross_checks(recipe: Recipe) -> Iterator[Finding]:
     for name, stage in recipe.stages.items():
         yield from within(name, _cross_checks(stage))
     ids = recipe.source_ids()
-    for position, name in enumerate(ids):
-        if name in RESERVED_IDS:
-            yield error(
-                "reserved_id",
-                f"{name} has a meaning of its own in a recipe; choose another id.",
-                "sources",
-                position,
-                "id",
-            )
-        source = recipe.sources[position]
-        if source.member is not None and source.adapter is None:
-            message = f"{name} names a member, but no bundle: give the bundle as adapter."
-            yield error("member_without_bundle", message, "sources", position, "member")
-        if name in ids[:position]:
-            yield error("duplicate_id", f"Two sources are called {name}.", "sources", position, "id")
+    models = (*ids, *(("base",) if recipe.base is not None else ()))
+    yield from _source_checks(recipe, ids)
     yield from _tokenizer_checks(recipe, ids)
     for name in recipe.calibration.by_source:
-        if name not in (*ids, *(("base",) if recipe.base is not None else ())):
+        if name not in models:
             yield _unknown_source(name, (*ids, "base"), "calibration", "by_source", name)
     template = recipe.chat_template
     if template is not None and "{" not in template and template not in CHAT_TEMPLATES:
         hint = nearest_name(template, CHAT_TEMPLATES, "known are")
         message = f"chat_template is neither Jinja text nor a name of one, but {template[:40]!r}; {hint}"
         yield error("chat_template_unknown", message, "chat_template")
+    if recipe.reference not in (None, *models):
+        yield _unknown_source(str(recipe.reference), (*ids, "base"), "reference")
+    yield from _slice_checks(recipe, ids)
+    yield from _policy_checks(recipe, ids)
+
+
+def _source_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]:
+    for position, source in enumerate(recipe.sources):
+        name = source.id
+        if name in RESERVED_IDS:
+            message = f"{name} has a meaning of its own in a recipe; choose another id."
+            yield error("reserved_id", message, "sources", position, "id")
+        if source.member is not None and source.adapter is None:
+            message = f"{name} names a member, but no bundle: give the bundle as adapter."
+            yield error("member_without_bundle", message, "sources", position, "member")
+        if name in ids[:position]:
+            yield error("duplicate_id", f"Two sources are called {name}.", "sources", position, "id")
+
+
+def _policy_checks(recipe: Recipe, ids: tuple[str, ...]) -> Iterator[Finding]:
+    """Overrides, and the policies that these and ``classes`` name."""
     policies: list[tuple[str, tuple[str | int, ...]]] = [
         (policy, ("classes", role)) for role, policy in recipe.classes.items()
     ]
-    if recipe.reference not in (None, *ids, *(("base",) if recipe.base is not None else ())):
-        yield _unknown_source(str(recipe.reference), (*ids, "base"), "reference")
-    yield from _slice_checks(recipe, ids)
     for where, override in recipe.placed_overrides():
         if override.source is not None and override.source not in ids:
             yield _unknown_source(override.source, ids, *where, "source")

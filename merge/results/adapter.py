@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import hypot, isfinite, prod, sqrt
 from typing import Any
 
@@ -251,12 +252,12 @@ class _Maker:
         rows, columns = output.shape
         key = key_of(self._plan.recipe.seed, output.name, "lora")
         entry = self._work.merged(output, 0, columns).element_size() if not self._whole else 0
-        blocks: Callable[[], Iterator[Tensor]] = lambda: self._change(output)  # noqa: E731
-        high = block_rows(columns)
-        if self._whole or rows * columns * entry <= self._held:
-            change = next(self._change(output)) if self._whole else gathered(self._change(output), rows)
-            blocks = lambda: (change[row : row + high] for row in range(0, rows, high))  # noqa: E731
-        return decompose(blocks, (rows, columns), self._adapter.wanted, key)
+        wanted, high = self._adapter.wanted, block_rows(columns)
+        if not self._whole and rows * columns * entry > self._held:
+            return decompose(partial(self._change, output), (rows, columns), wanted, key)
+        change = next(self._change(output)) if self._whole else gathered(self._change(output), rows)
+        blocks = [change[row : row + high] for row in range(0, rows, high)]
+        return decompose(lambda: iter(blocks), (rows, columns), wanted, key)
 
     def _change(self, output: OutputTensor) -> Iterator[Tensor]:
         """The merged tensor minus the base's, in blocks of whole rows that the shape alone decides."""

@@ -70,11 +70,11 @@ def _made(config: Mapping[str, Any]) -> Any:
 
     names = config.get("architectures")
     kind = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
-    if any(number > MOST_PARTS for number in _parts(config)):
+    if kind is None or any(number > MOST_PARTS for number in _parts(config)):
         return None
     with suppress(Exception), torch.device("meta"):  # whatever it makes of a config that it cannot use
         found = transformers.CONFIG_MAPPING[str(config["model_type"])].from_dict(dict(config))
-        return kind._from_config(found)  # type: ignore[union-attr]
+        return kind._from_config(found)
     return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from merge.append import MANIFEST_FILE
 from merge.checkpoint.layout import index_file, index_json
 from merge.checkpoint.places import NAMED_TEMPLATES, safe_path
 from merge.checkpoint.tokenizer import READER_FILES
@@ -27,7 +28,6 @@ from merge.tokenizer.planned import VocabularyPlan
 from merge.tokenizer.special import ends_of
 from merge.tokenizer.templates import chosen_template
 
-MANIFEST_FILE = "mergery.json"
 _ROW = json.JSONEncoder(ensure_ascii=False)
 SURVEY_FILE = "merge_report.json"
 SURVEY_PAGE = "merge_report.html"

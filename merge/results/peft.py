@@ -7,11 +7,11 @@ from math import hypot
 from typing import Any
 
 from merge.arch.roles import is_conv1d, role_of
+from merge.checkpoint.adapter import PREFIX
 from merge.checkpoint.index import ModelIndex
 from merge.planning.forms.adapter import LoraModule, module_of
 from merge.planning.outputs import OutputTensor
 
-PREFIX = "base_model.model."
 _TASKS = (("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM"))
 """Not those of classifiers and the like: for these PEFT wants the head whole, whether or not it changed. Nor
 that of encoders with decoders: with it PEFT gives every model token ids, also one that listens (Whisper).

@@ -17,10 +17,11 @@ class Pieces:
         best: list[tuple[int, int] | None] = [None] * len(text) + [(0, len(text))]
         for begin in range(len(text) - 1, -1, -1):
             for end in range(min(len(text), begin + self._longest), begin, -1):
-                rest = best[end]
-                better = rest is not None and (best[begin] is None or rest[0] + 1 < best[begin][0])  # type: ignore[index]
-                if better and text[begin:end] in self._rows:
-                    best[begin] = (rest[0] + 1, end)  # type: ignore[index]
+                rest, known = best[end], best[begin]
+                if rest is None or (known is not None and known[0] <= rest[0] + 1):
+                    continue
+                if text[begin:end] in self._rows:
+                    best[begin] = (rest[0] + 1, end)
         if best[0] is None:
             return ()
         found, at = [], 0

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from scoring.model import LoadedModel
 from scoring.score import Score
 
+BATCH_TOKENS = 4096
+
 Measuring = Generator[int, None, list[Score]]
 """Yields how many rows each forward pass has measured; returns the scores."""
 
@@ -24,6 +26,6 @@ class Prepared:
 class How:
     """What is asked of a run: tokens of a batch, the window (None: the task's own), values of every item."""
 
-    batch_tokens: int = 4096
+    batch_tokens: int = BATCH_TOKENS
     window: int | None = None
     per_example: bool = False

@@ -10,7 +10,7 @@ from scoring.embedding import class_loss, embedded, tokenised
 from scoring.errors import ModelUnusable
 from scoring.model import LoadedModel
 from scoring.scorers.classification import class_scores
-from scoring.scorers.prepared import How, Measuring, Prepared
+from scoring.scorers.prepared import BATCH_TOKENS, How, Measuring, Prepared
 from scoring.tasks import ZeroShotTask
 
 
@@ -39,9 +39,9 @@ def prepare(loaded: LoadedModel, task: ZeroShotTask, how: How, head: Tensor | No
     return Prepared(len(rows) + len(names), measure)
 
 
-def head_of(loaded: LoadedModel, task: ZeroShotTask, batch_tokens: int = 4096) -> Tensor:
+def head_of(loaded: LoadedModel, task: ZeroShotTask) -> Tensor:
     """The class names' vectors, [classes, features]: a head that other models can be given."""
-    making = embedded(loaded, tokenised(loaded, _names(task)), task.settings.pooling, batch_tokens)
+    making = embedded(loaded, tokenised(loaded, _names(task)), task.settings.pooling, BATCH_TOKENS)
     while True:
         try:
             next(making)

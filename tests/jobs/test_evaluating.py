@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from jobs.asking import Asking
 from jobs.errors import RequestInvalid
 from jobs.evaluating import told
-from jobs.kinds import Asking, plan_order
+from jobs.kinds import plan_order
 from jobs.planning import Planned, Planner
 from jobs.request import read_order
 from jobs.sets import EvaluateRequest

@@ -19,8 +19,9 @@ from hub.errors import HubError
 from hub.folder_server import FolderHub
 from hub.snapshot import Hub, RepoFile, Snapshot
 from jobs import planning
+from jobs.asking import Asking
 from jobs.errors import ConfirmationNeeded, PlanTimeout
-from jobs.kinds import Asking, plan_order
+from jobs.kinds import plan_order
 from jobs.planning import Planned, Planner
 from jobs.request import JobRequest
 from jobs.submit import check_publishing

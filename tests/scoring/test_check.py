@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import transformers
 
-from scoring.check import STEPS, CheckReport, check_model, is_degenerate
+from scoring.check import STEPS, check_model, is_degenerate
+from scoring.check_report import CheckReport
 from scoring.errors import ScoringStopped
 from tests import tiny
 from tests.merge.learn import models

@@ -11,7 +11,8 @@ from pyarrow import parquet
 
 from scoring.digest import task_digest
 from scoring.errors import SetInvalid, SetTooLarge
-from scoring.tasks import Limits, PerplexityTask, RetrievalTask, Task, parse_task
+from scoring.lines import Limits
+from scoring.tasks import PerplexityTask, RetrievalTask, Task, parse_task
 
 QUESTIONS = [
     {"context": f"{number} and one is", "choices": [str(number), str(number + 1)], "answer": 1}

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from scoring.errors import ModelUnusable, NotCausal, ScoreNotFinite, ScoringStopped
+from scoring.likelihood import log_likelihoods
 from scoring.model import LoadedModel, load
-from scoring.runner import ScoreProgress, log_likelihoods, score_loaded, score_model
+from scoring.runner import ScoreProgress, score_loaded, score_model
 from scoring.tasks import ChoiceTask, PerplexityTask, Question
 from scoring.windows import Row, passes
 from tests import tiny

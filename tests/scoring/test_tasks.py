@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from scoring.errors import SetInvalid, SetTooLarge
+from scoring.lines import Limits
 from scoring.settings import BY_KIND
-from scoring.tasks import ChoiceTask, Limits, PerplexityTask, Question, parse_task
+from scoring.tasks import ChoiceTask, PerplexityTask, Question, parse_task
 
 GOOD = {"context": "2+2=", "choices": ["3", "4"], "answer": 1}
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jobs.asking import Asking
 from jobs.credentials import store_token
 from jobs.keyring import Keyring
-from jobs.kinds import Asking, plan_order
+from jobs.kinds import plan_order
 from jobs.planning import Planner
 from jobs.request import read_order
 from jobs.submit import submit

@@ -83,9 +83,9 @@ def factor_bytes(recipe: Recipe, models: Mapping[str, ModelIndex], outputs: Sequ
     most = 0
     for output in outputs:
         pairs = [
-            models[source.model].adapter.pairs.get(source.tensor)  # type: ignore[union-attr]
+            adapter.pairs.get(source.tensor)
             for source in (output.sources if output.policy == "method" else ())
-            if models[source.model].adapter is not None
+            if (adapter := models[source.model].adapter) is not None
         ]
         ranks = sum(pair.rank for pair in pairs if pair is not None)
         rows = output.shape[0] if output.shape else 1

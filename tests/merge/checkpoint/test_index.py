@@ -7,14 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from merge.checkpoint.index import (
-    index_folder,
-    index_model,
-    read_folder,
-    wanted_texts,
-    weight_files,
-)
+from merge.checkpoint.index import index_folder, index_model, read_folder
 from merge.checkpoint.tokenizer import tokenizer_facts
+from merge.checkpoint.wanted import wanted_texts, weight_files
 from merge.file_errors import NoWeights
 from tests import tiny
 

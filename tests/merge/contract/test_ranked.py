@@ -1,4 +1,3 @@
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -7,22 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge.contract.ranked import Count, Ranked
-from merge.contract.stats import Stat
 from merge.planning.sizing import PIECE_ELEMENTS
-
-
-def measured(stat: Stat, values: list[torch.Tensor], p: Any = None, cuts: tuple[int, ...] = ()) -> Any:
-    """All rounds over the values, cut at these pieces and taken in reverse."""
-    so_far: Any = None
-    total = values[0].numel()
-    edges = [0, *(cut * PIECE_ELEMENTS for cut in cuts), total]
-    for _ in range(stat.rounds):
-        part = stat.part()
-        for begin, end in reversed(list(pairwise(edges))):
-            block = stat.measure([value[begin:end] for value in values], p, PIECE_ELEMENTS, so_far)
-            part.add(begin // PIECE_ELEMENTS, block)
-        so_far = stat.close(part, p, total, so_far)
-    return so_far
+from tests.merge.contract.rounds import measured
 
 
 def at(*ranks: int, **more: Any) -> Ranked:

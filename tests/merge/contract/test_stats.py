@@ -1,36 +1,20 @@
-from itertools import pairwise
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge.contract.params import knob, params
-from merge.contract.stats import Gram, Norm, Stat, Sum, Threshold
+from merge.contract.stats import Gram, Norm, Sum, Threshold
 from merge.kernels import radix
 from merge.kernels.keyed import Draws, mix
 from merge.kernels.reduce import piece_sums
 from merge.planning.sizing import PIECE_ELEMENTS
+from tests.merge.contract.rounds import measured
 
 
 @params
 class Density:
     density: float = knob(0.5, "Share.")
-
-
-def measured(stat: Stat, values: list[torch.Tensor], p: Any, cuts: list[int] | None = None) -> Any:
-    """All rounds over the values, cut at these pieces and taken in reverse."""
-    so_far: Any = None
-    total = values[0].numel()
-    edges = [0, *(cut * PIECE_ELEMENTS for cut in cuts or []), total]
-    for _ in range(stat.rounds):
-        part = stat.part()
-        for begin, end in reversed(list(pairwise(edges))):
-            block = stat.measure([value[begin:end] for value in values], p, PIECE_ELEMENTS, so_far)
-            part.add(begin // PIECE_ELEMENTS, block)
-        so_far = stat.close(part, p, total, so_far)
-    return so_far
 
 
 @settings(max_examples=60, deadline=None)

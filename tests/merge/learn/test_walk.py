@@ -11,10 +11,11 @@ from torch import Tensor
 from merge.checkpoint.index import index_folder
 from merge.checkpoint.reader import TensorReader
 from merge.learn import walk
+from merge.learn.calling import NotByBlocks
 from merge.learn.observe import Observers
 from merge.learn.skeleton import Skeleton, Stored
 from merge.learn.towers import block_lists
-from merge.learn.walk import REST, NotByBlocks, Walk
+from merge.learn.walk import REST, Walk
 from tests import tiny
 from tests.merge.learn import models
 

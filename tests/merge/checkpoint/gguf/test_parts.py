@@ -9,7 +9,8 @@ import torch
 
 from jobs.places import files_inside
 from merge.checkpoint.gguf.parts import part_stem
-from merge.checkpoint.index import index_folder, weight_files
+from merge.checkpoint.index import index_folder
+from merge.checkpoint.wanted import weight_files
 from merge.file_errors import FileRefused, GgufMalformed, NoWeights, ShardMissing
 from tests.merge.checkpoint.gguf.test_model import read_all, saved
 from tests.merge.checkpoint.gguf.write import write

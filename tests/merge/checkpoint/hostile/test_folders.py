@@ -9,8 +9,9 @@ import torch
 
 from merge import file_errors
 from merge.checkpoint.header import check_file_name
-from merge.checkpoint.index import index_folder, index_model, weight_files
+from merge.checkpoint.index import index_folder, index_model
 from merge.checkpoint.places import safe_path
+from merge.checkpoint.wanted import weight_files
 from tests import tiny
 
 
