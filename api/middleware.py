@@ -110,7 +110,9 @@ class Front:
 
 
 class BodyLimit:
-    """Reads the body before anything parses it and refuses what is longer than its path allows."""
+    """Reads the body before anything parses it and refuses what is longer than its path allows, and what is
+    compressed: its length says nothing of what it holds.
+    """
 
     def __init__(self, app: ASGIApp, *, limit: Callable[[str], int]) -> None:
         self.app = app
@@ -123,6 +125,7 @@ class BodyLimit:
             return
         limit = self.limit(scope["path"])
         try:
+            self._check_plain(headers.get("content-encoding", ""))
             body = await self._read(receive, headers.get("content-length"), limit)
         except Problem as problem:
             await problem_response(Request(scope), problem)(scope, receive, send)
@@ -135,6 +138,15 @@ class BodyLimit:
             return pending.pop() if pending else await receive()
 
         await self.app(scope, replay, send)
+
+    @staticmethod
+    def _check_plain(encoding: str) -> None:
+        if encoding.strip().lower() not in ("", "identity"):
+            raise Problem(
+                "media_type_unsupported",
+                "send the body as it is, without a Content-Encoding",
+                headers={"Accept-Encoding": "identity", "Connection": "close"},
+            )
 
     @staticmethod
     async def _read(receive: Receive, declared: str | None, limit: int) -> bytes | None:

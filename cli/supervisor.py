@@ -1,6 +1,7 @@
 """Keeps the processes of `mergery up` alive: starts them, revives the dead, stops them in order."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -45,6 +46,16 @@ def end_with_parent(with_signal: signal.Signals) -> None:
     """
     with suppress(OSError, AttributeError):
         LIBC.prctl(PARENT_DIED, with_signal)
+
+
+def begin_part(stop_signal: signal.Signals, parent: int) -> None:
+    """What a new process does before it becomes a part: it ends with its parent, also with one that died
+    before the kernel was asked to tell.
+    """
+    signal.signal(stop_signal, signal.SIG_DFL)  # the parent's own handler would hear it, and forget it
+    end_with_parent(stop_signal)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 @dataclass
@@ -103,7 +114,7 @@ class Supervisor:
             part.command,
             env=dict(self.environment),
             start_new_session=True,
-            preexec_fn=partial(end_with_parent, part.stop_signal),
+            preexec_fn=partial(begin_part, part.stop_signal, os.getpid()),
         )
         part.started_at = now
 

@@ -2,7 +2,8 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, DateTime, Interval, func, literal
+from sqlalchemy import ColumnElement, DateTime, Interval, func, literal, select
+from sqlalchemy.orm import Session
 
 
 def now() -> ColumnElement[datetime]:
@@ -13,3 +14,8 @@ def now() -> ColumnElement[datetime]:
 def seconds(count: float) -> ColumnElement[timedelta]:
     """An interval of ``count`` seconds."""
     return literal(timedelta(seconds=count), Interval())
+
+
+def reading(session: Session) -> float:
+    """What the clock shows, in seconds."""
+    return float(session.scalars(select(func.extract("epoch", now()))).one())

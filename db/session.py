@@ -5,7 +5,7 @@ import select
 import time
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.orm import Session as Session
 from sqlalchemy.orm import sessionmaker
@@ -81,11 +81,6 @@ def _has_news(descriptor: int) -> bool:
 
 def _note_use(_connection: Any, record: Any) -> None:
     record.info["used_at"] = time.monotonic()
-
-
-def ask(session: Session) -> None:
-    """Returns when the database answers."""
-    session.execute(text("SELECT 1"))
 
 
 def is_away(error: BaseException) -> bool:

@@ -114,7 +114,11 @@ class Delivery:
     def _bring(self, growing: "Growing") -> None:
         try:
             if not growing.done:
-                if growing.parcel.spans is None and not growing.have and xet.offers_xet(growing.file):
+                if (
+                    growing.parcel.spans is None
+                    and not growing.have
+                    and xet.offers_xet(self._hub, growing.file)
+                ):
                     self._bring_checked(growing)
                 else:
                     self._bring_growing(growing)

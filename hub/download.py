@@ -145,7 +145,7 @@ def fetch_checked(
 def _fetch(
     hub: Hub, snapshot: Snapshot, target: Target, count: Callable[[int], None], stop: Callable[[], bool]
 ) -> None:
-    if xet.offers_xet(target.file) and target.here() == 0:
+    if xet.offers_xet(hub, target.file) and target.here() == 0:
         counted = _Counted(count)
         try:
             xet.fetch(hub, snapshot, target.file, target.part, counted, stop)

@@ -22,12 +22,16 @@ from hub.folder_store import header_end
 CHUNK = 1 << 20
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 LINK_SECONDS = 6 * 3600
+DIGITS = "[0-9]{0,4000}"
+"""As many as Python makes a number of; the header may be longer."""
 
 
 def error_response(error: FolderError) -> Response:
     """The Hub's own way to say no: status, ``X-Error-Code``, ``X-Error-Message`` and a JSON body."""
-    message = str(error)
-    headers = {"X-Error-Message": message.encode("ascii", "replace").decode()}
+    message = str(error).encode("utf-8", "replace").decode()
+    # A name that a caller sent may hold what no header can, such as the end of a line.
+    plain = "".join(char if " " <= char <= "~" else "?" for char in message)
+    headers = {"X-Error-Message": plain}
     if error.error_code:
         headers["X-Error-Code"] = error.error_code
     if isinstance(error, EntryMissing) and error.commit:
@@ -48,10 +52,10 @@ def fault_response(fault: Fault) -> Response:
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """Begin and end (exclusive) of a single byte range; None means the whole file.
 
-    Several ranges at once, and units other than bytes, are answered with the whole file, as the standard
-    allows.
+    Several ranges at once, units other than bytes and numbers of thousands of digits are answered with the
+    whole file, as the standard allows.
     """
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", (header or "").strip())
+    match = re.fullmatch(rf"bytes=({DIGITS})-({DIGITS})", (header or "").strip())
     if match is None or not any(match.groups()):
         return None
     first, last = match.groups()

@@ -3,11 +3,11 @@ reply.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote, urlencode
 
 from starlette.requests import Request
@@ -24,6 +24,8 @@ from hub.folder_xet import TOKEN_SECONDS
 
 Reply = Response | FileResponse
 Name = tuple[str, str, str]
+Item = TypeVar("Item")
+JSON_NAMES: Mapping[type, str] = {str: "string", dict: "object"}
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 
@@ -140,7 +142,7 @@ class Reads:
         repo = self._visible(request, name)
         found = self.store.resolve(repo, revision)
         if "json" in request.headers.get("content-type", ""):
-            wanted = json_body(body).get("paths", [])
+            wanted = items_of(json_body(body), "paths", str)
         else:
             wanted = parse_qs(body.decode("utf-8", "replace")).get("paths", [])
         xet = self._offers_xet(request)
@@ -215,6 +217,14 @@ def json_body(body: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise RequestInvalid("the body must be a JSON object")
     return document
+
+
+def items_of(document: dict[str, Any], key: str, kind: type[Item]) -> list[Item]:
+    """The list under ``key``, each of whose items is of this kind."""
+    items = document.get(key, [])
+    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+        raise RequestInvalid(f"`{key}` must be a list, each item of it a JSON {JSON_NAMES[kind]}")
+    return items
 
 
 def base_url(request: Request) -> str:

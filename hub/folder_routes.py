@@ -9,7 +9,7 @@ from anyio import sleep, to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from hub.folder_errors import FolderError, RepoMissing, RouteMissing
+from hub.folder_errors import FolderError, RepoMissing, RequestInvalid, RouteMissing
 from hub.folder_faults import Fault
 from hub.folder_http import FileResponse, error_response, fault_response
 from hub.folder_reads import Name, Reply
@@ -43,6 +43,8 @@ class FolderApp:
             reply = await self._answer(request)
         except FolderError as error:
             reply = error_response(error)
+        except UnicodeEncodeError:
+            reply = error_response(RequestInvalid("a text holds half of a surrogate pair"))
         except ClientDisconnect:
             return
         await reply(scope, receive, send)

@@ -16,7 +16,7 @@ from hub.folder_access import check_write
 from hub.folder_errors import RepoExists, RepoMissing, RequestInvalid
 from hub.folder_files import is_large, is_shown
 from hub.folder_http import UploadLinks
-from hub.folder_reads import Name, Reads, Reply, base_url, json_body
+from hub.folder_reads import Name, Reads, Reply, base_url, items_of, json_body
 from hub.folder_upload import parse_commit, receive_file, small_body
 from hub.names import KINDS, SHA256
 
@@ -69,7 +69,7 @@ class Writes(Reads):
     def preupload(self, request: Request, name: Name, body: bytes, revision: str) -> Reply:
         repo = self._writable(request, name)
         tree, rows = self.store.resolve(repo, revision).tree, []
-        for file in json_body(body).get("files", []):
+        for file in items_of(json_body(body), "files", dict):
             path, size, sample = file.get("path"), file.get("size"), _sample(file.get("sample"))
             if not isinstance(path, str) or not isinstance(size, int):
                 raise RequestInvalid("each file needs a path and a size")
@@ -94,7 +94,7 @@ class Writes(Reads):
         if not upload:
             raise RequestInvalid("only uploads go through this route")
         objects = []
-        for item in asked.get("objects", []):
+        for item in items_of(asked, "objects", dict):
             sha256, size = item.get("oid"), item.get("size")
             if (
                 not isinstance(sha256, str)

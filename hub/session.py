@@ -123,6 +123,11 @@ class Session:
     def __init__(self, endpoint: str, token: str | None, patience: Patience) -> None:
         self.endpoint = endpoint.rstrip("/")
         self.public = without_user(self.endpoint)
+        if token and "@" in urlsplit(self.endpoint).netloc:
+            raise RequestRefused(
+                "the address of the Hub holds a user or a password, beside which no token can be sent; give "
+                "the job none, or the service an address without them (MERGERY_HUB_ENDPOINT)"
+            )
         self.token: str | bool = token or False
         self.headers = dict(build_hf_headers(token=self.token))
         self._patience = patience

@@ -73,7 +73,7 @@ class Snapshot:
 
 
 class Hub:
-    """A Hub as one token sees it. Nothing is kept here: whatever is asked is asked of the Hub.
+    """A Hub as one token sees it. No answer is kept here: whatever is asked is asked of the Hub.
 
     ``patience`` is the longest pause in seconds before another try, ``sleep`` makes it.
     """
@@ -88,6 +88,8 @@ class Hub:
     ) -> None:
         self.session = Session(endpoint, token, Patience(patience, sleep))
         self.api = HfApi(endpoint=self.session.endpoint, token=self.session.token)
+        self.xet_is_away = False
+        """One that has failed is not asked for other files: its client tries each for minutes."""
 
     def pin(self, repo: str, revision: str | None = None, repo_type: str = "model") -> Snapshot:
         """Ask what ``revision`` (branch, tag or commit; the default branch if None) of ``repo`` is now.

@@ -17,9 +17,9 @@ from hub.snapshot import Hub, RepoFile, Snapshot
 POLL_SECONDS = 0.02
 
 
-def offers_xet(file: RepoFile) -> bool:
+def offers_xet(hub: Hub, file: RepoFile) -> bool:
     """Whether the Hub offers the file by xet and this process may use it (``HF_HUB_DISABLE_XET``)."""
-    return file.xet_hash is not None and bool(is_xet_available())
+    return file.xet_hash is not None and not hub.xet_is_away and bool(is_xet_available())
 
 
 def fetch(
@@ -47,6 +47,7 @@ def fetch(
         group.start_download_file(hf_xet.XetFileInfo(file.xet_hash, file.size), str(target))
         _watch(group, on_bytes, should_stop, label)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        hub.xet_is_away = True
         raise Unavailable(f"{label} cannot be fetched by xet ({type(error).__name__})") from None
 
 

@@ -5,6 +5,7 @@ The parent imports this module too, so torch and the engine are imported inside 
 
 import os
 import secrets
+import signal
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from celery.signals import worker_process_init
 from worker import device as devices
 from worker.app import DEVICE_VARIABLE, TASK
 from worker.board import BOARD_VARIABLE, Board
-from worker.errors import DeviceMissing
+from worker.errors import DeviceMissing, DiskUnusable
 from worker.pinning import CPU
 
 if TYPE_CHECKING:
@@ -52,13 +53,13 @@ def load_engine(**_: Any) -> None:
 @shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Runs the next job of the queue in which this one was announced, if any is ready; else the message is a
-    duplicate and is dropped. Without a device that computes it is left to another worker.
+    duplicate and is dropped. Without a device that computes, or a disk, it is left to another worker.
     """
     from worker.run_job import run_next
 
     try:
         run_next(workshop(), job_id, owner=f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}")
-    except DeviceMissing as error:
+    except (DeviceMissing, DiskUnusable) as error:
         _give_up(str(error))
         raise Reject(requeue=True) from None
 
@@ -67,5 +68,9 @@ def _give_up(reason: str) -> None:
     """Has the parent end this worker, which would only take jobs from others."""
     log.error("device_unusable", detail=reason)
     board = workshop().board
-    if board is not None:
+    if board is None:
+        return
+    try:
         board.declare_unfit()
+    except OSError:  # it lies on the disk that cannot be written
+        os.kill(os.getppid(), signal.SIGTERM)

@@ -140,6 +140,15 @@ class JobContext:
         self.write(lifecycle.enter_phase, phase)
         log.info("phase_entered", phase=phase)
 
+    def enter_confirmed(self, phase: str) -> None:
+        """Is in a phase, once the row itself has said that the job goes on: a request to cancel it is younger
+        than the last heartbeat perhaps, and a process that was still for long has not had one.
+        """
+        self._beat()
+        self.checkpoint()
+        if self._phase != phase:
+            self.enter(phase)
+
     def _leave(self) -> None:
         self.tell("merge_phase_seconds", self._phase, value=time.monotonic() - self._entered_at)
 

@@ -13,7 +13,16 @@ from jobs.lifecycle import Fence
 from merge.errors import FindingsError, MergeError
 from scoring.errors import ScoringError
 from search.errors import SearchError
-from worker.errors import DatabaseAway, DiskFull, OutOfMemory, Stop, TimedOut, Unexpected, WorkerError
+from worker.errors import (
+    DatabaseAway,
+    DiskFull,
+    DiskUnusable,
+    OutOfMemory,
+    Stop,
+    TimedOut,
+    Unexpected,
+    WorkerError,
+)
 from worker.log import redacted
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -62,6 +71,9 @@ def _classify(error: BaseException) -> Failure:
         return Failure(OutOfMemory.code, detail)
     if isinstance(error, OSError) and error.errno in FULL:
         return Failure(DiskFull.code, "the work disk is full; free some space, then retry the job")
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        detail = f"the disk with {error.filename} is read-only; the worker's operator is to look after it"
+        return Failure(DiskUnusable.code, detail, retryable=True)
     detail = f"an unexpected {type(error).__name__} stopped the job; the worker's log has the details"
     return Failure(Unexpected.code, detail, retryable=True)
 

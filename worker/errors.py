@@ -9,6 +9,7 @@ WorkerError
 ├── CheckImpossible   the result could not be checked here, so it is not published
 ├── MemoryShort       a model that is to be scored does not fit into memory
 ├── DeviceMissing     the GPU asked for is not there
+├── DiskUnusable      nothing can be written on the work disk
 ├── WorkFolderBusy    another live process works in the same folder
 ├── DatabaseAway      the service's own database went away meanwhile
 ├── AddressRefused    a webhook points where the service must not connect
@@ -81,6 +82,12 @@ class DeviceMissing(WorkerError):
     """The GPU which the worker is to use is not there."""
 
     code = "device_missing"
+
+
+class DiskUnusable(WorkerError):
+    """Nothing can be written on the worker's disk, as when the system has made it read-only."""
+
+    code = "disk_unusable"
 
 
 class WorkFolderBusy(WorkerError):

@@ -339,10 +339,10 @@ class MergeJob(Attempt):
             sent += file.size
             self.context.advance(sent, total)
         uploads.finish()
-        self.context.enter("finalising")
         small = {name: (report.out / name).read_bytes() for name in (MANIFEST, CARD)}
         message = f"Merge by Mergery ({self.job.id})"
-        return self._published(push.commit(message, small, self.context.checkpoint), verdict)
+        confirm = partial(self.context.enter_confirmed, "finalising")
+        return self._published(push.commit(message, small, confirm), verdict)
 
     def _published(self, commit: CommitResult, verdict: Verdict | None) -> dict[str, Any]:
         output = self.request.output

@@ -30,6 +30,7 @@ from jobs.states import State
 from jobs.statistics import Shelf
 from merge.recipe.recipe import Recipe
 from worker import device as devices
+from worker import scratch
 from worker.attempt import Attempt
 from worker.context import JobContext
 from worker.endings import Failure, describe, settle_stop
@@ -58,9 +59,10 @@ def run_next(workshop: Workshop, job_id: str, owner: str) -> str | None:
 def run_job(workshop: Workshop, job_id: str, owner: str, claim: Claim = lifecycle.claim) -> str | None:
     """Runs the job if it can be claimed; its state afterwards, or ``None`` if there was nothing to claim.
 
-    Raises ``DeviceMissing``, and claims nothing, where the device of this worker cannot be used.
+    Raises ``DeviceMissing`` or ``DiskUnusable``, and claims nothing, where this worker could run no job.
     """
     devices.confirm(workshop.device)
+    scratch.confirm(workshop.settings.scratch)
     with workshop.transaction() as session:
         job = claim(session, job_id, owner, workshop.settings.lease_seconds)
     if job is None:

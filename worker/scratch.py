@@ -13,7 +13,7 @@ from types import TracebackType
 from jobs.scratch import bytes_in, jobs_folder
 from merge.journal import partial_folder
 from worker.artifacts import GONE
-from worker.errors import DiskBusy, DiskFull, WorkFolderBusy
+from worker.errors import DiskBusy, DiskFull, DiskUnusable, WorkFolderBusy
 
 RESERVE_BYTES = 64 << 20
 LOCK_FILE = "lock"
@@ -88,6 +88,18 @@ class WorkFolder:
             (self.path / FINISHED_FILE).touch()
         else:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def confirm(scratch: Path) -> None:
+    """Raises ``DiskUnusable`` where no work folder can be made, however much room there is."""
+    folder = jobs_folder(scratch)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it is read-only, or another user's"
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        raise DiskUnusable(f"nothing can be written in {folder}: {reason}")
 
 
 def free_bytes(folder: Path) -> int:

@@ -55,6 +55,8 @@ class Supervisor:
     _kills: int = field(default=0, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _cleaned_at: float = field(default=float("-inf"), init=False)
+    _looked_at: float = field(default_factory=time.monotonic, init=False)
+    _resumed_at: float = field(default=float("-inf"), init=False)
 
     @classmethod
     def start(cls, settings: Settings, board: Board, hear: Hear = lambda _fact: None) -> "Supervisor":
@@ -90,6 +92,9 @@ class Supervisor:
     def look(self) -> None:
         """One round: settles the jobs of dead children, kills those that should have ended."""
         now = time.monotonic()
+        if now - self._looked_at > self.lease_seconds / 2:
+            self._resumed_at = now  # the whole worker was still, as in a paused container
+        self._looked_at = now
         for note in self.board.notes():
             if not is_alive(note.pid):
                 self._settle(note)
@@ -106,9 +111,9 @@ class Supervisor:
             self.kill(os.getpid(), signal.SIGTERM)
 
     def _is_overdue(self, note: Note, now: float) -> bool:
-        if note.stop_at is not None and now - note.stop_at > self.grace_seconds:
+        if note.stop_at is not None and now - max(note.stop_at, self._resumed_at) > self.grace_seconds:
             return True
-        return now - note.alive_at > self.lease_seconds + self.grace_seconds
+        return now - max(note.alive_at, self._resumed_at) > self.lease_seconds + self.grace_seconds
 
     def _settle(self, note: Note) -> None:
         fence = Fence(note.job_id, note.attempt, note.owner)

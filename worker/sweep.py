@@ -11,7 +11,8 @@ from functools import partial
 import structlog
 
 from db import artifacts, removals, scores, webhooks
-from db.session import Session, ask
+from db.clock import reading
+from db.session import Session
 from jobs import idempotency, lifecycle
 from jobs.errors import IllegalState, NotFound
 from worker.context import Transaction
@@ -83,14 +84,17 @@ def clock() -> float:
 @dataclass
 class Recovery:
     """``recover``, but for what is no worker's fault. When leases could not be looked at for long, since the
-    database was away or the machine slept, no worker could show that it is alive: those that are renew their
-    leases first, and what is lost in the time of a lease after that has cost no attempt.
+    database was away or the machine slept, or when the database's clock was set forward, no worker could show
+    that it is alive: those that are renew their leases first, and what is lost in the time of a lease after
+    that has cost no attempt.
     """
 
     transaction: Transaction
     lease_seconds: float
     clock: Callable[[], float] = clock
+    reading: Callable[[Session], float] = reading
     _heard_at: float = field(init=False)
+    _read: float = field(default=float("inf"), init=False)
     _lenient_until: float = field(default=float("-inf"), init=False)
 
     def __post_init__(self) -> None:
@@ -98,13 +102,15 @@ class Recovery:
 
     def look(self) -> list[str]:
         """One round; which jobs were lost."""
+        heard_at, read = self._heard_at, self._read
         with self.transaction() as session:
-            ask(session)
-        before, self._heard_at = self._heard_at, self.clock()
+            self._read = self.reading(session)
+        self._heard_at = self.clock()
         lenient = self._heard_at <= self._lenient_until
-        if self._heard_at - before > self.lease_seconds / 2:
+        unseen = max(self._heard_at - heard_at, self._read - read)
+        if unseen > self.lease_seconds / 2:
             self._lenient_until = self._heard_at + self.lease_seconds
-            log.warning("leases_not_seen", seconds=round(self._heard_at - before, 1))
+            log.warning("leases_not_seen", seconds=round(unseen, 1))
             if not lenient:
                 return []
         return recover(self.transaction, counts=not lenient)

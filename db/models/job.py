@@ -22,7 +22,9 @@ class Job(Base):
         CheckConstraint("queue IN ('cpu', 'gpu')", name="queue"),
         Index("ix_job_tenant_page", "tenant_id", "created_at", "id"),
         Index("ix_job_queued", "priority", "created_at", postgresql_where=text("state = 'queued'")),
-        Index("ix_job_lease", "lease_until", postgresql_where=text("state IN ('running', 'cancelling')")),
+        # Not by lease_until: every heartbeat would put a new version of the row into all indexes.
+        Index("ix_job_active", "queue", postgresql_where=text("state IN ('running', 'cancelling')")),
+        Index("ix_job_count", "tenant_id", "queue", "state", "parent_id"),
         Index("ix_job_metadata", "metadata", postgresql_using="gin"),
     )
 

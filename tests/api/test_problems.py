@@ -1,5 +1,6 @@
 """Whatever goes wrong is a problem body with a stable code; whatever goes out has its id and its headers."""
 
+import gzip
 import json
 from typing import Any
 
@@ -110,6 +111,16 @@ def test_another_content_type_is_refused(api: TestClient, content_type: str) -> 
         answer = api.post(path, content=json.dumps(ORDER).encode(), headers={"Content-Type": content_type})
         assert (answer.status_code, answer.json()["code"]) == (415, "media_type_unsupported"), path
         assert answer.headers["accept"]
+
+
+def test_a_compressed_body_is_refused_as_that(api: TestClient) -> None:
+    body = gzip.compress(json.dumps(ORDER).encode())
+    kind = {"Content-Type": "application/json"}
+    answer = api.post("/v1/plans", content=body, headers={**kind, "Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.json()["code"]) == (415, "media_type_unsupported")
+    assert answer.headers["accept-encoding"] == "identity"
+    plain = api.post("/v1/plans", content=b"{", headers={**kind, "Content-Encoding": "identity"})
+    assert plain.status_code == 400
 
 
 def test_a_wrong_method_says_which_are_right(api: TestClient) -> None:

@@ -4,7 +4,7 @@ import re
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from db.models.job import Job
 from db.models.trial import Trial
@@ -234,6 +234,25 @@ def test_a_running_job_is_followed_live_with_its_chart(page: Page, desktop: Desk
     expect(page.locator("#live .state").first).to_have_text("Succeeded")
     expect(page.locator("#throughput-bytes canvas")).to_be_visible()
     expect(page.get_by_role("heading", name="Scores")).to_be_visible()
+
+
+def test_a_stream_that_is_refused_at_first_is_asked_for_again(page: Page, desktop: Desktop) -> None:
+    job, fence = begin_job(desktop)
+    answers = [429, 503]
+
+    def refuse(route: Route) -> None:
+        if answers:
+            route.fulfill(status=answers.pop(), headers={"Retry-After": "0.1"}, body="come back later")
+        else:
+            route.fallback()
+
+    page.route("**/live*", refuse)
+    page.goto(f"/jobs/{job.id}")
+    tell(desktop, fence, 30)
+    expect(page.locator("#live")).to_contain_text("30 of 100")
+    assert answers == [] and len(desktop.complaints) == 2
+    desktop.complaints.clear()
+    end_job(desktop, fence)
 
 
 def test_a_page_whose_key_is_revoked_leads_to_the_sign_in_page(desktop: Desktop) -> None:

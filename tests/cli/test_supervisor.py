@@ -30,7 +30,8 @@ def sleeper(mark: Path) -> list[str]:
         "    say('stopped'); sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
         "say(f'started {os.getpid()}')\n"
-        "time.sleep(60)\n"
+        # A signal that comes right before a sleep is heard after it.
+        "for _ in range(600): time.sleep(0.1)\n"
     )
     return [sys.executable, "-c", code, str(mark)]
 
@@ -176,8 +177,23 @@ def test_parts_are_asked_to_stop_when_whoever_started_them_is_killed(tmp_path: P
     )
     started = subprocess.Popen([sys.executable, "-c", code, *sleeper(mark)], cwd=ROOT)
     try:
-        until(lambda: len(lines(mark)) == 1)
+        until(lambda: len(lines(mark)) == 1, seconds=60)
     finally:
         started.kill()
         started.wait()
-    until(lambda: lines(mark)[1:] == ["stopped"])
+    until(lambda: lines(mark)[1:] == ["stopped"], seconds=60)
+
+
+def test_a_part_whose_parent_has_died_before_it_could_be_told_does_not_begin() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from cli.supervisor import begin_part\n"
+        "begin_part(signal.SIGTERM, int(sys.argv[1]) or os.getppid())\n"
+        "print('begun')\n"
+    )
+    nobody = os.getpid() + 1
+    for parent, begun in ((0, "begun\n"), (nobody, "")):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, str(parent)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ended.stdout == begun, ended.stderr

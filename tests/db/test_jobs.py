@@ -1,5 +1,6 @@
 """Pages, counts and places in the queue."""
 
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from db import jobs
@@ -59,6 +60,16 @@ def test_counts_by_queue_and_state(session: Session) -> None:
     assert jobs.count_states(session) == {("cpu", "queued"): 1, ("cpu", "running"): 1}
     assert jobs.count_states(session, "ten_nobody") == {}
     assert jobs.oldest_queued_seconds(session)["cpu"] >= 0
+
+
+def test_heartbeats_and_progress_leave_the_indexes_alone(session: Session) -> None:
+    job, fence = make_running(session)
+    session.commit()
+    hot = text("SELECT pg_stat_get_xact_tuples_hot_updated('job'::regclass)")
+    before = session.scalar(hot)
+    jobs.beat(session, job.id, fence.attempt, fence.owner, 60.0)
+    jobs.write_progress(session, job.id, fence.attempt, fence.owner, {"fraction": 0.5}, 0.0)
+    assert session.scalar(hot) == before + 2
 
 
 def test_short_urls_get_the_driver() -> None:

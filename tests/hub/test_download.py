@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hub import xet
 from hub.download import WORK_FOLDER, download
 from hub.errors import (
     DiskFull,
@@ -221,6 +222,23 @@ def test_where_xet_fails_plain_http_takes_over(fetch: Fetch, pushed: Snapshot, f
     folder_hub.faults.add("xet-token", Fault(status=503), times=99)
     assert fetch(pushed) == len(BIG) + 2
     assert (fetch.folder / "model.safetensors").read_bytes() == BIG
+
+
+def test_a_chunk_store_that_fails_is_not_asked_for_the_next_file(
+    fetch: Fetch, pushed: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client tries for minutes, each time."""
+    asked = []
+
+    def away() -> None:
+        asked.append(1)
+        raise RuntimeError("the store is away")
+
+    monkeypatch.setattr(xet, "get_xet_session", away)
+    for _ in range(2):
+        assert fetch(pushed) == len(BIG) + 2
+        (fetch.folder / "model.safetensors").unlink()
+    assert asked == [1]
 
 
 def test_a_xet_transfer_stops_when_asked(fetch: Fetch, pushed: Snapshot) -> None:

@@ -22,7 +22,8 @@ def get(hub: FolderHub, path: str, token: str | None = "hf_alice", **headers: st
 
 
 def post(hub: FolderHub, path: str, body: object, token: str | None = "hf_alice") -> httpx2.Response:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Content-Type": "application/json"}
+    headers |= {"Authorization": f"Bearer {token}"} if token else {}
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return httpx2.post(hub.url + path, content=content, headers=headers)
 
@@ -85,6 +86,7 @@ def test_head_tells_size_and_digest_without_a_body(folder_hub: FolderHub) -> Non
         (None, None), ("bytes=0-4", (0, 5)), ("bytes=5-", (5, 10)), ("bytes=-3", (7, 10)),
         ("bytes=-30", (0, 10)),
         ("bytes=2-99", (2, 10)), ("bytes=0-1,3-4", None), ("lines=0-1", None), ("bytes=-", None),
+        ("bytes=0-" + "9" * 5000, None), ("bytes=\N{ARABIC-INDIC DIGIT THREE}-", None),
     ],
 )  # fmt: skip
 def test_ranges_are_read_as_the_standard_says(header: str | None, span: tuple[int, int] | None) -> None:
@@ -274,6 +276,27 @@ def test_commits_with_unsafe_names_are_refused(folder_hub: FolderHub) -> None:
 def test_broken_commits_are_refused(folder_hub: FolderHub) -> None:
     for body in (b"", b"not json", b'{"key": "file"}', b"[" * 100_000, b'{"key":"header","value":{}}'):
         assert post(folder_hub, "/api/models/team/model/commit/main", body).status_code == 400, body[:20]
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/api/models/team/model/preupload/main", {"files": {"path": "a", "size": 1}}),
+        ("/api/models/team/model/preupload/main", {"files": ["a"]}),
+        ("/api/models/team/model/preupload/main", {"files": [{"path": "\ud800", "size": 1}]}),
+        ("/api/models/team/model/paths-info/main", {"paths": [["config.json"]]}),
+        ("/team/model.git/info/lfs/objects/batch", {"operation": "upload", "objects": [None]}),
+        ("/api/models/team/model/commit/main", {"key": "header", "value": {"summary": "\ud800"}}),
+    ],
+)
+def test_json_of_another_form_is_refused(folder_hub: FolderHub, route: str, body: object) -> None:
+    assert post(folder_hub, route, body).status_code == 400
+
+
+def test_a_name_that_no_header_can_hold_is_missing_like_any_other(folder_hub: FolderHub) -> None:
+    for path in ("/api/models/team/model/tree/main/a%0D%0AX-Evil:%201", "/api/models/team/model/tree/%00"):
+        reply = get(folder_hub, path)
+        assert reply.status_code == 404 and "x-evil" not in reply.headers
 
 
 def test_a_file_cannot_also_be_a_folder(folder_hub: FolderHub) -> None:

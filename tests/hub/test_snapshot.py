@@ -18,6 +18,7 @@ from hub.errors import (
     NameRefused,
     RateLimited,
     RepoNotFound,
+    RequestRefused,
     RevisionNotFound,
     TokenInvalid,
     TooLarge,
@@ -324,6 +325,13 @@ def test_a_hub_that_is_not_there_is_unavailable() -> None:
     hub = Hub("http://127.0.0.1:9", None, sleep=lambda seconds: None)
     with pytest.raises(Unavailable, match="cannot be reached"):
         hub.pin("team/model")
+
+
+def test_a_token_is_not_left_out_in_silence_where_the_address_has_a_password() -> None:
+    """Of both, httpx sends the password alone; private models looked absent."""
+    with pytest.raises(RequestRefused, match="no token can be sent"):
+        Hub("http://ann:secret@127.0.0.1:9", "hf_alice")
+    assert Hub("HTTP://127.0.0.1:9", "hf_alice").session.token == "hf_alice"
 
 
 def test_a_pinned_private_commit_asks_the_hub_each_time(client: Clients, folder_hub: FolderHub) -> None:

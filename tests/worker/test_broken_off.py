@@ -155,6 +155,22 @@ def test_a_job_that_is_cancelled_while_it_commits_says_so(floor: Floor) -> None:
     assert floor.job(early).state == "cancelled" and warnings(floor, early) == []
 
 
+def test_a_job_that_is_cancelled_right_before_its_commit_sends_none(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = floor.order(**PUSHED)
+    write = merge_job.write_card
+
+    def cancel(*arguments: Any) -> None:
+        write(*arguments)
+        floor.cancel(job_id)
+
+    monkeypatch.setattr(merge_job, "write_card", cancel)
+    job = floor.run(job_id, heartbeat_seconds=15.0)
+    assert job.state == "cancelled" and commits(floor) == 0
+    assert warnings(floor, job_id) == [], "nothing can be there"
+
+
 def warnings(floor: Floor, job_id: str) -> list[str]:
     return [each.data["code"] for each in floor.events(job_id) if each.type == "merge.warning"]
 

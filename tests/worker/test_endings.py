@@ -1,5 +1,8 @@
 """What becomes of a job that does not succeed, and what is told of it."""
 
+import errno
+import os
+import signal
 import sys
 from dataclasses import replace
 from typing import Any, cast
@@ -11,8 +14,11 @@ from sqlalchemy import text
 from hub.errors import RateLimited, Unavailable
 from hub.folder_faults import Fault
 from jobs import lifecycle
+from settings import Settings
+from tests.factories import TEST_SECRET
 from tests.worker.conftest import Floor
 from worker import child, run_job
+from worker.board import Board
 from worker.endings import describe
 from worker.scorer import Scorer
 from worker.scratch import WorkFolder
@@ -77,6 +83,24 @@ def test_a_worker_without_its_gpu_leaves_the_job_to_another(
     job = floor.job(job_id)
     assert (job.state, job.attempt, floor.types(job_id)) == ("queued", 0, ["merge.queued"])
     assert rejected.value.requeue and broken.board is not None and broken.board.is_unfit()
+
+
+def test_a_worker_that_can_write_nothing_leaves_the_job_to_another(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even that it is unfit, which would lie on the same disk."""
+    job_id, file, told = floor.order(), floor.folder / "file", list[tuple[int, int]]()
+    file.touch()
+    settings = Settings(data_dir=floor.folder, scratch_dir=file / "scratch", secret_key=TEST_SECRET)
+    workshop = replace(floor.workshop, settings=settings, board=Board(file))
+    monkeypatch.setattr(child, "workshop", lambda: workshop)
+    monkeypatch.setattr(os, "kill", lambda *sent: told.append(sent))
+    with pytest.raises(Reject):
+        child.run_job(job_id)
+    job = floor.job(job_id)
+    assert (job.state, job.attempt, told) == ("queued", 0, [(os.getppid(), signal.SIGTERM)])
+    failure = describe(OSError(errno.EROFS, "Read-only file system", "/disk/output"))
+    assert (failure.code, failure.retryable) == ("disk_unusable", True)
 
 
 def test_an_attempt_in_a_folder_that_another_process_holds_does_not_count(floor: Floor) -> None:

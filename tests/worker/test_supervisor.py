@@ -90,6 +90,20 @@ def test_a_child_that_is_silent_for_longer_than_its_lease_is_killed(
     assert child.wait(5) == -signal.SIGKILL
 
 
+def test_a_child_is_not_held_silent_for_the_time_in_which_the_worker_was_paused(
+    sessions: sessionmaker[Session], tmp_path: Path, running: Fence, child: subprocess.Popen[bytes]
+) -> None:
+    supervisor = watch(sessions, tmp_path, grace_seconds=1.0)
+    supervisor.board.write(note(child.pid, running, alive_at=time.monotonic() - 3600))
+    supervisor._looked_at -= 3600
+    for _ in range(2):
+        supervisor.look()
+        assert child.poll() is None
+    supervisor._resumed_at -= 6.5
+    supervisor.look()
+    assert child.wait(5) == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(
     ("reason", "state", "code"),
     [(None, "queued", None), ("shutdown", "queued", None), ("timeout", "failed", "timeout")],

@@ -226,6 +226,22 @@ def test_a_database_that_was_away_for_long_costs_no_attempt(sessions: sessionmak
     assert ends == {lost.id: ("queued", 2), there.id: ("failed", 1)}
 
 
+def test_a_clock_that_is_set_forward_makes_no_job_lost_whose_worker_is_there(
+    sessions: sessionmaker[Session],
+) -> None:
+    """The database's clock by which leases run out: an hour's jump is the end of them all."""
+    readings = [0.0, 10.0, 3_620.0, 3_630.0]
+    recovery = Recovery(sessions.begin, 60.0, lambda: 0.0, lambda _: readings.pop(0))
+    assert recovery.look() == recovery.look() == []
+    with sessions.begin() as session:
+        job, fence = make_running(session)
+        let_lease_run_out(session, job.id)
+    assert recovery.look() == []
+    with sessions.begin() as session:
+        heartbeat(session, fence, 60.0)
+    assert recovery.look() == []
+
+
 def test_a_job_nobody_started_in_time_expires(sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
         job = make_job(session, expires_in=100)

@@ -59,6 +59,14 @@
     if (event.detail?.status === 401) location.reload();
   });
 
+  // Of a stream htmx itself repeats every try but the first, which a busy or restarting service may refuse as well.
+  const RECONNECT = 5_000;
+  document.addEventListener("htmx:finally:request", (event) => {
+    const { sourceElement: source, response } = event.detail.ctx;
+    if (!source.hasAttribute("hx-sse:connect") || (response && response.status !== 429 && response.status < 500)) return;
+    setTimeout(() => htmx.trigger(source, "reconnect"), 1000 * response?.headers.get("Retry-After") || RECONNECT);
+  });
+
   // Who clicks twice sends once: every sending would make a job, or a key.
   const AGAIN = 15_000;
   const sent = new Map();
