@@ -31,7 +31,8 @@ THREADS = 8
 PLANNING_THREADS = 8
 POOL = 12
 """Connections of one process: threads that plan hold none meanwhile, so not every thread needs one."""
-SESSION = "session "
+KEY, SESSION = "key ", "session "
+"""What callers are remembered by, before a secret or an id: no text in one's place is ever the other."""
 
 Row = TypeVar("Row")
 
@@ -79,7 +80,7 @@ class Desk:
             with self.read() as session:
                 return keys.authenticate(session, secret)
 
-        return self.callers.get(secret, find)
+        return self.callers.get(KEY + secret, find)
 
     def caller_of_session(self, key_id: str) -> Caller:
         """The caller behind the key that a session cookie names; raises ``Unauthenticated``."""
@@ -130,7 +131,7 @@ async def current_caller(request: Request) -> Caller:
     """Who sent this request; a cookie counts only with its CSRF token when something is to be changed."""
     desk = desk_of(request)
     if secret := bearer_of(request):
-        return await _remembered(desk, secret, desk.caller_of_key, secret)
+        return await _remembered(desk, KEY + secret, desk.caller_of_key, secret)
     session = session_of(request, desk.signer)
     if session is None:
         raise unauthenticated()

@@ -22,6 +22,7 @@ PROGRESS_EVENT_SECONDS = 1.0
 SCORE_FACTS = ("stderr", "n", "higher_is_better", "known_key", "differences")
 BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 300.0
+DOUBLINGS = 6  # the pause is the longest then; attempts that do not count may be thousands
 LONGEST_ASKED_SECONDS = 3600.0
 """However late a Hub says that it can be asked again."""
 WITH_PARTS = ("search",)
@@ -218,7 +219,7 @@ def fail(
     if retryable and job.state == State.CANCELLING:
         _cancelled(session, job)
     elif retryable and job.attempt < job.max_attempts:
-        wait = min(BACKOFF_SECONDS * 2 ** (job.attempt - 1), LONGEST_BACKOFF_SECONDS)
+        wait = min(BACKOFF_SECONDS * 2 ** min(job.attempt - 1, DOUBLINGS), LONGEST_BACKOFF_SECONDS)
         _requeue(session, job, code, detail, max(wait, min(at_least, LONGEST_ASKED_SECONDS)))
     else:
         _fail(session, job, code, detail, findings)

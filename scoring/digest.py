@@ -12,7 +12,7 @@ from typing import Any
 
 from scoring.tasks import Task
 
-SCORER_VERSION = 4
+SCORER_VERSION = 5
 """Goes up whenever the same model and set would give other numbers, or more of them."""
 NOT_SCORED = frozenset({"mergery.json", "README.md", "LICENSE", ".gitattributes"})
 """Files of a model folder that change no score."""

@@ -82,7 +82,8 @@ class _Trainer:
                     after[tensor].copy_(moved)
 
         def on_group(done: int, total: int, now: int) -> None:
-            self.partial.note(**{name: done})
+            # One note: an epoch that is begun anew would find its groups done, and change nothing.
+            self.partial.note(epochs=epoch + (done == total), **{name: done})
             tokens = self.batches.tokens * of.epochs
             self.job.tell(self.key, name, epoch * total + done, of.epochs * total, now, tokens)
 
@@ -98,7 +99,6 @@ class _Trainer:
             whole=all_at_once,
             check=self.job.check,
         ).run(Sums(), int(self.partial.facts.get(name, 0)), on_group, update)
-        self.partial.note(epochs=epoch + 1)
 
     def _pair(self, name: str) -> tuple[Tensor, Tensor]:
         output = self._outputs[name]

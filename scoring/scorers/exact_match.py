@@ -133,9 +133,10 @@ def _next(loaded: LoadedModel, fed: Tensor, whole: Tensor, past: Any) -> tuple[T
 
 
 def _ends(loaded: LoadedModel) -> set[int]:
-    told = [
-        getattr(loaded.tokenizer, "eos_token_id", None),
-        getattr(loaded.model.config, "eos_token_id", None),
-    ]
+    """Tokens that end an answer, by the tokenizer, the config and the settings of generation: chat models
+    often name the end of a turn in the last alone.
+    """
+    tellers = (loaded.tokenizer, loaded.model.config, getattr(loaded.model, "generation_config", None))
+    told = [getattr(each, "eos_token_id", None) for each in tellers]
     flat = [each for one in told for each in (one if isinstance(one, list) else [one])]
     return {each for each in flat if isinstance(each, int)}

@@ -49,7 +49,7 @@ def search(space: Space, p: GenomeSettings, task: Task) -> Search:
             each.scored(task.value(answer))
         population = survivors([each for each in population if each.own is not None], p, rng)
         if p.plus and left > 0:
-            moved = swarm(population, p, step, rng)[:left]
+            moved = swarm(population, p, step, rng, left)
             told = yield [Ask(space.point(each.genome.tolist())) for each in moved]
             left -= len(moved)
             for each, answer in zip(moved, told, strict=True):
@@ -118,12 +118,15 @@ def survivors(everybody: list[Individual], p: GenomeSettings, rng: np.random.Gen
 
 
 def swarm(
-    population: list[Individual], p: GenomeSettings, step: float, rng: np.random.Generator
+    population: list[Individual], p: GenomeSettings, step: float, rng: np.random.Generator, most: int
 ) -> list[Individual]:
-    """Everybody but the elites, moved towards its own best and the best of all, away from the worst."""
+    """The ``most`` fittest but the elites, moved towards their own best and the best of all, away from the
+    worst.
+    """
     ranked = sorted(population, key=lambda each: -each.value)
     best, worst = ranked[0].genome, ranked[-1].genome
-    for each in ranked[p.elites :]:
+    moved = ranked[p.elites :][:most]
+    for each in moved:
         draws = rng.random(4) * np.array([p.inertia, p.own, p.best, p.worst])
         last = each.move if each.move is not None else np.zeros_like(each.genome)
         assert each.own is not None
@@ -131,4 +134,4 @@ def swarm(
         total = draws.sum() or 1.0
         each.move = np.asarray(sum(d * pull for d, pull in zip(draws, pulls, strict=True)) / total)
         each.genome = np.clip(each.genome + step * each.move, 0, 1)
-    return ranked[p.elites :]
+    return moved

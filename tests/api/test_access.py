@@ -212,6 +212,18 @@ def test_a_session_reads_freely_and_changes_only_with_its_token(client: TestClie
     assert client.post("/v1/jobs", json=ORDER, headers={CSRF_HEADER: other}).status_code == 403
 
 
+def test_the_id_of_a_key_that_is_signed_in_is_no_key(client: TestClient, anna: Who) -> None:
+    desk: Desk = client.app.state.desk  # type: ignore[attr-defined]
+    client.get("/v1/jobs", headers=anna.headers)
+    while not desk.feed.hearing:
+        time.sleep(0.01)
+    cookie = desk.signer.sign(desk.signer.session(anna.caller.key_id))
+    assert client.get("/v1/jobs", headers={"Cookie": f"{desk.signer.cookie}={cookie}"}).status_code == 200
+    bearer = {"Authorization": f"Bearer session {anna.caller.key_id}"}
+    assert client.get("/v1/jobs", headers=bearer).status_code == 401
+    assert client.post("/login", data={"key": f"session {anna.caller.key_id}"}).status_code == 401
+
+
 def test_a_changed_or_old_session_is_none(client: TestClient, anna: Who) -> None:
     desk: Desk = client.app.state.desk  # type: ignore[attr-defined]
     good = desk.signer.sign(desk.signer.session(anna.caller.key_id))

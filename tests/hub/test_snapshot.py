@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -158,6 +159,17 @@ def test_small_parts_of_files_move_no_more_than_themselves(
         wanted[0]: content[5:25], wanted[1]: content[1000:1300], wanted[2]: b"{", wanted[3]: b"",
     }  # fmt: skip
     assert sum(folder_hub.stats.bytes.values()) == 20 + 300 + 1
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_part_of_a_file_of_another_size_is_none_of_the_commit_s(
+    client: Clients, waits: list[float], more: int
+) -> None:
+    snapshot = client().pin("team/model")
+    other = replace(snapshot, files=tuple(replace(each, size=each.size + more) for each in snapshot.files))
+    with pytest.raises(Unavailable, match="other bytes"):
+        client().spans(other, [("config.json", 2, 8)])
+    assert len(waits) == 4
 
 
 def test_a_header_without_an_end_is_the_whole_of_a_short_file(client: Clients, root: Path) -> None:

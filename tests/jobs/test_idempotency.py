@@ -85,7 +85,10 @@ def test_the_key_of_a_process_that_died_is_free_again_and_its_late_answer_is_ref
 def test_tenants_do_not_share_keys(session: Session) -> None:
     one, two = make_caller(session, "one"), make_caller(session, "two")
     idempotency.finish(session, held(idempotency.reserve(session, one.tenant_id, "k", HASH)), 202, {"x": 1})
-    held(idempotency.reserve(session, two.tenant_id, "k", HASH))
+    theirs = held(idempotency.reserve(session, two.tenant_id, "k", HASH))
+    idempotency.finish(session, theirs, 202, {"x": 2})
+    for tenant, number in ((one, 1), (two, 2)):
+        assert idempotency.reserve(session, tenant.tenant_id, "k", HASH) == Replay(202, {"x": number})
 
 
 def test_answers_are_forgotten_after_three_days(session: Session) -> None:

@@ -167,11 +167,16 @@ def test_a_retryable_failure_waits_longer_each_time_and_then_fails(session: Sess
     assert (job.state, job.attempt, job.error_code) == ("failed", 3, "hub_unavailable")
 
 
-@pytest.mark.parametrize(("asked", "waits"), [(120.0, 120), (1.0, 5), (1e9, 3600)])
+@pytest.mark.parametrize(
+    ("asked", "attempt", "waits"),
+    [(120.0, 1, 120), (1.0, 1, 5), (1e9, 1, 3600), (0, 6, 160), (0, 7, 300), (0, 1200, 300)],
+)
 def test_a_failure_that_says_when_to_come_back_is_not_tried_again_before(
-    session: Session, asked: float, waits: int
+    session: Session, asked: float, attempt: int, waits: int
 ) -> None:
     job, fence = make_running(session)
+    job.attempt, job.max_attempts = attempt, 2000
+    fence = lifecycle.fence_of(job)
     lifecycle.fail(session, fence, "hub_rate_limited", "later", retryable=True, at_least=asked)
     left = text("SELECT extract(epoch FROM not_before - clock_timestamp()) FROM job WHERE id = :id")
     assert round(float(session.scalar(left, {"id": job.id}) or 0)) == waits

@@ -120,6 +120,13 @@ def test_the_key_can_be_changed_while_old_ciphertexts_still_open() -> None:
         Keyring("third").open(sealed, "tenant", "row")
 
 
+def test_what_an_earlier_release_kept_is_read_by_this_one() -> None:
+    body = "c97e82cf8271c9275c81d988bb76254a7ae3e1d91451337ef08e2b4bf840c77d79c304"
+    kept = Sealed("706b9d477680", bytes.fromhex(body))  # its key worked out by hand from RFC 5869
+    assert Keyring("an operator's secret of long ago").open(kept, "ten_1", "cred_1") == "hf_kept"
+    assert keys.is_well_formed("mk_live_AbCd0123_0123456789abcdefghijklmnopqrstuv37Y1Fx")
+
+
 def test_equal_texts_have_different_ciphertexts(keyring: Keyring) -> None:
     one, two = keyring.seal("x", "t"), keyring.seal("x", "t")
     assert one.ciphertext != two.ciphertext

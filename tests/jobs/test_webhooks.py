@@ -1,6 +1,7 @@
 """Endpoints and deliveries: schedule, leases, rotation, giving up. Checked with the reference library."""
 
 import threading
+from base64 import b64encode
 from collections import Counter
 
 import pytest
@@ -285,6 +286,14 @@ def test_urls_that_may_never_be_called_are_refused(url: str) -> None:
 
 def test_plain_http_needs_the_operator_s_permission() -> None:
     webhooks.check_url("http://127.0.0.1:9999/x", allow_http=True)
+
+
+def test_a_secret_is_base64_and_nothing_else() -> None:
+    good = signing.new_secret()
+    assert signing.is_secret(good) and len(set(good)) > 20
+    assert not any(signing.is_secret(each) for each in (good[:9] + "!" + good[9:], good + "*", good[6:]))
+    sizes = [size for size in range(70) if signing.is_secret("whsec_" + b64encode(bytes(size)).decode())]
+    assert sizes == list(range(24, 65))
 
 
 def test_unknown_events_and_unfit_secrets_are_refused(session: Session, keyring: Keyring) -> None:

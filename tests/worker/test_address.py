@@ -129,6 +129,10 @@ def test_http_needs_the_operators_word() -> None:
     assert locate("http://hook.example/", allow_http=True, resolver=answers("8.8.8.8")).port == 80
 
 
+def test_a_network_may_be_named_by_any_of_its_addresses() -> None:
+    assert [str(each) for each in parse_networks(["10.1.2.3/8", "fd00::1/8"])] == ["10.0.0.0/8", "fd00::/8"]
+
+
 def test_a_network_that_is_none_is_named() -> None:
     with pytest.raises(AddressRefused, match="nonsense"):
         parse_networks(["nonsense"])

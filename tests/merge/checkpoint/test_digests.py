@@ -102,6 +102,16 @@ def test_all_that_was_lent_is_given_back_once(files: list[tuple[Path, bytearray]
     assert sorted(given) == sorted(at for _, at in order)
 
 
+def test_little_is_kept_of_what_is_lent_ahead(files: list[tuple[Path, bytearray]]) -> None:
+    (digest,), given = opened(Digests(), files[:1]), []  # type: list[FileDigest], list[int]
+    ahead = range(50_000, len(files[0][1]), 50_000)
+    for at in ahead:
+        digest.note(at, *lent(files[0][1], at, 50_000, given))
+    assert len(ahead) - len(given) == digests.MOST_LENT == 4
+    digest.note(0, *lent(files[0][1], 0, 50_000, given))
+    assert digest.finish() == hashlib.sha256(files[0][1]).hexdigest()
+
+
 def test_files_that_grow_together_are_hashed_together(files: list[tuple[Path, bytearray]]) -> None:
     own = Together()
     found = opened(Digests(own), [files[place] for place in (0, 2, 4)])

@@ -1,5 +1,6 @@
 """Trained regions: worked numbers, the gradient of the objective, and what the result is made of."""
 
+import contextlib
 import errno
 import math
 import os
@@ -14,6 +15,7 @@ from torch import Tensor
 from merge.joint.masks import Training, largest_share, start, step
 from merge.joint.weights import Made, OnDisk, Scores
 from merge.learn import backward
+from merge.learn.partial import Partial
 from merge.learn.statistics import read_statistics
 from tests.merge.informed import Held
 from tests.merge.joint import references
@@ -158,6 +160,34 @@ def test_a_training_that_is_cut_off_anywhere_gives_the_same_regions(
         except Cut:
             assert not (root / "often").exists()
     assert done[0] > 6
+    assert (root / "once" / "model.safetensors").read_bytes() == (
+        root / "often" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_training_that_is_cut_off_at_the_end_of_an_epoch_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backward, "GROUPS", 1)
+    root = family(tmp_path, layers=1)
+    assert merge(root, "once", [STEP]) == 0
+    shutil.rmtree(root / "statistics")
+    note, noted = Partial.note, []  # type: Any, list[Path]
+
+    class Cut(BaseException):
+        pass
+
+    def cut(self: Partial, **facts: Any) -> None:
+        note(self, **facts)
+        if "mask-0000" in facts and self.folder not in noted:
+            noted.append(self.folder)
+            raise Cut
+
+    monkeypatch.setattr(Partial, "note", cut)
+    while not (root / "often").exists():
+        with contextlib.suppress(Cut):
+            assert merge(root, "often", [STEP]) == 0
+    assert len(noted) == 2
     assert (root / "once" / "model.safetensors").read_bytes() == (
         root / "often" / "model.safetensors"
     ).read_bytes()

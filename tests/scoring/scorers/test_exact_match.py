@@ -1,6 +1,7 @@
 """Greedy continuations: those of Transformers' own loop, ended by stop strings, compared as stated."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,23 @@ def test_what_is_written_is_what_transformers_writes(decoder: Path) -> None:
     for prompt in PROMPTS:
         ids = loaded.tokenizer(prompt)["input_ids"]  # type: ignore[misc]
         assert continued(loaded, [ids], asked) == [by_transformers(decoder, prompt, 12)]
+
+
+def test_an_answer_ends_where_the_settings_of_generation_end_it(decoder: Path) -> None:
+    loaded: Any = load(decoder)
+    ids = torch.tensor([loaded.tokenizer("Two of")["input_ids"]])
+
+    def written() -> list[int]:
+        told = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 259}
+        out = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), **told)
+        return list(out[0, ids.shape[1] :].tolist())
+
+    end = written()[4]
+    loaded.model.generation_config.eos_token_id = [257, end]
+    *kept, last = written()
+    assert last == end and len(kept) < 7
+    asked = ExactMatchSettings(max_new_tokens=8, stop=())
+    assert continued(loaded, ids.tolist(), asked) == [loaded.tokenizer.decode(kept, skip_special_tokens=True)]
 
 
 def test_prompts_of_one_length_go_together_and_change_nothing(decoder: Path) -> None:
@@ -81,5 +99,14 @@ def test_no_more_is_written_than_the_model_has_positions(tmp_path: Path) -> None
     task = ExactMatchTask(
         "g", (Prompt("One", ("x",)),), settings=ExactMatchSettings(max_new_tokens=90, stop=())
     )
-    (score,) = score_loaded(load(folder), [task])
+    loaded: Any = load(folder)
+    (score,) = score_loaded(loaded, [task])
     assert score.value == 0
+    ids = torch.arange(60)[None]
+    told = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 259}
+    new = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), **told)[0, 60:].tolist()
+    four, five = (loaded.tokenizer.decode(new[:count], skip_special_tokens=True) for count in (4, 5))
+    assert four != five
+    for keeps in (True, False):
+        loaded.__dict__["keeps_a_past"] = keeps
+        assert continued(loaded, ids.tolist(), ExactMatchSettings(max_new_tokens=90, stop=())) == [five]

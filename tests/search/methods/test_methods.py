@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from search.clouds import angles, directions, largest_gains, predicted_front
+from search.clouds import angles, directions, largest_gains, predicted_front, where_unsure
 from search.drive import Candidate, drive
 from search.errors import SearchFailed
 from search.front import behind, hypervolume, not_dominated
@@ -352,3 +352,40 @@ def test_the_best_of_a_population_never_gets_worse() -> None:
     assert max(value[0] for value in kept if value) == best
     again, _ = searched(order("genome", weights_space(3), evals=120, seed=4), 3, sphere)
     assert [t.point for t in again.trials] == [t.point for t in ended.trials]
+
+
+def test_the_swarm_s_step_shrinks_with_every_generation() -> None:
+    settings = {"plus": True, "crossover": 0, "mutation": 1, "gene_mutation": 0}
+    for decay, still in ((1e-12, True), (1.0, False)):
+        asked = order("genome", weights_space(2), evals=58, settings=settings | {"decay": decay})
+        ended, _ = searched(asked, 2, sphere)  # 10, a swarm of 9, their copies, a swarm of 9 again
+        points = [np.array(list(each.point.values())) for each in ended.trials]
+        moves = [min(np.abs(points[at] - each).max() for each in points[:at]) for at in range(1, len(points))]
+        assert max(moves[:18]) > 1e-3 and (max(moves[18:]) < 1e-9) == still
+
+
+def test_a_population_holds_only_what_was_scored_where_the_budget_ends_within_a_swarm() -> None:
+    ended, result = searched(order("genome", weights_space(2), evals=13, settings={"plus": True}), 2, sphere)
+    assert len(ended.trials) == 13 and len(result["notes"]["population"]) == 10
+    assert all(each in [trial.point for trial in ended.trials] for each in result["notes"]["population"])
+
+
+def test_unsure_places_are_drawn_by_errors_and_half_the_spread_of_scores() -> None:
+    angle = np.repeat((np.arange(4) + 0.5) / 4 * np.pi / 2, 2)
+    points = np.tile([[0.5], [0.6]], (4, 1)) * np.column_stack([np.cos(angle), np.sin(angle)])
+    scores = np.zeros((8, 1))
+    scores[:2, 0] = 0.14 * np.sqrt(2) * np.array([-1, 1])  # half of 0.14 is the temperature
+    at = {tuple(point): score for point, score in zip(points.tolist(), scores[:, 0], strict=True)}
+    models = [lambda x: np.array([at[tuple(row)] for row in x.tolist()])]
+    drawn = where_unsure(points, scores, models, 4000, np.random.default_rng(0))
+    share = float((angles(drawn)[:, 0] < np.pi / 8).mean())
+    assert share == pytest.approx(np.e / (np.e + 3), abs=0.03)
+
+
+def test_the_stages_of_evo_merging_draw_apart() -> None:
+    settings = {"denoise": ["x0", "x1"], "population": 6, "first_share": 0.5, "penalty": 0}
+    asked = order("evo_merging", weights_space(4), evals=12, settings=settings)
+    ended, _ = searched(asked, 4, sphere)
+    drawn = np.array([list(each.point.values()) for each in ended.trials])
+    assert np.ptp(drawn[:6, :2], axis=0).min() > 0 and np.ptp(drawn[6:, 2:], axis=0).min() > 0
+    assert not np.allclose(drawn[:6, :2], drawn[6:, 2:])
