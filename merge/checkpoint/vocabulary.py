@@ -11,15 +11,16 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count, takewhile
 from typing import Any
 
 from merge.checkpoint.header import parse_json_object
+from merge.checkpoint.late import Token, late_tokens, next_id
 from merge.file_errors import TextInvalid, VocabularyInvalid
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 MAX_TOKENS = 2_000_000
 MAX_TOKEN_CHARS = 4096
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _LONE_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _WORD_START = "\u2581"
@@ -44,15 +45,15 @@ class AddedToken:
 class Vocabulary:
     """``tokens`` maps every token, as it is spelt in the files, to its id; ``added`` are among them.
 
-    ``kind`` is ``BPE``, ``Unigram``, ``WordPiece``, ``WordLevel`` or ``SentencePiece``; ``named`` are the
-    tokens with a part to play (``eos_token``, ...); ``misplaced`` is an added token that would not get the
-    id its file gives it.
+    ``kind`` is ``BPE``, ``Unigram``, ``WordPiece``, ``WordLevel`` or ``SentencePiece``; ``late`` are
+    tokens that only settings name, with the ids they get where the tokenizer is loaded; ``misplaced`` is an
+    added token that would not get the id its file gives it.
     """
 
     kind: str
     tokens: Mapping[str, int]
     added: tuple[AddedToken, ...]
-    named: Mapping[str, str]
+    late: tuple[AddedToken, ...]
     byte_fallback: bool
     misplaced: str | None = None
 
@@ -96,15 +97,10 @@ class Vocabulary:
         return found
 
     def loaded(self, rows: int) -> "Vocabulary":
-        """With the named tokens that no file lists and that have a row: where a tokenizer is loaded they get
-        the ids after all others.
-        """
-        late = dict.fromkeys(text for text in self.named.values() if text not in self.tokens)
-        free = range(self.size, rows if self.size == len(self.tokens) else 0)
-        ids = dict(zip(late, free, strict=False))
-        flags = dict.fromkeys(_FLAGS, False) | {"special": True}
-        added = (AddedToken(text, number, flags) for text, number in ids.items())
-        return replace(self, tokens={**self.tokens, **ids}, added=(*self.added, *added)) if ids else self
+        """With the late tokens that have a row."""
+        late = [token for token in self.late if token.id < rows]
+        tokens = {**self.tokens, **{token.text: token.id for token in late}}
+        return replace(self, tokens=tokens, added=(*self.added, *late)) if late else self
 
     @cached_property
     def _added_texts(self) -> frozenset[str]:
@@ -112,15 +108,19 @@ class Vocabulary:
 
     def pack(self) -> bytes:
         """A small form to keep many of."""
-        added = [[token.text, token.id, dict(token.flags)] for token in self.added]
-        document = [self.kind, dict(self.tokens), added, dict(self.named), self.byte_fallback, self.misplaced]
+        added, late = (
+            [[token.text, token.id, dict(token.flags)] for token in listed]
+            for listed in (self.added, self.late)
+        )
+        document = [self.kind, dict(self.tokens), added, late, self.byte_fallback, self.misplaced]
         return zlib.compress(json.dumps(document, separators=(",", ":")).encode(), 1)
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Vocabulary":
         """The vocabulary that was packed."""
-        kind, tokens, added, *rest = json.loads(zlib.decompress(packed))
-        return cls(kind, tokens, tuple(AddedToken(*each) for each in added), *rest)
+        kind, tokens, added, late, *rest = json.loads(zlib.decompress(packed))
+        listed, named = (tuple(AddedToken(*each) for each in tokens) for tokens in (added, late))
+        return cls(kind, tokens, listed, named, *rest)
 
 
 def read_vocabulary(texts: Mapping[str, bytes]) -> Vocabulary | None:
@@ -146,21 +146,22 @@ def read_vocabulary(texts: Mapping[str, bytes]) -> Vocabulary | None:
         found = (kind, parse_json_object(file, texts[file]), [], False)
     if found is None:
         return None
-    kind, tokens, added, fallback = found
-    misplaced = _misplaced(tokens, added) if file == "tokenizer.json" else None
+    kind, own, added, fallback = found
+    misplaced = _misplaced(own, added) if file == "tokenizer.json" else None
     if file != "tokenizer.json":
         added = [*added, *_from_slow(texts, config)]
-    tokens = {**tokens, **{each["content"]: each.get("id") for each in added}}
+    tokens = {**own, **{each["content"]: each.get("id") for each in added}}
     if not all(type(number) is int and 0 <= number < 1 << 31 for number in tokens.values()):
         raise TextInvalid(f"{file} does not map tokens to whole numbers.")
     if len(tokens) > MAX_TOKENS:
         raise TextInvalid(f"{file} has {len(tokens)} tokens; at most {MAX_TOKENS} are accepted.")
-    flagged = {
-        each["content"]: {flag: bool(each.get(flag)) for flag in _FLAGS}
-        for each in sorted(added, key=lambda each: int(each["id"]))
-    }
+    flagged = {each["content"]: _flags(each) for each in sorted(added, key=lambda each: int(each["id"]))}
     listed = tuple(AddedToken(text, tokens[text], flags) for text, flags in flagged.items())
-    return Vocabulary(kind, tokens, listed, _named(texts, config), fallback, misplaced)
+    last = max((token.id for token in listed), default=-1)
+    late = _late(
+        late_tokens(texts, config, tokens, binary=file.endswith(".model")), next_id(len(own), last), tokens
+    )
+    return Vocabulary(kind, tokens, listed, late, fallback, misplaced)
 
 
 def check_vocabulary(vocabulary: Vocabulary, label: str) -> None:
@@ -234,18 +235,28 @@ def _from_fast(document: Mapping[str, Any]) -> _Found:
 
 
 def _misplaced(tokens: Mapping[str, Any], added: list[dict[str, Any]]) -> str | None:
-    """The first added token that gets another id than its file says when the tokenizer is loaded: ids of
-    tokens outside the model's own map are given in order, beginning at the size of that map.
-    """
-    given = dict(tokens)
-    following = len(tokens)
+    """The first added token that gets another id than its file says when the tokenizer is loaded."""
+    given, last = dict(tokens), -1
     for each in added:
         text = each["content"]
-        if text not in given:
-            given[text], following = following, following + 1
-        if given[text] != each["id"]:
+        if given.setdefault(text, next_id(len(tokens), last)) != each["id"]:
             return str(text)
+        last = max(last, given[text])
     return None
+
+
+def _late(listed: list[Token], first: int, tokens: Mapping[str, int]) -> tuple[AddedToken, ...]:
+    """None from the first on whose id another token has already, in a map with holes."""
+    taken = set(tokens.values())
+    free = takewhile(lambda number: number not in taken, count(first))
+    return tuple(
+        AddedToken(token["content"], number, _flags(token))
+        for token, number in zip(listed, free, strict=False)
+    )
+
+
+def _flags(token: Token) -> dict[str, bool]:
+    return {flag: bool(token.get(flag)) for flag in _FLAGS}
 
 
 def _from_slow(texts: Mapping[str, bytes], config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -259,17 +270,6 @@ def _from_slow(texts: Mapping[str, bytes], config: Mapping[str, Any]) -> Iterato
             if type(number) is not int:
                 raise TextInvalid("added_tokens.json does not map tokens to whole numbers.")
             yield {"content": token, "id": number, "special": token.startswith("<")}
-
-
-def _named(texts: Mapping[str, bytes], config: Mapping[str, Any]) -> dict[str, str]:
-    special = parse_json_object("special_tokens_map.json", texts.get("special_tokens_map.json", b"{}"))
-    found = {}
-    for name in NAMED:
-        value = config.get(name, special.get(name))
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            found[name] = value
-    return found
 
 
 def _from_pieces(raw: bytes) -> _Found | None:

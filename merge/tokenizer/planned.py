@@ -15,7 +15,7 @@ from merge.file_errors import VocabularyInvalid
 from merge.recipe.findings import error, warning
 from merge.recipe.recipe import Recipe
 from merge.tokenizer.align import DONOR, Alignment, NoSuchToken, RowTable, Speaker, align
-from merge.tokenizer.special import lost_ids
+from merge.tokenizer.special import FROM_PADDING, ends_of, lost_ids, padding, with_vocabulary
 
 Wanted = tuple[str, str, tuple[int, ...]]
 """Model, its tensor and the shape that tensor has in the result, where it is read by the model's table."""
@@ -128,6 +128,8 @@ def plan_vocabulary(
     plan = VocabularyPlan(alignment, tensors, max(widths, default=0))
     findings += _new_tokens(plan, speakers, models)
     findings += _nothing_shared(plan, models)
+    findings += _immovable(plan, models)
+    findings += _positions_moved(plan, recipe, models, reference)
     findings += _unturnable(plan, models)
     for speaker in speakers:
         findings += _told(plan, speaker)
@@ -151,13 +153,16 @@ def _needed(
     recipe: Recipe, models: Sequence[ModelIndex], indexed: Sequence[VocabularyTensors | None]
 ) -> bool:
     choice = recipe.tokenizer
-    if not choice.aligns or not any(indexed):
+    if not choice.aligns:
         return False
     if choice.tokens or choice.pad_to_multiple_of is not None:
         return True
-    known = [model.tokenizer.digest for model in models if model.tokenizer is not None]
+    known = [model.tokenizer for model in models if model.tokenizer is not None]
     sizes = {found.rows for found in indexed if found is not None}
-    return bool(known) and (len(set(known)) > 1 or len(sizes) > 1)
+    if len({facts.digest for facts in known}) > 1 or len(sizes) > 1:
+        return bool(known)
+    read = [found for facts in known if (found := facts.vocabulary()) is not None]
+    return len({tuple((token.text, token.id) for token in found.late) for found in read}) > 1
 
 
 def _speaker(
@@ -175,12 +180,13 @@ def _speaker(
         )
         findings.append(error("vocabulary_unknown", message, "tokenizer", model=key))
     else:
+        loaded = vocabulary.loaded(indexed.rows)
         try:
-            check_vocabulary(vocabulary, model.label)
+            check_vocabulary(loaded, model.label)
         except VocabularyInvalid as refused:
             findings.append(error(refused.code, str(refused), "tokenizer", model=key))
         else:
-            return Speaker(key, model.label, vocabulary.loaded(indexed.rows), indexed.rows)
+            return Speaker(key, model.label, loaded, indexed.rows)
     return None
 
 
@@ -222,6 +228,41 @@ def _nothing_shared(plan: VocabularyPlan, models: Mapping[str, ModelIndex]) -> I
                 yield error("no_shared_tokens", message, "tokenizer", "approximate", model=key)
 
 
+def _immovable(plan: VocabularyPlan, models: Mapping[str, ModelIndex]) -> Iterator[Finding]:
+    """Tensors that know tokens by their ids and are not moved with them, where ids move."""
+    known = [found for key, found in plan.tensors.items() if key != DONOR]
+    fixed = {name: first for found in known for name, first in found.fixed.items()}
+    for key, table in plan.tables.items():
+        moved = next((at for at, row in enumerate(table.rows) if row != at), len(table.rows))
+        for name, first in fixed.items() if key != DONOR and not table.identity else ():
+            if name in models[key].tensors and (first is None or moved < first):
+                message = (
+                    f"{name} of {models[key].label} knows tokens by their ids and cannot be moved with them: "
+                    "the result must have this model's vocabulary, and the others the same tokens."
+                )
+                yield error("vocabulary_fixed", message, "tokenizer", "source", model=key, tensor=name)
+
+
+def _positions_moved(
+    plan: VocabularyPlan, recipe: Recipe, models: Mapping[str, ModelIndex], reference: str
+) -> Iterator[Finding]:
+    """Models that count positions from the id of their padding token, where the result has another."""
+    ground, config = plan.alignment.ground, models[reference].config
+    if config.get("model_type") not in FROM_PADDING:
+        return
+    taken = ends_of(models[ground].config) if recipe.tokenizer.source != "union" else {}
+    own = plan.alignment.natural[reference]
+    found = with_vocabulary({"pad_token_id": padding(config)}, 0, 0, own, taken)["pad_token_id"]
+    for key in plan.tables:
+        if key != DONOR and padding(models[key].config) != found:
+            message = (
+                f"{models[key].label} counts positions from its padding token, "
+                f"{padding(models[key].config)}, which the result has as {found}: its positions would mean "
+                "others. Choose a vocabulary in which the padding token keeps its id."
+            )
+            yield error("padding_moved", message, "tokenizer", "source", model=key)
+
+
 def _unturnable(plan: VocabularyPlan, models: Mapping[str, ModelIndex]) -> Iterator[Finding]:
     """Models whose embeddings are no whole heads of a rotary embedding, where rows are to be turned by it."""
     made = [(key, each.donor) for key, table in plan.tables.items() for each in table.made
@@ -261,8 +302,8 @@ def _told(plan: VocabularyPlan, speaker: Speaker) -> Iterator[Finding]:
 
 
 def _lost(plan: VocabularyPlan, models: Mapping[str, ModelIndex], reference: str) -> Iterator[Finding]:
-    own = plan.alignment.natural[reference]
-    for name, number in lost_ids(models[reference].config, own):
+    own, before = plan.alignment.natural[reference], plan.tensors[reference].rows
+    for name, number in lost_ids(models[reference].config, before, own):
         message = (
             f"{name} of {models[reference].label} is token {number}, which the result does not have: "
             "it is left out of the config."

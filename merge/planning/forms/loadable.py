@@ -18,8 +18,8 @@ _DOWN = frozenset({"w2", "down_proj"})
 
 
 def stacked_with(names: Iterable[str]) -> Callable[[str], bool]:
-    """Whether PEFT stacks a matrix with some of these experts': it takes those of all experts of a layer or
-    none, gates and ups together, and these not without downs.
+    """Whether PEFT stacks a matrix with some of these experts': it takes all experts of all layers
+    or none, gates and ups together, and these not without downs.
     """
     stacks = {stack for name in names if (stack := _stack_of(name)) is not None}
     stacks |= {(experts, True) for experts, _ in stacks if (experts, False) in stacks}
@@ -27,9 +27,9 @@ def stacked_with(names: Iterable[str]) -> Callable[[str], bool]:
 
 
 def _stack_of(name: str) -> tuple[str, bool] | None:
-    """The experts of a layer that a matrix belongs to, and whether it is one of their downs."""
+    """The experts that a matrix belongs to, whatever the layer, and whether it is one of their downs."""
     found = _OF_ONE.fullmatch(name)
-    return None if found is None else (found["all"], found["part"] in _DOWN)
+    return None if found is None else (re.sub(r"\.\d+\.", ".", found["all"]), found["part"] in _DOWN)
 
 
 def refused(name: str, model_type: str, names: Container[str]) -> str | None:

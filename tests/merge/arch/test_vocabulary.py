@@ -62,6 +62,27 @@ CASES: list[tuple[str, dict[str, tuple[int, ...]], dict[str, Any], dict[str, str
         {"model.embed_tokens.weight": "embed"},
     ),
     (
+        "gpt, the first",
+        {"transformer.tokens_embed.weight": (90, 16), "transformer.positions_embed.weight": (32, 16)},
+        {"vocab_size": 90},
+        {"transformer.tokens_embed.weight": "embed"},
+    ),
+    (
+        "ctrl",
+        {"transformer.w.weight": (90, 16), "lm_head.bias": (90,)},
+        {"vocab_size": 90},
+        {"transformer.w.weight": "embed", "lm_head.bias": "head"},
+    ),
+    (
+        "a model that is called after a norm, and one that sees",
+        {"roberta_prelayernorm.embeddings.word_embeddings.weight": (90, 16), "lm_head.bias": (90,),
+         "visual_bert.embeddings.word_embeddings.weight": (90, 16),
+         "visual_bert.embeddings.visual_token_type_embeddings.weight": (90, 16)},
+        {"vocab_size": 90},
+        {"roberta_prelayernorm.embeddings.word_embeddings.weight": "embed", "lm_head.bias": "head",
+         "visual_bert.embeddings.word_embeddings.weight": "embed"},
+    ),
+    (
         "another embedding by token, of another size",
         {"model.embed_tokens.weight": (90, 16), "model.embed_tokens_per_layer.weight": (80, 8)},
         {"vocab_size": 90, "vocab_size_per_layer_input": 80},
@@ -78,6 +99,25 @@ def test_the_tensors_by_token(
     assert found is not None
     assert dict(found.tensors) == wanted
     assert found.rows == next(shape[0] for tensor, shape in shapes.items() if tensor in wanted)
+
+
+def test_what_knows_tokens_by_their_ids_but_has_no_row_for_each() -> None:
+    def fixed(shapes: dict[str, tuple[int, ...]], **config: Any) -> dict[str, int | None]:
+        found = vocabulary_tensors({"model.embed_tokens.weight": (98, 16), **shapes}, config)
+        assert found is not None
+        return dict(found.fixed)
+
+    assert fixed({"lm_head.weight": (90, 16)}, vocab_size=90) == {"lm_head.weight": None}
+    assert fixed({"lm_head.weight": (90, 16)}, vocab_size=98, decoder={"vocab_size": 90}) == {}
+    columns = {"cls.predictions.dense.weight": (8, 98)}
+    assert fixed(columns, vocab_size=98) == {"cls.predictions.dense.weight": None}
+    layer = {"model.layers.0.mlp.gate.tid2eid": (98, 2)}
+    assert fixed(layer, vocab_size=98) == {"model.layers.0.mlp.gate.tid2eid": None}
+    fewer = {"model.embed_tokens_per_layer.weight": (90, 8)}
+    assert fixed(fewer, vocab_size=98) == {"model.embed_tokens_per_layer.weight": 90}
+    decoder = {"model.decoder.embed_tokens.weight": (80, 16)}
+    found = fixed(decoder, vocab_size=98, decoder_vocab_size=80)
+    assert found == {"model.decoder.embed_tokens.weight": 80}
 
 
 def test_a_model_without_tokens_has_none() -> None:

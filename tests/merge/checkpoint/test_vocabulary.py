@@ -2,9 +2,11 @@
 
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from merge.checkpoint.tokenizer import tokenizer_facts
 from merge.checkpoint.vocabulary import (
@@ -16,9 +18,12 @@ from merge.checkpoint.vocabulary import (
 )
 from merge.file_errors import FileRefused, TextInvalid, VocabularyInvalid
 
+UNKNOWN = {"__type": "AddedToken", "content": "[U]", "lstrip": False}
+
 
 def fast(vocab: Any, *added: tuple[str, Any], **model: Any) -> dict[str, bytes]:
-    listed = [{"id": number, "content": token, "special": True} for token, number in added]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    listed = [{"id": number, "content": token, **flags} for token, number in added]
     return {
         "tokenizer.json": json.dumps({"model": {"vocab": vocab, **model}, "added_tokens": listed}).encode()
     }
@@ -57,7 +62,47 @@ def test_a_vocab_json_with_what_stands_beside_it() -> None:
     }  # fmt: skip
     found = read(texts)
     assert (found.kind, found.tokens) == ("BPE", {"a": 0, "b": 1, "<s>": 2, "<pad>": 3})
-    assert found.named == {"eos_token": "<s>", "pad_token": "<pad>"}
+    assert found.late == ()
+
+
+def test_tokens_of_the_settings_alone_get_the_ids_that_transformers_gives_them(tmp_path: Path) -> None:
+    vocab, decoder = {"a": 0, "b": 1}, {"7": {"content": "<y>"}, "3": {"content": "<x>", "lstrip": True}}
+    named: dict[str, Any] = {"pad_token": "[P]", "image_token": "<i>", "unk_token": UNKNOWN}
+    settings: list[dict[str, Any]] = [
+        {"added_tokens_decoder": decoder, **named, "extra_special_tokens": ["<e>", "[P]"]},
+        {"extra_special_tokens": {"video_token": "<v>"}, "bos_token": "<s>"},
+        {"additional_special_tokens": ["<e>"], **named},
+    ]
+    beside = {"special_tokens_map.json": {"pad_token": "[Q]"}, "added_tokens.json": {"<z>": 9, "<e>": 4}}
+    for number, config in enumerate(settings):
+        files = fast(vocab, ("<s>", 2), type="BPE", merges=[])
+        config["tokenizer_class"] = "TokenizersBackend"
+        files["tokenizer_config.json"] = json.dumps(config).encode()
+        files |= {name: json.dumps(each).encode() for name, each in beside.items()}
+        for name, raw in files.items():
+            (tmp_path / name).write_bytes(raw)
+        loaded = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+        assert read(files).loaded(99).tokens == loaded.get_vocab(), number
+    assert read(files).loaded(4).tokens.keys() == {"a", "b", "<s>", "<e>"}, "those that have a row"
+
+
+def test_beside_a_binary_model_only_tokens_with_a_part_come_late() -> None:
+    settings = {"pad_token": "[P]", "additional_special_tokens": ["<extra_id_0>", "<extra_id_1>"]}
+    found = read({"spiece.model": piece("a"), "tokenizer_config.json": json.dumps(settings).encode()})
+    assert [token.text for token in found.late] == ["[P]"], "T5 counts the others backwards"
+
+
+def test_late_tokens_of_a_map_with_holes() -> None:
+    settings = {"tokenizer_config.json": b'{"pad_token": "[P]", "eos_token": "[E]"}'}
+
+    def late(texts: dict[str, bytes]) -> list[tuple[str, int]]:
+        found = read(texts | settings)
+        check_vocabulary(found, "m")
+        return [(token.text, token.id) for token in found.late]
+
+    assert late(fast({"a": 0, "b": 1, "c": 4}, ("c", 4))) == [("[E]", 5), ("[P]", 6)]
+    assert late(fast({"a": 0, "b": 1, "c": 4}, ("c", 4), ("<x>", 5))) == [("[E]", 6), ("[P]", 7)]
+    assert late(fast({"a": 0, "b": 1, "c": 4})) == [("[E]", 3)], "4 is taken"
 
 
 def test_a_vocab_txt_is_a_token_a_line() -> None:

@@ -265,6 +265,30 @@ def test_a_constant_with_a_column_for_each_token_is_left_out_where_tokens_move(r
     assert ("buffer_dropped", "final_logits_bias") in {(f.code, f.tensor) for f in plan.findings}
 
 
+def test_tensors_that_know_tokens_by_their_ids_keep_them_from_moving(root: Path) -> None:
+    """Llama 3.2 Vision has an embedding of more rows than its head, DeepSeek V4 routes by token ids."""
+    for name in ("a", "b"):
+        tensors = load_file(root / name / "model.safetensors")
+        tensors["model.layers.0.mlp.gate.tid2eid"] = torch.zeros(len(tensors[EMBED]), 2)
+        save_file(tensors, root / name / "model.safetensors", {"format": "pt"})
+    found = codes(root, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    assert "tid2eid of b knows tokens by their ids" in found["vocabulary_fixed"]
+    alone = {"sources": SOURCES[:1], "tokenizer": {"source": "union"}}
+    assert "vocabulary_fixed" not in codes(root, alone)
+
+
+def test_a_model_whose_positions_follow_from_its_padding_keeps_it(root: Path) -> None:
+    """RoBERTa's first position is the one after the id of <pad>, which is another in a and in b."""
+    small.speaker(root / "c", merges=[("a", "n")], added=(*tiny.SPECIAL, "<x>"), expert=3)
+    for name in ("a", "b", "c"):
+        file = root / name / "config.json"
+        small.write_json(file, json.loads(file.read_text()) | {"model_type": "roberta"})
+    for source in ("union", "a", "b"):
+        assert "padding_moved" in codes(root, {"sources": SOURCES, "tokenizer": {"source": source}})
+    same = [SOURCES[0], {"id": "c", "model": "c"}]
+    assert "padding_moved" not in codes(root, {"sources": same, "tokenizer": {"source": "union"}})
+
+
 def test_equal_vocabularies_need_no_tables(tmp_path: Path) -> None:
     for name, expert in (("a", 1), ("b", 2)):
         small.speaker(tmp_path / name, expert=expert)
@@ -278,6 +302,15 @@ def test_models_whose_tokens_nobody_knows_are_refused(root: Path) -> None:
     assert "b has no tokenizer" in codes(root, document)["vocabulary_unknown"]
     (root / "b" / "tokenizer.model").write_bytes(b"\x0a")
     assert "binary form" in codes(root, document)["vocabulary_unknown"]
+
+
+def test_models_whose_embedding_nobody_knows_are_refused(root: Path) -> None:
+    for name in ("a", "b"):
+        tensors = load_file(root / name / "model.safetensors")
+        tensors["model.by_number.weight"] = tensors.pop(EMBED)
+        save_file(tensors, root / name / "model.safetensors", {"format": "pt"})
+    found = codes(root, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    assert "has no token embedding" in found["vocabulary_unknown"]
 
 
 def test_a_base_that_lends_rows_of_another_width_is_named(root: Path) -> None:
@@ -339,6 +372,25 @@ def test_a_token_that_only_a_config_names_keeps_its_id_and_row(root: Path, other
     assert tokenizer.pad_token_id == 259 and len(tokenizer) == 262 + (other == "a")
     ours, theirs = small.weights(root / "c")[EMBED][259], small.rows(root / other).get("<pad>")
     assert torch.equal(small.rows(out)["<pad>"], mean(ours, ours if theirs is None else theirs))
+
+
+def test_tokens_that_only_settings_list_are_tokens_of_a_union(root: Path) -> None:
+    """Both have 259 tokens and rows to spare: one calls the next token [P], the other <e> and <f>."""
+    for name, expert in (("c", 3), ("d", 4)):
+        small.speaker(root / name, added=("<s>", "</s>", "<unk>"), rows=262, expert=expert)
+    config = {"pad_token": "[P]", "tokenizer_class": "PreTrainedTokenizerFast"}
+    small.write_json(root / "c" / "tokenizer_config.json", config)
+    listed = {"extra_special_tokens": ["<e>", "<f>"], "tokenizer_class": "PreTrainedTokenizerFast"}
+    small.write_json(root / "d" / "tokenizer_config.json", listed)
+    sources = [{"id": "c", "model": "c"}, {"id": "d", "model": "d"}]
+    out, _ = small.merged(root, {"sources": sources, "tokenizer": {"source": "union"}})
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    ids = {"[P]": 259, "<e>": 260, "<f>": 261}
+    assert ids.items() <= tokenizer.get_vocab().items()
+    ours, theirs = small.weights(root / "c")[EMBED], small.weights(root / "d")[EMBED]
+    found = small.weights(out)[EMBED]
+    assert torch.equal(found[259], ours[259])
+    assert torch.equal(found[260:], theirs[259:261])
 
 
 def test_a_rule_for_a_token_nobody_has_is_named(root: Path) -> None:
