@@ -3,7 +3,7 @@
 A new kind of job is a class in ``jobs/request.py``, a planner here, and a story in ``worker/run_job.py``.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from jobs.bundles import plan_router, recipe_of_member
 from jobs.calibration import hub_place
 from jobs.errors import PlanTimeout, RequestInvalid
 from jobs.evaluating import FLOAT_BYTES
+from jobs.fitting import misfits
 from jobs.planning import Planned
 from jobs.request import (
     JobOrder,
@@ -25,13 +26,10 @@ from jobs.request import (
 )
 from jobs.sets import CHECK, EvalSet
 from jobs.wishes import Wish
-from merge.errors import Finding, PlanRefused
+from merge.errors import PlanRefused
 from merge.plan import check_recipe
 from merge.recipe.recipe import Recipe, recipe_from
-from scoring.settings import EMBEDDING, LIKELIHOOD
 
-CLASSIFIER = "ForSequenceClassification"
-NOT_CAUSAL = (CLASSIFIER, "ForImageClassification", "ForTokenClassification", "ForMaskedLM", "CLIPModel")
 R = TypeVar("R", bound=Ready)
 
 
@@ -81,29 +79,6 @@ def pin_sets(sets: Sequence[EvalSet], asking: Asking) -> tuple[EvalSet, ...]:
         pinned = data.model_copy(update={"hub": f"{repo}@{snapshot.sha}"})
         found.append(each.model_copy(update={"data": pinned}))
     return tuple(found)
-
-
-def misfits(sets: Iterable[EvalSet], model: str, config: Mapping[str, Any]) -> list[Finding]:
-    """Sets that a model of this config certainly cannot be scored on; where nothing is known, none."""
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    if not isinstance(name, str):
-        return []
-    found = []
-    for place, each in enumerate(sets):
-        if each.kind in (*LIKELIHOOD, "lm_eval") and name.endswith(NOT_CAUSAL):
-            lack = "a causal language-model head"
-        elif each.kind == "classification" and not name.endswith(CLASSIFIER):
-            lack = f"a classification head for texts (…{CLASSIFIER})"
-        elif each.kind in EMBEDDING and name.endswith("ForImageClassification"):
-            lack = "hidden states of texts"
-        else:
-            continue
-        message = f"{model} is a {name}, which lacks {lack}; a {each.kind} set cannot be scored on it."
-        found.append(
-            Finding("error", "model_does_not_fit_set", message, f"/evaluate/sets/{place}/kind", model)
-        )
-    return found
 
 
 def require_fit(sets: Sequence[EvalSet], planned: Planned) -> None:

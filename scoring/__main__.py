@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NO_SETTINGS = "{}"
 YAML = (".yaml", ".yml")
+NOT_COMPARED = "held against no parent: what is compared is how models predict the next tokens of texts"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,6 +79,7 @@ def run_score(options: argparse.Namespace) -> int:
 def run_check(options: argparse.Namespace) -> int:
     """``check``: the report as JSON."""
     from scoring.check import SAMPLES, check_model
+    from scoring.check_report import CheckFinding
     from scoring.vitals import compare
 
     texts = _lines(options.texts) if options.texts else list(SAMPLES)
@@ -88,6 +90,8 @@ def run_check(options: argparse.Namespace) -> int:
         for folder in options.parent:
             parents[str(folder)] = _vitals_of(folder, options.device, texts)
         report = report.beside(parents, compare(report.vitals, parents))
+    elif options.parent:
+        report = report.beside({}, [CheckFinding("warning", "not_compared", NOT_COMPARED)])
     sys.stdout.write(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
     return 0 if report.ok else 1
 

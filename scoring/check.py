@@ -1,6 +1,7 @@
 """Does a model folder work at all? It is loaded, its tokenizer tried, and a few tokens are generated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from scoring.check_report import CheckFinding, CheckReport, Vitals
 from scoring.errors import ModelUnusable, ScoreNotFinite, ScoringStopped
 from scoring.model import LoadedModel, fitting_threads, load, names
 from scoring.template import render_chat
-from scoring.trial import LACKING, text_ids, trial_inputs
+from scoring.trial import LACKING, PROBE, has_all, looks_ahead, text_ids, trial_inputs
 from scoring.vitals import vitals_of
 
 SAMPLES = (
-    "The quick brown fox jumps over the lazy dog.",
+    PROBE,
     "def add(a, b):\n    return a + b\n",
     "Numbers: 0 1 23 456; signs: (a) [b] {c} <d>, naïve café, 日本語.",
 )
@@ -68,6 +69,7 @@ def check_model(
     except ModelUnusable as error:
         return CheckReport((CheckFinding("error", error.reason, str(error)),))
     with fitting_threads(loaded):
+        loaded = replace(loaded, causal=loaded.causal and not looks_ahead(loaded))
         if only_vitals:
             begin("vitals")
             notes = _Notes()
@@ -198,14 +200,16 @@ def _check_forward(loaded: LoadedModel, notes: _Notes) -> bool | None:
             output = loaded.model(**{key: value.to(loaded.device) for key, value in inputs.items()})
     except Exception as error:
         reason = (str(error).strip().splitlines() or ["?"])[0][:300]
-        if isinstance(error, LACKING) and not loaded.causal:
+        if isinstance(error, LACKING) and not loaded.causal and not has_all(loaded, inputs):
             said = f"no trial input is known for {loaded.architecture}, which wants more: {reason}"
             notes.warn("forward_not_tried", said)
             return None
         notes.error("forward_fails", f"a forward pass of {loaded.architecture} fails: {reason}")
         return False
+    listed = output if isinstance(output, tuple) else (output,)
+    given = output if isinstance(output, Mapping) else {f"output {n}": each for n, each in enumerate(listed)}
     floats = {
-        key: value for key, value in output.items() if torch.is_tensor(value) and value.is_floating_point()
+        key: value for key, value in given.items() if torch.is_tensor(value) and value.is_floating_point()
     }
     bad = [key for key, value in floats.items() if not bool(torch.isfinite(value).all())]
     if bad:

@@ -12,6 +12,8 @@ from scoring.settings import Pooling
 from scoring.windows import Pass, batches
 
 LONGEST = 512
+MIXING = frozenset({"fnet", "nystromformer", "yoso"})
+"""Kinds of model that mix all places at once: padding moves what they say of a text, masked or not."""
 
 
 def tokenised(loaded: LoadedModel, texts: Sequence[str]) -> list[Pass]:
@@ -29,8 +31,23 @@ def tokenised(loaded: LoadedModel, texts: Sequence[str]) -> list[Pass]:
                 f"the tokenizer of {loaded.folder.name} gives {problem} for item {index}, and the embedding "
                 f"has {loaded.vocabulary} rows; take the tokenizer that belongs to the model",
             )
-        found.append(Pass(ids, (index,)))
+        found.append(Pass(ids + _padding(loaded, len(ids)), (index,)))
     return found
+
+
+def _padding(loaded: LoadedModel, length: int) -> tuple[int, ...]:
+    """What a text is filled up with for towers that were trained on texts of one length only, padding read as
+    text (SigLIP): they pool the last place.
+    """
+    if not loaded.architecture.startswith("Siglip") or not hasattr(loaded.model, "get_text_features"):
+        return ()
+    pad = getattr(loaded.tokenizer, "pad_token_id", None)
+    return (pad if isinstance(pad, int) else 0,) * ((loaded.positions or length) - length)
+
+
+def reads_padding(loaded: LoadedModel) -> bool:
+    """Whether texts of unequal length must not go through the model together."""
+    return getattr(loaded.model.config, "model_type", None) in MIXING
 
 
 def padded(loaded: LoadedModel, group: Sequence[Pass]) -> tuple[Tensor, Tensor]:
@@ -52,7 +69,7 @@ def embedded(
     has measured.
     """
     found: list[Tensor | None] = [None] * len(rows)
-    for group in batches(rows, batch_tokens):
+    for group in batches(rows, batch_tokens, even=reads_padding(loaded)):
         ids, mask = padded(loaded, group)
         with torch.inference_mode():
             states = _states(loaded, ids, mask)

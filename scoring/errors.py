@@ -4,7 +4,7 @@ ScoringError
 ├── SetInvalid        an evaluation set cannot be read: the file, line and field are named
 ├── SetTooLarge       an evaluation set is larger than the limits allow
 ├── ModelUnusable     the folder does not hold a model that local code can load
-├── NotCausal         the model has no language-model head, so likelihoods do not exist
+├── NotCausal         the model has no language-model head, or looks ahead, so likelihoods do not exist
 ├── HarnessMissing    lm-evaluation-harness is not installed here, or another release of it
 ├── HarnessFailed     lm-evaluation-harness ended without scores
 ├── CandidateUnfit    weights in memory are not those of the model that they are to be put into
@@ -49,7 +49,9 @@ class ModelUnusable(ScoringError):
 
 
 class NotCausal(ScoringError):
-    """Perplexity and choice likelihoods need a causal language model, and this is none."""
+    """Perplexity and choice likelihoods need a causal language model, and this is none: it has no such head,
+    or sees the tokens that it is to predict (XLNet, encoders).
+    """
 
     code = "model_not_causal"
 

@@ -4,6 +4,7 @@ until there is such a file.
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from scoring.errors import SetInvalid, SetTooLarge
@@ -36,6 +37,7 @@ def lines_of(body: bytes, file: str, most: int) -> bytes:
     try:
         with parquet.ParquetFile(io.BytesIO(body)) as opened:
             _check_size(opened.metadata, file, most)
+            _check_names(opened.schema_arrow.names, file)
             said = [field.name for field in opened.schema_arrow if not _holds_times(arrow.types, field.type)]
             for batch in opened.iter_batches(ROWS_AT_ONCE, columns=said, use_threads=False):
                 for row in batch.to_pylist():
@@ -55,6 +57,13 @@ def _holds_times(types: Any, kind: Any) -> bool:
     """Whether values of an Arrow type are dates or times, or hold any."""
     inside = (kind.field(place).type for place in range(kind.num_fields))
     return types.is_temporal(kind) or any(_holds_times(types, each) for each in inside)
+
+
+def _check_names(names: Sequence[str], file: str) -> None:
+    """Whether every column has a name of its own: of two, a row would tell the last."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SetInvalid(file, None, twice, "is the name of more than one column; keep one")
 
 
 def _check_size(metadata: Any, file: str, most: int) -> None:

@@ -14,6 +14,7 @@ from scoring.scorers import choice, classification, exact_match, perplexity, ret
 from scoring.scorers.prepared import BATCH_TOKENS, How, Prepared
 from scoring.settings import EMBEDDING, LIKELIHOOD
 from scoring.tasks import Task, ZeroShotTask
+from scoring.trial import looks_ahead
 
 POOLER = "pooler."
 """Weights that a checkpoint may lack where only hidden states are read."""
@@ -163,6 +164,11 @@ def require_scorable(loaded: LoadedModel) -> None:
             "score it on nothing, or merge language models"
         )
     _require_whole(loaded, loaded.missing)
+    if looks_ahead(loaded):
+        raise NotCausal(
+            f"{name} is a {loaded.architecture} that sees the tokens it is to predict (it is no decoder), so "
+            "likelihoods of texts mean nothing; score it on nothing, or merge language models"
+        )
 
 
 def require_fit(loaded: LoadedModel, tasks: Sequence[Task]) -> None:

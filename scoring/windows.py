@@ -136,14 +136,17 @@ def passes(rows: Sequence[Row]) -> list[Pass]:
     return found
 
 
-def batches(whole: Sequence[Pass], tokens: int) -> list[list[Pass]]:
-    """Passes grouped by length, longest first, at most ``tokens`` padded tokens a group.
+def batches(whole: Sequence[Pass], tokens: int, *, even: bool = False) -> list[list[Pass]]:
+    """Passes grouped by length, longest first, at most ``tokens`` padded tokens a group; ``even`` where none
+    may be padded.
 
     The order depends on the rows alone, so the same set is always batched the same way.
     """
     groups: list[list[Pass]] = []
     for each in sorted(whole, key=lambda each: (-len(each.ids), each.ids)):
-        if groups and len(groups[-1][0].ids) * (len(groups[-1]) + 1) <= tokens:
+        width = len(groups[-1][0].ids) if groups else 0
+        fits = groups and width * (len(groups[-1]) + 1) <= tokens
+        if fits and (not even or width == len(each.ids)):
             groups[-1].append(each)
         else:
             groups.append([each])

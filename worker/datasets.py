@@ -91,18 +91,23 @@ def _column(raw: bytes, label: str, limit: int) -> Iterator[str]:
 
     try:
         with parquet.ParquetFile(io.BytesIO(raw)) as file:
-            schema = file.schema_arrow
-            if COLUMN not in schema.names or schema.field(COLUMN).type not in (
-                arrow.string(),
-                arrow.large_string(),
-            ):
-                names = ", ".join(schema.names[:20])
-                raise CalibrationFormat(f"{label} has no column {COLUMN!r} of texts; it has {names}.")
+            _check_column(file.schema_arrow, arrow.types, label)
             _check_unfolded(file.metadata, label, limit)
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[COLUMN], use_threads=False):
                 yield from (text for text in batch.column(0).to_pylist() if text is not None)
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CalibrationFormat(f"{label} cannot be read as Parquet ({str(error)[:200]}).") from error
+
+
+def _check_column(schema: Any, types: Any, label: str) -> None:
+    """Whether there is one column of texts; categories of pandas are texts that are listed once."""
+    kinds = [each.type for each in schema if each.name == COLUMN]
+    if len(kinds) > 1:
+        raise CalibrationFormat(f"{label} has {len(kinds)} columns that are called {COLUMN!r}; keep one.")
+    values = [kind.value_type if types.is_dictionary(kind) else kind for kind in kinds]
+    if not any(types.is_string(v) or types.is_large_string(v) or types.is_string_view(v) for v in values):
+        names = ", ".join(schema.names[:20])
+        raise CalibrationFormat(f"{label} has no column {COLUMN!r} of texts; it has {names}.")
 
 
 def _check_unfolded(metadata: Any, label: str, limit: int) -> None:

@@ -106,12 +106,7 @@ def collect(
         with TensorReader(folder, index, adapter_folder) as reader:
             work = _Work(skeleton, Stored(reader), batches, partial, torch.device(device), wanted, manifest)
             work.report, work.should_stop = on_progress, should_stop
-            try:
-                work.run(whole=False)
-            except NotByBlocks as reason:
-                _check_whole(index, wanted, str(reason), memory_bytes)
-                partial.clear()
-                work.run(whole=True)
+            _by_blocks_or_whole(work, memory_bytes)
         return partial.finish(out, index.tensors)
 
 
@@ -180,6 +175,21 @@ def _check_whole(index: ModelIndex, kinds: Sequence[str], reason: str, memory: i
             f"fit into the "
             f"{memory >> 20} MiB that are allowed."
         )
+
+
+def _by_blocks_or_whole(work: "_Work", memory: int | None) -> None:
+    """Why a model cannot be run by blocks is noted, so that a later run goes on with it as a whole."""
+    reason = work.partial.facts.get("whole")
+    if reason is None:
+        try:
+            work.run(whole=False)
+            return
+        except NotByBlocks as error:
+            reason = str(error)
+            work.partial.clear()
+    _check_whole(work.skeleton.index, work.kinds, reason, memory)
+    work.partial.note(whole=reason)
+    work.run(whole=True)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from scoring.embedding import class_loss, padded, tokenised
+from scoring.embedding import class_loss, padded, reads_padding, tokenised
 from scoring.errors import ModelUnusable, ScoreNotFinite
 from scoring.model import LoadedModel
 from scoring.score import Score, mean_score
@@ -22,7 +22,9 @@ def prepare(loaded: LoadedModel, task: ClassificationTask, how: How) -> Prepared
         raise ModelUnusable("no_classification_head", f"{message}; score it with zero_shot")
     labels = [_class_of(loaded, item, task.name) for item in task.items]
     rows = tokenised(loaded, [item.text for item in task.items])
-    groups = batches(rows, how.batch_tokens) if _pads(loaded) else [[each] for each in rows]
+    groups = [[each] for each in rows]
+    if _pads(loaded):
+        groups = batches(rows, how.batch_tokens, even=reads_padding(loaded))
 
     def measure(loaded: LoadedModel) -> Measuring:
         right, losses = [0.0] * len(labels), [0.0] * len(labels)

@@ -17,7 +17,7 @@ from scoring.score import mean_score
 from scoring.scorers.prepared import How, Measuring, Prepared
 from scoring.settings import ExactMatchSettings
 from scoring.tasks import ExactMatchTask
-from scoring.windows import Pass, start_token, starts_by_itself
+from scoring.windows import Pass, batches, start_token, starts_by_itself
 
 WINDOW = 2048
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -49,7 +49,7 @@ def prepare(loaded: LoadedModel, task: ExactMatchTask, how: How) -> Prepared:
         if start is not None and (own or not ids):
             ids = [start, *ids]
         rows.append(Pass(tuple(ids[-room:]), (index,)))
-    groups = _equal(rows, max(1, how.batch_tokens))
+    groups = batches(rows, how.batch_tokens, even=True)
 
     def measure(loaded: LoadedModel) -> Measuring:
         right = [0.0] * len(task.prompts)
@@ -63,18 +63,6 @@ def prepare(loaded: LoadedModel, task: ExactMatchTask, how: How) -> Prepared:
         return [mean_score(task.name, "exact_match", right, how.per_example)]
 
     return Prepared(len(rows), measure)
-
-
-def _equal(rows: Sequence[Pass], tokens: int) -> list[list[Pass]]:
-    """Rows of one length together, longest first, at most ``tokens`` tokens a group."""
-    groups: list[list[Pass]] = []
-    for each in sorted(rows, key=lambda each: (-len(each.ids), each.ids)):
-        last = groups[-1] if groups else None
-        if last and len(last[0].ids) == len(each.ids) and len(each.ids) * (len(last) + 1) <= tokens:
-            last.append(each)
-        else:
-            groups.append([each])
-    return groups
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
-from scoring.check import STEPS, check_model, is_degenerate
+from scoring.check import SAMPLES, STEPS, check_model, is_degenerate
 from scoring.check_report import CheckReport
 from scoring.errors import ScoringStopped
 from tests import tiny
@@ -56,6 +56,38 @@ def _films() -> Any:
     return transformers.VideoMAEForVideoClassification(config)
 
 
+CONVOLUTIONS = {
+    "conv_dim": (8, 8),
+    "conv_stride": (5, 4),
+    "conv_kernel": (10, 8),
+    "num_feat_extract_layers": 2,
+}
+
+
+def _samples() -> Any:
+    config = transformers.Wav2Vec2Config(
+        **SMALL, **CONVOLUTIONS, vocab_size=32, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2
+    )
+    return transformers.Wav2Vec2ForCTC(config)
+
+
+WRITER = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": tiny.VOCAB, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "max_source_positions": 40,
+}  # fmt: skip
+
+
+def _whisper() -> Any:
+    config = transformers.WhisperConfig(**WRITER, num_mel_bins=8)
+    return transformers.WhisperForConditionalGeneration(config)
+
+
+def _speech_to_text() -> Any:
+    config = transformers.Speech2TextConfig(**WRITER, input_feat_per_channel=8, conv_channels=8)
+    return transformers.Speech2TextForConditionalGeneration(config)
+
+
 def _layouts() -> Any:
     """It reads where words stand on a page, too."""
     return transformers.BrosModel(transformers.BrosConfig(**SMALL, vocab_size=tiny.VOCAB, pad_token_id=259))
@@ -68,6 +100,9 @@ def _layouts() -> Any:
         (models.MAKERS["bart_classifier"], True),
         (_chooser, True),
         (_films, True),
+        (_samples, True),
+        (_whisper, True),
+        (_speech_to_text, True),
         (_layouts, False),
     ],
 )
@@ -80,6 +115,28 @@ def test_models_that_read_otherwise_than_most_are_not_taken_for_broken(
     assert report.ok, report.errors
     assert report.finite is (True if tried else None)
     assert ("forward_not_tried" in codes(report, "warning")) is not tried
+
+
+def test_a_config_with_which_no_text_can_be_read_is_an_error_of_any_model(tmp_path: Path) -> None:
+    config = transformers.BertConfig(**SMALL, vocab_size=tiny.VOCAB, pad_token_id=259)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    tiny.write_tokenizer(tmp_path)
+    set_config(tmp_path, chunk_size_feed_forward=7)
+    assert codes(check_model(tmp_path)) == ["forward_fails"]
+
+
+def test_a_model_of_sounds_with_weights_that_are_not_finite_does_not_pass(tmp_path: Path) -> None:
+    model = _whisper()
+    model.model.encoder.layers[0].fc1.weight.data.fill_(math.nan)
+    model.save_pretrained(tmp_path)
+    tiny.write_tokenizer(tmp_path)
+    assert codes(check_model(tmp_path)) == ["not_finite"]
+
+
+def test_a_model_that_looks_ahead_is_not_tried_as_one_that_writes(tmp_path: Path) -> None:
+    report = check_model(models.make(tmp_path, "xlnet"), texts=SAMPLES)
+    assert report.ok and report.finite and not report.causal
+    assert report.vitals is None and report.generated is None
 
 
 def test_tied_embeddings_are_not_a_missing_tensor(tmp_path: Path) -> None:

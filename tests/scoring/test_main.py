@@ -83,6 +83,10 @@ def test_a_check_that_can_compare_nothing_says_so(
         assert main(["check", str(model), *arguments]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+    picture = str(tiny.vit(tmp_path / "vit"))
+    assert main(["check", picture, "--parent", picture]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [each["code"] for each in report["findings"]] == ["not_compared"] and report["parents"] == {}
 
 
 def test_folders_are_shown_by_their_names_whatever_stands_in_them(

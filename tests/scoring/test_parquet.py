@@ -68,6 +68,13 @@ def test_a_wrong_row_is_named_with_its_field() -> None:
         read("perplexity", QUESTIONS)
 
 
+def test_two_columns_of_one_name_are_refused() -> None:
+    file = io.BytesIO()
+    parquet.write_table(arrow.Table.from_arrays([["one"], ["two"]], ["text", "text"]), file)
+    with pytest.raises(SetInvalid, match="field 'text': is the name of more than one column"):
+        parse_task("set", "perplexity", file.getvalue(), file="rows.parquet")
+
+
 def test_what_is_no_parquet_is_told() -> None:
     with pytest.raises(SetInvalid, match="does not begin as such a file does"):
         parse_task("set", "perplexity", b'{"text": "x"}\n', file="rows.parquet")

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from scoring.errors import ModelUnusable, NotCausal, ScoreNotFinite, ScoringStopped
 from scoring.likelihood import log_likelihoods
@@ -18,6 +20,7 @@ from scoring.runner import ScoreProgress, score_loaded, score_model
 from scoring.tasks import ChoiceTask, PerplexityTask, Question
 from scoring.windows import Row, passes
 from tests import tiny
+from tests.merge.learn import models
 from tests.scoring.conftest import renumber
 
 TEXTS = PerplexityTask(
@@ -107,6 +110,27 @@ def test_stop_is_asked_before_every_batch(model: Path) -> None:
 def test_a_model_without_a_language_head_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(NotCausal, match="a-vit is a ViTForImageClassification"):
         score_model(tiny.vit(tmp_path / "a-vit"), [TEXTS])
+
+
+def _bert(**settings: Any) -> Any:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+    return transformers.BertLMHeadModel(transformers.BertConfig(**sizes, vocab_size=tiny.VOCAB, **settings))
+
+
+@pytest.mark.parametrize("make", [models.MAKERS["xlnet"], _bert])
+def test_a_model_that_sees_what_it_is_to_predict_is_refused_by_name(
+    make: Callable[[], Any], tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path / "ahead")
+    tiny.write_tokenizer(tmp_path / "ahead")
+    with pytest.raises(NotCausal, match=r"ahead is a .*LMHeadModel that sees the tokens"):
+        score_model(tmp_path / "ahead", [TEXTS])
+
+
+def test_the_same_class_is_scored_where_its_config_makes_it_a_decoder(tmp_path: Path) -> None:
+    _bert(is_decoder=True).save_pretrained(tmp_path)
+    tiny.write_tokenizer(tmp_path)
+    assert score_model(tmp_path, [TEXTS])[0].n == 3
 
 
 def test_a_model_that_gives_logits_everywhere_is_scored_alike(tmp_path: Path) -> None:

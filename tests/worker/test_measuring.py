@@ -17,7 +17,7 @@ from db import statistics
 from db.models.job import Job
 from jobs.submit import retry
 from merge.checkpoint.index import index_folder
-from merge.errors import CalibrationTooLarge
+from merge.errors import CalibrationFormat, CalibrationTooLarge
 from merge.learn.collect import collect
 from merge.learn.samples import read_samples
 from merge.learn.statistics import read_manifest
@@ -348,6 +348,22 @@ def test_a_dataset_that_cannot_be_read_stops_the_job_before_the_download(
     found = job.error_findings[0]["code"] if job.error_findings else job.error_code
     assert (job.state, found) == ("failed", code), job.error_detail
     assert floor.hub.stats.bytes["weight"] == 0
+
+
+def test_categories_of_texts_are_texts_and_two_columns_of_one_name_are_refused() -> None:
+    texts = pyarrow.array(["Words in a column. " * 3, None, "Other words there. " * 3])
+    for kind in (pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.string_view()):
+        assert parquet_texts(_table(texts.cast(kind)), "t") == (texts[0].as_py(), texts[2].as_py())
+    with pytest.raises(CalibrationFormat, match="2 columns that are called 'text'"):
+        parquet_texts(_table(texts, texts), "t")
+    with pytest.raises(CalibrationFormat, match="no column 'text' of texts"):
+        parquet_texts(_table(pyarrow.array([1, 2]).dictionary_encode()), "t")
+
+
+def _table(*columns: pyarrow.Array) -> bytes:
+    written = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_arrays(columns, ["text"] * len(columns)), written)
+    return written.getvalue()
 
 
 def test_what_a_small_file_unfolds_to_is_counted_in_bytes() -> None:

@@ -99,6 +99,23 @@ def test_a_process_that_is_killed_outright_costs_the_block_it_was_in(tmp_path: P
     assert contents(tmp_path / "killed") == contents(tmp_path / "once")
 
 
+def test_a_model_that_only_runs_whole_goes_on_too(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", "albert")
+    index, given = index_folder(folder), models.samples(16, documents=8)
+    straight: list[Progress] = []
+    collect(folder, index, given, ["gram", "fisher"], tmp_path / "once", on_progress=straight.append)
+    reports: list[Progress] = []
+    with pytest.raises(Stopped):
+        collect(
+            folder, index, given, ["gram", "fisher"], tmp_path / "often",
+            on_progress=reports.append, should_stop=lambda: len(reports) > 3,
+        )  # fmt: skip
+    collect(folder, index, given, ["gram", "fisher"], tmp_path / "often", on_progress=reports.append)
+    steps = [(each.turn, each.done) for each in straight]
+    assert len(steps) > 5 and [(each.turn, each.done) for each in reports] == steps
+    assert contents(tmp_path / "often") == contents(tmp_path / "once")
+
+
 def test_states_that_are_not_the_ones_left_are_not_used(tmp_path: Path) -> None:
     folder = models.make(tmp_path / "model", "llama")
     index, given = index_folder(folder), models.samples(16)

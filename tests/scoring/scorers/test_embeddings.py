@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from scoring.embedding import pooled, tokenised
 from scoring.errors import ModelUnusable
@@ -18,6 +19,8 @@ from scoring.scorers.retrieval import ndcg, recall
 from scoring.scorers.zero_shot import head_of
 from scoring.settings import EmbeddingSettings, RetrievalSettings, ZeroShotSettings
 from scoring.tasks import Labelled, Pair, Query, RetrievalTask, SimilarityTask, ZeroShotTask
+from tests import tiny
+from tests.merge.learn import models
 
 CLASSES = ("a cat", "weather and rain", "football")
 TEXTS = ("the cat sat there", "rain", "a game of two halves", "sunshine all day long")
@@ -99,6 +102,31 @@ def test_similarity_ranks_pairs_by_cosine(encoder: Path) -> None:
         score.stderr is not None
         and aggregate("spearman", score.per_example or (), score.weights) == score.value
     )
+
+
+def test_towers_that_pool_the_last_place_read_texts_of_the_length_that_they_know(tmp_path: Path) -> None:
+    loaded = load(models.make(tmp_path, "siglip"))
+    pairs = tuple(Pair(TEXTS[i], TEXTS[j], float(j)) for i, j in [(0, 1), (1, 2), (1, 3)])
+    (score,) = score_model(tmp_path, [SimilarityTask("s", pairs)], per_example=True)
+    tokenizer: Any = loaded.tokenizer
+    ids = tokenizer(list(TEXTS), padding="max_length", max_length=64, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        found = loaded.model.get_text_features(input_ids=ids).pooler_output
+    cosines = torch.nn.functional.cosine_similarity(found[[0, 1, 1]], found[[1, 2, 3]])
+    assert score.per_example == pytest.approx(cosines.tolist(), abs=1e-5)
+
+
+def test_models_that_mix_all_places_are_not_given_padding(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 24, "vocab_size": tiny.VOCAB}
+    torch.manual_seed(3)
+    model: Any = transformers.FNetModel(transformers.FNetConfig(**sizes, pad_token_id=259)).eval()
+    model.save_pretrained(tmp_path)
+    tiny.write_tokenizer(tmp_path)
+    pairs = (Pair(TEXTS[0], TEXTS[1], 1.0), Pair(TEXTS[1], TEXTS[2], 2.0), Pair(TEXTS[2], TEXTS[3], 3.0))
+    (score,) = score_model(tmp_path, [SimilarityTask("s", pairs)], per_example=True)
+    found = [vector(tmp_path, text) for text in TEXTS]
+    cosines = [float(found[at] @ found[at + 1]) for at in range(3)]
+    assert score.per_example == pytest.approx(cosines, abs=1e-5)
 
 
 def test_spearman_by_hand() -> None:
