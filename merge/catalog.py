@@ -31,7 +31,8 @@ class MethodEntry:
     any, ``statistics`` (what is measured on data). ``schema`` is
     the JSON schema of one value of each setting; ``x-by-depth`` settings also take a list, ``x-by-source``
     ones may be set by every source. ``workspace`` is what a method on whole tensors says it holds (see
-    ``merge.contract.method.Workspace``), ``iteration`` what its steps take (``Iteration``). One that
+    ``merge.contract.method.Workspace``), ``lines`` what it measures of rows or columns (``Lines``),
+    ``iteration`` what its steps take (``Iteration``), ``stacked`` what it decomposes as one. One that
     ``continues`` can go on from its own result.
     """
 
@@ -49,7 +50,9 @@ class MethodEntry:
     breaks: dict[str, str] = field(default_factory=dict)
     linear: bool = False
     workspace: list[float] = field(default_factory=list)
+    lines: dict[str, Any] = field(default_factory=dict)
     iteration: dict[str, Any] = field(default_factory=dict)
+    stacked: Literal["rows", "columns"] | None = None
     continues: bool = False
 
     def as_dict(self) -> dict[str, Any]:

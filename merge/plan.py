@@ -152,7 +152,7 @@ class Plan:
     def demand(self) -> Demand:
         """What it holds in memory."""
         beside = self.bundle.held_bytes if self.bundle is not None else 0
-        return demand_of(self.recipe, self.models, self.outputs, self.steps, beside)
+        return demand_of(self.recipe, self.models, self.outputs, self.steps, beside, self.vocabulary)
 
     @property
     def granularity(self) -> str:

@@ -184,6 +184,8 @@ class Work:
         """Lets go of what was measured of these alone, which are made, and of what stages gave to them."""
         for output in outputs:
             self._writing.pop(output.name, None)
+            for part in self._informed.get(output.name, NOTHING).parts():
+                part.forget()
         for chain in filter(None, map(self.chain_of, outputs)):
             chain.forget()
         forget_given(self.readers, outputs)

@@ -58,19 +58,43 @@ class Needs:
 class Workspace:
     """What a method on rows or whole tensors holds at its peak beyond its inputs and their differences:
     float64 numbers for each entry of the block or tensor, ``entries`` of them and ``each`` more for every
-    source; and of what it measures of the rows or columns of a tensor, ``lines`` for each of those and
-    ``each_line`` more for every source.
+    source.
     """
 
     entries: float
     each: float = 0.0
-    lines: float = 0.0
-    each_line: float = 0.0
 
     def told(self) -> list[float]:
-        """Plain numbers, those of lines only where there are any."""
-        lines = [self.lines, self.each_line]
-        return [self.entries, self.each, *(lines if any(lines) else [])]
+        """Plain numbers."""
+        return [self.entries, self.each]
+
+
+When = tuple[str, tuple[str, ...]]
+"""A knob, and its values with which something holds."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What a method measures of each of the ``rows`` of a tensor or of its ``columns``, or of the columns of
+    every matrix in a stack of experts (``matrices``, whose columns may stand in rows): float64 numbers at its
+    peak, ``numbers`` of them and ``each`` more for every source.
+    """
+
+    of: Literal["rows", "columns", "matrices"]
+    numbers: float
+    each: float = 0.0
+    when: When | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"of": self.of, "numbers": self.numbers, "each": self.each, **_told(self.when)}
+
+
+def _told(when: When | None) -> dict[str, Any]:
+    return {"when": {when[0]: list(when[1])}} if when else {}
+
+
+Stacked = Literal["rows", "columns"]
 
 
 @dataclass(frozen=True)
@@ -82,12 +106,11 @@ class Iteration:
 
     steps: str
     products: float
-    when: tuple[str, tuple[str, ...]] | None = None
+    when: When | None = None
 
     def told(self) -> dict[str, Any]:
         """Plain JSON."""
-        when = {"when": {self.when[0]: list(self.when[1])}} if self.when else {}
-        return {"steps": self.steps, "products": self.products, **when}
+        return {"steps": self.steps, "products": self.products, **_told(self.when)}
 
 
 @dataclass(frozen=True)
@@ -110,7 +133,9 @@ class Method:
     linear: bool = False
     scaled: bool = False
     workspace: Workspace | None = None
+    lines: Lines | None = None
     iteration: Iteration | None = None
+    stacked: Stacked | None = None
     state: Callable[[Stats, Any, Site], Mapping[str, float]] | None = None
 
     def settings(self, values: Mapping[str, Any], sources: int, position: int | None = None) -> Any:
@@ -153,7 +178,9 @@ class Method:
             "granularity": self.granularity,
             **({"linear": True} if self.linear else {}),
             **({"workspace": self.workspace.told()} if self.workspace else {}),
+            **({"lines": self.lines.told()} if self.lines else {}),
             **({"iteration": self.iteration.told()} if self.iteration else {}),
+            **({"stacked": self.stacked} if self.stacked else {}),
             **({"continues": True} if self.state else {}),
             "needs": {
                 "base": self.needs.base,
@@ -194,7 +221,9 @@ def method(
     classes: Mapping[str, str] | None = None,
     breaks: Mapping[str, str] | None = None,
     workspace: Workspace | None = None,
+    lines: Lines | None = None,
     iteration: Iteration | None = None,
+    stacked: Stacked | None = None,
     state: Callable[[Stats, Any, Site], Mapping[str, float]] | None = None,
 ) -> Callable[[F], F]:
     """Registers the decorated function under its name; the file must bear the same one.
@@ -206,8 +235,10 @@ def method(
     and that nothing else depends on either: a search that varies the scale works the change out once.
     ``version`` goes up whenever the bytes of an output change. ``classes`` are policies for tensor classes
     that a recipe does not speak of. ``workspace`` is the memory of a method that takes more than a few copies
-    of a tensor, ``iteration`` what its steps take. ``state`` gives settings with which a later run goes on
-    from this one's result as its first source, from what was measured over all tensors; none where it cannot.
+    of a tensor, ``lines`` what it measures of rows or columns, ``iteration`` what its steps take; ``stacked``
+    are the rows or columns of all task vectors, where a method on matrices decomposes them as one. ``state``
+    gives settings with which a later run goes on from this one's result as its first source, from what was
+    measured over all tensors; none where it cannot.
     The last parameter must be annotated with a ``@params`` class. Raises ``MethodMalformed`` at import.
     """
 
@@ -232,7 +263,9 @@ def method(
             linear=linear,
             scaled=scaled,
             workspace=workspace,
+            lines=lines,
             iteration=iteration,
+            stacked=stacked,
             state=state,
         )
         _check(made, path[-1])

@@ -18,6 +18,8 @@ BLOCK_ENTRIES = 1 << 20
 OVERSAMPLE = 16
 FIRST_WIDTH = 80
 DOUBLE = 8
+USUAL_PASSES = 6
+"""Over a matrix, until its projection has settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,14 @@ def bytes_of(rows: int, columns: int, wanted: Wanted, entry: int) -> int:
 def product_bytes(rows: int, columns: int, ranks: int, most: int) -> int:
     """Peak bytes of ``spectral.decompose_product`` for factors with ``ranks`` columns together."""
     return DOUBLE * (4 * ranks * (rows + columns) + 6 * ranks * ranks + 2 * most * (rows + columns))
+
+
+def products_of(rows: int, columns: int, wanted: Wanted) -> float:
+    """How many products of numbers ``spectral.decompose`` takes, roughly."""
+    width, short = width_of(wanted.most(rows, columns), wanted), min(rows, columns)
+    if way_of(rows, columns, width) == "projection":
+        return 2.0 * USUAL_PASSES * rows * columns * width
+    return 2.0 * rows * columns * short + short**3
 
 
 def _held(rows: int, columns: int, width: int, entry: int) -> int:

@@ -128,7 +128,7 @@ def reckon(
     models, vocabulary, staged = given.models, given.vocabulary, given.staged
     outcome, formed, steps = drafted.outcome, drafted.formed, drafted.steps
     findings: list[Finding] = []
-    demand = demand_of(recipe, models, outcome.tensors, steps, formed.held_bytes)
+    demand = demand_of(recipe, models, outcome.tensors, steps, formed.held_bytes, vocabulary)
     estimate = estimate_of(models, outcome, drafted.shards, steps, demand, budget, formed.adapter)
     if vocabulary is not None:
         estimate = with_vocabulary(estimate, vocabulary, recipe, models, outcome)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
+from typing import Any
 
 from merge.catalog import Granularity, MethodEntry, coarsest
 from merge.checkpoint.beside import kept_bytes, reading_bytes
@@ -21,6 +22,9 @@ from merge.recipe.stages import stage_of
 from merge.tokenizer.planned import VocabularyPlan
 
 ASSUMED_THREADS = 2
+TENSOR_BYTES = 1 << 10
+FEW_TENSORS = 4096
+"""What is known of one tensor of a model or of the result, where they are more than these few."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ def estimate_of(
     written = adapter.most_bytes() if adapter else sum(shard.size for shard in shards)
     rounds = sum(stat["rounds"] for step in steps for stat in step.needs["stats"] if "when" not in stat)
     fit = adapter.sizes if adapter else sizes
-    products = _products(steps, outcome.tensors) if granularity_of(steps) == "tensor" else 0
+    products = _products(steps, outcome.tensors) if granularity_of(steps) == "tensor" else 0.0
+    products += adapter.products() if adapter else 0.0
     fitted = fit(demand, ASSUMED_THREADS, budget)
     peak = fitted.peak_bytes if fitted else budget
     if adapter is not None:
@@ -84,7 +89,11 @@ def with_vocabulary(
         estimate,
         download_bytes=estimate.download_bytes + lent,
         disk_bytes=estimate.disk_bytes + lent + scratch,
-        peak_memory_bytes=max(estimate.peak_memory_bytes, vocabulary.making_bytes(recipe.tokenizer.k)),
+        peak_memory_bytes=max(
+            estimate.peak_memory_bytes,
+            vocabulary.held_bytes + vocabulary.making_bytes(recipe.tokenizer.k),
+            vocabulary.planning_bytes,
+        ),
     )
 
 
@@ -130,6 +139,7 @@ def demand_of(
     outputs: Sequence[OutputTensor],
     steps: Sequence[MethodEntry],
     beside: int = 0,
+    vocabulary: VocabularyPlan | None = None,
 ) -> Demand:
     """What making these outputs of these models holds in memory; ``beside`` are bytes that each thread holds
     because of the form they are made in.
@@ -139,32 +149,54 @@ def demand_of(
     read = [models[key] for key in tensors_read(outputs)]
     each = reading_bytes(read) + factor_bytes(recipe, models, outputs) + beside
     workspace, lines = _workspace_bytes(steps, outputs), _lines_bytes(steps, outputs)
-    kept = sum(map(kept_bytes, read))
+    tensors = sum(1 + len(output.inputs) for output in outputs)
+    kept = sum(map(kept_bytes, read)) + TENSOR_BYTES * max(0, tensors - FEW_TENSORS)
+    kept += vocabulary.held_bytes if vocabulary else 0
     return Demand(many, compute_bytes(recipe), whole, workspace, lines, tensor, each, kept)
 
 
 def _workspace_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
-    """Bytes for one entry of a tensor that the hungriest step says it holds; 0 where none says anything."""
-    return ceil(8 * max((entry for entry, _ in _workspaces(steps, outputs)), default=0.0))
+    """Bytes for one entry of a tensor that the hungriest step says it holds; 0 where none says anything. Of
+    stacks of experts it holds them for one matrix at a time.
+    """
+    sources, declared = most_sources(outputs), [step.workspace for step in steps if step.workspace]
+    most = max((entries + each * sources for entries, each in declared), default=0.0)
+    return ceil(8 * most * (_matrix_share(outputs) if granularity_of(steps) == "tensor" else 1.0))
+
+
+def _matrix_share(outputs: Sequence[OutputTensor]) -> float:
+    """The entries of the largest matrix, for each of the largest tensor."""
+    merged = [output for output in outputs if output.policy == "method"]
+    matrices = (o.shape[1:] if o.role == "expert" and len(o.shape) == 3 else o.shape for o in merged)
+    whole = max((prod(output.shape) for output in merged), default=0)
+    return max(map(prod, matrices), default=1) / max(1, whole)
 
 
 def _lines_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
     """Bytes that the hungriest step says it holds for all rows or columns of the tensor with most of them."""
-    each = max((line for _, line in _workspaces(steps, outputs)), default=0.0)
-    shapes = {output.shape for output in outputs if output.policy == "method" and len(output.shape) > 1}
-    most = max((max(shape[0], prod(shape[1:])) for shape in shapes), default=0) if each else 0
-    return ceil(8 * each * most)
+    measuring = [(place, step) for place, step in enumerate(steps) if step.lines]
+    most = 0.0
+    for output in outputs if measuring else ():
+        if output.policy == "method" and len(output.shape) > 1:
+            for place, step in measuring:
+                if _chosen(step.lines, step, output.settings[place]):
+                    each = step.lines["numbers"] + step.lines["each"] * len(output.sources)
+                    most = max(most, each * _count(step.lines["of"], output))
+    return ceil(8 * most)
 
 
-def _workspaces(
-    steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]
-) -> Iterator[tuple[float, float]]:
-    """Numbers for an entry, and for a row or column, of each step that says any."""
-    sources = most_sources(outputs)
-    for step in steps:
-        if step.workspace:
-            entries, each, lines, each_line = (*step.workspace, 0.0, 0.0)[:4]
-            yield entries + each * sources, lines + each_line * sources
+def _count(of: str, output: OutputTensor) -> int:
+    """How many of its lines there are, by what they are ``of``."""
+    rows, columns = output.shape[0], prod(output.shape[1:])
+    if of == "matrices" and len(output.shape) == 3 and output.role == "expert":
+        return rows * output.shape[2]
+    return {"rows": rows, "columns": columns}.get(of, max(rows, columns))
+
+
+def _chosen(told: Mapping[str, Any], step: MethodEntry, given: Mapping[str, Any]) -> bool:
+    """Whether what a step tells of itself holds with its settings."""
+    chosen = told.get("when", {}).items()
+    return all(given.get(knob, step.settings[knob]["default"]) in values for knob, values in chosen)
 
 
 def granularity_of(steps: Sequence[MethodEntry]) -> Granularity:
@@ -188,27 +220,36 @@ def _products(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> 
     """Of numbers, for decomposing the matrices of every source and what is made of them, roughly, and for the
     steps of iterations.
     """
-    matrices = (output for output in outputs if output.policy == "method" and len(output.shape) > 1)
-    return sum(
-        prod(output.shape) * _short(output.shape) * (1 + len(output.sources) + _iterated(steps, output))
-        for output in matrices
-    )
+    found = 0.0
+    for output in outputs:
+        entries, many = prod(output.shape), len(output.sources)
+        if output.policy == "method" and len(output.shape) > 1 and entries:
+            rows, columns = _sides(output.shape)
+            side = max(_decomposed(step.stacked, rows, columns, many) for step in steps)
+            whole = max(min(rows, columns), side**3 / (rows * columns))
+            found += entries * (side * (many + _iterated(steps, output)) + whole)
+    return found
+
+
+def _decomposed(stacked: str | None, rows: int, columns: int, many: int) -> int:
+    """The shorter side of what a step decomposes: the matrix of each source, or all of them ``stacked``."""
+    high, wide = (many if stacked == of else 1 for of in ("rows", "columns"))
+    return min(rows * high, columns * wide)
 
 
 def _iterated(steps: Sequence[MethodEntry], output: OutputTensor) -> float:
     """Products for each entry of a matrix and row of its shorter side in all steps of iterations."""
     found = 0.0
     for step, given in zip(steps, output.settings, strict=True):
-        settings = {name: known["default"] for name, known in step.settings.items()} | dict(given)
-        chosen = step.iteration.get("when", {}).items()
-        if step.iteration and all(settings[knob] in values for knob, values in chosen):
-            found += step.iteration["products"] * settings[step.iteration["steps"]]
+        if step.iteration and _chosen(step.iteration, step, given):
+            knob = step.iteration["steps"]
+            found += step.iteration["products"] * given.get(knob, step.settings[knob]["default"])
     return found
 
 
-def _short(shape: Sequence[int]) -> int:
-    """The shorter side of a matrix, of each in a stack of three dimensions, or of a kernel as a matrix."""
-    return min(shape[1:]) if len(shape) == 3 else min(shape[0], prod(shape[1:]))
+def _sides(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a matrix, of each in a stack of three dimensions, or of a kernel as a matrix."""
+    return (shape[1], shape[2]) if len(shape) == 3 else (shape[0], prod(shape[1:]))
 
 
 def compute_bytes(recipe: Recipe) -> int:

@@ -137,11 +137,11 @@ class Part:
         """A number for each entry from ``first`` on, flat, float32."""
         if KINDS[self.statistic.kind].layout == "entry":
             return self.held.read(self.name, first, count)
-        if self._channels is None:
+        if (channels := self._channels) is None:
             whole = self._whole()
             whole = whole.sqrt() if self.statistic.root else whole
-            self._channels = _relative(whole) if self.statistic.relative else whole
-        return spread(self._channels, self.axis, self.shape, first, count)
+            self._channels = channels = _relative(whole) if self.statistic.relative else whole
+        return spread(channels, self.axis, self.shape, first, count)
 
     def at(self, first: int, shape: Sequence[int], like: Tensor) -> Any:
         """What a method is handed for the block of this shape that begins at ``first``."""
@@ -150,6 +150,10 @@ class Part:
             name = None if stored is None else (self.held.label, stored)
             return Matrix(lambda: self._whole().to(like.device), self.axis, name, self.memo)
         return self.flat(first, prod(shape)).view(*shape).to(like.device, like.dtype)
+
+    def forget(self) -> None:
+        """Lets go of the channels: they are read again where they are asked for again."""
+        self._channels = None
 
     def _whole(self) -> Tensor:
         shape = self.held.names[self.name]

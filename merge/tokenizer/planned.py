@@ -22,6 +22,8 @@ Wanted = tuple[str, str, tuple[int, ...]]
 
 TILE_ROWS = 2048
 """Shared rows that are looked at at a time: fixed."""
+WORD_BYTES = 256
+"""For one word of a tokenizer, or for where one row comes from."""
 _SQUARES = {"john_hewitt": 3, "landmark_pca": 8, "stb": 8}
 
 
@@ -62,6 +64,23 @@ class VocabularyPlan:
         """Bytes of disk for the rows that are computed before the run."""
         rows = {key: sum(len(made.rows) for made in table.made) for key, table in self.tables.items()}
         return sum(rows[model] * prod(shape[1:]) for model, _, shape in wanted) * number_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory for rows that models take from others, and for a tokenizer with new words, which is
+        written in the end: its file beside those that lend the words.
+        """
+        words = 2 * len(self.alignment.tokens) if self.alignment.new else 0
+        return WORD_BYTES * (self._filled + words)
+
+    @property
+    def planning_bytes(self) -> int:
+        """Bytes of memory for the words of all models while they are lined up."""
+        return WORD_BYTES * (self._filled + sum(table.own_tokens for table in self.tables.values()))
+
+    @property
+    def _filled(self) -> int:
+        return sum(len(table.fills) for table in self.tables.values())
 
     def making_bytes(self, k: int) -> int:
         """Bytes of memory that one thread takes to compute rows; none where no rows are computed."""

@@ -322,24 +322,3 @@ def test_a_vector_is_one_row_and_stays_together(tmp_path: Path, granularity: str
     plan = plan_of(exact.indices(exact.family(tmp_path, shapes=shapes)), {"method": "linear"})
     steps = [replace(plan.steps[0], granularity=granularity)]
     assert demand_of(plan.recipe, plan.models, plan.outputs, steps).whole == entries
-
-
-@pytest.mark.parametrize(
-    ("method", "iterating"), [("doge", {}), ("wudi", {"solver": "adam"}), ("optmerge", {"solver": "iterate"})]
-)
-def test_steps_of_an_iteration_take_time(tmp_path: Path, method: str, iterating: dict[str, Any]) -> None:
-    """500 steps on eight matrices of 2,048 rows and columns."""
-    names = [f"model.layers.{at}.mlp.up_proj.weight" for at in range(8)]
-    size = 2 * 2048**2
-    tensors = {
-        name: TensorInfo(name, "BF16", (2048, 2048), "model.safetensors", size * at, size * (at + 1))
-        for at, name in enumerate(names)
-    }
-    files = {"model.safetensors": 8 * size}
-    models = {key: ModelIndex(key, tensors, {}, None, files, key) for key in ("base", "a", "b", "c")}
-    recipes = ({"method": method, **iterating, "steps": steps} for steps in (0, 500))
-    none, many = (
-        make_plan(recipe_from(document(step)), models, budget=8 * GIB).estimate.seconds for step in recipes
-    )
-    assert many > 60 + none
-    assert plan_of(models, {"method": "tsv_m"}).estimate.seconds == pytest.approx(none, rel=0.1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
-from merge.contract.method import Kind, Needs, Workspace, method
+from merge.contract.method import Kind, Lines, Needs, Workspace, method
 from merge.contract.params import knob, params
 from merge.contract.ranked import Ranked
 from merge.contract.rows import Rows
@@ -70,7 +70,8 @@ QUARTILES = Ranked(_importance, _quartiles, after=(DIVERGENCE,))
     paper="arcee.ai, Arcee Fusion (no paper); mergekit's arcee_fusion",
     version=3,
     needs=Needs(base=True, sources=(1, 1), stats=(MOST, DIVERGENCE, QUARTILES)),
-    workspace=Workspace(12.0, lines=8.0),
+    workspace=Workspace(12.0),
+    lines=Lines("rows", 8.0),
 )
 def arcee_fusion(group: TensorGroup, p: ArceeFusion) -> Tensor:
     """Takes over from one source the entries whose importance stands out in their tensor, and keeps the base

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
-from merge.contract.method import Kind, Needs, Workspace, method
+from merge.contract.method import Kind, Lines, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.rows import ColumnSums
 from merge.contract.stats import Gram, Part, Stat, points_of
@@ -65,7 +65,7 @@ class Nuslerp:
     granularity="row",
     paper="Shoemake 1985, Animating rotation with quaternion curves",
     needs=Needs(base="optional", sources=(2, 2), stats=(WHOLE, BY_COLUMN), weight_sum=True),
-    workspace=Workspace(0.0, lines=16.0),
+    lines=Lines("columns", 16.0, when=("along", ("columns",))),
 )
 def nuslerp(group: TensorGroup, p: Nuslerp) -> Tensor:
     """Spherical interpolation of two sources by their weights; only the ratio of the weights matters. Where

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from merge.contract.groups import TensorGroup
-from merge.contract.method import Kind, Needs, Workspace, method
+from merge.contract.method import Kind, Lines, Needs, method
 from merge.contract.params import knob, params
 from merge.contract.rows import Aligned, ColumnSums
 from merge.contract.stats import Part, Stat, Term
@@ -189,7 +189,7 @@ SHARES = _Shares(_matrices)
     paper="arXiv:2408.03092",
     version=3,
     needs=Needs(base=True, stats=(SHARES,)),
-    workspace=Workspace(0.0, lines=4.0, each_line=7.0),
+    lines=Lines("matrices", 4.0, 7.0),
 )
 def widen(group: TensorGroup, p: Widen) -> Tensor:
     """Made to merge an instruction-tuned model with one that was pretrained further (a language, a domain),

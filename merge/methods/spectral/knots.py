@@ -48,6 +48,7 @@ class Knots:
     paper="arXiv:2410.19735",
     needs=Needs(base=True),
     workspace=Workspace(7.0, 5.0),
+    stacked="columns",
     classes={"embed": "mean", "head": "mean"},
 )
 def knots(group: TensorGroup, p: Knots) -> Tensor:

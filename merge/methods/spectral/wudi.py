@@ -57,6 +57,7 @@ class Wudi:
     needs=Needs(base=True),
     workspace=Workspace(4.0, 5.0),
     iteration=Iteration("steps", 1.0, when=("solver", ("adam",))),
+    stacked="rows",
     classes={"embed": "mean", "head": "mean"},
 )
 def wudi(group: TensorGroup, p: Wudi) -> Tensor:

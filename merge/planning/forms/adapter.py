@@ -17,7 +17,7 @@ from merge.catalog import catalogue
 from merge.checkpoint.adapter import AdapterIndex
 from merge.checkpoint.index import ModelIndex
 from merge.errors import Finding
-from merge.kernels.truncation import Wanted, bytes_of, product_bytes
+from merge.kernels.truncation import Wanted, bytes_of, product_bytes, products_of
 from merge.planning.forms.factored import factor_step
 from merge.planning.forms.loadable import STACKED, refused, stacked_with
 from merge.planning.outputs import FLOATS, Outcome, OutputTensor, tensors_read, uses_base
@@ -128,6 +128,11 @@ class AdapterPlan:
         """Bytes of the largest change that is kept between passes over it, where there is room."""
         dense = (prod(module.output.shape) for module in self.modules if not module.factored)
         return demand.compute_bytes * max(dense, default=0)
+
+    def products(self) -> float:
+        """Of numbers, for decomposing the changes that come as whole matrices."""
+        dense = (module.output.shape for module in self.modules if not module.factored)
+        return sum(products_of(shape[0], shape[1], self.wanted) for shape in dense)
 
     def sizes(self, demand: Demand, threads: int, budget: int, beside: int = 0) -> Sizes | None:
         """As ``merge.planning.sizing.sizes``, with each thread also decomposing a module."""

@@ -1,6 +1,7 @@
 """Statistics measured on data: what a plan says of them, how they reach methods, and what is refused."""
 
 import dataclasses
+import gc
 import itertools
 import json
 from collections.abc import Mapping
@@ -31,8 +32,9 @@ from merge.methods import load
 from merge.plan import Plan, make_plan
 from merge.planning.measuring import of_catalogue
 from merge.recipe.recipe import canonical, recipe_digest, recipe_from
+from merge.report import ShardDone
 from merge.run import run
-from merge.running.statistics import spread
+from merge.running.statistics import Part, spread
 from tests import tiny
 from tests.merge import exact, informed
 from tests.merge.references import tensors_digest
@@ -128,6 +130,19 @@ def problems(recipe: Any, indices: Any, budget: int) -> list[str]:
 
 def indices_of(paths: list[Path]) -> dict[str, Any]:
     return exact.indices(dict(zip(("base", "a", "b"), paths, strict=True)))
+
+
+def test_channels_are_let_go_when_their_tensor_is_written(
+    folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    plan, held = planned(folders, AIM), list[int]()
+
+    def look(_: ShardDone) -> None:
+        parts = [each for each in gc.get_objects() if isinstance(each, Part)]
+        held.append(sum(part._channels is not None for part in parts))
+
+    merged(folders, plan, tmp_path / "out", informed.folders_for(plan, tmp_path), on_shard=look)
+    assert len(held) > 1 and not any(held)
 
 
 def test_what_is_not_measured_yet_costs_time_and_room(tmp_path: Path) -> None:

@@ -67,6 +67,19 @@ def test_union_without_a_base(root: Path, tensor: str) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_words_are_part_of_the_memory_that_is_planned(root: Path, source: str) -> None:
+    document = {"base": "base", "sources": SOURCES, "tokenizer": {"source": source}}
+    plan = small.plan_of(root, document)
+    assert plan.vocabulary is not None
+    filled = sum(len(table.fills) for table in plan.vocabulary.tables.values())
+    words = len(plan.vocabulary.alignment.tokens) if source == "union" else 0
+    assert bool(filled) == (source == "union")
+    assert plan.demand.kept == 256 * (filled + 2 * words)
+    known = sum(len(small.ids_of(root / name)) for name in ("base", "a", "b"))
+    assert plan.vocabulary.planning_bytes == 256 * (filled + known)
+
+
 def test_union_with_a_base_fills_task_vectors_from_it(root: Path) -> None:
     document = {
         "base": "base",
