@@ -6,6 +6,7 @@ what the names share at their end, and their shapes, tell which beginnings stand
 has too few names for that: where several places would do, nothing is left over to tell by (``names_in``).
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
@@ -15,15 +16,29 @@ Shapes = Mapping[str, tuple[int, ...]]
 MOST_CANDIDATES = 512
 _NEWER = {
     ".encoder.layer.": ".layers.",
-    ".attention.attention.query.": ".attention.q_proj.",
-    ".attention.attention.key.": ".attention.k_proj.",
-    ".attention.attention.value.": ".attention.v_proj.",
+    ".attention.attention.": ".attention.self.",
+    ".attention.self.query.": ".attention.q_proj.",
+    ".attention.self.key.": ".attention.k_proj.",
+    ".attention.self.value.": ".attention.v_proj.",
+    ".attention.self.sr.": ".attention.sequence_reduction.sequence_reduction.",
     ".attention.output.dense.": ".attention.o_proj.",
     ".intermediate.dense.": ".mlp.fc1.",
     ".output.dense.": ".mlp.fc2.",
+    ".mlp.dense1.": ".mlp.fc1.",
+    ".mlp.dense2.": ".mlp.fc2.",
+    ".linear_c.": ".linear_projections.",
     ".block_sparse_moe.": ".mlp.",
+    ".mlp.fc": ".fc",
+    ".self_attn.out_proj.": ".self_attn.o_proj.",
+    ".router.layer.": ".router.",
 }
-"""Parts of names of image models (ViT, DINOv2) and of Mixtral, and what Transformers 5 made of them."""
+"""Parts of names of image models (ViT, DINOv2, Swin, Segformer, RT-DETR) and of mixtures, and what
+Transformers 5 made of them, or what is left of both.
+"""
+_STAGE = re.compile(r"\.encoder\.(?:block\.(\d+)\.(?=\d)|(patch_embeddings|layer_norm)\.(\d+)\.)")
+"""Segformer's blocks were counted in the encoder, and are in stages now."""
+_PLACES = frozenset({"", "model", "language_model", "backbone"})
+"""Parts of names that only tell where the text model is, or (Nemotron-H) what it is called."""
 _LEAST_IN_COMMON = 2
 """Parts at the end of a name that two names must share: the module's own name and the parameter's."""
 
@@ -50,15 +65,17 @@ def names_in(wanted: Shapes, theirs: Shapes) -> dict[str, str]:
     """What a model calls some tensors: as they are, with the first component of either name left out, with
     the text model at another place of the name (Transformers 4.52 made ``model.language_model`` of
     ``language_model.model``; files keep what they were saved with) or with Transformers 5's words for parts
-    of it, or its only head of that shape. What it does not have keeps its name.
+    of it, or its only head over words of that shape. What it does not have keeps its name.
     """
     by_tail: defaultdict[str, list[str]] = defaultdict(list)
     by_core: defaultdict[str, list[str]] = defaultdict(list)
     heads: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)
+    roles = {name: role_of(name, shape, {}) for name, shape in theirs.items()}
+    words = max((shape for name, shape in theirs.items() if roles[name] == "embed"), default=())
     for name, shape in theirs.items():
         by_tail[name.partition(".")[2]].append(name)
         by_core[_core(name)].append(name)
-        if role_of(name, shape, {}) == "head":
+        if roles[name] == "head" and shape in (words, words[:1]) and name.endswith((".weight", ".bias")):
             heads[shape].append(name)
 
     def find(name: str, shape: tuple[int, ...]) -> str:
@@ -77,7 +94,13 @@ def _core(name: str) -> str:
     name = f".{name}"
     for older, newer in _NEWER.items():
         name = name.replace(older, newer)
-    return ".".join(part for part in name.split(".") if part not in ("", "model", "language_model"))
+    name = _STAGE.sub(_staged, name)
+    return ".".join(part for part in name.split(".") if part not in _PLACES)
+
+
+def _staged(found: re.Match[str]) -> str:
+    block, part, place = found.groups()
+    return f".stages.{place}.{part}." if part else f".stages.{block}.blocks."
 
 
 def _of_other_lengths(missing: Shapes, spare: Shapes, known: set[tuple[str, str]]) -> dict[str, str]:

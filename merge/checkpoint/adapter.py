@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,10 +20,15 @@ from merge import errors, file_errors
 from merge.arch.aliases import names_in
 from merge.arch.roles import is_conv1d
 from merge.arch.ties import tied_names
+from merge.checkpoint.adapter_config import check_config, patterned
 from merge.checkpoint.header import TensorInfo, parse_header, parse_json_object
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILE = "adapter_model.safetensors"
+NAMES = "mergery.names"
+"""Where the header of such a file that Mergery made tells what the base's files call tensors for which
+Transformers, and so PEFT, has other names.
+"""
 
 PREFIX = "base_model.model."
 _FACTOR = re.compile(
@@ -34,21 +38,6 @@ _AGAIN = re.compile(r"\.(original_module|modules_to_save)(?=\.)")
 """With ``bias: all``, PEFT writes the biases of modules saved whole again, and also what they were."""
 _HEAD = "lm_head.weight"
 """What a tied head is called where it is not stored."""
-_EXACT_INITS = frozenset({"gaussian", "eva", "orthogonal"})
-_REFUSED_FIELDS = {
-    "use_dora": "DoRA also learns magnitudes",
-    "lora_bias": "the adapter has biases of its own",
-    "layer_replication": "it repeats layers",
-    "trainable_token_indices": "it trains single token rows",
-    "alora_invocation_tokens": "it only acts after an invocation (aLoRA)",
-    "use_qalora": "QALoRA pools its inputs",
-    "use_bdlora": "its factors are block-diagonal",
-    "arrow_config": "it routes between adapters (Arrow)",
-    "loftq_config": "LoftQ changes the base's weights",
-    "kasa_config": "KaSA weighs the directions between its factors and cuts the base",
-    "monteclora_config": "MonteCLoRA draws its factors at random",
-    "velora_config": "VeLoRA keeps tensors of its own",
-}
 
 
 @dataclass(frozen=True)
@@ -100,6 +89,7 @@ class BundleBase:
 class AdapterIndex:
     """An adapter's pairs and whole replacements, by its own tensor names; by the model's once ``fit``.
 
+    ``names`` are what it says itself that the model's files call tensors of other names.
     A bundle's member has ``masked`` changes, and knows which base it belongs ``over``; its ``model_config``
     and ``small`` files (paths in the bundle) are those that are others than the base's.
     """
@@ -110,6 +100,7 @@ class AdapterIndex:
     config: Mapping[str, Any]
     files: Mapping[str, int]
     digest: str
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     masked: Mapping[str, Masked] = dataclasses.field(default_factory=dict)
     over: BundleBase | None = None
     model_config: Mapping[str, Any] | None = None
@@ -158,13 +149,15 @@ def index_adapter(
     if WEIGHT_FILE not in headers:
         raise file_errors.FileMissing(f"{label}: the header of {WEIGHT_FILE} was not fetched.")
     config = parse_json_object(f"{label}: {CONFIG_FILE}", texts[CONFIG_FILE])
-    _check_config(label, config)
+    check_config(label, config)
     header = parse_header(f"{label}: {WEIGHT_FILE}", headers[WEIGHT_FILE], files[WEIGHT_FILE])
     tensors = {name: replace(info, file=WEIGHT_FILE) for name, info in header.tensors.items()}
     pairs, replaced = _sort_tensors(label, tensors, config)
     facts = [config, files[WEIGHT_FILE], hashlib.sha256(headers[WEIGHT_FILE]).hexdigest()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return AdapterIndex(label, pairs, replaced, config, dict(files), digest)
+    told = header.metadata.get(NAMES, "{}").encode()
+    names = {name: str(own) for name, own in parse_json_object(f"{label}: {NAMES}", told).items()}
+    return AdapterIndex(label, pairs, replaced, config, dict(files), digest, names)
 
 
 def fit(
@@ -234,60 +227,6 @@ def _fit_member(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model:
     return adapter
 
 
-def _check_config(label: str, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type", "LORA")
-    if kind != "LORA":
-        raise errors.AdapterRefused(f"{label}: peft_type {str(kind)[:40]!r} is not supported; only LORA is.")
-    for field, why in _REFUSED_FIELDS.items():
-        if config.get(field):
-            raise errors.AdapterRefused(
-                f"{label}: {field} is set, and {why}: it cannot be applied exactly as B A."
-            )
-    bare = config.get("target_parameters") or []
-    for each in bare if isinstance(bare, list) else [bare]:
-        if not (str(each).endswith(".weight") and isinstance(bare, list)):
-            raise errors.AdapterRefused(f"{label}: {str(each)[:40]} of target_parameters is no weight.")
-    init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init not in _EXACT_INITS:
-        raise errors.AdapterRefused(
-            f"{label}: init_lora_weights is {init[:40]!r}, which changes the base's weights; "
-            "convert the adapter to a plain LoRA (path_initial_model_for_weight_conversion) first."
-        )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or rank < 1:
-        raise errors.AdapterRefused(f"{label}: r must be a positive whole number, not {str(rank)[:40]}.")
-    _number(label, "lora_alpha", alpha)
-    for field in ("rank_pattern", "alpha_pattern"):
-        pattern = config.get(field) or {}
-        if not isinstance(pattern, dict):
-            raise errors.AdapterRefused(f"{label}: {field} must map module names to numbers.")
-        for key, value in pattern.items():
-            _number(label, field, value)
-            _check_pattern(label, field, key)
-
-
-def _number(label: str, field: str, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and abs(value) <= sys.float_info.max):  # nor NaN, nor digits beyond any float
-        raise errors.AdapterRefused(f"{label}: {field} holds {str(value)[:40]}, which is not a number.")
-    return float(value)
-
-
-def _check_pattern(label: str, field: str, pattern: str) -> None:
-    """Only patterns that match in reasonable time: they are regular expressions from a stranger."""
-    quantifiers = len(re.findall(r"(?<!\\)[*+{?]", pattern))
-    if len(pattern) > 256 or quantifiers > 2 or re.search(r"\)[*+{?]|\(\?", pattern):
-        raise errors.AdapterRefused(
-            f"{label}: the {field} key {pattern[:80]!r} is too complicated a pattern."
-        )
-    try:
-        re.compile(pattern)
-    except re.error:
-        raise errors.AdapterRefused(
-            f"{label}: the {field} key {pattern[:80]!r} is not a valid pattern."
-        ) from None
-
-
 def _sort_tensors(
     label: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
 ) -> tuple[dict[str, LoraPair], dict[str, TensorInfo]]:
@@ -339,7 +278,7 @@ def _pair(label: str, module: str, parts: Mapping[str, TensorInfo], config: Mapp
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise errors.AdapterRefused(f"{label}: the factors of {module} are not matrices (a convolution?).")
     target = f"{module}.weight" if _by_parameter(config, module) else module
-    rank = int(_patterned(config.get("rank_pattern"), target, config["r"]))
+    rank = int(patterned(config.get("rank_pattern"), target, config["r"]))
     if rank < 1:
         raise errors.AdapterRefused(f"{label}: rank_pattern gives {module} the rank {rank}; 1 is the least.")
     if a.shape[0] != rank or b.shape[1] != rank:
@@ -347,7 +286,7 @@ def _pair(label: str, module: str, parts: Mapping[str, TensorInfo], config: Mapp
             f"{label}: {module} should have rank {rank} by {CONFIG_FILE}, "
             f"but its factors have {a.shape[0]} and {b.shape[1]}."
         )
-    alpha = float(_patterned(config.get("alpha_pattern"), target, config["lora_alpha"]))
+    alpha = float(patterned(config.get("alpha_pattern"), target, config["lora_alpha"]))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return LoraPair(a, b, scale, module, "linear" if kind == "linear" else "embedding")
 
@@ -357,20 +296,15 @@ def _by_parameter(config: Mapping[str, Any], module: str) -> bool:
     return any(f".{module}.weight".endswith(f".{each}") for each in config.get("target_parameters") or ())
 
 
-def _patterned(patterns: Any, module: str, default: float) -> float:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return default
-
-
 def _renamed(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: str) -> AdapterIndex:
     """The adapter by the model's names, as far as the model has what it changes."""
     wanted = {name: pair.shape for name, pair in adapter.pairs.items()}
     wanted |= {name: info.shape for name, info in adapter.replaced.items()}
     names = names_in(wanted, {name: info.shape for name, info in tensors.items()})
+    names |= {name: own for name, own in adapter.names.items() if name in wanted and own in tensors}
+    biases = adapter.config.get("bias") == "all"  # PEFT writes one that two modules share under both names
     for name, times in Counter(names.values()).items():
-        if times > 1:
+        if times > 1 and not (biases and name.endswith(".bias")):
             both = " and ".join(wanted for wanted, found in names.items() if found == name)
             raise errors.AdapterMismatch(f"{adapter.label} changes {both}, which are both {name} in {model}.")
     return replace(

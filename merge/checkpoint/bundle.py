@@ -71,7 +71,9 @@ class BundleIndex:
         masked = self._masked(name) if self.kind != "rmm" else {}
         digest = hashlib.sha256(f"{self.digest}#{name}".encode()).hexdigest()
         config, small = self._config(name), self._small(name)
-        return AdapterIndex(self.label, pairs, {}, {}, self.files, digest, masked, self.base, config, small)
+        return AdapterIndex(
+            self.label, pairs, {}, {}, self.files, digest, {}, masked, self.base, config, small
+        )
 
     def _config(self, member: str) -> Mapping[str, Any] | None:
         config = self.members[member].get("config")

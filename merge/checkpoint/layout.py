@@ -72,10 +72,10 @@ def index_json(shards: Iterable[ShardLayout]) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def lay_out(file: str, tensors: Sequence[TensorSpec]) -> ShardLayout:
-    """One file of these tensors; wider dtypes come first, otherwise the order is kept."""
+def lay_out(file: str, tensors: Sequence[TensorSpec], notes: Mapping[str, str] | None = None) -> ShardLayout:
+    """One file of these tensors (``notes`` in its header); wider dtypes first, else in the order given."""
     ordered = sorted(tensors, key=lambda spec: -DTYPE_BITS[spec[1]])
-    document: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    document: dict[str, object] = {"__metadata__": {"format": "pt", **(notes or {})}}
     spans: list[tuple[TensorSpec, int, int]] = []
     at = 0
     for spec in ordered:

@@ -330,7 +330,7 @@ def _build(index: ModelIndex) -> Any:
             "be run."
         )
     try:
-        known = _with_floats(index.config)
+        known = with_floats(index.config)
         known.pop("quantization_config", None)
         kind = known.pop("model_type", None)
         config = transformers.AutoConfig.for_model(str(kind), **known)
@@ -351,13 +351,13 @@ def is_in_out(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" or isinstance(module, nn.modules.conv._ConvTransposeNd)
 
 
-def _with_floats(told: Any) -> Any:
+def with_floats(told: Any) -> Any:
     """A config with the numbers that JSON lacks, which Transformers writes as ``{"__float__": ...}``."""
     if isinstance(told, Mapping):
         if told.keys() == {"__float__"}:
             return float(told["__float__"])
-        return {key: _with_floats(value) for key, value in told.items()}
-    return [_with_floats(each) for each in told] if isinstance(told, list) else told
+        return {key: with_floats(value) for key, value in told.items()}
+    return [with_floats(each) for each in told] if isinstance(told, list) else told
 
 
 def _class_of(index: ModelIndex, config: Any) -> Any:

@@ -337,7 +337,10 @@ _FIELDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("calibration",): tuple(Calibration.model_fields),
     ("calibration", "data"): tuple(CalibrationData.model_fields),
     ("calibration", "by_source"): tuple(CalibrationData.model_fields),
-    ("result",): tuple({**AdapterResult.model_fields, **MoeResult.model_fields, **BundleResult.model_fields}),
+    ("result", FORM_TAGS[0]): tuple(CheckpointResult.model_fields),
+    ("result", FORM_TAGS[1]): tuple(AdapterResult.model_fields),
+    ("result", FORM_TAGS[2]): tuple(MoeResult.model_fields),
+    ("result", FORM_TAGS[3]): tuple(BundleResult.model_fields),
     ("tokenizer", "tokens"): tuple(TokenRule.model_fields),
 }
 
@@ -372,6 +375,8 @@ def _finding(details: ErrorDetails) -> Finding:
     if kind == "extra_forbidden" or is_key:
         if parent[:2] == ("tokenizer", "tokens"):
             parent = parent[:2]
+        if parent == ("result",):
+            parent = ("result", str(details["loc"][1]))
         hint = nearest_name(name, _FIELDS.get(parent, ()), "known are")
         code, message = "unknown_field", f"There is no field {name[:80]!r} here; {hint}"
     elif kind == "missing":

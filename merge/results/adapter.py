@@ -4,6 +4,7 @@ Each module is made by itself, in float64, by one thread, and lands in a file of
 that a run which was interrupted goes on module by module. At the end the parts become one file.
 """
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merge.checkpoint.adapter import CONFIG_FILE, WEIGHT_FILE
+from merge.checkpoint.adapter import CONFIG_FILE, NAMES, WEIGHT_FILE
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.layout import TensorSpec, lay_out
 from merge.checkpoint.writer import ShardWriter
@@ -28,7 +29,7 @@ from merge.kernels.truncation import block_rows
 from merge.plan import Plan
 from merge.planning.forms.adapter import AdapterPlan, LoraModule, module_of
 from merge.planning.outputs import Input, OutputTensor
-from merge.results.called import called
+from merge.results.called import called, unfound
 from merge.results.finish import write_json
 from merge.results.merging import Merging
 from merge.results.peft import (
@@ -80,7 +81,10 @@ def make_adapter(
     base = plan.models["base"]
     other = called(base)
     made = evened(loadable([*parts.made, *map(unchanged, plan.adapter.beside)]))
-    finished = _assemble(made, parts.saved, plan.adapter.dtype, journal, other)
+    names = {each.tensor for each in made} | {each.output.name for each in parts.saved}
+    told = unfound(base, {name: other[name] for name in sorted(names & other.keys())})
+    notes = {NAMES: json.dumps(told)} if told else {}
+    finished = _assemble(made, parts.saved, plan.adapter.dtype, journal, other, notes)
     write_json(journal.folder / CONFIG_FILE, adapter_config(base, made, parts.saved, other))
     shutil.rmtree(journal.folder / PARTS)
     roles = {output.name: output.role for output in plan.adapter.outputs}
@@ -103,7 +107,12 @@ def _jobs(adapter: AdapterPlan, maker: "_Maker") -> dict[str, Callable[[], None]
 
 
 def _assemble(
-    made: Sequence[Made], whole: Sequence[Saved], dtype: str, journal: Journal, other: Mapping[str, str]
+    made: Sequence[Made],
+    whole: Sequence[Saved],
+    dtype: str,
+    journal: Journal,
+    other: Mapping[str, str],
+    notes: Mapping[str, str],
 ) -> Finished:
     """Puts the parts together to ``adapter_model.safetensors``, in the order of their names, by which the
     base's tensors are called ``other`` than in its files.
@@ -123,7 +132,7 @@ def _assemble(
         name = saved_name(other.get(saved.output.name, saved.output.name), paths.values())
         named[name] = (saved.name, saved.shape, saved.file)
     specs: list[TensorSpec] = [(name, dtype, named[name][1]) for name in sorted(named)]
-    layout = lay_out(WEIGHT_FILE, specs)
+    layout = lay_out(WEIGHT_FILE, specs, notes)
     with ShardWriter(journal.folder / WEIGHT_FILE, layout) as writer:
         for name, _, _ in specs:
             part, wanted, file = named[name]

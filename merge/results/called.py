@@ -12,6 +12,7 @@ import torch
 from merge.arch.aliases import names_in, other_names
 from merge.arch.ties import tied_names
 from merge.checkpoint.index import ModelIndex
+from merge.learn.skeleton import with_floats
 
 Shape = tuple[int, ...]
 MOST_PARTS = 4096
@@ -20,13 +21,14 @@ MOST_PARTS = 4096
 
 def called(base: ModelIndex) -> dict[str, str]:
     """The names that differ. None where Transformers does not know the architecture; where it is not certain
-    which tensor is meant, or the other name would not be found in these files again, it stays as it is there.
+    which tensor is meant, or a guessed name would not be found in these files again, it stays as it is there.
     """
     files = {name: tuple(info.shape) for name, info in base.tensors.items()}
     model = _made(base.config)
     whole = {} if model is None else model.state_dict()
     loaded = {name: tuple(tensor.shape) for name, tensor in whole.items()}
-    found = _converted(model, files, loaded)
+    sure = _converted(model, files, loaded)
+    found = dict(sure)
     taken = {*found, *found.values()}
     found |= other_names({name: shape for name, shape in files.items() if name not in taken},
                          {name: shape for name, shape in loaded.items() if name not in taken})  # fmt: skip
@@ -36,8 +38,15 @@ def called(base: ModelIndex) -> dict[str, str]:
              if name not in files and name not in found.values() and name not in second}  # fmt: skip
     ours, theirs = _alone(left), _alone(spare)
     found |= {name: theirs[shape] for shape, name in ours.items() if shape in theirs}
-    again = names_in({other: files[name] for name, other in found.items()}, files)
-    return {name: other for name, other in found.items() if again[other] == name}
+    lost = unfound(base, found)
+    return {name: other for name, other in found.items() if name in sure or other not in lost}
+
+
+def unfound(base: ModelIndex, other: Mapping[str, str]) -> dict[str, str]:
+    """What files call tensors whose ``other`` names would not lead to them again."""
+    files = {name: tuple(info.shape) for name, info in base.tensors.items()}
+    again = names_in({new: files[name] for name, new in other.items()}, files)
+    return {new: name for name, new in other.items() if again[new] != name}
 
 
 def _alone(shapes: Mapping[str, Shape]) -> dict[Shape, str]:
@@ -73,7 +82,7 @@ def _made(config: Mapping[str, Any]) -> Any:
     if kind is None or any(number > MOST_PARTS for number in _parts(config)):
         return None
     with suppress(Exception), torch.device("meta"):  # whatever it makes of a config that it cannot use
-        found = transformers.CONFIG_MAPPING[str(config["model_type"])].from_dict(dict(config))
+        found = transformers.CONFIG_MAPPING[str(config["model_type"])].from_dict(with_floats(config))
         return kind._from_config(found)
     return None
 
@@ -83,5 +92,5 @@ def _parts(config: Mapping[str, Any]) -> Iterator[int]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _parts(value)
-        elif isinstance(value, int) and ("layer" in key or "expert" in key):
+        elif isinstance(value, int) and ("layer" in key or "expert" in key) and not key.endswith("_size"):
             yield value

@@ -60,6 +60,40 @@ def test_the_only_head_of_a_shape_is_found_by_any_name_of_a_head() -> None:
     assert names_in({"lm_head.weight": (2, 4)}, theirs) == {"lm_head.weight": "lm_head.weight"}
 
 
+def test_a_classifier_is_not_taken_for_another_head_of_its_shape() -> None:
+    tables = {
+        "bert.embeddings.word_embeddings.weight": (9, 4),
+        "bert.embeddings.token_type_embeddings.weight": (2, 4),
+    }
+    other = {
+        "cls.seq_relationship.weight": (2, 4),
+        "cls.seq_relationship.bias": (2,),
+        "x.head.in_proj_weight": (9, 4),
+    }
+    wanted = {"classifier.weight": (2, 4), "classifier.bias": (2,), "lm_head.weight": (9, 4)}
+    assert names_in(wanted, {**tables, **other}) == {name: name for name in wanted}
+    bias = {"cls.predictions.bias": (9,)}
+    assert names_in({"cls.predictions.decoder.bias": (9,)}, {**tables, **bias}) == {
+        "cls.predictions.decoder.bias": "cls.predictions.bias"
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("swin.layers.0.blocks.1.attention.q_proj", "swin.layers.0.blocks.1.attention.self.query"),
+        ("segformer.stages.2.blocks.1.mlp.fc1", "segformer.encoder.block.2.1.mlp.dense1"),
+        ("segformer.stages.2.patch_embeddings.proj", "segformer.encoder.patch_embeddings.2.proj"),
+        ("decode_head.linear_projections.1.proj", "decode_head.linear_c.1.proj"),
+        ("model.decoder.layers.0.mlp.fc1", "model.decoder.layers.0.fc1"),
+        ("model.layers.0.mixer.in_proj", "backbone.layers.0.mixer.in_proj"),
+    ],
+)
+def test_newer_words_of_transformers_are_known(name: str, other: str) -> None:
+    theirs = {f"{other}.weight": (4, 4), "embed.weight": (9, 4)}
+    assert names_in({f"{name}.weight": (4, 4)}, theirs) == {f"{name}.weight": f"{other}.weight"}
+
+
 def test_models_that_name_their_tensors_otherwise_merge(tmp_path: Path) -> None:
     paths = {key: tiny.gpt2(tmp_path / key, expert=number) for number, key in enumerate(("base", "a", "b"))}
     stored = load_file(paths["a"] / "model.safetensors")

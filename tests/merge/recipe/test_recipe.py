@@ -147,6 +147,7 @@ def test_the_canonical_form_reads_back_as_itself(found: dict[str, Any]) -> None:
         ({"tokenizer": {"source": "m9"}}, "/tokenizer/source", "no source 'm9'"),
         ({"dtype": {"output": "bflaot16"}}, "/dtype/output", "did you mean bfloat16?"),
         ({"dtype": {"ouput": "float32"}}, "/dtype/ouput", "did you mean output?"),
+        ({"result": {"form": "bundle", "kind": "tall", "rank": 4}}, "/result/rank", "known are form, kind"),
         ({"seed": -1}, "/seed", "greater than or equal to 0"),
         ({"seed": 1.5}, "/seed", "valid integer"),
         ({"shard_bytes": 10}, "/shard_bytes", "greater than"),

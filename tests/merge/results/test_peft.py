@@ -93,6 +93,7 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     "parameters": ("base", {"target_modules": TARGETS, "target_parameters": ["mlp.up_proj.weight"]}),
     "saved": ("base", {"target_modules": TARGETS, "modules_to_save": ["lm_head", "norm"]}),
     "layers": ("base", {"target_modules": TARGETS, "layers_to_transform": [1]}),
+    "minor components": ("base", {"target_modules": TARGETS, "r": 4, "init_lora_weights": "mica"}),
     "embedding": ("base", {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
     "tied": (
         "tied",

@@ -24,6 +24,8 @@ PIXELS = tiny.noise("pixels", (1, 3, 8, 8), 0)
 HEARD = tiny.noise("sound", (1, 8, 32), 0)
 INPUTS: Mapping[str, Mapping[str, Tensor]] = {
     "vit": {"pixel_values": PIXELS},
+    "swin": {"pixel_values": PIXELS},
+    "vit_mae": {"pixel_values": PIXELS, "noise": torch.arange(4.0)[None]},
     "siglip": {"pixel_values": PIXELS, "input_ids": IDS},
     "whisper": {"input_features": HEARD, "decoder_input_ids": IDS},
 }
@@ -79,6 +81,38 @@ def test_an_adapter_loads_whole(tmp_path: Path, case: str) -> None:
     loads_whole(tmp_path, name, classes=classes)
 
 
+ELSEWHERE: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "swin": ("SwinForImageClassification", {
+        "image_size": 8, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2],
+        "window_size": 2,
+    }),
+    "vit_mae": ("ViTMAEForPreTraining", {
+        **zoo.ZOO["vit"].settings, "decoder_num_attention_heads": 4, "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1, "decoder_intermediate_size": 24,
+    }),
+    "nemotron_h": ("NemotronHForCausalLM", {
+        **zoo.ZOO["llama"].settings, "layers_block_type": ["mamba", "attention", "mlp"], "mamba_num_heads": 8,
+        "mamba_head_dim": 4, "n_groups": 1, "ssm_state_size": 4, "chunk_size": 4,
+        "moe_shared_expert_intermediate_size": 7688,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_an_adapter_has_transformers_names_and_finds_the_files_own_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model, settings = ELSEWHERE[name]
+    kind = zoo.Kind(model, f"{model.partition('For')[0]}Config", settings)
+    monkeypatch.setitem(zoo.ZOO, name, kind)
+    loads_whole(tmp_path, name)
+    made(
+        tmp_path, {"base": "a", "sources": [{"id": "b", "adapter": "out"}], "steps": ["passthrough"]}, "again"
+    )
+    changed, again = (load_file(tmp_path / key / "model.safetensors") for key in ("dense", "again"))
+    assert all(torch.allclose(again[tensor], changed[tensor], atol=1e-3) for tensor in changed)
+
+
 @pytest.mark.parametrize(
     "out", [["*experts.1.*"], ["*.w2.weight", "*.0.*.1.w1.weight"], ["*layers.1*experts*"]]
 )
@@ -131,13 +165,17 @@ def test_mixtures_are_those_that_peft_stacks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "targets"),
-    [("vit", ["q_proj", "o_proj", "fc1", "fc2"]), ("mixtral", ["gate"])],
+    ("name", "targets", "bias"),
+    [
+        ("vit", ["q_proj", "o_proj", "fc1", "fc2"], "none"),
+        ("mixtral", ["gate"], "none"),
+        ("bert", ["key"], "all"),
+    ],
 )
-def test_an_adapter_by_newer_names_is_read(tmp_path: Path, name: str, targets: list[str]) -> None:
+def test_an_adapter_by_newer_names_is_read(tmp_path: Path, name: str, targets: list[str], bias: str) -> None:
     zoo.save(name, 0, tmp_path / "a")
     torch.manual_seed(3)
-    settings: dict[str, Any] = {"r": 4, "target_modules": targets, "init_lora_weights": False}
+    settings: dict[str, Any] = {"r": 4, "target_modules": targets, "init_lora_weights": False, "bias": bias}
     tuned = get_peft_model(zoo.load(name, tmp_path / "a")[0], LoraConfig(**settings))
     wanted = answers(name, tuned)
     tuned.save_pretrained(str(tmp_path / "lora"))
