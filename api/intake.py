@@ -30,7 +30,8 @@ from jobs.request import JobOrder, read_order
 from jobs.scratch import room
 from jobs.searching import PointRequest, point_order
 from merge.errors import FindingsError, MergeError
-from merge.mergekit.translate import Translation, read_documents, read_recipe
+from merge.mergekit.translate import Translation, read_documents
+from merge.recipe.document import load_documents
 
 RECIPE = "/recipe"
 OUTPUT_OPTIONS = ("repo", "private", "revision", "overwrite", "publish", "confirm_public")
@@ -105,21 +106,44 @@ def order_of(document: Any) -> Order:
     recipe = document.get("recipe") if isinstance(document, dict) else None
     documents: list[Any] = recipe if isinstance(recipe, list) else [recipe]
     if not isinstance(document, dict) or not documents or not all(isinstance(d, dict) for d in documents):
-        detail = "the field recipe must hold an object" if isinstance(document, dict) else "send an object"
+        detail = _recipe_missing(document)
         errors = [{"in": "body", "pointer": RECIPE, "code": "recipe_missing", "detail": detail}]
         raise Problem("validation_failed", detail, errors=errors)
     translation = _translation(documents, RECIPE)
     return Order(_request({**document, "recipe": translation.recipe}), translation.notes)
 
 
+def _recipe_missing(document: Any) -> str:
+    if not isinstance(document, dict):
+        return "send an object"
+    if "recipe" not in document and document.keys() & {"steps", "sources", "merge_method"}:
+        return 'this is a recipe without its order: send {"recipe": {...}}'
+    return "the field recipe must hold an object"
+
+
 def read_yaml(raw: bytes, options: Mapping[str, str]) -> Order:
-    """The order in a YAML body (ours or mergekit's); all but the recipe comes from the query parameters."""
+    """The order in a YAML body: a whole one, or a recipe (ours or mergekit's), when the rest comes from the
+    query parameters.
+    """
     try:
-        translation = read_recipe(raw, "yaml")
+        documents = load_documents(raw, "yaml")
+        if documents[0].keys() & {"recipe", "kind"}:
+            return _whole_order(documents, options)
+        translation = read_documents(documents)
     except MergeError as error:
         raise from_room(error) from None
     check_tree(translation.recipe.model_dump(mode="json"))
     return Order(_request({**_options(options), "recipe": translation.recipe}), translation.notes, "")
+
+
+def _whole_order(documents: Sequence[dict[str, Any]], options: Mapping[str, str]) -> Order:
+    if options or len(documents) > 1:
+        detail = "an order in YAML is one document and says everything itself: leave out " + (
+            f"the parameter {next(iter(options))!r}" if options else "the other documents"
+        )
+        raise Problem("validation_failed", detail)
+    check_tree(documents[0])
+    return order_of(documents[0])
 
 
 def plan(desk: Desk, caller: Caller, order: Order) -> Ready:

@@ -189,6 +189,15 @@ def queue_position(session: Session, job: Job) -> int | None:
     return (session.scalar(rows) or 0) + 1
 
 
+def unattended_seconds(session: Session, job: Job) -> float | None:
+    """How long a ready job has waited while no worker has any job of its queue in hand; else nothing."""
+    busy = select(Job.id).where(Job.queue == job.queue, Job.state.in_(ACTIVE)).exists()
+    waited = func.extract("epoch", now() - func.greatest(Job.created_at, Job.not_before, Job.heartbeat_at))
+    rows = select(waited).where(Job.id == job.id, Job.state == "queued", _ready(), ~busy)
+    found = session.scalar(rows)
+    return None if found is None else float(found)
+
+
 def next_up(session: Session, job_id: str) -> str | None:
     """Of the queue of this job the ready one whose turn it is, held; those that others hold are theirs."""
     queue = select(Job.queue).where(Job.id == job_id).scalar_subquery()

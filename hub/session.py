@@ -98,6 +98,14 @@ def _client() -> httpx2.Client:
 
 set_client_factory(_client)
 disable_progress_bars()
+WITHOUT_TOKEN: dict[type[HubError], str] = {
+    TokenInvalid: "the Hub wants a token for {what} and none was given; name a stored one that may do this "
+    "(hub_credential)",
+    Gated: "{what} is gated and no token was given: ask its owner for access, and name a stored token of "
+    "that account (hub_credential)",
+    RepoNotFound: "{what} does not exist on the Hub, or is private and no token was given (hub_credential)",
+}
+"""What is said where nobody told who asks."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +152,8 @@ class Session:
                 found = translate(error, what)
                 if found is None:
                     raise
-                if isinstance(found, TokenInvalid) and not self.token:
-                    raise TokenInvalid(
-                        f"the Hub wants a token for {what} and none was given; name one that may do this"
-                    ) from None
+                if not self.token and type(found) in WITHOUT_TOKEN:
+                    raise type(found)(WITHOUT_TOKEN[type(found)].format(what=what)) from None
                 if (
                     last
                     or not found.retryable

@@ -94,7 +94,7 @@ def find_inside(name: str, roots: Sequence[Path], *, folder: bool) -> Path:
     if not roots:
         raise ModelNameInvalid(
             f"{name!r} is no Hub repository (org/name or org/name@revision), "
-            "and this service allows no folders."
+            "and this service allows no folders (MERGERY_MODEL_ROOTS names those that it may read)."
         )
     allowed = ", ".join(str(root) for root in roots)
     hint = "no Hub repository (org/name or org/name@revision) and " if folder else ""

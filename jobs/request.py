@@ -1,8 +1,10 @@
 """What a caller asks for, checked for form. Plain data: no row, no model has been looked at yet."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -11,6 +13,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from jobs.objectives import check_items, check_objectives
 from jobs.sets import EvalSet, EvaluateRequest, Part
@@ -30,10 +33,16 @@ Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Text = Annotated[str, StringConstraints(max_length=512)]
 
 
+def _owned(repo: Any) -> Any:
+    if isinstance(repo, str) and not re.fullmatch(REPO_PATTERN, repo):
+        raise PydanticCustomError("string_pattern_mismatch", "must be owner/name, as on the Hub")
+    return repo
+
+
 class OutputRequest(Part):
     """Where the result goes. Without ``repo`` it stays with the service as an artifact."""
 
-    repo: Annotated[str, StringConstraints(pattern=REPO_PATTERN)] | None = None
+    repo: Annotated[str, StringConstraints(pattern=REPO_PATTERN), BeforeValidator(_owned)] | None = None
     private: bool = True
     revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = "main"
     overwrite: bool = Field(False, description="Also write into a repository that this service did not make")

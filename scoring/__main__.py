@@ -179,8 +179,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except (ScoringError, OSError) as error:
+    except ScoringError as error:
         sys.stderr.write(f"{error}\n")
+        return 2
+    except OSError as error:
+        said = error.strerror or error
+        sys.stderr.write(f"{error.filename}: {said}\n" if error.filename else f"{said}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")

@@ -221,9 +221,8 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise ModelUnusable(
-            "no_config", f"{folder.name} has no config.json, so nothing says what model it is"
-        ) from error
+        lack = "has no config.json, so nothing says what model it is" if folder.is_dir() else "is no folder"
+        raise ModelUnusable("no_config", f"{folder.name} {lack}") from error
     except ValueError as error:
         raise ModelUnusable(
             "no_config", f"config.json of {folder.name} is not JSON: {_first_line(error)}"

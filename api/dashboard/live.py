@@ -74,6 +74,7 @@ class Watch:
             log = self.log[-LOG_MOST:]
             return job, {
                 "job": views.job_view(job),
+                "unattended": views.unattended_said(job, jobs.unattended_seconds(session, job)),
                 "bundle": bundle_view(job),
                 "router": router_view(job),
                 **self._search(session, job),

@@ -17,6 +17,7 @@ from merge.recipe.recipe import Recipe
 from scoring.score import higher_is_better
 
 POINTS_MOST = 600
+UNATTENDED_SECONDS = 60
 SOMETIMES = ("measuring", "merging", "searching", "evaluating", "uploading")
 ESTIMATES = {
     "download_bytes": ("Download", bytes_said),
@@ -137,6 +138,16 @@ def stage_said(name: str, stage: Mapping[str, Any]) -> str:
     """A stage of a plan in words."""
     steps = " → ".join(step["method"] for step in stage["steps"])
     return f"{name} ({steps}, {'written first' if stage['written'] else 'made as it is read'})"
+
+
+def unattended_said(job: Job, waited: float | None) -> str | None:
+    """What is said of a job that nobody takes."""
+    if waited is None or waited < UNATTENDED_SECONDS:
+        return None
+    return (
+        f"It has waited for {seconds_said(waited)} and no worker is at work on the queue {job.queue}. "
+        f"Does one run? `mergery worker --queues {job.queue}` is one."
+    )
 
 
 def phases_of(job: Job, events: Sequence[JobEvent]) -> list[dict[str, str]]:

@@ -75,14 +75,14 @@ def order_body() -> dict[str, Any]:
         "expires_in": {"type": "number"},
         "hub_credential": text,
     }
-    said = "Only with a YAML body, which holds the recipe alone"
+    said = "Only with a YAML body that is a recipe alone"
     return {
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {"schema": {"$ref": f"#/components/schemas/{ORDER_SCHEMA}"}},
                 "application/yaml": {
-                    "schema": {"type": "string", "description": "Our recipe, or mergekit's"}
+                    "schema": {"type": "string", "description": "Our recipe, mergekit's, or a whole order"}
                 },
             },
         },

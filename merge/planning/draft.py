@@ -26,6 +26,7 @@ from merge.planning.measuring import StatisticsPlan, plan_statistics
 from merge.planning.outputs import FLOATS, Outcome, reference_key, resolve_outputs, uses_base
 from merge.planning.result_config import cut_config
 from merge.planning.stages import Make, Staged, plan_stages
+from merge.planning.told import as_told
 from merge.recipe.findings import error, warning
 from merge.recipe.recipe import Recipe
 from merge.tokenizer.planned import VocabularyPlan, plan_vocabulary
@@ -98,7 +99,7 @@ def lay_out(recipe: Recipe, given: Given) -> Drafted:
     formed = form(recipe, models, resolve_outputs(recipe, models, given.vocabulary))
     outcome = formed.outcome
     findings = (
-        *outcome.findings,
+        *as_told(outcome.findings, models[reference], models),
         *check_saved(recipe, models, outcome.tensors),
         *cut_config(models, reference, outcome.layers)[1],
         *_mixed_dtypes(models, given.used),

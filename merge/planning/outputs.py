@@ -1,6 +1,5 @@
 """The tensors of the result, one by one: which models each is made from, how, and what stands in the way."""
 
-from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,8 +26,6 @@ from merge.tokenizer.planned import VocabularyPlan
 
 FLOATS = frozenset(DTYPE_NAMES.values())
 _NUMBERS = FLOATS | INTEGERS
-MOST_OF_A_KIND = 20
-"""Findings of one code about one model that are told in full; the rest are counted."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ def resolve_outputs(
         outputs = [_lined_up(output, vocabulary) for output in outputs if not _by_column(output, vocabulary)]
         findings += _check_fills(outputs, vocabulary, models)
     findings += _checked(recipe, models, outputs, tied)
-    return Outcome(tuple(outputs), tuple(_shortened(findings)), arranged.layers(reads_base))
+    return Outcome(tuple(outputs), tuple(findings), arranged.layers(reads_base))
 
 
 def _checked(
@@ -378,15 +375,3 @@ def _check_global(recipe: Recipe, outputs: Sequence[OutputTensor]) -> Iterator[F
                     f"{step.method}: with {scope} {everywhere}, {both} must be the same for all tensors."
                 )
                 yield error("global_setting_varies", message, "steps", position, share or scope)
-
-
-def _shortened(findings: Sequence[Finding]) -> Iterator[Finding]:
-    counts: Counter[tuple[str, str | None]] = Counter()
-    for finding in findings:
-        counts[finding.code, finding.model] += 1
-        if counts[finding.code, finding.model] <= MOST_OF_A_KIND:
-            yield finding
-    for (code, model), count in counts.items():
-        if count > MOST_OF_A_KIND:
-            make = error if any(f.code == code and f.severity == "error" for f in findings) else warning
-            yield make(code, f"... and {count - MOST_OF_A_KIND} more tensors with {code}.", model=model)

@@ -200,7 +200,7 @@ class Step(Part):
 
     model_config = ConfigDict(json_schema_extra=also_text("method", open_ended=True))
 
-    method: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    method: str = Field(min_length=1, max_length=64)
     settings: Settings = {}
 
     @model_validator(mode="before")

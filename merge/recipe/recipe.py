@@ -344,6 +344,15 @@ _FIELDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("tokenizer", "tokens"): tuple(TokenRule.model_fields),
 }
 
+_BESIDE = ("output", "evaluate", "webhook", "hub_credential", "kind", "search")
+_ELSEWHERE = {
+    "method": "methods stand in steps: [{method: ...}].",
+    "models": "did you mean sources?",
+    "recipe": "this is an order to the service; a recipe is what its field recipe holds.",
+    **dict.fromkeys(_BESIDE, "it belongs to the order to the service, beside the recipe."),
+}
+"""What is meant by fields that others have, or that stand beside a recipe."""
+
 
 def _findings(errors: list[ErrorDetails]) -> Iterator[Finding]:
     for details in errors:
@@ -377,12 +386,23 @@ def _finding(details: ErrorDetails) -> Finding:
             parent = parent[:2]
         if parent == ("result",):
             parent = ("result", str(details["loc"][1]))
-        hint = nearest_name(name, _FIELDS.get(parent, ()), "known are")
+        hint = (not parent and _ELSEWHERE.get(name)) or nearest_name(
+            name, _FIELDS.get(parent, ()), "known are"
+        )
         code, message = "unknown_field", f"There is no field {name[:80]!r} here; {hint}"
     elif kind == "missing":
         code, message = "field_missing", f"The field {name} is missing."
     elif kind == "too_short":
         message = f"{pointer_of(*where)} must not be empty."
+    elif kind in ("tuple_type", "dict_type", "model_type"):
+        fields = ", ".join(_FIELDS.get((*parent, name), ()))
+        wanted = (
+            "a list: [...]" if kind == "tuple_type" else f"an object{fields and f' of {fields}'}: {{...}}"
+        )
+        message = f"{pointer_of(*where) or 'The recipe'} must be {wanted}."
+    elif kind == "string_pattern_mismatch" and name != "dataset":
+        said = f"cannot be {str(details['input'])[:80]!r}: names are of small letters, digits, _ and -"
+        message = f"{pointer_of(*where)} {said}."
     elif kind == "literal_error":
         hint = nearest_name(str(details["input"]), tuple(re.findall(r"'([^']+)'", said)), "valid are")
         message = f"{pointer_of(*where)} cannot be {str(details['input'])[:80]!r}; {hint}"

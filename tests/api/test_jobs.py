@@ -53,6 +53,26 @@ def test_a_mergekit_yaml_is_accepted_and_translated(api: TestClient) -> None:
     assert job["translation"]
 
 
+def test_a_whole_order_may_be_yaml(api: TestClient) -> None:
+    headers, order = {"Content-Type": "application/yaml"}, yaml.safe_dump(ORDER)
+    job = api.post("/v1/jobs", content=order, headers=headers).json()
+    sent = api.post("/v1/jobs", json=ORDER).json()
+    assert [job[each] for each in ("recipe", "output", "metadata")] == [
+        sent[each] for each in ("recipe", "output", "metadata")
+    ]
+    wrong = api.post("/v1/jobs", content=order.replace("linear", "liner"), headers=headers).json()
+    assert wrong["errors"][0]["pointer"] == "/recipe/steps/0/method"
+    twice = api.post("/v1/jobs", content=order, headers=headers, params={"repo": "acme/other"})
+    assert (twice.status_code, "leave out the parameter 'repo'" in twice.json()["detail"]) == (422, True)
+
+
+def test_a_recipe_without_its_order_is_told_where_it_belongs(api: TestClient) -> None:
+    answer = api.post("/v1/jobs", json=ORDER["recipe"])
+    assert (
+        answer.json()["errors"][0]["detail"] == 'this is a recipe without its order: send {"recipe": {...}}'
+    )
+
+
 STAGES = """
 name: first
 merge_method: linear

@@ -53,6 +53,14 @@ def test_place_in_the_queue_counts_priority_before_age(session: Session) -> None
     assert jobs.queue_position(session, second) == 2
 
 
+def test_a_job_is_unattended_while_no_worker_has_one_of_its_queue(session: Session) -> None:
+    job = make_job(session)
+    alone = jobs.unattended_seconds(session, job)
+    assert alone is not None and alone >= 0
+    running, _ = make_running(session)
+    assert jobs.unattended_seconds(session, job) is jobs.unattended_seconds(session, running) is None
+
+
 def test_counts_by_queue_and_state(session: Session) -> None:
     caller = make_caller(session)
     make_job(session, caller)

@@ -229,6 +229,14 @@ def test_absent_private_and_gated_repositories_are_told_apart(client: Clients, f
     assert client("hf_alice").pin("team/model").gated
 
 
+def test_who_asks_without_a_token_hears_that_there_was_none(client: Clients, folder_hub: FolderHub) -> None:
+    folder_hub.mark("team/model", gated=True)
+    with pytest.raises(Gated, match="is gated and no token was given: ask its owner"):
+        client(None).pin("team/model")
+    with pytest.raises(RepoNotFound, match="is private and no token was given"):
+        client(None).pin("team/absent")
+
+
 def test_a_revoked_token_is_named_as_the_reason(client: Clients, folder_hub: FolderHub) -> None:
     hub = client()
     hub.pin("team/model")

@@ -43,6 +43,14 @@ def test_run_makes_the_folder_and_prints_digests(root: Path, capsys: pytest.Capt
     assert "is this merge, but lacks model.safetensors; remove it first." in capsys.readouterr().err
 
 
+def test_a_repository_of_the_hub_is_told_how_it_becomes_a_folder(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "recipe.yaml").write_text(RECIPE.replace("base: base", "base: org/base@v2"))
+    assert call("plan", root / "recipe.yaml") == 2
+    assert "`hf download org/base --revision v2 --local-dir org/base@v2`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("method", "extra"),
     [

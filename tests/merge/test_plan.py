@@ -93,6 +93,7 @@ def test_output_dtype_can_be_chosen(models: Mapping[str, ModelIndex]) -> None:
     ("step", "code", "pointer", "words"),
     [
         ({"method": "tiess"}, "unknown_method", "/steps/0/method", "did you mean 'ties'"),
+        ({"method": "dare-ties"}, "unknown_method", "/steps/0/method", "did you mean 'dare_ties'"),
         ({"method": "ties", "desnity": 0.5}, "setting_unknown", "/steps/0/desnity", "did you mean 'density'"),
         ({"method": "ties", "density": 1.5}, "setting_invalid", "/steps/0/density", "at most 1"),
         ({"method": "ties", "density": [0.1, 0]}, "setting_invalid", "/steps/0/density", "above 0"),
@@ -186,6 +187,19 @@ def test_every_mistake_is_told_at_once(models: Mapping[str, ModelIndex], tmp_pat
         "shape_mismatch",
         "vocabulary_mismatch",
     }
+
+
+def test_models_of_different_sizes_are_told_before_their_tensors(
+    models: Mapping[str, ModelIndex], tmp_path: Path
+) -> None:
+    wide = {name: tuple(2 * side for side in shape) for name, shape in exact.SHAPES.items()}
+    other = changed(models, tmp_path, shapes=wide, config={"hidden_size": 256}) | exact.indices(
+        {"base": exact.write(tmp_path / "base", "base", config={"hidden_size": 128})}
+    )
+    first, *rest = refused(other, TIES)
+    assert (first.code, first.model) == ("sizes_differ", "b")
+    assert "(hidden_size 256 against 128)" in first.message
+    assert "shape_mismatch" in {each.code for each in rest}
 
 
 def test_a_flood_of_findings_is_counted(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:

@@ -89,6 +89,16 @@ def test_a_check_that_can_compare_nothing_says_so(
     assert [each["code"] for each in report["findings"]] == ["not_compared"] and report["parents"] == {}
 
 
+def test_a_file_or_folder_that_is_not_there_is_named(
+    model: Path, tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = tmp_path / "none.jsonl"
+    assert main(["score", str(model), "--set", f"perplexity:{absent}"]) == 2
+    assert capsys.readouterr().err == f"{absent}: No such file or directory\n"
+    assert main(["score", str(tmp_path / "nowhere"), "--set", f"perplexity:{texts}"]) == 2
+    assert capsys.readouterr().err == "nowhere is no folder\n"
+
+
 def test_folders_are_shown_by_their_names_whatever_stands_in_them(
     tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import html
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -261,6 +261,22 @@ def test_a_key_that_ends_says_when(site: Site) -> None:
         ends = datetime(2021, 3, 4, 5, 6, tzinfo=UTC)
         create_key(session, site.caller.tenant_id, "robot", ["merges:read"], ends)
     assert "<br>ends 2021-03-04T05:06:00Z" in site.get("/keys").text
+
+
+def test_a_job_that_nobody_takes_says_so_after_a_minute(site: Site) -> None:
+    site.sign_in()
+    with site.begin() as session:
+        fresh, old = make_job(session, site.caller), make_job(session, site.caller)
+        old.created_at -= timedelta(minutes=5)
+    told = site.get(f"/jobs/{old.id}").text
+    assert "It has waited for 5 min" in told and "no worker is at work on the queue cpu" in told
+    assert "It has waited" not in site.get(f"/jobs/{fresh.id}").text
+
+
+def test_who_has_no_key_or_hub_token_yet_is_told_where_one_comes_from(site: Site) -> None:
+    assert "<code>mergery keys create</code>" in site.get("/login").text
+    site.sign_in()
+    assert '<a href="/keys#tokens">keep one</a>' in site.get("/jobs/new").text
 
 
 def test_a_hub_token_is_kept_and_never_shown(site: Site) -> None:

@@ -265,6 +265,14 @@ def test_other_vocabulary_does_not_stop_an_adapter_that_leaves_it(tmp_path: Path
         planned(tmp_path, extract(rank=2))
 
 
+def test_a_flood_of_tensors_that_an_adapter_leaves_does_not_stop_it(tmp_path: Path) -> None:
+    tiny.llama(tmp_path / "base")
+    tiny.llama(tmp_path / "a", expert=1, layers=6)
+    told = [f for f in planned(tmp_path, extract(rank=2)).findings if f.code == "extra_tensor"]
+    assert {each.severity for each in told} == {"warning"}
+    assert told[-1].message == "... and 16 more tensors with extra_tensor."
+
+
 def test_too_small_a_budget_is_a_finding(root: Path) -> None:
     with pytest.raises(PlanRefused, match="The memory budget is 100000 bytes") as refused:
         planned(root, extract(rank=2), budget=100_000)
