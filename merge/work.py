@@ -165,9 +165,7 @@ class Work:
         self._inputs.made = made
 
     def ready(self, outputs: Outputs, crew: Crew | None = None) -> Iterator[Outputs]:
-        """The outputs some at a time, each when its statistics are there; measured by the run's crew, or
-        another.
-        """
+        """Some of the outputs after others, each when its statistics are there, by this crew or the run's."""
         return self._ready([outputs], crew or self.crew)
 
     def _ready(self, files: Sequence[Outputs], crew: Crew) -> Iterator[Outputs]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,12 +10,10 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from merge.catalog import catalogue
 from merge.errors import Finding, RecipeInvalid
-from merge.recipe.calibration import DATA_TAGS, Calibration, CalibrationData
-from merge.recipe.document import pointer_of
+from merge.recipe.calibration import Calibration, CalibrationData
 from merge.recipe.findings import error
 from merge.recipe.parts import (
     ROLES,
@@ -45,7 +42,8 @@ from merge.recipe.results import (
     Result,
 )
 from merge.recipe.stages import ADAPTER, MOST_STAGES, check_stages, of_stage, within
-from merge.recipe.tokenizer import CHAT_TEMPLATES, RULE_TAGS, TokenizerChoice, TokenOf, TokenRule
+from merge.recipe.tokenizer import CHAT_TEMPLATES, TokenizerChoice, TokenOf, TokenRule
+from merge.recipe.wording import Fields, findings_of
 
 RESERVED_IDS = ("base", "donor", "union", "zero")
 GIB = 1 << 30
@@ -175,7 +173,7 @@ def recipe_from(document: dict[str, Any]) -> Recipe:
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeInvalid(tuple(_findings(error.errors()))) from None
+        raise RecipeInvalid(tuple(findings_of(error.errors(), _FIELDS))) from None
     findings = (*check_stages(recipe), *_cross_checks(recipe))
     if findings:
         raise RecipeInvalid(findings)
@@ -322,7 +320,7 @@ def _unknown_source(name: str, ids: tuple[str, ...], *at: str | int) -> Finding:
     )
 
 
-_FIELDS: dict[tuple[str, ...], tuple[str, ...]] = {
+_FIELDS: Fields = {
     (): tuple(Recipe.model_fields),
     ("sources",): tuple(Source.model_fields),
     ("modules",): tuple(Module.model_fields),
@@ -343,67 +341,3 @@ _FIELDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("result", FORM_TAGS[3]): tuple(BundleResult.model_fields),
     ("tokenizer", "tokens"): tuple(TokenRule.model_fields),
 }
-
-_BESIDE = ("output", "evaluate", "webhook", "hub_credential", "kind", "search")
-_ELSEWHERE = {
-    "method": "methods stand in steps: [{method: ...}].",
-    "models": "did you mean sources?",
-    "recipe": "this is an order to the service; a recipe is what its field recipe holds.",
-    **dict.fromkeys(_BESIDE, "it belongs to the order to the service, beside the recipe."),
-}
-"""What is meant by fields that others have, or that stand beside a recipe."""
-
-
-def _findings(errors: list[ErrorDetails]) -> Iterator[Finding]:
-    for details in errors:
-        loc = details["loc"]
-        consequence = any(
-            other["loc"][: len(loc)] == loc and len(other["loc"]) > len(loc) for other in errors
-        )
-        if not (details["type"] == "too_short" and consequence):
-            yield _finding(details)
-
-
-def _finding(details: ErrorDetails) -> Finding:
-    tags = ("[key]", *RULE_TAGS, *FORM_TAGS, *DATA_TAGS)
-    where = tuple(part for part in details["loc"] if part not in tags)
-    if where[:1] == ("stages",) and len(where) > 2:
-        return within(str(where[1]), [_finding({**details, "loc": details["loc"][2:]})])[0]
-    if where[:1] == ("steps",) and where[2:3] == ("settings",):
-        where = where[:2] + where[3:]
-    name = str(where[-1]) if where else "recipe"
-    kind, said = details["type"], details["msg"].removesuffix(".")
-    parent = tuple(part for part in where[:-1] if isinstance(part, str))
-    if parent[:1] == ("modules",):
-        parent = parent[2:] or parent[:1]
-    code, message = (
-        "field_invalid",
-        f"{pointer_of(*where) or 'The recipe'}: {said}{'' if said.endswith('?') else '.'}",
-    )
-    is_key = "[key]" in details["loc"] and where[0] not in ("tokenizer", "stages")
-    if kind == "extra_forbidden" or is_key:
-        if parent[:2] == ("tokenizer", "tokens"):
-            parent = parent[:2]
-        if parent == ("result",):
-            parent = ("result", str(details["loc"][1]))
-        hint = (not parent and _ELSEWHERE.get(name)) or nearest_name(
-            name, _FIELDS.get(parent, ()), "known are"
-        )
-        code, message = "unknown_field", f"There is no field {name[:80]!r} here; {hint}"
-    elif kind == "missing":
-        code, message = "field_missing", f"The field {name} is missing."
-    elif kind == "too_short":
-        message = f"{pointer_of(*where)} must not be empty."
-    elif kind in ("tuple_type", "dict_type", "model_type"):
-        fields = ", ".join(_FIELDS.get((*parent, name), ()))
-        wanted = (
-            "a list: [...]" if kind == "tuple_type" else f"an object{fields and f' of {fields}'}: {{...}}"
-        )
-        message = f"{pointer_of(*where) or 'The recipe'} must be {wanted}."
-    elif kind == "string_pattern_mismatch" and name != "dataset":
-        said = f"cannot be {str(details['input'])[:80]!r}: names are of small letters, digits, _ and -"
-        message = f"{pointer_of(*where)} {said}."
-    elif kind == "literal_error":
-        hint = nearest_name(str(details["input"]), tuple(re.findall(r"'([^']+)'", said)), "valid are")
-        message = f"{pointer_of(*where)} cannot be {str(details['input'])[:80]!r}; {hint}"
-    return Finding("error", code, message, pointer_of(*where))

@@ -16,6 +16,9 @@ from merge.run import run
 from tests import tiny
 
 GIB = 1 << 30
+CHAT = ("<|im_start|>", "<|im_end|>")
+SOURCES = [{"id": "a", "model": "a"}, {"id": "b", "model": "b"}]
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BYTES = tuple(tiny._byte_characters())
 
 

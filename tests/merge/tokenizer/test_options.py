@@ -14,9 +14,8 @@ from merge.tokenizer.neighbours import nearest_rows
 from merge.tokenizer.trained import under_trained
 from tests import tiny
 from tests.merge.tokenizer import small
+from tests.merge.tokenizer.small import EMBED, HEAD
 from tests.merge.tokenizer.test_approximate import Held, normal
-
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def recipe(method: str, **more: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from merge.errors import PlanRefused, RecipeInvalid
 from merge.recipe.recipe import recipe_from
 from tests import tiny
 from tests.merge.tokenizer import small
+from tests.merge.tokenizer.small import EMBED, HEAD
 
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 METHODS = (
     "omp", "common_interpolation", "landmark_pca", "stb", "mp_rope", "subword", "mean", "zero", "random",
     "john_hewitt",
