@@ -155,10 +155,9 @@ def test_wrong_bytes_that_were_used_end_the_delivery_and_are_forgotten(
     hub, snapshot = plain
     parcel = Parcel(snapshot, tmp_path / "in", NAME)
     folder_hub.faults.add("get", Fault(corrupt=True), path=NAME)
-    with deliver(hub, parcel) as delivery:
-        delivery.wait_for(parcel.folder / NAME, 0, 10)
-        with pytest.raises(Tainted):
-            delivery.finish()
+    with deliver(hub, parcel) as delivery, pytest.raises(Tainted):
+        delivery.wait_for(parcel.folder / NAME, 0, 10)  # which says so, where all of it has come by then
+        delivery.finish()
     with deliver(hub, parcel) as delivery:
         delivery.finish()
     assert (parcel.folder / NAME).read_bytes() == BIG

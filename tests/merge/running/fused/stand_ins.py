@@ -37,7 +37,7 @@ class Memory:
     in_files = True
 
     @contextmanager
-    def at(self, first: int, count: int) -> Iterator[list[Place]]:
+    def at(self, first: int, count: int, *, few: bool = False) -> Iterator[list[Place]]:
         yield places(self.held, first)
 
 
