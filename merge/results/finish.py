@@ -264,8 +264,8 @@ def _json(document: Mapping[str, Any]) -> bytes:
 
 
 def _in_rows(value: Any, depth: int) -> str:
-    """JSON with line breaks down to that depth only: what is below is the row of a table, and takes a tenth
-    of the time.
+    """JSON with line breaks down to that depth only: what is below is the row of a table, left to the encoder
+    in C, which knows no indentation.
     """
     if not (value and depth and isinstance(value, dict | list)):
         return _ROW.encode(value)

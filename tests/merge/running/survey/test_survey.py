@@ -152,6 +152,13 @@ def test_the_bytes_of_the_report_do_not_depend_on_threads_or_interruptions(
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+def test_every_row_of_the_report_is_a_line(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    group = report(folders, tmp_path / "out", [{"method": "ties"}])["groups"][0]
+    lines = (tmp_path / "out/merge_report.json").read_text().splitlines()
+    for row in (*group["layers"], *group["tensors"]):
+        assert json.dumps(row) in {line.removesuffix(",") for line in lines}
+
+
 def test_a_sample_is_an_even_spread_and_totals_are_scaled_up(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
