@@ -43,7 +43,9 @@ def largest(values: Tensor, rank: int) -> float:
     sizes = values.reshape(-1).to(torch.float32).abs()
     place = sizes.numel() - rank
     if sizes.device.type == "cpu":
-        return float(np.partition(sizes.numpy(), place)[place])
+        found = sizes.numpy()
+        found.partition(place)
+        return float(found[place])
     return float(sizes.kthvalue(place + 1).values)
 
 
