@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session, sessionmaker
+
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # xet on one machine copies files past any line
 
 from bench import family
@@ -128,7 +130,7 @@ class Bench:
         finally:
             server.stop()
 
-    def _order(self, sessions: Any, keyring: Keyring) -> str:
+    def _order(self, sessions: sessionmaker[Session], keyring: Keyring) -> str:
         with sessions.begin() as session:
             tenant = tokens.tenant_named(session, "bench")
             _, secret = keys.create_key(session, tenant.id, "bench", ["admin"])

@@ -3,8 +3,7 @@ come to the arithmetic alone, by BLAS, in the same run on one thread. Seconds ar
 """
 
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.learn import make, samples_of_words
+from bench.spectral import seconds_of
 from merge.checkpoint.index import index_folder
 from merge.learn.batches import Batch, batches_of
 from merge.learn.collect import collect
@@ -62,7 +62,7 @@ def _collected(folders: dict[str, Path], samples: Samples) -> float:
             out = folder.parent / f"{folder.name}.statistics"
             collect(folder, index_folder(folder), samples, ["gram"], out, model_sha256="0" * 64)
 
-    return _seconds(work)
+    return seconds_of(work)
 
 
 def _merged(folders: dict[str, Path], root: Path, blocks: int) -> float:
@@ -74,7 +74,7 @@ def _merged(folders: dict[str, Path], root: Path, blocks: int) -> float:
         recipe, {key: index_folder(folder, key) for key, folder in folders.items()}, budget=BUDGET
     )
     measured = {key: root / f"{key}.statistics" for key in folders}
-    return _seconds(
+    return seconds_of(
         lambda: run(
             plan, folders, root / "out", budget_bytes=BUDGET, threads=1, statistics=measured, survey="none"
         )
@@ -94,7 +94,7 @@ def _forward(folder: Path, batches: tuple[Batch, ...]) -> float:
                 model.model(**batch.inputs, use_cache=False)
 
     work()
-    return _seconds(work)
+    return seconds_of(work)
 
 
 def _products(batches: tuple[Batch, ...], grams: Sequence[int]) -> float:
@@ -103,7 +103,7 @@ def _products(batches: tuple[Batch, ...], grams: Sequence[int]) -> float:
     for width in grams:
         gram = torch.zeros(width, width)
         rows = [torch.randn(batch.tokens, width) for batch in batches]
-        total += _seconds(lambda gram=gram, rows=rows: [gram.addmm_(x.t(), x) for x in rows])  # type: ignore[misc]
+        total += seconds_of(lambda gram=gram, rows=rows: [gram.addmm_(x.t(), x) for x in rows])  # type: ignore[misc]
     return total
 
 
@@ -114,7 +114,7 @@ def _solves(systems: Sequence[tuple[int, tuple[int, ...]]]) -> float:
         drawn = torch.randn(width, width, dtype=torch.float64)
         gram = drawn @ drawn.T
         gram.diagonal().add_(width)
-        total += _seconds(lambda gram=gram, outputs=outputs: _solved(gram, outputs))  # type: ignore[misc]
+        total += seconds_of(lambda gram=gram, outputs=outputs: _solved(gram, outputs))  # type: ignore[misc]
     return total
 
 
@@ -126,9 +126,3 @@ def _solved(gram: Tensor, outputs: tuple[int, ...]) -> None:
         for _ in SOURCES:
             target.addmm_(gram, weights)
         torch.cholesky_solve(target, factor)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    begin = time.process_time()
-    work()
-    return time.process_time() - begin

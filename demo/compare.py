@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from demo.families import HERE
+from demo.texts import DOMAINS
 from merge.checkpoint.index import index_folder
 from merge.plan import make_plan
 from merge.recipe.recipe import recipe_from
@@ -20,7 +21,6 @@ from scoring.tasks import Task, parse_task
 
 HOME = HERE / "family"
 EXPERTS = ("python", "dictionary")
-DOMAINS = ("python", "dictionary", "prose", "sums")
 SPLITS = {"validation": HOME / "texts/validation", "held-out": HOME / "texts"}
 CANDIDATES: tuple[tuple[Mapping[str, Any], ...], ...] = (
     ({"method": "linear"},),

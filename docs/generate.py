@@ -82,20 +82,13 @@ def setting_row(name: str, schema: dict[str, Any]) -> str:
 
 def method_section(name: str, method: dict[str, Any]) -> list[str]:
     """One method: what it is, what it needs, its settings."""
-    from merge.contract.limits import Caution, Limit
     from merge.guide import advice_on
     from merge.recipe.presets import listing
 
     needs, advice = method["needs"], advice_on(listing()[name])
     least, most = needs["sources"]
     count = f"{least}" if most == least else f"{least} to {most}" if most else f"{least} or more"
-    base = (
-        "a base"
-        if needs["base"] is True
-        else "no base"
-        if needs["base"] is False
-        else "a base if there is one"
-    )
+    base = {True: "a base", False: "no base"}.get(needs["base"], "a base if there is one")
     lines = [
         f"## `{name}`",
         "",
@@ -115,6 +108,14 @@ def method_section(name: str, method: dict[str, Any]) -> list[str]:
         lines += ["| setting | values | default | may vary | meaning |", "|---|---|---|---|---|"]
         lines += [setting_row(key, value) for key, value in method["schema"]["properties"].items()]
         lines.append("")
+    return lines + remarks(method)
+
+
+def remarks(method: dict[str, Any]) -> list[str]:
+    """What else is to be known of a method, if anything: what it demands, what a plan warns of."""
+    from merge.contract.limits import Caution, Limit
+
+    needs, lines = method["needs"], list[str]()
     if needs.get("factors"):
         lines += [
             "Merges factors: every source is a [LoRA adapter](recipe.md#a-lora-adapter) over the base.",

@@ -28,8 +28,8 @@ class RepoMissing(FolderError):
     status = 404
     error_code = "RepoNotFound"
 
-    def __init__(self, message: str = "Repository not found", *, anonymous: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, *, anonymous: bool = False) -> None:
+        super().__init__("Repository not found")
         self.http_status = 401 if anonymous else 404
 
 
@@ -39,7 +39,7 @@ class GatedRefused(FolderError):
     status = 403
     error_code = "GatedRepo"
 
-    def __init__(self, *, anonymous: bool = False) -> None:
+    def __init__(self, *, anonymous: bool) -> None:
         super().__init__("Access to this repository is restricted: ask its owner to be let in")
         self.http_status = 401 if anonymous else 403
 
@@ -69,7 +69,7 @@ class EntryMissing(FolderError):
     status = 404
     error_code = "EntryNotFound"
 
-    def __init__(self, message: str, commit: str | None = None) -> None:
+    def __init__(self, message: str, commit: str) -> None:
         super().__init__(message)
         self.commit = commit
 

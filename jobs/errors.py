@@ -57,9 +57,9 @@ class QuotaExceeded(JobError):
     """The tenant has as many queued jobs as it may."""
 
     code = "quota_exceeded"
+    retry_after = 30.0
 
-    def __init__(self, limit: int, retry_after: float = 30.0) -> None:
-        self.retry_after = retry_after
+    def __init__(self, limit: int) -> None:
         super().__init__(
             f"{limit} jobs are queued already, which is the limit; wait for one to start or cancel one."
         )

@@ -4,13 +4,13 @@ nothing.
 Nothing here commits: the caller's transaction holds the move, its event and its announcements together.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from db import artifacts, evaluations, fronts, jobs, removals, reports
+from db import jobs, removals
 from db.clock import now, seconds
 from db.events import has_entered
 from db.models.job import Job
@@ -19,7 +19,6 @@ from jobs.errors import IllegalState, LeaseLost, NotFound
 from jobs.states import PHASES, State, is_terminal, may_move
 
 PROGRESS_EVENT_SECONDS = 1.0
-SCORE_FACTS = ("stderr", "n", "higher_is_better", "known_key", "differences")
 BACKOFF_SECONDS = 5.0
 LONGEST_BACKOFF_SECONDS = 300.0
 DOUBLINGS = 6  # the pause is the longest then; attempts that do not count may be thousands
@@ -83,7 +82,7 @@ def enter_phase(session: Session, fence: Fence, phase: str) -> None:
     """Moves to a phase and clears the progress of the last one. Phases may repeat in a later attempt."""
     if phase not in PHASES:
         raise IllegalState(f"There is no phase {phase!r}; phases are {', '.join(PHASES)}.")
-    job = _owned(session, fence)
+    job = owned(session, fence)
     job.phase, job.progress, job.progress_at = phase, {}, None
     events.record(session, job, f"{job.kind}.phase", {"phase": phase})
 
@@ -96,105 +95,13 @@ def report_progress(session: Session, fence: Fence, progress: Mapping[str, Any])
     if due is None:
         raise _lost(fence)
     if due:
-        job = _owned(session, fence)
+        job = owned(session, fence)
         events.record(session, job, f"{job.kind}.progress", {"phase": job.phase, **progress})
-
-
-def record_inputs(session: Session, fence: Fence, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces the pinned inputs; each row has the columns of ``job_input`` without the job's id."""
-    job = _owned(session, fence)
-    jobs.put_inputs(session, job.id, rows)
-
-
-def record_plan(session: Session, fence: Fence, summary: Mapping[str, Any], queue: str | None = None) -> None:
-    """Stores the plan's summary (and the queue it asks for, should the job be queued again)."""
-    job = _owned(session, fence)
-    job.plan = dict(summary)
-    if queue is not None:
-        job.queue = queue
-    events.record(session, job, f"{job.kind}.planned", {"estimate": summary.get("estimate")})
-
-
-def record_artifact(
-    session: Session,
-    fence: Fence,
-    kind: str,
-    uri: str,
-    sha256: str | None = None,
-    size: int | None = None,
-    commit_sha: str | None = None,
-) -> str:
-    """Stores an output; the same (kind, uri) again replaces what was known. Gives its id."""
-    job = _owned(session, fence)
-    artifact_id = artifacts.put(
-        session, job.id, kind=kind, uri=uri, sha256=sha256, size=size, commit_sha=commit_sha
-    )
-    data = {"kind": kind, "uri": uri, "sha256": sha256, "size": size, "commit_sha": commit_sha}
-    events.record(session, job, f"{job.kind}.artifact", data)
-    return artifact_id
-
-
-def record_evaluation(session: Session, fence: Fence, evaluation: Mapping[str, Any]) -> str:
-    """Stores an evaluation: name, kind, passed, detail, task_sha256, scores = [{subject, metric, value,
-    stderr, n, higher_is_better, known_key, differences}]; its id.
-
-    ``subject`` is ``result`` (``result:`` and its name for a member of a bundle), ``base``, a source's or a
-    model's id.
-    """
-    job = _owned(session, fence)
-    scores = [
-        {"subject": each["subject"], "metric": each["metric"], "value": float(each["value"])}
-        | {name: each.get(name) for name in SCORE_FACTS}
-        for each in evaluation.get("scores", ())
-    ]
-    evaluation_id = evaluations.put(
-        session,
-        job.id,
-        name=evaluation["name"],
-        kind=evaluation["kind"],
-        passed=evaluation.get("passed"),
-        detail=evaluation.get("detail") or {},
-        scores=scores,
-        task_sha256=evaluation.get("task_sha256"),
-    )
-    scores = [{name: value for name, value in each.items() if name != "known_key"} for each in scores]
-    data = {"evaluation_id": evaluation_id, "name": evaluation["name"], "kind": evaluation["kind"]}
-    passed = evaluation.get("passed")
-    events.record(session, job, "evaluation.completed", {**data, "passed": passed, "scores": scores})
-    return evaluation_id
-
-
-def record_report(session: Session, fence: Fence, survey: Mapping[str, Any]) -> None:
-    """Stores what the merge did to the weights."""
-    reports.put(session, _owned(session, fence).id, survey)
-
-
-def record_front(session: Session, fence: Fence, front: Mapping[str, Any]) -> None:
-    """Stores the front that a search has found."""
-    fronts.put(session, _owned(session, fence).id, front)
-
-
-def record_measured(session: Session, fence: Fence, facts: Mapping[str, Any]) -> None:
-    """Adds to the job's events that the statistics of a model are there: measured, or found again."""
-    job = _owned(session, fence)
-    events.record(session, job, f"{job.kind}.measured", facts)
-
-
-def record_warning(session: Session, fence: Fence, code: str, detail: str) -> None:
-    """Adds a remark to the job's events that does not stop it."""
-    job = _owned(session, fence)
-    events.record(session, job, f"{job.kind}.warning", {"code": code, "detail": detail})
-
-
-def record_candidates(session: Session, fence: Fence, facts: Mapping[str, Any]) -> None:
-    """Adds to the events how this worker makes the candidates of a search, and why."""
-    job = _owned(session, fence)
-    events.record(session, job, f"{job.kind}.candidates", facts)
 
 
 def succeed(session: Session, fence: Fence, result: Mapping[str, Any]) -> Job:
     """Ends the job well, also when cancelling was asked for too late."""
-    job = _owned(session, fence)
+    job = owned(session, fence)
     job.result = dict(result)
     _end(session, job, State.SUCCEEDED, dict(result))
     return job
@@ -214,7 +121,7 @@ def fail(
     pause, not below ``at_least`` seconds. A job that was asked to stop is not tried again but cancelled.
     What is no fault of the job's does not count as an attempt.
     """
-    job = _owned(session, fence)
+    job = owned(session, fence)
     job.max_attempts += not counts
     if retryable and job.state == State.CANCELLING:
         _cancelled(session, job)
@@ -228,14 +135,14 @@ def fail(
 
 def finish_cancel(session: Session, fence: Fence) -> Job:
     """Ends a job that was asked to stop and has stopped."""
-    job = _owned(session, fence)
+    job = owned(session, fence)
     _cancelled(session, job)
     return job
 
 
 def release(session: Session, fence: Fence) -> Job:
     """Gives a job back because the worker shuts down; this attempt does not count. A cancelled job ends."""
-    job = _owned(session, fence)
+    job = owned(session, fence)
     if job.state == State.CANCELLING:
         _cancelled(session, job)
     else:
@@ -337,7 +244,8 @@ def delete(session: Session, job: Job) -> None:
     removals.remove(session, held)
 
 
-def _owned(session: Session, fence: Fence) -> Job:
+def owned(session: Session, fence: Fence) -> Job:
+    """The job, locked. Raises ``LeaseLost`` when it is another's."""
     job = jobs.lock_owned(session, fence.job_id, fence.attempt, fence.owner)
     if job is None:
         raise _lost(fence)

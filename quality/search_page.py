@@ -14,7 +14,7 @@ from quality.fronts import BAR, Compared, Front, mean_ratio
 from quality.merging import machine
 from quality.page import DOCS, FOLDER, seeds_of
 from quality.plot import Point, dots, plane
-from quality.tried import Tried, seen
+from quality.tried import Tried, seen, signed
 from quality.tuner import Tuned
 from quality.tunings import BUDGET, HEADLINE
 
@@ -124,7 +124,7 @@ def _row(each: Tuned, bench: Bench) -> str:
         f"| {mean(found['untuned'] for found in each.found):.{digits}f} "
         f"| {mean(_best(each, found) for found in each.found):.{digits}f} "
         f"| {before:.{digits}f} | {value:.{digits}f} ± {error:.{digits}f} "
-        f"| {_signed(tuned.over(untuned), digits)} | {_signed(tuned.over(average), digits)} |{beside}"
+        f"| {signed(tuned.over(untuned), digits)} | {signed(tuned.over(average), digits)} |{beside}"
     )
 
 
@@ -149,11 +149,6 @@ def _merging(each: Tuned) -> float:
     """How much of a candidate's seconds goes into its merge, in per cent."""
     both = mean(found["cpu_seconds"] for found in each.found)
     return 100 * mean(found["merging_cpu_seconds"] for found in each.found) / both if both else 0.0
-
-
-def _signed(difference: tuple[float, float], digits: int) -> str:
-    text = f"{difference[0]:+.{digits}f} ± {difference[1]:.{digits}f}"
-    return f"**{text}**" if seen(difference) else text
 
 
 def _not_better(proof: Proof) -> Iterator[str]:

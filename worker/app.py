@@ -123,18 +123,7 @@ def run_worker(
         numbers.registry.register(Gpus())
     numbers.serve(settings.metrics_host, settings.worker_metrics_port)
     supervisor = Supervisor.start(settings, board, numbers.hear)
-    worker = app.Worker(
-        hostname=f"{kind}-{os.getpid()}@{socket.gethostname()}",
-        queues=list(queues),
-        concurrency=concurrency,
-        pool="prefork",
-        optimization="fair",
-        max_tasks_per_child=JOBS_PER_CHILD[kind],
-        loglevel=settings.log_level,
-        without_gossip=True,
-        without_mingle=True,
-        quiet=True,
-    )
+    worker = _prefork(app, queues, concurrency, kind, settings.log_level)
     _quieten_children()
     try:
         worker.start()
@@ -142,6 +131,22 @@ def run_worker(
         supervisor.stop()
         numbers.close()
     return os.EX_UNAVAILABLE if supervisor.unfit else int(worker.exitcode or 0)
+
+
+def _prefork(app: Celery, queues: Sequence[str], concurrency: int, kind: str, log_level: str) -> Any:
+    """Celery's worker, with a child for each job at a time."""
+    return app.Worker(
+        hostname=f"{kind}-{os.getpid()}@{socket.gethostname()}",
+        queues=list(queues),
+        concurrency=concurrency,
+        pool="prefork",
+        optimization="fair",
+        max_tasks_per_child=JOBS_PER_CHILD[kind],
+        loglevel=log_level,
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+    )
 
 
 def _tell_children(settings: Settings, board: Board, device: str) -> None:

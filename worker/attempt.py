@@ -7,7 +7,7 @@ from typing import TypeVar
 from db import jobs as rows
 from db.models.job import Job
 from hub.snapshot import Hub
-from jobs import lifecycle
+from jobs import recording
 from jobs.asking import Asking, Ready
 from jobs.kinds import plan_order
 from jobs.planning import Planner
@@ -63,6 +63,6 @@ class Attempt:
         planned = plan_order(order, self.asking)
         assert isinstance(planned, kind)
         if self.job.plan is None:
-            self.context.write(lifecycle.record_inputs, [each.row() for each in planned.inputs])
-            self.context.write(lifecycle.record_plan, planned.summary, planned.queue)
+            self.context.write(recording.record_inputs, [each.row() for each in planned.inputs])
+            self.context.write(recording.record_plan, planned.summary, planned.queue)
         return planned

@@ -7,7 +7,7 @@ from typing import Any
 from db import scores as known_scores
 from db.models.job import Job
 from hub.snapshot import Hub
-from jobs import lifecycle
+from jobs import recording
 from jobs.request import ModelOrder
 from jobs.sets import CHECK, EvalSet
 from merge.learn.samples import default_set
@@ -85,7 +85,7 @@ class Evaluator:
 
     def unchecked(self, why: str) -> Verdict:
         """The verdict about a result that was not checked; why is told."""
-        self.context.write(lifecycle.record_warning, "not_checked", why)
+        self.context.write(recording.record_warning, "not_checked", why)
         return Verdict(None)
 
     def _problem(self, outcome: Outcome) -> str | None:
@@ -93,7 +93,7 @@ class Evaluator:
         check = self._check(outcome.model, outcome.parents)
         name = outcome.name.replace(RESULT, CHECK, 1)
         facts = {"name": name, "kind": CHECK, "passed": check.ok, "detail": check.as_dict()}
-        self.context.write(lifecycle.record_evaluation, facts)
+        self.context.write(recording.record_evaluation, facts)
         if check.ok:
             return None
         return check.sentence if outcome.member is None else f"member {outcome.member}: {check.sentence}"

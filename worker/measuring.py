@@ -13,7 +13,7 @@ from typing import Any
 
 from db import statistics as rows
 from hub.snapshot import Hub
-from jobs import lifecycle
+from jobs import recording
 from jobs.pinned import PinnedInput
 from jobs.places import prefix_of
 from jobs.planning import Planned
@@ -242,7 +242,7 @@ class Measurer:
             "found": found,
             "detail": f"{key}: {said}",
         }
-        self.context.write(lifecycle.record_measured, facts)
+        self.context.write(recording.record_measured, facts)
 
     def _record(self, one: "_One", digest: str, data: str) -> None:
         folder = self.store.folder(digest)

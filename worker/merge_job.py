@@ -16,7 +16,7 @@ import structlog
 from hub.delivery import Delivery
 from hub.errors import Tainted
 from hub.upload import MANIFEST, CommitResult, Push
-from jobs import lifecycle
+from jobs import recording
 from jobs.append import STATE
 from jobs.evaluating import disk_bytes, left_out, over_base_bytes, reads_whole, result_bytes, told
 from jobs.fetching import streams
@@ -90,7 +90,7 @@ class MergeJob(Attempt):
             report = self._merge(planned, arrivals, statistics, uploads)
             self.told |= state_in(report.out)
             if (survey := survey_of(report.out)) is not None:
-                self.context.write(lifecycle.record_report, survey)
+                self.context.write(recording.record_report, survey)
             verdict = self._evaluate(evaluator, planned, folders, report)
             self._remember(planned, folders, statistics, evaluator, verdict)
             title = self.request.output.repo or self.job.id
@@ -111,8 +111,8 @@ class MergeJob(Attempt):
         if self.job.plan is None:
             self.sets = pin_sets(self.sets, self.asking)
             planned = naming(planned, self.sets)
-            self.context.write(lifecycle.record_inputs, [each.row() for each in planned.inputs])
-            self.context.write(lifecycle.record_plan, planned.summary, planned.queue)
+            self.context.write(recording.record_inputs, [each.row() for each in planned.inputs])
+            self.context.write(recording.record_plan, planned.summary, planned.queue)
         return replace(planned, plan=relabelled(planned.plan, planned.inputs))
 
     def _open_push(self) -> CommitResult | None:
@@ -164,7 +164,7 @@ class MergeJob(Attempt):
             ensure_room(self.work, download + largest, free=self.workshop.free_bytes)
             self.is_lean = True
             self.context.write(
-                lifecycle.record_warning,
+                recording.record_warning,
                 "disk_short",
                 "the disk cannot hold the whole result: files are uploaded and deleted, nothing is checked",
             )
@@ -255,7 +255,7 @@ class MergeJob(Attempt):
         """Records a shard; sends it, where there is a push, and lets it go where the disk is short."""
         if not done.reused:
             facts = {"sha256": done.sha256, "size": done.size}
-            self.context.write(lifecycle.record_artifact, "shard", done.file, **facts)
+            self.context.write(recording.record_artifact, "shard", done.file, **facts)
         if self.is_lean and self.push is not None:
             self.push.add_file(done.file, done.path)
             done.path.unlink()
@@ -346,7 +346,7 @@ class MergeJob(Attempt):
 
     def _published(self, commit: CommitResult, verdict: Verdict | None) -> dict[str, Any]:
         output = self.request.output
-        self.context.write(lifecycle.record_artifact, "repo", commit.url, commit_sha=commit.sha)
+        self.context.write(recording.record_artifact, "repo", commit.url, commit_sha=commit.sha)
         return {
             "repo": output.repo,
             "revision": output.revision,
@@ -364,7 +364,7 @@ class MergeJob(Attempt):
 
     def _kept(self, folder: Path, verdict: Verdict | None) -> dict[str, Any]:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        self.context.write(lifecycle.record_artifact, "folder", str(folder), size=size)
+        self.context.write(recording.record_artifact, "folder", str(folder), size=size)
         checked = None if verdict is None else verdict.sound
         return {"folder": str(folder), "bytes": size, "checked": checked, **self.told}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import lifecycle
+from jobs import recording
 from jobs.asking import PlannedModels
 from jobs.pinned import PinnedInput
 from jobs.places import prefix_of
@@ -42,7 +42,7 @@ class RouterJob(Attempt):
             self.context.enter("finalising")
             keep(self.work.output, kept)
         size = sum(path.stat().st_size for path in kept.iterdir())
-        self.context.write(lifecycle.record_artifact, "folder", str(kept), size=size)
+        self.context.write(recording.record_artifact, "folder", str(kept), size=size)
         return {"folder": str(kept), "bytes": size, "router": told_of(kept / FACTS)}
 
     def _learn(self, planned: PlannedModels) -> Router:

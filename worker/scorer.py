@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from db import scores as known_scores
 from hub.snapshot import Hub
-from jobs import lifecycle
+from jobs import recording
 from jobs.sets import EvalSet
 from scoring.digest import model_digest, score_key, task_digest
 from scoring.errors import ScoringError, ScoringStopped
@@ -140,7 +140,7 @@ class Scorer:
         """Tells that a subject is not scored; ``why`` may hold what another program has said."""
         why = redacted(why)
         self.fails[name] = why
-        self.context.write(lifecycle.record_warning, "not_scored", f"{name}: {why}")
+        self.context.write(recording.record_warning, "not_scored", f"{name}: {why}")
 
     def lacking(self, subjects: Mapping[str, Subject], reference: str) -> set[str]:
         """The subjects that have to be loaded, for a score of theirs or for the heads that they make."""
@@ -167,7 +167,7 @@ class Scorer:
                 **({"not_scored": dict(self.fails)} if self.fails else {}),
             }
             facts = {"name": task.name, "kind": task.kind, "task_sha256": self._digests[task.name]}
-            self.context.write(lifecycle.record_evaluation, {**facts, "detail": detail, "scores": rows})
+            self.context.write(recording.record_evaluation, {**facts, "detail": detail, "scores": rows})
 
     def _row(self, name: str, score: Score, scores: Scores, others: Sequence[str]) -> dict[str, Any]:
         differences = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from db import jobs as rows
-from jobs import lifecycle
+from jobs import recording
 from jobs.candidates import Way, way_of
 from jobs.kinds import sets_of
 from jobs.planning import Planned
@@ -147,7 +147,7 @@ class SearchJob(Attempt):
                 f"scoring a candidate takes {way.model_bytes} bytes of memory, and this worker has {free} "
                 "free; give the worker more memory, or search on smaller models first"
             )
-        self.context.write(lifecycle.record_candidates, way.as_dict())
+        self.context.write(recording.record_candidates, way.as_dict())
         return way
 
     def _bring(self, planned: Planned) -> dict[str, Path]:
@@ -221,7 +221,7 @@ class SearchJob(Attempt):
     def _keep_front(self, found: dict[str, Any], planned: Planned) -> None:
         """The front beside the job: the file below is on this machine, which nobody else may reach."""
         if (front := kept_front(found, self._document(planned))) is not None:
-            self.context.write(lifecycle.record_front, front)
+            self.context.write(recording.record_front, front)
 
     def _keep(self, found: dict[str, Any]) -> dict[str, Any]:
         """The whole result as a file, its gist as the job's result."""
@@ -230,6 +230,6 @@ class SearchJob(Attempt):
         path = folder / FILE
         path.write_text(json.dumps(found, indent=1), encoding="utf-8")
         kind = "front" if found["front"] else "search"
-        self.context.write(lifecycle.record_artifact, kind, str(path), size=path.stat().st_size)
+        self.context.write(recording.record_artifact, kind, str(path), size=path.stat().st_size)
         gist = {key: value for key, value in found.items() if key not in ("trials", "predicted", "front")}
         return {**gist, "front": found["front"][:SHOWN], "folder": str(folder)}

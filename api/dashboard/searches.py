@@ -1,6 +1,6 @@
 """Searches on the page of their job: what was tried as a picture and a table, and a point merged for good."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -201,8 +201,7 @@ def picture(
             "x": right(x),
             "y": above(y),
             "kind": kind,
-            "said": f"{kind + ': ' if kind == 'predicted' else ''}{across} {number_said(x)}, "
-            f"{up} {number_said(y)}",
+            "said": f"{across} {number_said(x)}, {up} {number_said(y)}",
         }
         for kind, x, y in zip(kinds, along, heights, strict=True)
     ]
@@ -239,7 +238,7 @@ def _axes(
     return ("trial", [float(row.number) for row in rows]), (names[0], scores[0][1][: len(rows)])
 
 
-def _scale(values: Sequence[float], low: float, high: float) -> Any:
+def _scale(values: Sequence[float], low: float, high: float) -> Callable[[float], float]:
     least, most = min(values), max(values)
     span = (most - least) or 1.0
     return lambda value: round(low + (value - least) / span * (high - low), 2)

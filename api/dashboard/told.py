@@ -8,11 +8,12 @@ from api.dashboard.forms import Mistyped, fields_of, shown
 from merge.catalog import catalogue
 from merge.errors import MergeError
 from merge.recipe.document import dump_document, load_document
+from merge.recipe.parts import OUTPUT_DTYPES
 from merge.recipe.recipe import Recipe
 
 DTYPES = {
     "": "as the first model",
-    **{name: name for name in ("bfloat16", "float16", "float32", "float64")},
+    **{name: name for name in OUTPUT_DTYPES},
     "input": "each tensor as it is",
 }
 SHOWN = {"sources": 3, "steps": 3, "dtype": 2, "calibration": 2}

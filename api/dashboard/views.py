@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -361,7 +361,7 @@ def _outcome(result: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _better(held: Iterable[EvaluationScore], metric: str) -> Any:
+def _better(held: Iterable[EvaluationScore], metric: str) -> Callable[[Iterable[float]], float]:
     told = next((score.higher_is_better for score in held if score.higher_is_better is not None), None)
     return max if (higher_is_better(metric) if told is None else told) else min
 

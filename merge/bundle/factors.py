@@ -20,13 +20,14 @@ from merge.planning.forms.bundle import BundlePlan, Kept
 from merge.results.adapter import product_entries
 from merge.results.merging import Merging
 from merge.running.blocks import cast_out
-from merge.running.chain import Block, Chain
+from merge.running.chain import Block, Chain, LoadBlock
 
 SUMS = 2
 """Of every tensor and member: the squared norm of its change, and of what is lost of it."""
 Pair = tuple[Tensor, Tensor]
 """Factors (rows, r) and (r, columns) of a change."""
-Load = Callable[[Chain, int, int], Block]
+Merged = Callable[[int, int], Tensor]
+"""Entries of what a bundle gives back: the first one, and how many."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Directions:
         return rounded.double().view(part.shape)
 
 
-def _told(pairs: Sequence[Pair], given_back: Sequence[Pair]) -> tuple[Callable[[int, int], Tensor], Load]:
+def _told(pairs: Sequence[Pair], given_back: Sequence[Pair]) -> tuple[Merged, LoadBlock]:
     """What the bundle gives back on average, and what its members are."""
 
     def mean(first: int, count: int) -> Tensor:

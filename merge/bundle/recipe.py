@@ -11,8 +11,6 @@ from merge.checkpoint.index import index_adapter_folder
 from merge.file_errors import BundleBaseChanged, BundleRefused, MemberUnknown, ModelNotFound
 from merge.recipe.recipe import Recipe, recipe_from
 
-OUTPUT_DTYPES = ("bfloat16", "float16", "float32", "float64")
-
 
 def materialise_recipe(
     index: BundleIndex,

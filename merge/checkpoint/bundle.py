@@ -19,6 +19,7 @@ from typing import Any
 from merge import file_errors
 from merge.checkpoint.adapter import AdapterIndex, BundleBase, LoraPair, Masked
 from merge.checkpoint.header import Coded, TensorInfo, check_file_name, parse_header, parse_json_object
+from merge.recipe.parts import ID
 
 MANIFEST = "bundle.json"
 STEM = "bundle"
@@ -34,7 +35,6 @@ MOST_SCALE = 3e38
 """Of a member, whose changes are multiplied in float32."""
 
 _FILE = re.compile(rf"{STEM}(-\d{{5}}-of-\d{{5}})?\.safetensors")
-_ID = re.compile(r"[a-z0-9_][a-z0-9_-]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -167,7 +167,7 @@ def index_bundle(
     kind, members, listed = document.get("kind"), document.get("members"), document.get("files")
     if kind not in KINDS:
         raise file_errors.BundleRefused(f"{label}: there is no kind of bundle {str(kind)[:40]!r}.")
-    if not isinstance(members, dict) or not members or not all(_ID.fullmatch(name) for name in members):
+    if not isinstance(members, dict) or not members or not all(ID.fullmatch(name) for name in members):
         raise file_errors.BundleRefused(f"{label}: members of {MANIFEST} are not models by their ids.")
     if not all(isinstance(each, dict) for each in members.values()) or not isinstance(listed, list):
         raise file_errors.BundleRefused(f"{label}: {MANIFEST} lacks what it should tell of members or files.")

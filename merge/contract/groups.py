@@ -10,6 +10,7 @@ from torch import Tensor
 from merge.contract.informed import Statistic
 from merge.errors import MethodMalformed
 from merge.kernels.keyed import Draws
+from merge.recipe.parts import Role
 
 StatKey = Any
 """A ``Stat`` class (its default form) or the very instance that the method declared."""
@@ -24,7 +25,7 @@ class Site:
     """
 
     name: str
-    role: str
+    role: Role
     shape: tuple[int, ...]
     models: tuple[str, ...]
     turned: bool = False
@@ -164,7 +165,7 @@ class TensorGroup:
         return self.site.name
 
     @property
-    def role(self) -> str:
+    def role(self) -> Role:
         """Class of the tensor: linear, norm, embed, ..."""
         return self.site.role
 

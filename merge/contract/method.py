@@ -113,30 +113,49 @@ class Iteration:
         return {"steps": self.steps, "products": self.products, **_told(self.when)}
 
 
-@dataclass(frozen=True)
-class Method:
-    """A registered method. ``function`` takes what its kind is handed; ``breaks`` maps laws to the reason."""
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What a method's file says of it.
 
-    name: str
+    ``granularity="element"`` promises that an entry of the output depends on the same entry of the inputs, on
+    plain numbers and on declared stats alone; ``"row"`` the same for whole rows. ``linear`` promises
+    that it is a sum of the inputs with factors that depend on weights and settings alone, ``scaled`` that it
+    is the base and a change of the deltas times the setting ``scale``, multiplied and added in this order,
+    and that nothing else depends on either: a search that varies the scale works the change out once.
+    ``version`` goes up whenever the bytes of an output change. ``classes`` are policies for tensor classes
+    that a recipe does not speak of, ``breaks`` maps laws to the reason. ``workspace`` is the memory of a
+    method that takes more than a few copies of a tensor, ``lines`` what it measures of rows or columns,
+    ``iteration`` what its steps take; ``stacked`` are the rows or columns of all task vectors, where a method
+    on matrices decomposes them as one. ``state`` gives settings with which a later run goes on from this
+    one's result as its first source, from what was measured over all tensors; none where it cannot.
+    """
+
     title: str
     kind: Kind
-    family: str
-    about: str
-    paper: str | None
-    version: int
-    granularity: Granularity
-    needs: Needs
-    params: type
-    function: Callable[..., Any]
-    classes: Mapping[str, str] = field(default_factory=dict)
-    breaks: Mapping[str, str] = field(default_factory=dict)
+    granularity: Granularity = "tensor"
     linear: bool = False
     scaled: bool = False
+    paper: str | None = None
+    needs: Needs = field(default_factory=Needs)
+    version: int = 1
+    classes: Mapping[str, str] = field(default_factory=dict)
+    breaks: Mapping[str, str] = field(default_factory=dict)
     workspace: Workspace | None = None
     lines: Lines | None = None
     iteration: Iteration | None = None
     stacked: Stacked | None = None
     state: Callable[[Stats, Any, Site], Mapping[str, float]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Declared):
+    """A registered method. ``function`` takes what its kind is handed."""
+
+    name: str
+    family: str
+    about: str
+    params: type
+    function: Callable[..., Any]
 
     def settings(self, values: Mapping[str, Any], sources: int, position: int | None = None) -> Any:
         """The method's params from resolved values; a prepare gets the ones of the source at ``position``.
@@ -166,7 +185,7 @@ class Method:
 
     def describe(self) -> dict[str, Any]:
         """The catalogue entry: plain JSON."""
-        informed, cautions, based = self.needs.statistics, self.needs.cautions, self.needs.base_for
+        needs = self.needs
         return {
             "name": self.name,
             "title": self.title,
@@ -176,28 +195,37 @@ class Method:
             "paper": self.paper,
             "version": self.version,
             "granularity": self.granularity,
-            **({"linear": True} if self.linear else {}),
-            **({"workspace": self.workspace.told()} if self.workspace else {}),
-            **({"lines": self.lines.told()} if self.lines else {}),
-            **({"iteration": self.iteration.told()} if self.iteration else {}),
-            **({"stacked": self.stacked} if self.stacked else {}),
-            **({"continues": True} if self.state else {}),
+            **_given(
+                linear=self.linear,
+                workspace=self.workspace and self.workspace.told(),
+                lines=self.lines and self.lines.told(),
+                iteration=self.iteration and self.iteration.told(),
+                stacked=self.stacked,
+                continues=self.state is not None,
+            ),
             "needs": {
-                "base": self.needs.base,
-                "sources": list(self.needs.sources),
+                "base": needs.base,
+                "sources": list(needs.sources),
                 "stats": [stat.describe() for stat in self.declared().values()],
-                "weight_sum": self.needs.weight_sum,
-                "limits": [limit.as_dict() for limit in self.needs.limits],
-                **({"statistics": [s.describe() for s in informed]} if informed else {}),
-                **({"cautions": [each.as_dict() for each in cautions]} if cautions else {}),
-                **({"base_for": {k: list(v) for k, v in based.items()}} if based else {}),
-                **({"factors": True} if self.needs.factors else {}),
-                **({"ends": self.needs.ends.as_dict()} if self.needs.ends else {}),
+                "weight_sum": needs.weight_sum,
+                "limits": [limit.as_dict() for limit in needs.limits],
+                **_given(
+                    statistics=[each.describe() for each in needs.statistics],
+                    cautions=[each.as_dict() for each in needs.cautions],
+                    base_for={name: list(values) for name, values in needs.base_for.items()},
+                    factors=needs.factors,
+                    ends=needs.ends and needs.ends.as_dict(),
+                ),
             },
             "schema": schema_of(self.params),
             "classes": dict(self.classes),
             "breaks": dict(self.breaks),
         }
+
+
+def _given(**facts: Any) -> dict[str, Any]:
+    """Those that most methods have nothing to say of, where one does."""
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _instance(stat: Stat | type[Stat]) -> Stat:
@@ -207,72 +235,33 @@ def _instance(stat: Stat | type[Stat]) -> Stat:
 _REGISTRY: dict[str, Method] = {}
 
 
-def method(
-    *,
-    title: str,
-    kind: Kind,
-    elementwise: bool = False,
-    granularity: Literal["row", "tensor"] = "tensor",
-    linear: bool = False,
-    scaled: bool = False,
-    paper: str | None = None,
-    needs: Needs | None = None,
-    version: int = 1,
-    classes: Mapping[str, str] | None = None,
-    breaks: Mapping[str, str] | None = None,
-    workspace: Workspace | None = None,
-    lines: Lines | None = None,
-    iteration: Iteration | None = None,
-    stacked: Stacked | None = None,
-    state: Callable[[Stats, Any, Site], Mapping[str, float]] | None = None,
-) -> Callable[[F], F]:
+@dataclass(frozen=True, kw_only=True)
+class method(Declared):  # noqa: N801 (a decorator)
     """Registers the decorated function under its name; the file must bear the same one.
 
-    ``elementwise`` promises that an entry of the output depends on the same entry of the inputs, on plain
-    numbers and on declared stats alone; ``granularity="row"`` the same for whole rows. ``linear`` promises
-    that it is a sum of the inputs with factors that depend on weights and settings alone, ``scaled`` that it
-    is the base and a change of the deltas times the setting ``scale``, multiplied and added in this order,
-    and that nothing else depends on either: a search that varies the scale works the change out once.
-    ``version`` goes up whenever the bytes of an output change. ``classes`` are policies for tensor classes
-    that a recipe does not speak of. ``workspace`` is the memory of a method that takes more than a few copies
-    of a tensor, ``lines`` what it measures of rows or columns, ``iteration`` what its steps take; ``stacked``
-    are the rows or columns of all task vectors, where a method on matrices decomposes them as one. ``state``
-    gives settings with which a later run goes on from this one's result as its first source, from what was
-    measured over all tensors; none where it cannot.
-    The last parameter must be annotated with a ``@params`` class. Raises ``MethodMalformed`` at import.
+    ``elementwise`` is short for ``granularity="element"``. The last parameter must be annotated with a
+    ``@params`` class. Raises ``MethodMalformed`` at import.
     """
 
-    def register(function: F) -> F:
+    elementwise: bool = False
+
+    def __call__(self, function: F) -> F:
+        """The function itself."""
         path = function.__module__.split(".")
-        hints = get_type_hints(function)
-        last = list(inspect.signature(function).parameters)[-1]
+        said = dict(vars(self))
+        if said.pop("elementwise"):
+            said["granularity"] = "element"
         made = Method(
             name=function.__name__,
-            title=title,
-            kind=kind,
             family=path[-2] if len(path) > 1 else "",
             about=" ".join((inspect.getdoc(function) or "").split()),
-            paper=paper,
-            version=version,
-            granularity="element" if elementwise else granularity,
-            needs=needs or Needs(),
-            params=hints[last],
+            params=get_type_hints(function)[list(inspect.signature(function).parameters)[-1]],
             function=function,
-            classes=classes or {},
-            breaks=breaks or {},
-            linear=linear,
-            scaled=scaled,
-            workspace=workspace,
-            lines=lines,
-            iteration=iteration,
-            stacked=stacked,
-            state=state,
+            **said,
         )
         _check(made, path[-1])
         _REGISTRY[made.name] = made
         return function
-
-    return register
 
 
 def _check(made: Method, file: str) -> None:

@@ -11,14 +11,14 @@ from merge.joint.masks import Sums, Training, first, masked, start, step
 from merge.joint.weights import Made, Scores
 from merge.learn.backward import Backward
 from merge.learn.batches import Batches
-from merge.learn.observe import Findings
+from merge.learn.findings import Findings
+from merge.learn.losses import FOLLOWING
 from merge.learn.partial import Partial
 from merge.learn.skeleton import Skeleton
 from merge.planning.outputs import OutputTensor
 from merge.planning.together import asking
 
 KIND = "mask"
-LOSS = "grad_weight"
 _SAVED_BYTES = 64 << 20
 
 
@@ -89,7 +89,7 @@ class _Trainer:
 
         Backward(
             name=name,
-            loss=LOSS,
+            loss=FOLLOWING,
             skeleton=self.skeleton,
             weights=masked(before, self._pair, self._unmasked()),
             batches=self.batches,

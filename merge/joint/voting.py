@@ -9,12 +9,12 @@ from torch import Tensor
 from merge.joint.job import Job, whole
 from merge.joint.votes import Votes, Zero, penalty, zero_by
 from merge.learn.backward import Backward
-from merge.learn.observe import Findings
+from merge.learn.findings import Findings
+from merge.learn.losses import FOLLOWING
 from merge.planning.outputs import OutputTensor
 from merge.planning.together import asking, other_of
 
 KIND = "votes"
-FISHER = "grad_weight"
 
 
 def vote(job: Job, key: str) -> None:
@@ -42,7 +42,7 @@ def vote(job: Job, key: str) -> None:
     def run(all_at_once: bool) -> None:
         Backward(
             name=KIND,
-            loss=FISHER,
+            loss=FOLLOWING,
             skeleton=skeleton,
             weights=job.own(key),
             batches=batches,
@@ -86,7 +86,7 @@ class _Penalty:
         output, factor = self._asked[name]
         theirs = output.sources[0].tensor
         known = self._job.known[self._prior]
-        stored = f"{FISHER}/{theirs}"
+        stored = f"{FOLLOWING}/{theirs}"
         if stored not in known.names:
             return penalty(None, domain, domain, 0.0)
         fisher = known.read(stored, 0, prod(output.shape)).view(output.shape)

@@ -27,11 +27,11 @@ from merge.errors import BudgetTooSmall, ModelNotRun, Stopped
 from merge.learn.backward import Backward
 from merge.learn.batches import Batch, Batches, batches_of
 from merge.learn.calling import NotByBlocks
+from merge.learn.findings import Findings, finite
 from merge.learn.forecast import bytes_whole, largest_stage
 from merge.learn.gradients import Squares
 from merge.learn.labels import EXACT, labels_told, why_not
 from merge.learn.losses import logits_of, rows_of
-from merge.learn.observe import Findings, finite
 from merge.learn.observed import observed
 from merge.learn.partial import Partial
 from merge.learn.samples import Samples

@@ -2,14 +2,12 @@
 
 Every module with a ``weight`` (but embeddings) is observed, which covers linear layers, Conv1D, gains and
 routers; inside a module that holds stacks of experts, the products with single experts are. Modules that
-are handed the same tensor (q, k and v; gate and up) share one sum. Products and sums of a batch are
-float32, totals float64 (Grams: float32); autocast is never on.
+are handed the same tensor (q, k and v; gate and up) share one sum. Autocast is never on.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,79 +16,16 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from merge.arch.roles import role_of
-from merge.errors import NotFinite
+from merge.learn.findings import Findings, Meter, finite
 from merge.learn.skeleton import Skeleton, is_in_out
 from merge.learn.trees import tensors_in
 
 _REMEMBERED = 4
-_PIECE_ROWS = 128
 _EXPERT = re.compile(r"(.*(?:^|\.)\w*experts)\.(\d+)\.")
 
 
 class SharingBroken(Exception):
     """Two modules that were handed one tensor in the first batch are not in a later one."""
-
-
-@dataclass
-class Meter:
-    """Running sums over the tokens one module (or one expert) was given."""
-
-    width: int
-    kinds: frozenset[str]
-    device: torch.device
-    tokens: int = 0
-    absolute: Tensor | None = None
-    squares: Tensor | None = None
-    gram: Tensor | None = None
-
-    def add(self, rows: Tensor) -> None:
-        """Adds inputs (tokens, width), float32."""
-        self.tokens += rows.shape[0]
-        if "mean_abs_input" in self.kinds:
-            self.absolute = _added(self.absolute, rows, torch.abs)
-        if "gram" in self.kinds:
-            if self.gram is None:
-                self.gram = torch.zeros(self.width, self.width, device=self.device)
-            self.gram.addmm_(rows.t(), rows)
-        if "input_second_moment" in self.kinds:
-            self.squares = _added(self.squares, rows, torch.square)
-
-    def means(self) -> dict[str, Tensor]:
-        """The statistics asked for, float32 on the CPU: zeros where no token came."""
-        share = 1 / max(self.tokens, 1)
-        found: dict[str, Tensor] = {}
-        for kind, total in (
-            ("mean_abs_input", self.absolute),
-            ("input_second_moment", self.squares),
-            ("gram", self.gram),
-        ):
-            if kind in self.kinds:
-                shape = (self.width, self.width) if kind == "gram" else (self.width,)
-                found[kind] = torch.zeros(shape) if total is None else (total * share).float().cpu()
-        return found
-
-    def dead(self) -> int:
-        """Channels that were never anything but zero."""
-        if self.absolute is not None:
-            seen = self.absolute
-        elif self.squares is not None:
-            seen = self.squares
-        elif self.gram is not None:
-            seen = self.gram.diagonal()
-        else:
-            return self.width
-        return int((seen == 0).sum())
-
-
-@dataclass
-class Findings:
-    """What one stage gave: tensors by ``<kind>/<tensor>`` and the facts of the manifest about them."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    axis: dict[str, int] = field(default_factory=dict)
-    shared: dict[str, str] = field(default_factory=dict)
-    counted: dict[str, int | list[int]] = field(default_factory=dict)
-    dead_channels: dict[str, int] = field(default_factory=dict)
 
 
 class Observers:
@@ -317,16 +252,6 @@ class Observers:
         return own[0], max(least, experts)
 
 
-def _added(total: Tensor | None, rows: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The total (float64) and the column sums of the changed rows, in pieces that stay in the cache."""
-    if total is None:
-        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    ones = torch.ones(_PIECE_ROWS, device=rows.device)
-    for piece in torch.split(rows, _PIECE_ROWS):
-        total.add_(torch.mv(change(piece).t(), ones[: piece.shape[0]]))
-    return total
-
-
 class _Products(TorchFunctionMode):
     """Sees the products of something with one expert out of a stack, however the stack is taken apart."""
 
@@ -387,13 +312,3 @@ def _rows_of(given: Tensor, module: nn.Module, weight: Tensor, width: int) -> Te
     if second and plain.dim() >= 3:
         plain = plain.movedim(1, -1)
     return plain.reshape(-1, width).float() if plain.shape[-1] == width else None
-
-
-def finite(value: Tensor, kind: str, name: str) -> Tensor:
-    """A statistic of a module as it is; raises ``NotFinite`` naming both."""
-    if not bool(value.isfinite().all()):
-        raise NotFinite(
-            f"{kind} of {name} came out with NaN or infinity: what this module is given on the calibration "
-            "data (or its gradients) is not finite, or too large to be summed."
-        )
-    return value

@@ -2,7 +2,8 @@
 
 import torch
 
-from merge.learn.observe import Findings, Observers, SharingBroken
+from merge.learn.findings import Findings
+from merge.learn.observe import Observers, SharingBroken
 from merge.learn.skeleton import Skeleton
 from merge.learn.walk import Stage
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from merge.checkpoint.layout import lay_out
 from merge.checkpoint.saving import save_tensors
 from merge.checkpoint.writer import ShardWriter
-from merge.learn.observe import Findings
+from merge.learn.findings import Findings
 from merge.learn.statistics import FILE, MANIFEST, Manifest
 
 _JOURNAL = "progress.json"

@@ -18,7 +18,7 @@ import torch
 from merge.errors import ModelNotRun
 from merge.learn.batches import Batches
 from merge.learn.calling import NotByBlocks
-from merge.learn.observe import Findings
+from merge.learn.findings import Findings
 from merge.learn.observed import observed
 from merge.learn.partial import Partial
 from merge.learn.skeleton import Skeleton, Weights

@@ -19,13 +19,13 @@ from merge.mergekit.stages import translate_documents
 from merge.mergekit.tokenizer import read_chat_template, read_tokenizer
 from merge.mergekit.values import parse_reference, refuse, unknown
 from merge.recipe.document import Content, dump_document, load_documents, pointer_of
+from merge.recipe.parts import OUTPUT_DTYPES
 from merge.recipe.recipe import Recipe, recipe_from
 
 _KEYS = (
     "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype",
     "tokenizer_source", "tokenizer", "chat_template",
 )  # fmt: skip
-_DTYPES = ("bfloat16", "float16", "float32", "float64")
 _IDLE = {
     "int8_mask": "int8_mask only changes how much memory mergekit uses; it was left out.",
     "eps": "eps only keeps mergekit from dividing by zero; it is not needed here and was left out.",
@@ -205,8 +205,8 @@ class _Translator:
     def _dtype(self) -> dict[str, Any]:
         working, output = self.document.get("dtype"), self.document.get("out_dtype")
         for key, value in (("dtype", working), ("out_dtype", output)):
-            if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
-                refuse(key, unknown(str(value), _DTYPES, key))
+            if value is not None and str(value).removeprefix("torch.") not in OUTPUT_DTYPES:
+                refuse(key, unknown(str(value), OUTPUT_DTYPES, key))
         working, output = (str(each).removeprefix("torch.") if each else None for each in (working, output))
         if working in ("bfloat16", "float16"):
             self.notes.append(

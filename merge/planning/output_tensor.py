@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merge.contract.informed import Statistic
+from merge.recipe.parts import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class OutputTensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    role: str
+    role: Role
     layer: int | None
     policy: str
     settings: tuple[Mapping[str, Any], ...]

@@ -59,7 +59,7 @@ class Spot:
     """
 
     tensor: str
-    role: str
+    role: Role
     layer: int | None
     depth: float
     own: tuple[str, ...] = ()
@@ -176,7 +176,7 @@ def interpolate(curve: Curve, depth: float) -> float:
     return min(max(value, min(low, high)), max(low, high))
 
 
-def matches(match: str, tensor: str, role: str, layer: int | None) -> bool:
+def matches(match: str, tensor: str, role: Role, layer: int | None) -> bool:
     """Whether an override's ``match`` means this tensor."""
     kind, _, rest = match.partition(":")
     if kind == "class" and rest:

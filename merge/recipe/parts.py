@@ -24,9 +24,11 @@ Curve = Number | tuple[Number, ...]
 
 Role = Literal["embed", "head", "norm", "bias", "linear", "conv", "router", "expert", "buffer"]
 ROLES = get_args(Role)
-_ID = re.compile(r"[a-z0-9_][a-z0-9_-]{0,31}")
+OutputDtype = Literal["bfloat16", "float16", "float32", "float64"]
+OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
+ID = re.compile(r"[a-z0-9_][a-z0-9_-]{0,31}")
 _POLICIES = ("method", "mean", "base", "error")
-_SOURCE_POLICY = re.compile(rf"source:{_ID.pattern}")
+_SOURCE_POLICY = re.compile(rf"source:{ID.pattern}")
 _SETTING_NAME = re.compile(r"([a-z][a-z0-9_]*\.)?[a-z][a-z0-9_]*")
 _LAYER_MATCH = re.compile(r"\d{1,4}(-\d{1,4})?")
 _MOST_LAYERS = 10_000
@@ -134,7 +136,7 @@ Prompts = Annotated[
 ]
 Match = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_match)]
 ModuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-SourceId = Annotated[str, Field(pattern=rf"^{_ID.pattern}$")]
+SourceId = Annotated[str, Field(pattern=rf"^{ID.pattern}$")]
 TokenText = Annotated[
     str, StringConstraints(min_length=1, max_length=512, strip_whitespace=False), AfterValidator(_token_text)
 ]

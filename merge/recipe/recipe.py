@@ -20,6 +20,7 @@ from merge.recipe.parts import (
     ModelName,
     Module,
     ModuleName,
+    OutputDtype,
     Override,
     Part,
     Policy,
@@ -53,7 +54,7 @@ class DtypeChoice(Part):
     """What the arithmetic is done in, and what is written; ``None`` keeps the base's (first source's)."""
 
     compute: Literal["float32", "float64"] = "float32"
-    output: Literal["bfloat16", "float16", "float32", "float64", "input"] | None = None
+    output: Literal[OutputDtype, "input"] | None = None
 
 
 class Recipe(Part):

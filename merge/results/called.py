@@ -12,7 +12,7 @@ import torch
 from merge.arch.aliases import names_in, other_names
 from merge.arch.ties import tied_names
 from merge.checkpoint.index import ModelIndex
-from merge.learn.skeleton import with_floats
+from merge.learn.bare import with_floats
 
 Shape = tuple[int, ...]
 MOST_PARTS = 4096

@@ -23,7 +23,7 @@ from merge.report import OutputFile
 from merge.running.survey.page import render_page
 from merge.running.survey.saliency import saliency
 from merge.running.survey.summary import Measured, summarise
-from merge.tokenizer.files import LENDER_FILES, lender, with_new_tokens
+from merge.tokenizer.files import LENDER_FILES, json_bytes, lender, with_new_tokens
 from merge.tokenizer.planned import VocabularyPlan
 from merge.tokenizer.special import ends_of
 from merge.tokenizer.templates import chosen_template
@@ -80,7 +80,7 @@ def write_small_files(plan: Plan, folders: Mapping[str, Path], out: Path) -> lis
     files: dict[str, bytes] = {}
     config = plan.result_config()
     if config:
-        files["config.json"] = _json(output_config(config, main_dtype(plan.outputs), plan.code))
+        files["config.json"] = json_bytes(output_config(config, main_dtype(plan.outputs), plan.code))
     files |= small_files(plan, folders, plan.reference, MODEL_FILES)
     chosen = plan.recipe.tokenizer.source
     reader = chosen if chosen is not None and chosen in folders else plan.reference
@@ -123,7 +123,7 @@ def _with_vocabulary(
     for name in ("config.json", *MODEL_FILES):
         own = _object(made.get(name, b""))
         if own is not None:  # what is no JSON stays as the model has it
-            made[name] = _json(in_vocabulary(own, vocabulary, plan.reference, lent.get(name, {})))
+            made[name] = json_bytes(in_vocabulary(own, vocabulary, plan.reference, lent.get(name, {})))
     return made
 
 
@@ -175,7 +175,7 @@ def write_manifest(
         **(told or {}),
         "files": {file.file: {"sha256": file.sha256 or None, "size": file.size} for file in files},
     }
-    content = _json(manifest)
+    content = json_bytes(manifest)
     _write(out / MANIFEST_FILE, content)
     own = OutputFile(MANIFEST_FILE, hashlib.sha256(content).hexdigest(), len(content))
     return manifest, [*files, own]
@@ -183,7 +183,7 @@ def write_manifest(
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Writes a JSON file, durably."""
-    _write(path, _json(document))
+    _write(path, json_bytes(document))
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
@@ -247,7 +247,7 @@ def _without(content: bytes, key: str) -> bytes:
     document = json.loads(content)
     if not isinstance(document, dict) or key not in document:
         return content
-    return _json({name: value for name, value in document.items() if name != key})
+    return json_bytes({name: value for name, value in document.items() if name != key})
 
 
 def _object(content: bytes) -> dict[str, Any] | None:
@@ -257,10 +257,6 @@ def _object(content: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _in_rows(value: Any, depth: int) -> str:

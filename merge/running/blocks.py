@@ -59,10 +59,10 @@ def settled_objects() -> Iterator[None]:
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Sets torch's own threads for the time of a run: blocks are the parallelism, not operations."""
+def one_torch_thread() -> Iterator[None]:
+    """For the time of a run torch has one thread: blocks are the parallelism, not operations."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

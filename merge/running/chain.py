@@ -307,6 +307,10 @@ class Chain:
             self.tasks.append(Task(stage, position, key, stat, params, begin + 1))
 
 
+LoadBlock = Callable[[Chain, int, int], Block]
+"""Entries of all of a tensor's inputs: the first one, and how many."""
+
+
 class _Flow:
     """One block on its way through the steps."""
 

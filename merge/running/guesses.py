@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from merge.planning.outputs import OutputTensor
-from merge.running.chain import Chain, Shared, Task
+from merge.running.chain import Chain, LoadBlock, Shared, Task
 from merge.running.crew import Crew
 from merge.running.fused.loops import Loops
 from merge.running.fused.windows import Bits, Sought, Windows, windows_of
-from merge.running.passes import Load
 
 SHARE_SAMPLED = 1 / 256
 MOST_SAMPLED = 1 << 24
@@ -34,7 +33,7 @@ class Tools:
 
     outputs: Mapping[str, OutputTensor]
     loops: Loops
-    load: Load
+    load: LoadBlock
     crew: Crew
     size: int
 

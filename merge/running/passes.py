@@ -7,16 +7,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from merge.running.chain import Block, Chain, Shared, Task
+from merge.running.chain import Block, Chain, LoadBlock, Shared, Task
 from merge.running.crew import Crew
 from merge.running.fused.spans import Measuring
 from merge.running.fused.windows import Windows
 
 AT_ONCE = 1 << 15
 """Entries of a tensor that is always one block."""
-
-Load = Callable[[Chain, int, int], Block]
-"""Reads (first, count) of a chain's inputs."""
 
 SharedStats = dict[tuple[int, Hashable, Any], Shared]
 
@@ -117,7 +114,7 @@ def settle(chain: Chain, whole: Block) -> None:
 def measure(
     chains: Sequence[Chain],
     level: int,
-    load: Load,
+    load: LoadBlock,
     crew: Crew,
     size: int,
     quick: Quicker = lambda *_: None,
@@ -132,7 +129,7 @@ def measure(
         _pass(missed, load, crew, size, quick, guess=False)
 
 
-def _pass(due: Due, load: Load, crew: Crew, size: int, quick: Quicker, *, guess: bool) -> Due:
+def _pass(due: Due, load: LoadBlock, crew: Crew, size: int, quick: Quicker, *, guess: bool) -> Due:
     """Gives the tensors whose guess was wrong."""
     left: dict[str, int] = {}
     missed: Due = []
@@ -230,7 +227,7 @@ def _jobs(due: Due, size: int, quick: Quicker, guess: bool, left: dict[str, int]
             yield _Job(chain, tasks, way, first, count)
 
 
-def _settle(job: _Job, load: Load) -> None:
+def _settle(job: _Job, load: LoadBlock) -> None:
     """A small tensor in one block: values at once where the stat can, else what the block adds."""
     block = load(job.chain, job.first, job.count)
     for task, values in job.chain.quantities(block, job.tasks):
@@ -242,7 +239,7 @@ def _settle(job: _Job, load: Load) -> None:
             task.part.add(0, [tensor.cpu() for tensor in added])
 
 
-def _found(job: _Job, load: Load, size: int) -> Iterator[tuple[int, list[list[Tensor]]]]:
+def _found(job: _Job, load: LoadBlock, size: int) -> Iterator[tuple[int, list[list[Tensor]]]]:
     """What a job adds, with the first entry of each part."""
     if isinstance(job.quick, Windows):
         if job.quick.measure(job.first, job.count):

@@ -39,11 +39,11 @@ def with_new_tokens(
             model["merges"] = [*model.get("merges", []), *_merges(model, plain, parsed)]
     document["added_tokens"] += _listed(added)
     added = [*late, *added]
-    made = {**files, "tokenizer.json": _json(document)}
+    made = {**files, "tokenizer.json": json_bytes(document)}
     made["tokenizer_config.json"] = _config(files.get("tokenizer_config.json", b"{}"), added)
     if added and any(name in files for name in _SLOW):
         old = parse_json_object("added_tokens.json", files.get("added_tokens.json", b"{}"))
-        made["added_tokens.json"] = _json({**old, **{token.text: token.id for token in added}})
+        made["added_tokens.json"] = json_bytes({**old, **{token.text: token.id for token in added}})
     if plain:
         made = {name: content for name, content in made.items() if name not in _OTHER_WORDS}
     _check(made, new)
@@ -66,7 +66,7 @@ def lender(files: Mapping[str, bytes]) -> bytes:
     """The tokenizer.json of a model that lends plain tokens; of older files what counts of it, the merges."""
     lines = files.get("merges.txt", b"").decode("utf-8", "replace").split("\n")
     merges = [line.rstrip("\r") for line in lines if " " in line and not line.startswith("#version")]
-    return files.get("tokenizer.json") or _json({"model": {"merges": merges}})
+    return files.get("tokenizer.json") or json_bytes({"model": {"merges": merges}})
 
 
 def _check(files: Mapping[str, bytes], new: Sequence[NewToken]) -> None:
@@ -142,8 +142,9 @@ def _config(raw: bytes, added: Sequence[NewToken]) -> bytes:
     if not isinstance(listed, dict) or not added:
         return raw
     fresh = {str(token.id): {"content": token.text, **(token.flags or _PLAIN)} for token in added}
-    return _json({**config, "added_tokens_decoder": {**listed, **fresh}})
+    return json_bytes({**config, "added_tokens_decoder": {**listed, **fresh}})
 
 
-def _json(document: Mapping[str, Any]) -> bytes:
+def json_bytes(document: Mapping[str, Any]) -> bytes:
+    """A small file of a model."""
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

@@ -19,16 +19,7 @@ from merge.recipe.recipe import recipe_from
 from merge.run import run as run_merge
 from tests.acceptance.conftest import TOKEN, Service, model_texts
 from tests.acceptance.stack import Inbox, wait_for
-
-
-def recipe(**changes: Any) -> dict[str, Any]:
-    return {
-        "base": "team/base",
-        "sources": [{"id": "a", "model": "team/expert1"}, {"id": "b", "model": "team/expert2"}],
-        "steps": [{"method": "ties", "density": 0.5}],
-        "shard_bytes": 65_536,
-        **changes,
-    }
+from tests.worker.conftest import family_recipe as recipe
 
 
 def order(service: Service, repo: str | None, **fields: Any) -> dict[str, Any]:

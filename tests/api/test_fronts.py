@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from db.models.front import Front
 from db.models.job import Job
-from jobs import lifecycle
+from jobs import lifecycle, recording
 from tests.api.conftest import Who
 from tests.api.test_searches import order
 
@@ -60,7 +60,7 @@ def done(
             "hypervolume": VOLUME,
         }
         if kept:
-            lifecycle.record_front(session, lifecycle.fence_of(job), body)
+            recording.record_front(session, lifecycle.fence_of(job), body)
         told = [{**each, "recipe": {}} for each in front]
         found = {
             "best": MEASURED[1],

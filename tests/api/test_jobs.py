@@ -7,7 +7,7 @@ import yaml
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from jobs import lifecycle
+from jobs import lifecycle, recording
 from tests.api.conftest import ORDER, Who
 
 MERGEKIT = """
@@ -224,12 +224,12 @@ def test_inputs_artifacts_and_scores_of_a_job_are_shown(
         claimed = lifecycle.claim(session, job["id"], "worker", 60)
         assert claimed is not None
         fence = lifecycle.fence_of(claimed)
-        lifecycle.record_artifact(session, fence, "repo", "acme/merged", "ab" * 32, 12, "cd" * 20)
+        recording.record_artifact(session, fence, "repo", "acme/merged", "ab" * 32, 12, "cd" * 20)
         scores = [
             {"subject": "base", "metric": "perplexity", "value": 9.5, "n": 10},
             {"subject": "result", "metric": "perplexity", "value": 7.5, "n": 10},
         ]
-        lifecycle.record_evaluation(session, fence, {"name": "wiki", "kind": "perplexity", "scores": scores})
+        recording.record_evaluation(session, fence, {"name": "wiki", "kind": "perplexity", "scores": scores})
     here = f"/v1/jobs/{job['id']}"
     assert [each["role"] for each in api.get(f"{here}/inputs").json()["data"]] == ["base", "a", "b"]
     artifact = api.get(f"{here}/artifacts").json()["data"][0]
@@ -310,7 +310,7 @@ def test_the_report_of_a_merge_is_shown_once_it_is_there(
     with sessions.begin() as session:
         claimed = lifecycle.claim(session, here.rsplit("/", 1)[1], "worker", 60)
         assert claimed is not None
-        lifecycle.record_report(session, lifecycle.fence_of(claimed), SURVEY)
+        recording.record_report(session, lifecycle.fence_of(claimed), SURVEY)
     assert api.get(f"{here}/report").json() == SURVEY
 
 

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from db import scores as known_scores
-from jobs import lifecycle
+from jobs import lifecycle, recording
 from tests.api.conftest import ORDER, Who
 
 SET: dict[str, Any] = {"name": "texts", "kind": "perplexity", "data": {"path": "base/config.json"}}
@@ -127,7 +127,7 @@ def recorded(api: TestClient, sessions: sessionmaker[Session], tenant: str) -> s
             rows.append(row | {"known_key": f"key-{subject}", "higher_is_better": False})
         rows[1]["differences"] = {"m0": {"value": 0.5, "low": 0.4, "high": 0.6, "clear": True}}
         facts = {"name": "texts", "kind": "perplexity", "task_sha256": "t", "scores": rows}
-        lifecycle.record_evaluation(session, lifecycle.fence_of(claimed), facts)
+        recording.record_evaluation(session, lifecycle.fence_of(claimed), facts)
     return job_id
 
 

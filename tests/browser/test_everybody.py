@@ -8,7 +8,7 @@ from playwright.sync_api import Page, Route, expect
 
 from db.models.job import Job
 from db.models.trial import Trial
-from jobs import lifecycle, webhooks
+from jobs import lifecycle, recording, webhooks
 from jobs.keyring import Keyring
 from jobs.keys import revoke_key
 from jobs.lifecycle import Fence
@@ -62,17 +62,17 @@ def tell(desktop: Desktop, fence: Fence, done: int) -> None:
 def end_job(desktop: Desktop, fence: Fence) -> None:
     """The job's success, with scores, checks and artifacts."""
     with desktop.begin() as session:
-        lifecycle.record_artifact(session, fence, "shard", SHARD, "ab" * 32, 4_000_000_000)
+        recording.record_artifact(session, fence, "shard", SHARD, "ab" * 32, 4_000_000_000)
         for name, metric in (("held-out texts", "perplexity"), ("questions", "accuracy")):
             scores = [
                 {"subject": subject, "metric": metric, "value": value, "stderr": 0.02}
                 for subject, value in (("result", 0.7), ("base", 0.4), ("math", 0.5), ("code", 0.6))
             ]
             kind = "perplexity" if metric == "perplexity" else "choice"
-            lifecycle.record_evaluation(session, fence, {"name": name, "kind": kind, "scores": scores})
+            recording.record_evaluation(session, fence, {"name": name, "kind": kind, "scores": scores})
         check = {"name": "check", "kind": "check", "passed": True, "detail": {"loads": True}}
-        lifecycle.record_evaluation(session, fence, check)
-        lifecycle.record_report(session, fence, REPORT)
+        recording.record_evaluation(session, fence, check)
+        recording.record_report(session, fence, REPORT)
         lifecycle.succeed(session, fence, {"repo": "acme/merged", "url": "http://127.0.0.1:9/acme/merged"})
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from cli.serve import MOST_PROCESSES, count_processes
 from settings import Settings
+from tests.acceptance.stack import free_port
 from tests.waiting import until
 
 
@@ -43,11 +44,6 @@ def answers(port: int) -> bool:
         return httpx2.get(f"http://127.0.0.1:{port}/livez", timeout=2).status_code == 200
     except httpx2.TransportError:
         return False
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def test_two_processes_share_a_port_add_up_their_numbers_and_end_with_their_parent(

@@ -2,12 +2,10 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,21 +16,10 @@ from cli.embedded import EmbeddedServerError, Server, start_postgres
 from cli.main import build_parser
 from cli.up import URL_FILE, Guard, up
 from settings import Settings
+from tests.acceptance.stack import free_port, wait_for
 from tests.services import FAST
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def wait_for(found: Callable[[], object], what: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def is_ready(port: int) -> bool:

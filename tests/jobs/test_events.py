@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import webhooks as rows
-from jobs import announcements, events, lifecycle, webhooks
+from jobs import announcements, events, lifecycle, recording, webhooks
 from jobs.keyring import Keyring
 from tests.factories import make_caller, make_job, make_running
 
@@ -103,7 +103,7 @@ def test_endpoints_get_what_they_asked_for_and_progress_only_by_name(
     assert claimed is not None
     fence = lifecycle.fence_of(claimed)
     lifecycle.report_progress(session, fence, {"fraction": 0.5})
-    lifecycle.record_evaluation(session, fence, {"name": "wiki", "kind": "perplexity", "scores": []})
+    recording.record_evaluation(session, fence, {"name": "wiki", "kind": "perplexity", "scores": []})
     lifecycle.succeed(session, fence, {"repo": "org/out"})
 
     def got(endpoint_id: str) -> list[str]:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import artifacts, evaluations, jobs
 from db.models.job import Job
-from jobs import events, lifecycle
+from jobs import events, lifecycle, recording
 from jobs.errors import IllegalState, LeaseLost
 from jobs.lifecycle import Fence
 from jobs.states import ALLOWED, State
@@ -76,11 +76,11 @@ STALE = [
     lambda s, f: lifecycle.heartbeat(s, f, 60),
     lambda s, f: lifecycle.enter_phase(s, f, "merging"),
     lambda s, f: lifecycle.report_progress(s, f, {"fraction": 0.5}),
-    lambda s, f: lifecycle.record_inputs(s, f, []),
-    lambda s, f: lifecycle.record_plan(s, f, {}),
-    lambda s, f: lifecycle.record_artifact(s, f, "repo", "hub://a/b"),
-    lambda s, f: lifecycle.record_evaluation(s, f, {"name": "x", "kind": "check"}),
-    lambda s, f: lifecycle.record_warning(s, f, "x", "y"),
+    lambda s, f: recording.record_inputs(s, f, []),
+    lambda s, f: recording.record_plan(s, f, {}),
+    lambda s, f: recording.record_artifact(s, f, "repo", "hub://a/b"),
+    lambda s, f: recording.record_evaluation(s, f, {"name": "x", "kind": "check"}),
+    lambda s, f: recording.record_warning(s, f, "x", "y"),
     lambda s, f: lifecycle.succeed(s, f, {}),
     lambda s, f: lifecycle.fail(s, f, "x", "y"),
     lambda s, f: lifecycle.finish_cancel(s, f),
@@ -323,7 +323,7 @@ def test_a_ready_job_is_announced_once_until_it_has_been_quiet_too_long(session:
 
 def test_only_an_ended_job_can_be_deleted(session: Session) -> None:
     job, fence = make_running(session)
-    lifecycle.record_artifact(session, fence, "repo", "hub://org/out")
+    recording.record_artifact(session, fence, "repo", "hub://org/out")
     with pytest.raises(IllegalState, match="cancel it"):
         lifecycle.delete(session, job)
     lifecycle.succeed(session, fence, {})
@@ -337,7 +337,7 @@ def test_a_job_whose_result_another_one_reads_is_deleted_after_that(session: Ses
     lifecycle.succeed(session, fence, {})
     reader, reading = make_running(session)
     facts = {"role": "base", "kind": "folder", "repo": f"{made.id}:member"}
-    lifecycle.record_inputs(session, reading, [facts])
+    recording.record_inputs(session, reading, [facts])
     with pytest.raises(IllegalState, match=f"what {reader.id} reads"):
         lifecycle.delete(session, made)
     lifecycle.succeed(session, reading, {})
@@ -347,14 +347,14 @@ def test_a_job_whose_result_another_one_reads_is_deleted_after_that(session: Ses
 
 def test_a_repeated_artifact_or_evaluation_replaces_the_earlier_one(session: Session) -> None:
     job, fence = make_running(session)
-    lifecycle.record_artifact(session, fence, "repo", "hub://org/out", commit_sha="a")
-    lifecycle.record_artifact(session, fence, "repo", "hub://org/out", commit_sha="b", size=7)
+    recording.record_artifact(session, fence, "repo", "hub://org/out", commit_sha="a")
+    recording.record_artifact(session, fence, "repo", "hub://org/out", commit_sha="b", size=7)
     for value in (2.0, 1.5):
         scores = [
             {"subject": subject, "metric": "perplexity", "value": value, "stderr": 0.1, "n": 10}
             for subject in ("math", "result:math", "result", "base")
         ]
-        lifecycle.record_evaluation(
+        recording.record_evaluation(
             session, fence, {"name": "wiki", "kind": "perplexity", "scores": scores, "passed": True}
         )
     (artifact,) = artifacts.of_job(session, job.id)

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import artifacts, fronts, jobs
-from jobs import credentials, events, lifecycle
+from jobs import credentials, events, lifecycle, recording
 from jobs.errors import IllegalState, ModelNameInvalid, NotFound, QuotaExceeded, RequestInvalid
 from jobs.keyring import Keyring
 from jobs.request import JobRequest, read_order
@@ -117,7 +117,7 @@ def test_a_retry_is_a_new_job_with_the_same_pinned_inputs(session: Session) -> N
     caller = make_caller(session)
     job, fence = make_running(session, caller=caller, metadata={"a": "b"})
     row = {"role": "base", "kind": "hub", "repo": "org/base", "sha": "c" * 40}
-    lifecycle.record_inputs(session, fence, [row])
+    recording.record_inputs(session, fence, [row])
     with pytest.raises(IllegalState, match="running"):
         retry(session, caller, job, make_rules())
     lifecycle.fail(session, fence, "hub_unavailable", "no answer")

@@ -9,15 +9,9 @@ import pytest
 from merge.errors import Stopped
 from merge.report import ShardDone
 from merge.run import run
-from tests.merge import exact
 from tests.merge.references import CHAINS, planned, tensors_digest
 
 GIB = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
 
 
 def test_the_weights_are_the_same(folders: Mapping[str, Path], tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.merge import exact
 from tests.merge.every import ALL
 from tests.merge.references import (
     BUDGET,
@@ -24,11 +23,6 @@ from tests.merge.references import (
 CHAINS = chains()
 ON_FACTORS = on_factors()
 COMMITTED = json.loads(DIGESTS.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,6 @@ from tests.merge.runs import merged, planned
 COMMITTED = json.loads(DIGESTS.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
-
-
 @pytest.mark.parametrize("chain", ["ties_global", "slerp"])
 def test_interrupted_after_each_shard_and_resumed_gives_the_same_bytes(
     folders: Mapping[str, Path], tmp_path: Path, chain: str

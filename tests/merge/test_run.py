@@ -30,11 +30,6 @@ from tests.merge.runs import merged, planned, read_all
 GIB = 1 << 30
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
-
-
 def test_bytes_are_the_same_without_vector_instructions(folders: Mapping[str, Path], tmp_path: Path) -> None:
     document = {
         "base": "base",

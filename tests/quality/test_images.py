@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from quality import images, vision
 from quality.candidates import candidate
-from quality.images import SIDE, SIZES, ImageTask, enlarged, pixels, split_rows
+from quality.classifiers import split_rows
+from quality.images import SIDE, SIZES, ImageTask, enlarged, pixels
 from quality.runner import Runner
 from quality.vision import Items, Training, VisionBench
 
@@ -19,15 +20,15 @@ ROWS = [(number.to_bytes(2, "big") * (SIDE * SIDE // 2), number % 3) for number 
 
 
 def test_splits_have_their_sizes_and_no_picture_twice() -> None:
-    splits = split_rows("task", ROWS + ROWS, None)
+    splits = split_rows("task", ROWS + ROWS, None, SIZES)
     pictures = [picture for rows in splits.values() for picture, _ in rows]
     assert {split: len(rows) for split, rows in splits.items()} == SIZES
-    assert len(set(pictures)) == len(pictures) and splits == split_rows("task", ROWS, None)
+    assert len(set(pictures)) == len(pictures) and splits == split_rows("task", ROWS, None, SIZES)
 
 
 def test_a_set_s_own_test_part_is_what_is_tested() -> None:
     own = ROWS[:700]
-    splits = split_rows("task", ROWS, own)
+    splits = split_rows("task", ROWS, own, SIZES)
     assert set(splits["test"]) <= set(own) and not set(own) & {*splits["train"], *splits["validation"]}
 
 

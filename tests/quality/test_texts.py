@@ -5,22 +5,23 @@ from pathlib import Path
 import pytest
 
 from quality.cache import kept, keyed_folder
-from quality.text_tasks import SIZES, fewer, split_rows, text_tasks
+from quality.classifiers import split_rows
+from quality.text_tasks import SIZES, fewer, text_tasks
 from quality.tiny_texts import SHARES, pages, split_groups
 
 ROWS = [(f"text {number}", f"class {number % 3}") for number in range(6000)]
 
 
 def test_splits_have_their_sizes_and_nothing_in_common() -> None:
-    splits = split_rows("task", ROWS + ROWS, None)
+    splits = split_rows("task", ROWS + ROWS, None, SIZES)
     texts = [text for rows in splits.values() for text, _ in rows]
     assert {split: len(rows) for split, rows in splits.items()} == SIZES and len(texts) == len(set(texts))
-    assert splits == split_rows("task", ROWS, None) != split_rows("other", ROWS, None)
+    assert splits == split_rows("task", ROWS, None, SIZES) != split_rows("other", ROWS, None, SIZES)
 
 
 def test_a_sets_own_test_part_is_what_is_tested() -> None:
     own = [(f"own {number}", "class 0") for number in range(700)] + ROWS[:50]
-    splits = split_rows("task", ROWS, own)
+    splits = split_rows("task", ROWS, own, SIZES)
     assert {text for text, _ in splits["test"]} <= {text for text, _ in own}
     assert not {text for text, _ in own} & {text for text, _ in splits["train"]}
 

@@ -19,9 +19,10 @@ from hub.folder_server import FolderHub
 from jobs import events, lifecycle
 from jobs.credentials import store_token
 from jobs.keyring import Keyring
+from jobs.lifecycle import Fence
 from settings import Settings
 from tests import tiny
-from tests.factories import TEST_SECRET, make_caller, make_job, make_rules
+from tests.factories import TEST_SECRET, make_caller, make_job, make_rules, make_running
 from worker.board import Board
 from worker.device import free_memory
 from worker.run_job import run_job
@@ -121,6 +122,13 @@ def family_recipe(**changes: Any) -> dict[str, Any]:
         "shard_bytes": 65_536,
         **changes,
     }
+
+
+@pytest.fixture
+def running(sessions: sessionmaker[Session]) -> Fence:
+    """The fence of a job at work."""
+    with sessions.begin() as session:
+        return make_running(session)[1]
 
 
 @pytest.fixture(scope="session")

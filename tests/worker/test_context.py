@@ -5,6 +5,7 @@ import json
 import os
 import time
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs as rows
-from jobs import lifecycle
+from jobs import lifecycle, recording
 from jobs.lifecycle import Fence
 from jobs.tally import Fact
-from tests.factories import make_running
 from tests.waiting import until
 from worker.board import Board, Note
 from worker.context import JobContext, Rhythm
@@ -25,25 +25,21 @@ from worker.errors import Interrupted, Stop
 QUICK = Rhythm(lease=5.0, heartbeat=0.05, progress=0.0, tick=0.02)
 
 
-@pytest.fixture
-def running(sessions: sessionmaker[Session]) -> Fence:
-    with sessions.begin() as session:
-        return make_running(session)[1]
-
-
 def context_of(sessions: sessionmaker[Session], fence: Fence, **options: Any) -> JobContext:
     return JobContext(
         sessions.begin, fence, options.pop("rhythm", QUICK), options.pop("timeout", 60.0), **options
     )
 
 
-def test_the_lease_is_renewed_while_the_work_goes_on(sessions: sessionmaker[Session], running: Fence) -> None:
-    def beat() -> Any:
-        with sessions() as session:
-            job = rows.get(session, running.job_id)
-            assert job is not None
-            return job.heartbeat_at
+def beat_of(sessions: sessionmaker[Session], fence: Fence) -> Any:
+    with sessions() as session:
+        job = rows.get(session, fence.job_id)
+        assert job is not None
+        return job.heartbeat_at
 
+
+def test_the_lease_is_renewed_while_the_work_goes_on(sessions: sessionmaker[Session], running: Fence) -> None:
+    beat = partial(beat_of, sessions, running)
     before = beat()
     with context_of(sessions, running):
         until(lambda: bool(beat() > before))
@@ -110,12 +106,7 @@ class FullBoard(Board):
 def test_a_full_disk_does_not_end_the_heartbeat(
     sessions: sessionmaker[Session], running: Fence, tmp_path: Path
 ) -> None:
-    def beat() -> Any:
-        with sessions() as session:
-            job = rows.get(session, running.job_id)
-            assert job is not None
-            return job.heartbeat_at
-
+    beat = partial(beat_of, sessions, running)
     with context_of(sessions, running, board=FullBoard(Board.create(tmp_path).folder)):
         for _ in range(3):
             before = beat()
@@ -197,10 +188,10 @@ def test_texts_that_the_database_cannot_hold_are_made_storable(
     broken = "a\0b\ud800c"
     with context_of(sessions, running) as context:
         context.write(
-            lifecycle.record_evaluation,
+            recording.record_evaluation,
             {"name": "check", "kind": "check", "passed": False, "detail": {"generated": [(broken,)]}},
         )
-        context.write(lifecycle.record_warning, "odd", detail=broken)
+        context.write(recording.record_warning, "odd", detail=broken)
     with sessions() as session:
         rows_ = session.scalars(text("SELECT detail::text FROM evaluation")).all()
     assert json.loads(rows_[0]) == {"generated": [["a\ufffdb?c"]]}

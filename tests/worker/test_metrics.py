@@ -5,7 +5,7 @@ import urllib.request
 from pathlib import Path
 
 from jobs.tally import Fact
-from tests.cli.test_serve import free_port
+from tests.acceptance.stack import free_port
 from worker.board import Board
 from worker.metrics import Gpus, Numbers
 

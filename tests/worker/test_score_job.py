@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from tests import tiny
 from tests.factories import TEST_SECRET, make_caller, make_key, make_rules
 from tests.scoring.scorers.conftest import SIZES, made
 from tests.scoring.scorers.test_embeddings import vector
+from tests.waiting import until
 from tests.worker.conftest import TOKEN, Floor
 
 TEXTS = [{"text": f"Some text number {n}, with words in it."} for n in range(6)]
@@ -151,10 +151,7 @@ def test_cancel_stops_between_batches_and_what_was_scored_is_kept(floor: Floor) 
     write_texts(floor, write)
     thread = threading.Thread(target=floor.run, args=(order,))
     thread.start()
-    deadline = time.monotonic() + 30
-    while "evaluating" not in [e.data.get("phase") for e in floor.events(order) if e.type == "score.phase"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: any(e.data.get("phase") == "evaluating" for e in floor.events(order)), pause=0.05)
     floor.cancel(order)
     thread.join(20)
     assert floor.job(order).state == "cancelled"

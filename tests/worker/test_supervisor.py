@@ -21,6 +21,7 @@ from jobs import lifecycle
 from jobs.lifecycle import Fence
 from jobs.submit import retry
 from tests.factories import make_caller, make_rules, make_running
+from tests.waiting import until
 from worker.artifacts import artifact_folder
 from worker.board import Board, Note
 from worker.scratch import WorkFolder
@@ -33,12 +34,6 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
     yield process
     process.kill()
     process.wait()
-
-
-@pytest.fixture
-def running(sessions: sessionmaker[Session]) -> Fence:
-    with sessions.begin() as session:
-        return make_running(session)[1]
 
 
 def watch(sessions: sessionmaker[Session], folder: Path, **options: Any) -> Supervisor:
@@ -212,10 +207,7 @@ def test_a_worker_whose_device_cannot_be_used_is_ended(
 def test_zombies_count_as_dead(child: subprocess.Popen[bytes]) -> None:
     assert is_alive(child.pid) and is_alive(os.getpid())
     child.kill()
-    deadline = time.monotonic() + 5
-    while is_alive(child.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not is_alive(child.pid))
     assert not is_alive(2**22 + 1)
 
 
@@ -234,10 +226,7 @@ def test_a_board_that_cannot_be_read_for_once_does_not_end_the_watch(
     supervisor.board.write(note(child.pid, running, alive_at=time.monotonic() - 60))
     with watching(supervisor):
         assert child.wait(10) == -signal.SIGKILL
-        deadline = time.monotonic() + 10
-        while supervisor.board.notes():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: not supervisor.board.notes())
 
 
 def test_the_board_of_an_idle_worker_is_kept(sessions: sessionmaker[Session], tmp_path: Path) -> None:
@@ -245,10 +234,7 @@ def test_the_board_of_an_idle_worker_is_kept(sessions: sessionmaker[Session], tm
     long_ago = time.time() - 100_000
     os.utime(supervisor.board.folder, (long_ago, long_ago))
     with watching(supervisor):
-        deadline = time.monotonic() + 10
-        while supervisor.board.folder.stat().st_mtime < long_ago + 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: supervisor.board.folder.stat().st_mtime > long_ago + 1)
 
 
 def test_what_is_kept_of_deleted_jobs_is_removed_and_nothing_else(
@@ -273,10 +259,7 @@ def test_what_is_kept_of_deleted_jobs_is_removed_and_nothing_else(
         assert still_there is not None
         removals.note(session, still_there)
     with watching(watch(sessions, tmp_path)):
-        deadline = time.monotonic() + 10
-        while any(each.exists() for each in (going, *parts)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: not any(each.exists() for each in (going, *parts)))
     assert all((each / "model.safetensors").exists() for each in others) and link.is_symlink()
     assert len(list(kept.parent.iterdir())) == len(others) + 1
 

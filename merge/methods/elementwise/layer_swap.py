@@ -85,7 +85,7 @@ def _share(group: TensorGroup, p: LayerSwap) -> float:
     if found is None:
         given = ENDS.counts(group.site.deepest, p.bottom, p.top)
         largest = max(borders.values(), key=sum, default=given)
-        place = place_of(group.name, group.role)  # type: ignore[arg-type]
+        place = place_of(group.name, group.role)
         return float(largest[place == "after"] != 0)
     layers = group.site.layers
     bottom, top = ENDS.counts(layers, *borders.get(found[0], (p.bottom, p.top)))

@@ -131,7 +131,7 @@ def plan_bundle(
     choice = _Choice(recipe, asked, models)
     wanted = [output for output in outcome.tensors if choice.concerns(output)]
     kept = {output.name: choice.kept(output) for output in wanted if choice.includes(output)}
-    left = Counter(output.role for output in wanted if output.name not in kept)
+    left = Counter[str](output.role for output in wanted if output.name not in kept)
     findings = tuple(told_of_left(outcome.findings, kept, "bundle")) + tuple(choice.findings)
     if not kept:
         message = "No tensor would be in the bundle: check result.exclude and the classes' policies."

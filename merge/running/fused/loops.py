@@ -5,7 +5,6 @@ A loop is used only after it gave the very bits of the eager code on a sample. W
 giving nothing, and the eager code, which knows the words for it, does that span again.
 """
 
-import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,16 +24,15 @@ from merge.planning.sizing import PIECE_ELEMENTS
 from merge.running.blocks import Buffers, Inputs
 from merge.running.chain import Block, Chain, Task
 from merge.running.fused.changes import changes
-from merge.running.fused.compiler import Built, Compiler
+from merge.running.fused.compiler import Compiler
 from merge.running.fused.lanes import engine
-from merge.running.fused.loop import Loop
 from merge.running.fused.memo import Traces
 from merge.running.fused.notes import Notes
-from merge.running.fused.ordering import ORDERING
 from merge.running.fused.products import products
-from merge.running.fused.ranked import AnyLoop, RankedLoop, halves, rank_nodes
+from merge.running.fused.proven import Proven
+from merge.running.fused.ranked import AnyLoop, rank_nodes
 from merge.running.fused.samples import in_memory, stand_in
-from merge.running.fused.source import PAD, ROWS, WIDTHS, Sink, block_of, piecewise, text
+from merge.running.fused.source import PAD, ROWS, WIDTHS, Sink, piecewise
 from merge.running.fused.spans import Measuring, Preparing, Writing, asked_of, sink_of, written
 from merge.running.fused.summing import Summing, Terms, traced
 from merge.running.fused.trace import Program, Untraceable
@@ -91,9 +89,7 @@ class Loops:
         adapters = inputs.adapters if self._wanted else []
         self.changing = changes(_COMPILER) if any(each.masked for each in adapters) else None
         self.multiplying = products(_COMPILER) if any(each.pairs for each in adapters) else None
-        self._lock = threading.Lock()
-        self._built: dict[Any, Built | None] = {}
-        self._sound: dict[Any, bool] = {}
+        self._proven = Proven(_COMPILER, buffers)
         self._summing: dict[Hashable, Summing | None] = {}
         self._summing_lock = threading.Lock()
         self._traces = Traces()
@@ -195,18 +191,18 @@ class Loops:
         program, (merged, prepared) = self._traces.get(
             ("write", output.base is None), chain, block, written, fresh=fresh
         )
-        loop = self._loop(program, (Sink("store", merged, output.dtype),), dtypes, chain.piece)
+        loop = self._proven.loop(program, (Sink("store", merged, output.dtype),), dtypes, chain.piece)
         made = Writing(self, chain, output, loop)
-        self._prove(loop, made.agrees)
+        self._proven.prove(loop, made.agrees)
         if prepared:
             self._prepared[output.name] = self._counted(self._preparing, made, program, prepared)
         return made
 
     def _preparing(self, writing: "Writing", program: Program, nodes: Sequence[int]) -> Preparing:
         sinks = tuple(Sink("store", node, "F32") for node in nodes)
-        loop = self._loop(program, sinks, writing.loop.dtypes, writing.chain.piece)
+        loop = self._proven.loop(program, sinks, writing.loop.dtypes, writing.chain.piece)
         made = Preparing(self, writing.chain, writing.output, loop)
-        self._prove(loop, made.agrees)
+        self._proven.prove(loop, made.agrees)
         return made
 
     def _measuring(self, chain: Chain, output: OutputTensor, tasks: Sequence[Task]) -> "Measuring":
@@ -225,10 +221,11 @@ class Loops:
         for kind, rows in ((False, False), ("sum", False), ("sum", True), ("columns", False)):
             own = [s for s in known if (piecewise((s,)) and s.kind, s.size == ROWS) == (kind, rows)]
             if own:
-                loops.append(self._loop(program, tuple(own), dtypes, chain.columns if rows else chain.piece))
+                piece = chain.columns if rows else chain.piece
+                loops.append(self._proven.loop(program, tuple(own), dtypes, piece))
         made = Measuring(self, chain, output, tasks, sinks, loops)
         for loop in loops:
-            self._prove(loop, made.agrees)
+            self._proven.prove(loop, made.agrees)
         return made
 
     def sampled(
@@ -291,9 +288,9 @@ class Loops:
         program, nodes = quantities
         pairs = zip(nodes, sought, strict=True)
         sinks = tuple(sink for each, seek in pairs for sink in seek.sinks(each, program.words))
-        loop = self._loop(program, sinks, self._dtypes(output), chain.piece)
+        loop = self._proven.loop(program, sinks, self._dtypes(output), chain.piece)
         made = Windows(self, chain, output, tasks, sought, loop)
-        self._prove(loop, made.agrees)
+        self._proven.prove(loop, made.agrees)
         return made
 
     def _fresh(self, chain: Chain, output: OutputTensor) -> bool:
@@ -310,7 +307,7 @@ class Loops:
         sinks = tuple(Sink("store", node, "F32") for node in distinct)
         if rank_nodes(program, sinks):
             raise Unfit  # ranks take whole rows
-        loop = self._plain(program, sinks, self._dtypes(output), chain.piece)
+        loop = self._proven.plain(program, sinks, self._dtypes(output), chain.piece)
         at_once = self._in_files(output)
         lot = min(lot if at_once else max(lot, size // LOTS), chain.entries)
         lots = max(1, size // lot)
@@ -330,9 +327,9 @@ class Loops:
 
     def _sums(self, dtypes: tuple[str, ...], terms: Terms) -> Summing:
         program, sinks = traced(len(dtypes), terms)
-        loop = self._plain(program, tuple(dict.fromkeys(sinks)), dtypes, PIECE_ELEMENTS)
+        loop = self._proven.plain(program, tuple(dict.fromkeys(sinks)), dtypes, PIECE_ELEMENTS)
         made = Summing(self, loop, sinks)
-        self._prove(loop, lambda: made.agrees(terms))
+        self._proven.prove(loop, lambda: made.agrees(terms))
         return made
 
     def _tried(self, make: Callable[..., M], chain: Chain, *more: Any) -> M | None:
@@ -360,40 +357,3 @@ class Loops:
         if not all(name in WIDTHS for name in found):
             raise Untraceable(" and ".join(found))
         return (*found, *("F32" for _ in self.known(output).parts()))
-
-    def _loop(
-        self, program: Program, sinks: tuple[Sink, ...], dtypes: tuple[str, ...], piece: int
-    ) -> AnyLoop:
-        nodes = rank_nodes(program, sinks)
-        if not nodes:
-            return self._plain(program, sinks, dtypes, piece)
-        if program.tables or any(sink.kind == "columns" for sink in sinks):
-            raise Untraceable("ranks and columns")
-        first, rest, shared, columns = halves(program, nodes, len(dtypes))
-        before = self._plain(program, first, dtypes, piece)
-        after = self._plain(rest, sinks, (*dtypes, *("F32" for _ in nodes)), piece)
-        ordering = _COMPILER.build(ORDERING)
-        return RankedLoop(before, after, shared, columns, piece, self.buffer, ordering)
-
-    def _plain(self, program: Program, sinks: tuple[Sink, ...], dtypes: tuple[str, ...], piece: int) -> Loop:
-        step = piece if piecewise(sinks) else block_of(sinks)
-        if step > PIECE_ELEMENTS:
-            raise Untraceable("pieces are too long")
-        every = (*dtypes, *("F32" for _ in program.tables))
-        key = (program.stamp or tuple(program.nodes), sinks, every)
-        with self._lock:
-            built = self._built[key] if key in self._built else _COMPILER.build(text(program, sinks, every))
-            self._built[key] = built
-        if built is None:
-            raise Untraceable(_COMPILER.reason)
-        numbers = (ctypes.c_double * max(1, len(program.numbers)))(*program.numbers)
-        words = (ctypes.c_uint32 * max(1, len(program.words)))(*program.words)
-        return Loop(built, sinks, dtypes, numbers, words, step, tuple(program.tables))
-
-    def _prove(self, loop: AnyLoop, agrees: Callable[[], bool]) -> None:
-        """Refuses a loop that does not give the bits of the eager code."""
-        with self._lock:
-            if loop.key not in self._sound:
-                self._sound[loop.key] = agrees()
-            if not self._sound[loop.key]:
-                raise Untraceable("the compiled loop gives other bits")

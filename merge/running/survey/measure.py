@@ -7,7 +7,7 @@ pieces' order, so the numbers do not depend on threads or blocks.
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -15,14 +15,12 @@ from torch import Tensor
 from merge.kernels.reduce import in_order
 from merge.planning.outputs import OutputTensor
 from merge.planning.sizing import PIECE_ELEMENTS
-from merge.running.chain import Block, Chain
+from merge.running.chain import Block, Chain, LoadBlock
 from merge.running.fused.summing import Summing, Terms, summed
 from merge.running.survey.summary import Measured
 from merge.running.survey.terms import Given
 
 Extent = Literal["sampled", "full", "none"]
-LoadBlock = Callable[[Chain, int, int], Block]
-"""Entries of everything that a tensor is made from: the first one, and how many."""
 PIECES_SAMPLED = 4
 SAMPLE_ENTRIES = 1 << 13
 """Of each sampled piece (whole rows where a method needs them): enough for an angle to within a hundredth."""

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from jobs import lifecycle
+from jobs import lifecycle, recording
 from merge.local import index_models, model_folders
 from merge.plan import make_plan
 from merge.recipe.recipe import recipe_from
@@ -28,7 +28,7 @@ def bundled(site: Site, folder: Path) -> str:
     run(plan, model_folders(recipe, Path()), folder, budget_bytes=1 << 30, threads=1)
     with site.begin() as session:
         job, fence = make_running(session, caller=site.caller, recipe=document)
-        lifecycle.record_plan(session, fence, plan.summary(), "cpu")
+        recording.record_plan(session, fence, plan.summary(), "cpu")
         told = {"kind": "tall", "members": ["a", "b"], "base": document["base"]}
         lifecycle.succeed(session, fence, {"folder": str(folder), "bundle": told})
         return job.id

@@ -7,7 +7,7 @@ import pytest
 from api.dashboard.searches import picture
 from db.models.job import Job
 from db.models.trial import Trial
-from jobs import lifecycle
+from jobs import lifecycle, recording
 from search.choice import FrontPoint
 from tests.api.dashboard.conftest import Site
 from tests.api.dashboard.test_searches import searched
@@ -36,7 +36,7 @@ def found(site: Site, monkeypatch: pytest.MonkeyPatch) -> str:
             "predicted": predicted,
             "hypervolume": None,
         }
-        lifecycle.record_front(session, fence, body)
+        recording.record_front(session, fence, body)
         return succeed(session, fence, result)
 
     monkeypatch.setattr(lifecycle, "succeed", with_front)

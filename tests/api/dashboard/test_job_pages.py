@@ -11,7 +11,7 @@ import pytest
 
 from api.dashboard import live
 from db.models.job import Job
-from jobs import events, lifecycle
+from jobs import events, lifecycle, recording
 from jobs.keys import create_key
 from merge.guide import advice_on
 from merge.recipe.presets import listing
@@ -37,10 +37,10 @@ def finish(site: Site, repo: str = "acme/merged") -> Job:
         for done in (0, 400, 1000):
             progress = {"fraction": done / 1000, "bytes_done": done, "bytes_total": 1000}
             lifecycle.report_progress(session, fence, progress)
-        lifecycle.record_artifact(session, fence, "repo", repo, commit_sha="c0ffee" * 6)
-        lifecycle.record_evaluation(session, fence, SCORES)
+        recording.record_artifact(session, fence, "repo", repo, commit_sha="c0ffee" * 6)
+        recording.record_evaluation(session, fence, SCORES)
         check = {"name": "smoke", "kind": "check", "passed": True, "detail": {"loaded": True}}
-        lifecycle.record_evaluation(session, fence, check)
+        recording.record_evaluation(session, fence, check)
         return lifecycle.succeed(session, fence, {"repo": repo, "url": f"http://127.0.0.1:9/{repo}"})
 
 
@@ -70,7 +70,7 @@ def test_a_difference_that_is_not_clear_may_be_chance(site: Site) -> None:
     scores = [{"subject": "result", "metric": "perplexity", "value": 6.25, "differences": differences}]
     with site.sign_in().begin() as session:
         job, fence = make_running(session, caller=site.caller)
-        lifecycle.record_evaluation(session, fence, {"name": "t", "kind": "perplexity", "scores": scores})
+        recording.record_evaluation(session, fence, {"name": "t", "kind": "perplexity", "scores": scores})
     rows = site.get(f"/jobs/{job.id}").text.split("result − ")[1:]
     assert {row.split("<")[0]: "may be chance" in row for row in rows} == {"math": True, "code": False}
 
@@ -80,7 +80,7 @@ def test_the_report_is_a_page_of_its_own_that_runs_no_script(site: Site) -> None
     with site.begin() as session:
         job, fence = make_running(session, caller=site.caller)
         plain = site.get(f"/jobs/{job.id}").text
-        lifecycle.record_report(session, fence, SURVEY)
+        recording.record_report(session, fence, SURVEY)
     assert "/report" not in plain
     assert f'href="/jobs/{job.id}/report"' in site.get(f"/jobs/{job.id}").text
     answer = site.get(f"/jobs/{job.id}/report")
@@ -149,7 +149,7 @@ def test_the_page_of_a_long_job_reads_its_newest_events_and_leads_to_the_rest(si
         job, fence = make_running(session, caller=site.caller)
         lifecycle.enter_phase(session, fence, "downloading")
         for number in range(250):
-            lifecycle.record_warning(session, fence, "note", f"number {number}.")
+            recording.record_warning(session, fence, "note", f"number {number}.")
         lifecycle.enter_phase(session, fence, "merging")
     text = site.get(f"/jobs/{job.id}").text
     assert "number 249." in text and "number 100." not in text

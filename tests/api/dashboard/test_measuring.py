@@ -4,7 +4,7 @@ import html
 from typing import Any
 
 from db import jobs, statistics
-from jobs import lifecycle
+from jobs import lifecycle, recording
 from tests.api.dashboard.conftest import Site
 from tests.api.test_statistics import facts
 from tests.factories import make_running
@@ -65,8 +65,8 @@ def test_a_measuring_job_shows_its_speed_and_what_it_found(site: Site) -> None:
     text = site.get(f"/jobs/{job.id}").text
     assert "500 of 1,000" in text and "4,321 tokens/s" in text
     with site.begin() as session:
-        lifecycle.record_measured(session, fence, MEASURED)
-        lifecycle.record_measured(session, fence, {**MEASURED, "model": "a", "found": True})
+        recording.record_measured(session, fence, MEASURED)
+        recording.record_measured(session, fence, {**MEASURED, "model": "a", "found": True})
     text = site.get(f"/jobs/{job.id}").text
     assert "base · mean abs input · 131,072 tokens in 12" in text
     assert "a · mean abs input · found again, nothing measured" in text

@@ -8,7 +8,7 @@ from api.dashboard.searches import failures_of
 from api.dashboard.views import job_row
 from db.models.evaluation import Evaluation
 from db.models.trial import Trial
-from jobs import lifecycle
+from jobs import lifecycle, recording
 from merge.evidence import evidence
 from tests.api.dashboard.conftest import Site
 from tests.api.dashboard.test_searches import searched
@@ -40,7 +40,7 @@ def test_the_page_of_a_checked_job_has_no_json(site: Site) -> None:
         job, fence = make_running(session, caller=site.caller)
         lifecycle.enter_phase(session, fence, "merging")
         facts = {"name": "check", "kind": "check", "passed": True, "detail": DETAIL}
-        lifecycle.record_evaluation(session, fence, facts)
+        recording.record_evaluation(session, fence, facts)
     page = site.get(f"/jobs/{job.id}").text
     assert "Warning: It takes more bits." in page and "Table of vital signs" in page
     assert "bits_per_byte" not in page

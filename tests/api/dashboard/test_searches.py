@@ -6,7 +6,7 @@ from api.dashboard.searches import picture, sent_said
 from db import trials
 from db.models.job import Job
 from db.models.trial import Trial
-from jobs import lifecycle
+from jobs import lifecycle, recording
 from jobs.request import read_order
 from jobs.submit import submit
 from tests.api.dashboard.conftest import Site
@@ -38,7 +38,7 @@ def searched(site: Site, **search: Any) -> str:
         job = lifecycle.claim(session, job_id, "worker", 60)
         assert job is not None
         fence = lifecycle.fence_of(job)
-        lifecycle.record_plan(session, fence, {"queue": "cpu", "findings": [], "inputs": []}, "cpu")
+        recording.record_plan(session, fence, {"queue": "cpu", "findings": [], "inputs": []}, "cpu")
         for number, scale in enumerate((0.0, 0.5, 1.0)):
             values = [-3.0 + scale, 4.0 - 3.0 * scale][: len(order["search"]["objectives"])]
             told = {"values": values, "share": 1.0, "seconds": 0.25}

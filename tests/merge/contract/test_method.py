@@ -1,10 +1,12 @@
+from collections.abc import Callable
 from types import FunctionType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from merge.catalog import coarsest
+from merge.catalog import Granularity, coarsest
 from merge.contract.groups import DeltaGroup, Site, TensorGroup
 from merge.contract.method import Kind, Method, Needs, method
 from merge.contract.params import NoParams, knob, params
@@ -15,10 +17,24 @@ from tests.merge.whole import merge_one
 
 
 def made(
-    function: object, kind: Kind, needs: Needs, settings: type = NoParams, granularity: str = "element"
+    function: Callable[..., Any],
+    kind: Kind,
+    needs: Needs,
+    settings: type = NoParams,
+    granularity: Granularity = "element",
 ) -> Method:
     """A method that is not registered."""
-    return Method("x", "X", kind, "f", "About.", None, 1, granularity, needs, settings, function)  # type: ignore[arg-type]
+    return Method(
+        name="x",
+        title="X",
+        kind=kind,
+        family="f",
+        about="About.",
+        granularity=granularity,
+        needs=needs,
+        params=settings,
+        function=function,
+    )
 
 
 def chain_of(method: Method, shape: tuple[int, ...], sources: int = 1, p: object = None) -> Chain:

@@ -11,7 +11,6 @@ from merge.run import run
 from merge.running import guesses
 from merge.running.fused import loops, windows
 from merge.running.fused.windows import Window
-from tests.merge import exact
 from tests.merge.references import CHAINS, DIGESTS, planned, tensors_digest
 
 COMMITTED = json.loads(DIGESTS.read_text(encoding="utf-8"))
@@ -20,11 +19,6 @@ WHOLE: Mapping[str, tuple[str, list[dict[str, Any]], int]] = {
     "pcb.defaults": ("abc", [{"method": "pcb"}], 2),
 }
 """Steps, and how many passes over all tensors a right guess takes."""
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
 
 
 @pytest.fixture

@@ -22,6 +22,12 @@ EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BYTES = tuple(tiny._byte_characters())
 
 
+def donated(method: str, **more: Any) -> dict[str, Any]:
+    """A recipe that gives a model the vocabulary of a donor."""
+    choice = {"source": "donor", "donor": "donor", "approximate": method, "k": 8, **more}
+    return {"sources": [{"id": "m", "model": "m"}], "steps": ["passthrough"], "tokenizer": choice}
+
+
 def speaker(folder: Path, *, merges: Iterable[tuple[str, str]] = (), added: Sequence[str] = tiny.SPECIAL,
             rows: int | None = None, expert: int = 0, plain: Sequence[str] = (), hidden: int = 16,
             first_added: int | None = None, template: str | None = None, **options: Any) -> Path:  # fmt: skip

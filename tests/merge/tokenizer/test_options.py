@@ -15,12 +15,8 @@ from merge.tokenizer.trained import under_trained
 from tests import tiny
 from tests.merge.tokenizer import small
 from tests.merge.tokenizer.small import EMBED, HEAD
+from tests.merge.tokenizer.small import donated as recipe
 from tests.merge.tokenizer.test_approximate import Held, normal
-
-
-def recipe(method: str, **more: Any) -> dict[str, Any]:
-    choice = {"source": "donor", "donor": "donor", "approximate": method, "k": 8, **more}
-    return {"sources": [{"id": "m", "model": "m"}], "steps": ["passthrough"], "tokenizer": choice}
 
 
 @pytest.fixture

@@ -13,17 +13,13 @@ from merge.recipe.recipe import recipe_from
 from tests import tiny
 from tests.merge.tokenizer import small
 from tests.merge.tokenizer.small import EMBED, HEAD
+from tests.merge.tokenizer.small import donated as recipe
 
 METHODS = (
     "omp", "common_interpolation", "landmark_pca", "stb", "mp_rope", "subword", "mean", "zero", "random",
     "john_hewitt",
 )  # fmt: skip
 NEW = ("the", "an", "<|im_start|>", "<|im_end|>")
-
-
-def recipe(method: str, **more: Any) -> dict[str, Any]:
-    choice = {"source": "donor", "donor": "donor", "approximate": method, "k": 8, **more}
-    return {"sources": [{"id": "m", "model": "m"}], "steps": ["passthrough"], "tokenizer": choice}
 
 
 @pytest.fixture

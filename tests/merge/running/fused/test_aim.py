@@ -9,32 +9,12 @@ import pytest
 from merge.contract.method import get
 from merge.run import run
 from merge.running.fused import compiler, loops
-from tests.merge import exact, informed
+from tests.merge import informed
 from tests.merge.references import planned, tensors_digest
 
 GIB = 1 << 30
 TASK = {"method": "task_arithmetic", "scale": 0.4}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
-
-
-@pytest.fixture(autouse=True)
-def made(monkeypatch: pytest.MonkeyPatch) -> list[loops.Loops]:
-    """Every job is large enough; the loops of each run are kept here."""
-    found: list[loops.Loops] = []
-    start = loops.Loops.__init__
-
-    def noted(self: loops.Loops, *facts: object) -> None:
-        start(self, *facts)  # type: ignore[arg-type]
-        found.append(self)
-
-    monkeypatch.setattr(loops.Loops, "__init__", noted)
-    monkeypatch.setattr(loops, "LEAST_ENTRIES", 1)
-    monkeypatch.setattr(loops, "LEAST_TOTAL", 0)
-    return found
+pytestmark = pytest.mark.usefixtures("made")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 from merge.contract.groups import TensorGroup
 from merge.running.blocks import Buffers
 from merge.running.chain import Chain
-from merge.running.fused import loops
+from merge.running.fused import proven
 from merge.running.fused.loops import Loops
 from merge.running.fused.trace import Tracer, Untraceable
 from merge.running.places import Place
@@ -118,12 +118,12 @@ def test_what_is_not_plainly_elementwise_is_left_to_the_eager_code(name: str) ->
 
 
 def test_a_loop_that_gives_other_bits_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = loops.text
+    right = proven.text
 
     def wrong(*facts: Any) -> str:
         return re.sub(r"(= x\d+) \* (x\d+;)", r"\1 + \2", right(*facts))
 
-    monkeypatch.setattr(loops, "text", wrong)
+    monkeypatch.setattr(proven, "text", wrong)
     stored = entries((5000,), [F32, F32])
     chain = chain_of([("linear", {})], (5000,), 2)
     made = Loops(Memory(stored), Buffers(), 5000, True)  # type: ignore[arg-type]

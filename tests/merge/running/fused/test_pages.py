@@ -42,11 +42,6 @@ pytestmark = pytest.mark.usefixtures("small_jobs_too")
 GIB = 1 << 30
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
-
-
 @pytest.fixture(autouse=True)
 def mapped(monkeypatch: pytest.MonkeyPatch) -> list[ref[Pages]]:
     """Every job and tensor is large enough; what is mapped is noted here."""

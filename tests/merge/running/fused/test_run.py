@@ -32,26 +32,12 @@ GIB = 1 << 30
 COMMITTED = json.loads(DIGESTS.read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
+pytestmark = pytest.mark.usefixtures("made")
 
 
 @pytest.fixture(autouse=True)
-def made(monkeypatch: pytest.MonkeyPatch) -> list[loops.Loops]:
-    """Every job and tensor is large enough; the loops of each run are kept here."""
-    found: list[loops.Loops] = []
-    start = loops.Loops.__init__
-
-    def noted(self: loops.Loops, *facts: object) -> None:
-        start(self, *facts)  # type: ignore[arg-type]
-        found.append(self)
-
-    monkeypatch.setattr(loops.Loops, "__init__", noted)
-    monkeypatch.setattr(loops, "LEAST_ENTRIES", 1)
-    monkeypatch.setattr(loops, "LEAST_TOTAL", 0)
+def small_tensors_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "AT_ONCE", 0)
-    return found
 
 
 @pytest.mark.parametrize("chain", CHAINS)

@@ -22,11 +22,6 @@ from tests.merge import exact, informed
 BUDGET = 96 << 20
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    return exact.family(tmp_path_factory.mktemp("family"), shards=2)
-
-
 def report(folders: Mapping[str, Path], out: Path, steps: list[Any], **more: Any) -> dict[str, Any]:
     document = {
         "base": "base",
