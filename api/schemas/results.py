@@ -228,8 +228,17 @@ class DecodedOut(Out):
     loss: str
 
 
+class LeftOutOut(Out):
+    """Tensors of one class that a policy decided, not the steps: they are in no group."""
+
+    tensor_class: str = Field(alias="class")
+    policy: str
+    tensors: int
+    entries: int
+
+
 class ReportOut(Out):
-    """What the merge did. ``extent``: measured on all entries (``full``) or on a sample of every tensor.
+    """What the merge did. ``extent``: measured on all entries (``full``) or on a sample.
 
     The numbers of single tensors are in ``merge_report.json`` beside the weights.
     """
@@ -239,5 +248,6 @@ class ReportOut(Out):
     task_vectors_from: str
     entries_measured: int
     groups: list[GroupOut]
+    left_out: list[LeftOutOut] = Field(default_factory=list)
     saliency: list[SaliencyOut] = Field(default_factory=list)
     decoded: list[DecodedOut] = Field(default_factory=list)

@@ -5,7 +5,7 @@ class, the layer and the ties of a tensor can be read off them, for architecture
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ __all__ = [
     "Role",
     "Towers",
     "is_conv1d",
+    "is_turned",
     "layer_of",
     "place_of",
     "role_of",
@@ -65,6 +66,11 @@ _BEFORE = re.compile(
 
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+_TURNED_TYPES = frozenset(
+    {"gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text", "aria", "aria_text"}
+)
+_INTO_EXPERTS = ("gate_up_proj", "fc1.weight")
+_TURNED_STACK = re.compile(r"\.experts\.(gate_up_proj|down_proj|fc[12]\.weight)$")
 INTEGERS = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
 _VECTORS = frozenset({"A_log", "D", "A", "dt_bias", "gamma", "beta", "alpha", "layer_scale", "sinks"})
 
@@ -199,6 +205,19 @@ class Towers:
             return 1.0 if outer == "position" and place_of(name, role) == "after" else 0.0
         length = self.lengths.get(found[0], found[1] + 1)
         return found[1] / (length - 1) if length > 1 else 1.0
+
+
+def is_turned(name: str, shape: Sequence[int], config: Mapping[str, Any]) -> bool:
+    """True for weights stored as (in, out): those of ``Conv1D``, and stacks of experts of some families,
+    which may be saved the other way round too, as the width of the model tells where sides differ.
+    """
+    found = _TURNED_STACK.search(name)
+    if found is None or len(shape) != 3 or config.get("model_type") not in _TURNED_TYPES:
+        return is_conv1d(name, config)
+    inner = config.get("text_config")
+    width = (inner if isinstance(inner, Mapping) else config).get("hidden_size")
+    wide, other = shape[1:] if found[1] in _INTO_EXPERTS else shape[:0:-1]
+    return wide == width or other != width
 
 
 def is_conv1d(name: str, config: Mapping[str, Any]) -> bool:

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_SILENT, _THETA = ("llama", "mistral", "qwen2", "qwen3"), 10000.0
+"""Families whose configs may leave the base out (Llama 2), and what it is then."""
+_SAME_KIND = {"mrope": "default", "su": "longrope"}
+
 
 def rope_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The fields of the rotary embedding, under whichever name the config has them."""
@@ -16,6 +20,22 @@ def rope_kind(config: Mapping[str, Any]) -> str:
     """Which rotary embedding a config asks for; ``default`` is the plain one."""
     found = rope_of(config)
     return str(found.get("rope_type") or found.get("type") or "default")
+
+
+def rotation_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """By what positions are turned, in whichever fields a config says it; some have one for each type of
+    layer.
+    """
+    rope, kind = rope_of(config), rope_kind(config)
+    parts = {f"{name}.": part for name, part in rope.items() if isinstance(part, Mapping)}
+    found = {
+        f"{place}{name}": part[name]
+        for place, part in {"": rope, **parts}.items()
+        for name in ("rope_theta", "factor")
+        if part.get(name) is not None
+    }
+    silent = {"rope_theta": _THETA} if config.get("model_type") in _SILENT else {}
+    return {**silent, **found, "rope_type": _SAME_KIND.get(kind, kind)}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -32,6 +33,24 @@ class Site:
     layers: int = 0
     stands_for: tuple[int, ...] = ()
     deepest: int = 0
+
+    @property
+    def stacked(self) -> bool:
+        """Whether this is a stack of experts' matrices."""
+        return self.role == "expert" and len(self.shape) == 3
+
+    @property
+    def flat(self) -> bool:
+        """Whether it is a vector, or a stack of experts' biases, each row of which is one."""
+        bias = self.role == "expert" and len(self.shape) == 2 and self.name.endswith("bias")
+        return len(self.shape) < 2 or bias
+
+    @property
+    def columns(self) -> int:
+        """Entries of one row: of a vector all, of a kernel all that one output unit reads."""
+        if self.stacked:
+            return max(1, self.shape[2])
+        return max(1, prod(self.shape[1:]) if len(self.shape) > 1 else prod(self.shape))
 
     @property
     def merged(self) -> int:

@@ -20,9 +20,8 @@ def weighted_deltas(group: TensorGroup) -> Sequence[Tensor]:
 
 def is_matrix(group: TensorGroup) -> bool:
     """Whether the tensor is one matrix, or a stack of experts' matrices."""
-    shape = group.site.shape
-    stacked = len(shape) == 3 and group.role == "expert"
-    return (len(shape) == 2 or stacked) and min(shape) > 0
+    site = group.site
+    return (len(site.shape) == 2 or site.stacked) and not site.flat and min(site.shape) > 0
 
 
 def by_matrix(
@@ -30,19 +29,20 @@ def by_matrix(
 ) -> Tensor:
     """The merged task vector in the group's dtype: ``merge`` of each matrix, with rows for outputs.
 
-    A stack of experts (experts, outputs, inputs) is merged matrix by matrix. Of vectors, kernels and the like
-    it is what ``otherwise`` makes of them: their mean, if nothing else is said. Both get the task vectors
-    times the sources' weights, or as they are.
+    A stack of experts is merged matrix by matrix. Of vectors, kernels and the like it is what ``otherwise``
+    makes of them: their mean, if nothing else is said. Both get the task vectors times the sources' weights,
+    or as they are.
     """
     deltas = weighted_deltas(group) if weighted else group.deltas
     if not is_matrix(group):
         return (otherwise or mean)(deltas).to(group.base.dtype)
-    if len(group.site.shape) == 2:
-        merged = merge([delta.T for delta in deltas]).T if group.site.turned else merge(deltas)
-        return merged.to(group.base.dtype)
+    upright = [delta.mT for delta in deltas] if group.site.turned else deltas
+    if not group.site.stacked:
+        merged = merge(upright)
+        return (merged.mT if group.site.turned else merged).to(group.base.dtype)
     found = torch.empty_like(group.base)
-    for place, matrix in enumerate(found):
-        matrix.copy_(merge([delta[place] for delta in deltas]))
+    for place, matrix in enumerate(found.mT if group.site.turned else found):
+        matrix.copy_(merge([delta[place] for delta in upright]))
     return found
 
 

@@ -107,3 +107,41 @@ class ColumnSums(Part):
 
     def absorb(self, other: Any) -> None:
         """Never asked for: columns of different tensors have nothing in common."""
+
+
+class MatrixSums(ColumnSums):
+    """The same of one matrix that goes on in other blocks; or sums of whole matrices, or of rows, by the
+    first piece of their block.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[int, list[Tensor]] = {}
+
+    def add(self, first_piece: int, block: list[Tensor]) -> None:
+        if block and block[0].dim() != 2:
+            self.lines[first_piece] = block
+        else:
+            super().add(first_piece, block)
+
+    def joined(self) -> list[Tensor]:
+        """Of each quantity the sums of all matrices, or rows, together; they are let go."""
+        blocks = [self.lines.pop(place) for place in sorted(self.lines)]
+        return [torch.cat(each) for each in zip(*blocks, strict=True)]
+
+
+@dataclass(frozen=True)
+class ColumnNumbers(Aligned):
+    """float64 numbers for the columns of matrices, (matrices, columns) of each quantity. ``entries`` is 0
+    where the columns are those of the rows at hand, and else what each matrix of a stack has.
+    """
+
+    numbers: Sequence[Tensor]
+    entries: int
+
+    def at(self, first: int, shape: tuple[int, ...]) -> Sequence[Tensor]:
+        """So that they broadcast over the matrices."""
+        if not self.entries:
+            return self.numbers
+        begin, count = first // self.entries, prod(shape) // self.entries
+        return [each[begin : begin + count].unsqueeze(1) for each in self.numbers]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from merge.arch.roles import tied_names
+from merge.arch.rope import rotation_of
 from merge.catalog import MethodEntry, catalogue, nearest
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.vocabulary import differences
@@ -18,7 +19,7 @@ from merge.recipe.recipe import Recipe
 _KINDS = ("prepare", "combine", "adjust")
 _WHAT_NAMES = ("model_type", "architectures", "_class_name")
 _WHAT_DIFFERS = ("hidden_act", "hidden_activation", "num_attention_heads", "num_key_value_heads",
-                 "rope_theta", "rms_norm_eps", "layer_norm_eps", "sliding_window")  # fmt: skip
+                 "rms_norm_eps", "layer_norm_eps", "sliding_window")  # fmt: skip
 
 
 def check_steps(recipe: Recipe) -> Iterator[Finding]:
@@ -232,9 +233,10 @@ def _check_pair(reference: ModelIndex, model: ModelIndex, key: str) -> Iterator[
             "they cannot be merged as they are."
         )
         yield error("tied_embeddings_differ", message, model=key)
-    differing = [name for name in _WHAT_DIFFERS if _differ(reference.config, model.config, name)]
+    known, own = _stated(reference.config), _stated(model.config)
+    differing = [name for name in own if name in known and own[name] != known[name]]
     if differing:
-        shown = ", ".join(f"{n} {model.config[n]} against {reference.config[n]}" for n in differing)
+        shown = ", ".join(f"{name} {own[name]} against {known[name]}" for name in differing)
         message = f"The config of {model.label} differs from {reference.label}'s, which is used: {shown}."
         yield warning("config_differs", message, model=key)
 
@@ -260,5 +262,8 @@ def _ties(config: Mapping[str, Any]) -> bool:
     return bool(tied_names(config, ("lm_head.weight", "embed_tokens.weight")))
 
 
-def _differ(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> bool:
-    return name in ours and name in theirs and ours[name] != theirs[name]
+def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights mean other things by, of the text's part of a config where it has one."""
+    inner = config.get("text_config")
+    whole = {**config, **inner} if isinstance(inner, Mapping) else config
+    return {name: whole[name] for name in _WHAT_DIFFERS if name in whole} | rotation_of(whole)

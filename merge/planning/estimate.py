@@ -187,10 +187,9 @@ def _lines_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) 
 
 def _count(of: str, output: OutputTensor) -> int:
     """How many of its lines there are, by what they are ``of``."""
-    rows, columns = output.shape[0], prod(output.shape[1:])
-    if of == "matrices" and len(output.shape) == 3 and output.role == "expert":
-        return rows * output.shape[2]
-    return {"rows": rows, "columns": columns}.get(of, max(rows, columns))
+    stacked = len(output.shape) == 3 and output.role == "expert"
+    matrices, rows, columns = output.shape if stacked else (1, output.shape[0], prod(output.shape[1:]))
+    return matrices * {"rows": rows, "columns": columns}.get(of, max(rows, columns))
 
 
 def _chosen(told: Mapping[str, Any], step: MethodEntry, given: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from merge.arch.roles import Towers, is_conv1d
+from merge.arch.roles import Towers, is_turned
 from merge.contract.groups import Site
 from merge.contract.method import Kind, get
 from merge.plan import Plan
@@ -23,7 +23,8 @@ class Binder:
 
     def chain(self, output: OutputTensor) -> Chain:
         """The steps of the recipe, or the mean that a policy asks for, bound to one tensor."""
-        turned = is_conv1d(output.name, self._plan.models[self._plan.reference].config)
+        config = self._plan.models[self._plan.reference].config
+        turned = is_turned(output.name, output.shape, config)
         sources, layers = output.source_names(), self._towers.length(output.name)
         counts = tuple(self._stands_for.get(source.model, 1) for source in output.sources)
         longest = self._towers.longest

@@ -129,12 +129,17 @@ class Chain:
         """Entries of one piece of a deterministic sum: fixed by shape and granularity, never by the block."""
         if self.granularity != "row":
             return PIECE_ELEMENTS
-        return max(1, PIECE_ELEMENTS // self.columns) * self.columns
+        return max(1, PIECE_ELEMENTS // self.whole) * self.whole
 
     @cached_property
     def columns(self) -> int:
         """Entries of one row."""
-        return max(1, prod(self.site.shape[1:]) if len(self.site.shape) > 1 else prod(self.site.shape))
+        return self.site.columns
+
+    @cached_property
+    def whole(self) -> int:
+        """Entries that methods on rows get together: a row, or a whole matrix of a stack."""
+        return max(1, prod(self.site.shape[1:])) if self.site.stacked else self.columns
 
     @cached_property
     def entries(self) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from merge.checkpoint.layout import plan_shards
-from merge.methods.elementwise.widen import ColumnShares, RowShares
+from merge.contract.rows import ColumnNumbers
+from merge.methods.elementwise.widen import RowShares
 from merge.report import ShardDone
 from merge.run import run
 from tests.merge import exact, stages
@@ -98,7 +99,7 @@ def test_what_was_measured_of_a_tensor_is_let_go_when_it_is_written(tmp_path: Pa
     held: list[int] = []
 
     def look(_: ShardDone) -> None:
-        held.append(sum(isinstance(each, ColumnShares | RowShares) for each in gc.get_objects()))
+        held.append(sum(isinstance(each, ColumnNumbers | RowShares) for each in gc.get_objects()))
 
     run(plan, folders, tmp_path / "out", budget_bytes=1 << 30, threads=2, on_shard=look)
     assert held and not any(held)

@@ -231,6 +231,29 @@ def test_other_dtypes_and_configs_are_only_warned_of(
     assert codes == {"dtype_differs", "config_differs", "architecture_differs"}
 
 
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"rope_theta": 1e4}, ""),
+        ({"rope_theta": 1e6}, "rope_theta 1000000.0 against 10000.0"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_theta 1000000.0 against"),
+        ({"text_config": {"rope_parameters": {"rope_theta": 5e5}}}, "rope_theta 500000.0 against 10000.0"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type linear against default"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 1]}}, ""),
+    ],
+    ids=str,
+)
+def test_positions_that_are_told_otherwise_are_warned_of(
+    models: Mapping[str, ModelIndex], tmp_path: Path, own: dict[str, Any], told: str
+) -> None:
+    """By whichever field: Transformers 5 writes the base of their turning elsewhere, Llama 2 has none."""
+    for number, said in enumerate(({"rope_parameters": {"rope_theta": 1e4}}, {})):
+        base = exact.write(tmp_path / f"base{number}", "base", config=said)
+        other = changed(models, tmp_path, config=own) | exact.indices({"base": base})
+        found = [each.message for each in plan_of(other, TIES).findings if each.code == "config_differs"]
+        assert [told in message for message in found] == ([True] if told else [])
+
+
 def test_a_tied_head_stored_twice_is_one_decision(tmp_path: Path) -> None:
     tied = exact.indices(exact.family(tmp_path, config={"tie_word_embeddings": True}))
     plan = plan_of(tied, TIES)

@@ -5,7 +5,6 @@ the tensor, threshold = median + reach * (Q3 - Q1); x = base + w tau where impor
 """
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor
@@ -39,9 +38,7 @@ MOST = Ranked(_changed, lambda *_: (1,))
 
 def _divergence(group: TensorGroup, p: ArceeFusion) -> Sequence[Tensor]:  # noqa: ARG001
     """The terms of each row's, by the largest magnitudes of the tensor."""
-    shape = group.site.shape
-    columns = prod(shape[1:]) if len(shape) > 1 else prod(shape)
-    source, base = (tensor.view(-1, columns) for tensor in (group.sources[0], group.base))
+    source, base = (tensor.view(-1, group.site.columns) for tensor in (group.sources[0], group.base))
     (most,), (apart,) = group.stat(MOST)
     return divergence_terms(source, base, most + apart, apart)
 

@@ -78,7 +78,8 @@ def della(delta: Tensor, own: DeltaGroup, p: Della) -> Tensor:
     """Drops entries of every task vector at random; within a row (all that one output unit reads) the
     probability to stay grows with the rank of an entry's size, from density - epsilon to density + epsilon.
     The expected share kept is density; with epsilon 0 this is DARE with other draws. At density 1 nothing is
-    dropped. The draws depend on the recipe's seed, the source's id and the tensor's name alone.
+    dropped. The draws depend on the recipe's seed, the source's id and the tensor's name alone. Weights that
+    are stored as inputs and outputs (GPT-2's) have rows for inputs.
     """
     if p.density >= 1:
         return delta

@@ -9,16 +9,15 @@ sum w_i (share of dm_i + share of dd_i) / 2 * tau_i. Vectors: the same once, wit
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from merge.contract.groups import TensorGroup
+from merge.contract.groups import Site, TensorGroup
 from merge.contract.method import Kind, Lines, Needs, method
 from merge.contract.params import knob, params
-from merge.contract.rows import Aligned, ColumnSums
+from merge.contract.rows import Aligned, ColumnNumbers, MatrixSums
 from merge.contract.stats import Part, Stat, Term
 from merge.errors import MethodMalformed
 from merge.kernels.curves import decay
@@ -57,23 +56,6 @@ class Widen:
     vectors: Literal["widen", "mean"] = knob(
         "widen", "Norms and biases: weighted entry by entry by the size of the change, or averaged."
     )
-
-
-@dataclass(frozen=True)
-class ColumnShares(Aligned):
-    """Shares of the columns of a weight, for each source: float64 (matrices, columns). ``along`` is 0 where
-    the columns are those of the rows at hand, and 1 where there is a matrix for every row.
-    """
-
-    shares: Sequence[Tensor]
-    along: int
-
-    def at(self, first: int, shape: tuple[int, ...]) -> Sequence[Tensor]:
-        """So that they broadcast over the matrices."""
-        if not self.along:
-            return self.shares
-        row = first // max(1, prod(shape[1:]))
-        return [share[row : row + shape[0]].unsqueeze(1) for share in self.shares]
 
 
 @dataclass(frozen=True)
@@ -126,45 +108,30 @@ class _Shares(Stat):
         return list(found)
 
     def close(self, part: Any, p: Any, elements: int, so_far: Any) -> Any:  # noqa: ARG002
-        """``ColumnShares`` or ``RowShares``; ``None`` for a vector."""
+        """``ColumnNumbers`` or ``RowShares``; ``None`` for a vector."""
         if part.total:
-            return ColumnShares(_of_columns([sums.unsqueeze(0) for sums in part.total], p), 0)
+            return ColumnNumbers(_of_columns([sums.unsqueeze(0) for sums in part.total], p), 0)
         if not part.lines:
             return None
-        blocks = [part.lines.pop(place) for place in sorted(part.lines)]
-        sums = [torch.cat(each) for each in zip(*blocks, strict=True)]
+        sums = part.joined()
         if sums[0].dim() == 1:
             found = _of_columns([each.unsqueeze(0) for each in sums], p)
             return RowShares([share[0].to(torch.float32) for share in found])
-        return ColumnShares(_of_columns([each.squeeze(1) for each in sums], p), 1)
+        return ColumnNumbers(_of_columns([each.squeeze(1) for each in sums], p), elements // len(sums[0]))
 
     def part(self) -> Part:
         """Sums of products."""
-        return _Sums()
-
-
-class _Sums(ColumnSums):
-    """Of one matrix that goes on in other blocks; or whole ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: dict[int, list[Tensor]] = {}
-
-    def add(self, first_piece: int, block: list[Tensor]) -> None:
-        if block and block[0].dim() != 2:
-            self.lines[first_piece] = block
-        else:
-            super().add(first_piece, block)
+        return MatrixSums()
 
 
 def _matrices(group: TensorGroup, p: Widen) -> Sequence[Tensor]:  # noqa: ARG001
     """The base and the changes, such that columns run down: rows of one matrix, or (matrices, rows, columns);
     or ``_Lines``. None of a vector. Stacked experts are so many matrices, kernels one of (out, rest).
     """
-    if len(group.site.shape) < 2:
+    if group.site.flat:
         return []
     kind = _Lines if _in_rows(group) else list
-    return kind(tensor.view(_view(group)) for tensor in (group.base, *group.deltas))
+    return kind(_upright(tensor, group.site) for tensor in (group.base, *group.deltas))
 
 
 def _in_rows(group: TensorGroup) -> bool:
@@ -172,11 +139,12 @@ def _in_rows(group: TensorGroup) -> bool:
     return len(group.site.shape) == 2 and (group.role == "embed" or group.site.turned)
 
 
-def _view(group: TensorGroup) -> tuple[int, ...]:
-    shape = group.site.shape
-    if len(shape) == 3 and group.role == "expert":
-        return -1, *shape[1:]
-    return (-1, prod(shape[1:])) if len(shape) > 1 else (-1,)
+def _upright(tensor: Tensor, site: Site) -> Tensor:
+    """Rows of one matrix, or (matrices, outputs, inputs)."""
+    if not site.stacked:
+        return tensor.view(-1, site.columns)
+    matrices = tensor.view(-1, *site.shape[1:])
+    return matrices.mT if site.turned else matrices
 
 
 SHARES = _Shares(_matrices)
@@ -198,7 +166,8 @@ def widen(group: TensorGroup, p: Widen) -> Tensor:
     sources do not give themselves back (unless normalized). One source alone is taken nearly whole: at
     calibration 1 exactly. Weights multiply the task vectors. Costs one reading more.
     """
-    if len(group.site.shape) < 2:
+    site = group.site
+    if site.flat:
         shares = _mean(group.deltas) if p.vectors == "mean" else _of_entries(group.deltas, p)
     else:
         shares = group.stat(SHARES)
@@ -209,9 +178,9 @@ def widen(group: TensorGroup, p: Widen) -> Tensor:
         (share * weight * p.scale).to(group.base.dtype)
         for share, weight in zip(shares, group.weights, strict=True)
     ]
-    view = group.base.shape if len(group.site.shape) < 2 else _view(group)
-    changes = [delta.view(view) for delta in group.deltas]
-    return weighted_sum(changes, factors).add_(group.base.view(view)).view(group.base.shape)
+    changes = [_upright(delta, site) for delta in group.deltas]
+    merged = weighted_sum(changes, factors).add_(_upright(group.base, site))
+    return (merged.mT if site.stacked and site.turned else merged).reshape(group.base.shape)
 
 
 def _mean(deltas: Sequence[Tensor]) -> list[Tensor]:
@@ -219,9 +188,10 @@ def _mean(deltas: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _of_entries(deltas: Sequence[Tensor], p: Widen) -> list[Tensor]:
-    """Shares in a vector, by the sizes of its entries' changes."""
+    """Shares in vectors, one a row, by the sizes of their entries' changes."""
     sizes = [delta.abs().double() for delta in deltas]
-    means = [float(piece_sums(size, size.numel())) / size.numel() for size in sizes]
+    columns = sizes[0].shape[1]
+    means = [piece_sums(size, columns).div_(columns).unsqueeze(1) for size in sizes]
     return _shares(sizes, [size > mean * p.above for size, mean in zip(sizes, means, strict=True)], p)
 
 

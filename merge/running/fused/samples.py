@@ -38,7 +38,7 @@ def sample(
     measured on data is 0 to 1.
     """
     based, models = output.base is not None, len(dtypes) - len(known.parts())
-    row = chain.columns if chain.granularity == "row" else 1
+    row = chain.whole if chain.granularity == "row" else 1
     count = min(-(-max(least, _SAMPLE) // row) * row, chain.entries)
     generator = torch.Generator().manual_seed(count)
     ours = torch.randn(count, generator=generator) * 0.02

@@ -17,15 +17,13 @@ from merge.planning.outputs import OutputTensor
 from merge.planning.sizing import PIECE_ELEMENTS
 from merge.running.chain import Block, Chain, LoadBlock
 from merge.running.fused.summing import Summing, Terms, summed
-from merge.running.survey.summary import Measured
+from merge.running.survey.summary import Measured, stride
 from merge.running.survey.terms import Given
 
 Extent = Literal["sampled", "full", "none"]
 PIECES_SAMPLED = 4
 SAMPLE_ENTRIES = 1 << 13
 """Of each sampled piece (whole rows where a method needs them): enough for an angle to within a hundredth."""
-MOST_TENSORS = 1024
-"""Tensors that are measured where not all pieces are; of more, an even choice."""
 
 
 class Loops(Protocol):
@@ -59,7 +57,7 @@ class Surveyor:
 
     def __init__(self, extent: Extent, tensors: int) -> None:
         self._extent = extent
-        self._every = 1 if extent == "full" else -(-max(tensors, 1) // MOST_TENSORS)
+        self._every = stride(extent, tensors)
         self._lock = threading.Lock()
         self._found: dict[str, dict[int, list[float]]] = {}
         self._entries: dict[str, int] = {}
@@ -117,7 +115,7 @@ class Surveyor:
         else:
             wanted = sorted({(pieces - 1) * place // (PIECES_SAMPLED - 1) for place in range(PIECES_SAMPLED)})
         if self._extent == "sampled" and pieces > 1:
-            row = chain.columns if chain.granularity == "row" else 1
+            row = chain.whole if chain.granularity == "row" else 1
             most = min(size, max(1, SAMPLE_ENTRIES // row) * row)
         else:
             most = size

@@ -1,6 +1,6 @@
 """From sums over tensors to what people look at: per layer, per class, per model. Loads no torch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import Any
@@ -9,6 +9,13 @@ from merge.planning.outputs import OutputTensor
 from merge.running.survey.spots import Spot, spot_of
 
 VERSION = 2
+MOST_TENSORS = 1024
+"""Tensors that are measured where not all pieces are; of more, an even choice."""
+
+
+def stride(extent: str, tensors: int) -> int:
+    """Every how many-th tensor is measured."""
+    return 1 if extent == "full" else -(-max(tensors, 1) // MOST_TENSORS)
 
 
 @dataclass(frozen=True)
@@ -36,20 +43,23 @@ class Measured:
 
 
 class _Total:
-    """Sums over several tensors with the same sources, each scaled up from its measured part to the whole."""
+    """Sums over several tensors with the same sources, each scaled up from its measured part to the whole, or
+    to those like it that were not looked at.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
-        self.tensors = 0
+        self.tensors = 0.0
         self.entries = 0.0
         self.sums: list[float] = []
 
-    def add(self, whole: int, found: Measured) -> None:
-        factor = whole / found.entries if found.entries else 1.0
+    def add(self, entries: int, found: Measured, like: float = 1.0) -> None:
+        """Of a tensor with so many ``entries``, which stands for so many ``like`` it."""
+        factor = entries * like / found.entries if found.entries else 1.0
         scaled = [value * factor for value in found.sums]
         self.sums = [a + b for a, b in zip(self.sums, scaled, strict=True)] if self.sums else scaled
-        self.tensors += 1
-        self.entries += whole
+        self.tensors += like
+        self.entries += entries * like
 
     def told(self) -> dict[str, Any]:
         k = len(self.names)
@@ -59,7 +69,7 @@ class _Total:
         each = [self.sums[triangle + 3 + 3 * i : triangle + 6 + 3 * i] for i in range(k)]
         before, *left = self.sums[triangle + 3 + 3 * k :]
         return {
-            "tensors": self.tensors,
+            "tensors": round(self.tensors),
             "entries": round(self.entries),
             "norms": {name: _root(gram[i][i]) for i, name in enumerate(self.names)},
             "merged_norm": _root(length),
@@ -79,14 +89,16 @@ class _Total:
 
 
 def summarise(
-    outputs: Iterable[OutputTensor], found: Mapping[str, Measured], *, extent: str, from_base: bool
+    outputs: Sequence[OutputTensor], found: Mapping[str, Measured], *, extent: str, from_base: bool
 ) -> dict[str, Any]:
     """The survey of a merge as plain JSON; ``found`` is by tensor name.
 
     Tensors merged from other sets of models than most (a stack of slices has several) are gathered apart, in
-    ``groups``. Norms are Euclidean; shares are of 1.
+    ``groups``. Norms are Euclidean; shares are of 1. What a policy and not the steps decided is in
+    ``left_out``.
     """
     measured = [output for output in outputs if output.name in found]
+    like = _Like(outputs, stride(extent, len(outputs)))
     groups: dict[tuple[str, ...], list[OutputTensor]] = {}
     for output in measured:
         groups.setdefault(tuple(source.model for source in output.sources), []).append(output)
@@ -95,12 +107,47 @@ def summarise(
         "extent": extent,
         "task_vectors_from": "base" if from_base else "result",
         "entries_measured": sum(each.entries for each in found.values()),
-        "groups": [_group(models, tensors, found) for models, tensors in groups.items()],
+        "groups": [_group(models, tensors, found, like) for models, tensors in groups.items()],
+        "left_out": _left_out(outputs),
     }
 
 
+def _left_out(outputs: Iterable[OutputTensor]) -> list[dict[str, Any]]:
+    counts: dict[tuple[str, str], list[int]] = {}
+    for output in outputs:
+        if output.policy not in ("method", "equal"):
+            count = counts.setdefault((output.role, output.policy), [0, 0])
+            count[0] += 1
+            count[1] += prod(output.shape)
+    return [
+        {"class": role, "policy": policy, "tensors": tensors, "entries": entries}
+        for (role, policy), (tensors, entries) in counts.items()
+    ]
+
+
+class _Like:
+    """How many times the entries of those looked at there are, among tensors of a class (and of a layer, or a
+    part of one), where only every so many-th tensor is looked at.
+    """
+
+    def __init__(self, outputs: Sequence[OutputTensor], every: int) -> None:
+        self._all: dict[Hashable, int] = {}
+        self._seen: dict[Hashable, int] = {}
+        for place, output in enumerate(outputs if every > 1 else ()):
+            if output.policy == "method":
+                role, entries = output.role, prod(output.shape)
+                for key in {role, (role, output.layer), (role, spot_of(output.name))}:
+                    self._all[key] = self._all.get(key, 0) + entries
+                    self._seen[key] = self._seen.get(key, 0) + entries * (place % every == 0)
+
+    def of(self, *key: Hashable) -> float:
+        """For a class, or for it and a layer or spot."""
+        found = key if len(key) > 1 else key[0]
+        return self._all[found] / self._seen[found] if self._seen.get(found) else 1.0
+
+
 def _group(
-    models: Sequence[str], outputs: Sequence[OutputTensor], found: Mapping[str, Measured]
+    models: Sequence[str], outputs: Sequence[OutputTensor], found: Mapping[str, Measured], like: _Like
 ) -> dict[str, Any]:
     names = [
         f"{name}#{models[:i].count(name)}" if name in models[:i] else name for i, name in enumerate(models)
@@ -112,17 +159,17 @@ def _group(
     tensors = []
     for output in outputs:
         numbers, entries = found[output.name], prod(output.shape)
-        own = _Total(names)
-        for total in (whole, own, classes.setdefault(output.role, _Total(names))):
-            total.add(entries, numbers)
-        if output.layer is not None:
-            layers.setdefault(output.layer, _Total(names)).add(entries, numbers)
-        spot = spot_of(output.name)
+        own, role, layer, spot = _Total(names), output.role, output.layer, spot_of(output.name)
+        own.add(entries, numbers)
+        for total in (whole, classes.setdefault(role, _Total(names))):
+            total.add(entries, numbers, like.of(role))
+        if layer is not None:
+            layers.setdefault(layer, _Total(names)).add(entries, numbers, like.of(role, layer))
         if spot is not None:
-            cells.setdefault((spot, output.role), _Total(names)).add(entries, numbers)
+            cells.setdefault((spot, role), _Total(names)).add(entries, numbers, like.of(role, spot))
         told = own.told()
         tensors.append(
-            {"name": output.name, "class": output.role, "layer": output.layer}
+            {"name": output.name, "class": role, "layer": layer}
             | {key: told[key] for key in ("entries", "norms", "merged_norm", "sign_conflict", "changed")}
         )
     return {

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from merge.arch.roles import Towers, is_conv1d, layer_of, place_of, role_of, tied_names, tower_and_layer
+from merge.arch.roles import (
+    Towers,
+    is_conv1d,
+    is_turned,
+    layer_of,
+    place_of,
+    role_of,
+    tied_names,
+    tower_and_layer,
+)
 from merge.checkpoint.index import index_folder
 from tests import tiny
 
@@ -120,3 +129,16 @@ def test_conv1d_is_known_by_model_and_module() -> None:
     assert is_conv1d("transformer.h.0.attn.c_attn.weight", {"model_type": "gpt2"})
     assert not is_conv1d("transformer.h.0.attn.c_attn.weight", {"model_type": "llama"})
     assert not is_conv1d("transformer.wte.weight", {"model_type": "gpt2"})
+
+
+@pytest.mark.parametrize("side", ["in_out", "out_in"])
+def test_stacks_of_experts_are_turned_where_their_family_stores_them_so(side: str) -> None:
+    """(experts, in, out): a width of 8, experts 6 wide. Where both are one, the family decides."""
+    config = {"model_type": "qwen3_vl_moe", "text_config": {"hidden_size": 8}}
+    into, back = ((4, 8, 12), (4, 6, 8)) if side == "in_out" else ((4, 12, 8), (4, 8, 6))
+    experts = "model.language_model.layers.0.mlp.experts"
+    assert is_turned(f"{experts}.gate_up_proj", into, config) == (side == "in_out")
+    assert is_turned(f"{experts}.down_proj", back, config) == (side == "in_out")
+    assert is_turned(f"{experts}.down_proj", (4, 8, 8), {"model_type": "gpt_oss", "hidden_size": 8})
+    assert not is_turned(f"{experts}.down_proj", (4, 6, 8), {"model_type": "qwen3_5_moe", "hidden_size": 8})
+    assert not is_turned(f"{experts}.gate_up_proj_bias", (4, 12), {"model_type": "gpt_oss"})

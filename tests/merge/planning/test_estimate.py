@@ -79,13 +79,13 @@ def test_methods_on_matrices_hold_one_of_a_stack_of_experts_at_a_time() -> None:
     [
         ({"method": "widen"}, 16 * 512 * (4 + 7 * 2)),
         ({"method": "nuslerp"}, 0),
-        ({"method": "nuslerp", "along": "columns"}, 512 * 512 * 16),
-        ({"method": "arcee_fusion"}, 16 * 8),
+        ({"method": "nuslerp", "along": "columns"}, 16 * 512 * 16),
+        ({"method": "arcee_fusion"}, 16 * 512 * 8),
     ],
     ids=["widen", "nuslerp", "nuslerp along columns", "arcee_fusion"],
 )
 def test_what_is_measured_of_a_stack_of_experts_is_of_its_lines(step: dict[str, Any], lines: int) -> None:
-    """A matrix of it is a row, of a quarter of a million entries."""
+    """Each matrix has rows and columns of its own."""
     names = "ab" if step["method"] != "arcee_fusion" else "a"
     models = of_shape((16, 512, 512), STACKS)
     sources = [{"id": name, "model": name} for name in names]

@@ -129,3 +129,11 @@ def test_quartiles_are_exact_where_mergekit_samples() -> None:
     merged = fuse(base, source)
     wanted = reference(base.double().numpy(), source.double().numpy(), 1.5)
     assert float(((merged.numpy() != base.numpy()) != (wanted != base.numpy())).mean()) < 3e-6
+
+
+def test_rows_of_a_stack_of_experts_are_those_of_its_matrices() -> None:
+    generator = torch.Generator().manual_seed(8)
+    base = torch.randn(3, 20, 30, generator=generator)
+    source = base + torch.randn(base.shape, generator=generator) / 9
+    flat = fuse(base.view(60, 30), source.view(60, 30))
+    assert torch.equal(merge_one([("arcee_fusion", {})], base, [source], role="expert").view(60, 30), flat)

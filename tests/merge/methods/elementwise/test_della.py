@@ -131,3 +131,13 @@ def test_rows_are_rows_before_a_method_that_takes_whole_tensors(shape: tuple[int
         for place, delta in enumerate(deltas)
     ]
     assert torch.equal(merge_one([della, tsv_m], base, deltas), merge_one([tsv_m], base, alone))
+
+
+def test_a_stack_of_experts_is_ranked_row_by_row() -> None:
+    """With epsilon 1/2 the smallest of a row is never kept, the largest always."""
+    delta, settings = RAMP[:1200].clone(), {"density": 0.5, "epsilon": 0.5, "rescale": "none"}
+    delta *= torch.arange(1, 1201).unsqueeze(1)
+    steps, stack = [("della", settings), ("task_arithmetic", {})], delta.view(12, 100, COLUMNS)
+    kept = merge_one(steps, torch.zeros_like(stack), [stack], role="expert").view(-1, COLUMNS) != 0
+    assert not kept[:, 0].any()
+    assert kept[:, -1].all()

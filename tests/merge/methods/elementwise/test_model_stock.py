@@ -96,3 +96,10 @@ def test_a_task_vector_of_zeros_is_at_right_angles() -> None:
 @pytest.mark.parametrize("along", ["tensor", "rows"])
 def test_nothing_but_zeros_gives_the_base(along: str) -> None:
     assert torch.equal(stock(A, [A.clone(), A.clone()], along=along), A)
+
+
+def test_rows_of_a_stack_of_experts_are_those_of_its_matrices() -> None:
+    base, *sources = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(4))
+    flat = stock(base.view(20, 6), [source.view(20, 6) for source in sources], along="rows")
+    made = merge_one([("model_stock", {"along": "rows"})], base, sources, role="expert")
+    assert torch.equal(made.view(20, 6), flat)

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ WEIGHTS = [1.0, 3.0]
 
 
 def nuslerp(
-    a: Tensor, b: Tensor, weights: list[float], base: Tensor | None = None, along: str = "tensor", **more: int
+    a: Tensor, b: Tensor, weights: list[float], base: Tensor | None = None, along: str = "tensor", **more: Any
 ) -> Tensor:
     return merge_one([("nuslerp", {"along": along})], base, [a, b], weights=weights, **more)
 
@@ -107,3 +108,10 @@ def test_sources_equal_to_the_base_give_the_base() -> None:
     base = torch.randn(6, 5)
     for along in ("tensor", "rows", "columns"):
         assert torch.equal(nuslerp(base.clone(), base.clone(), WEIGHTS, base, along), base)
+
+
+@pytest.mark.parametrize("along", ["rows", "columns"])
+def test_experts_in_a_stack_are_turned_each_for_itself(along: str) -> None:
+    a, b = pair(5, 31, 17)
+    each = [nuslerp(one, other, WEIGHTS, along=along) for one, other in zip(a, b, strict=True)]
+    assert torch.equal(nuslerp(a, b, WEIGHTS, along=along, role="expert"), torch.stack(each))

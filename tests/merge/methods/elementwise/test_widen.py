@@ -68,6 +68,9 @@ def test_stacked_experts_are_matrices_of_their_own_and_kernels_one() -> None:
     made = merge_one([("widen", {})], base, sources, role="expert")
     single = [widen(base[e], [source[e] for source in sources]) for e in range(3)]
     assert torch.allclose(made, torch.stack(single), atol=1e-6)
+    across = [tensor.mT.contiguous() for tensor in (base, *sources)]
+    turned = merge_one([("widen", {})], across[0], across[1:], role="expert", turned=True)
+    assert torch.equal(turned.mT, made)
     kernel = widen(base, sources)
     flat = widen(base.view(3, 20), [source.view(3, 20) for source in sources])
     assert torch.allclose(kernel, flat.view(3, 5, 4), atol=1e-6)

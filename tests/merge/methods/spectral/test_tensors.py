@@ -23,7 +23,7 @@ from merge.running.chain import Block, Chain
 from tests.merge import exact
 from tests.merge.methods.spectral.plain import close, deltas_of, merged
 from tests.merge.test_memory import WATCHED
-from tests.merge.whole import bound
+from tests.merge.whole import bound, merge_all, merge_one
 from tests.tiny import write_tensors
 
 SPECTRAL = [name for name, method in registered().items() if method.family == "spectral"]
@@ -79,6 +79,23 @@ def test_a_stack_of_experts_is_merged_expert_by_expert(name: str) -> None:
         return
     each = [alone(name, base[e], [delta[e] for delta in deltas]) for e in range(3)]
     assert close(found, torch.stack(each), 1e-12)
+
+
+@EVERY
+def test_a_stack_stored_as_inputs_and_outputs_is_turned(name: str) -> None:
+    base, *deltas = deltas_of(4, (3, 7, 5))
+    wanted = alone(name, base, deltas, role="expert")
+    turned = [tensor.mT.contiguous() for tensor in (base, *deltas)]
+    assert close(alone(name, turned[0], turned[1:], role="expert", turned=True).mT, wanted, 1e-9)
+
+
+@EVERY
+def test_biases_of_a_stack_of_experts_are_merged_as_vectors(name: str) -> None:
+    bias, (base, *deltas) = "mlp.experts.gate_up_proj_bias", deltas_of(4, (4, 6))
+    sources = [base + delta for delta in deltas]
+    made = merge_all([(name, {})], {bias: (base, sources)}, role="expert")[bias]
+    kernels = [tensor.view(4, 6, 1, 1) for tensor in (base, *sources)]
+    assert torch.equal(made, merge_one([(name, {})], kernels[0], kernels[1:]).view(4, 6))
 
 
 @EVERY

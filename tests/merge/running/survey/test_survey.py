@@ -12,11 +12,13 @@ from torch import Tensor
 
 from merge.errors import Stopped
 from merge.plan import make_plan
+from merge.planning.output_tensor import Input, OutputTensor
 from merge.recipe.recipe import recipe_from
 from merge.report import ShardDone
 from merge.run import run
 from merge.running.survey.measure import PIECES_SAMPLED, SAMPLE_ENTRIES
 from merge.running.survey.page import render_page
+from merge.running.survey.summary import Measured, summarise
 from tests.merge import exact, informed
 
 BUDGET = 96 << 20
@@ -167,6 +169,37 @@ def test_a_sample_is_an_even_spread_and_totals_are_scaled_up(tmp_path: Path) -> 
     whole = found["groups"][0]["all"]
     assert whole["entries"] == entries
     assert whole["norms"]["b"] == pytest.approx(2 * entries**0.5, rel=1e-5)
+
+
+def test_totals_count_tensors_that_were_not_looked_at() -> None:
+    """Of more than 1,024 not each is: of 2,500 every third, here with a change of length 2 in 4 entries."""
+    outputs = [
+        OutputTensor(f"model.layers.{i // 500}.mlp.experts.{i % 500}.w1.weight", "F32", (2, 2), "expert",
+                     i // 500, "method", (), (1.0,), (Input("base", "w"), Input("a", "w")))
+        for i in range(2500)
+    ]  # fmt: skip
+    one = Measured(4, (4.0, 4.0, 0.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0))
+    found = {output.name: one for output in outputs[::3]}
+    (group,) = summarise(outputs, found, extent="sampled", from_base=True)["groups"]
+    (experts,) = group["classes"]
+    for whole, tensors in (
+        (group["all"], 2500),
+        (experts, 2500),
+        *((layer, 500) for layer in group["layers"]),
+    ):
+        assert (whole["tensors"], whole["entries"]) == (tensors, 4 * tensors)
+        assert whole["merged_norm"] == whole["norms"]["a"] == pytest.approx(2 * tensors**0.5, rel=1e-5)
+
+
+def test_what_a_policy_decided_is_told_apart(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    told = report(folders, tmp_path / "out", [{"method": "tsv_m"}])
+    assert "embed" not in [each["class"] for each in told["groups"][0]["classes"]]
+    entries = 700 * 128
+    assert told["left_out"] == [
+        {"class": role, "policy": "mean", "tensors": 1, "entries": entries} for role in ("embed", "head")
+    ]
+    page = (tmp_path / "out" / "merge_report.html").read_text()
+    assert "Not in these numbers: 1 tensor of class embed (89,600 entries), by policy mean." in page
 
 
 def test_no_report_where_none_is_wanted(folders: Mapping[str, Path], tmp_path: Path) -> None:
