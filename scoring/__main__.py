@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 NO_SETTINGS = "{}"
 YAML = (".yaml", ".yml")
-NOT_COMPARED = "held against no parent: what is compared is how models predict the next tokens of texts"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,7 +78,7 @@ def run_score(options: argparse.Namespace) -> int:
 def run_check(options: argparse.Namespace) -> int:
     """``check``: the report as JSON."""
     from scoring.check import SAMPLES, check_model
-    from scoring.check_report import CheckFinding
+    from scoring.check_report import not_compared
     from scoring.vitals import compare
 
     texts = _lines(options.texts) if options.texts else list(SAMPLES)
@@ -91,7 +90,7 @@ def run_check(options: argparse.Namespace) -> int:
             parents[str(folder)] = _vitals_of(folder, options.device, texts)
         report = report.beside(parents, compare(report.vitals, parents))
     elif options.parent:
-        report = report.beside({}, [CheckFinding("warning", "not_compared", NOT_COMPARED)])
+        report = report.beside({}, [not_compared()])
     sys.stdout.write(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
     return 0 if report.ok else 1
 

@@ -9,10 +9,10 @@ import torch
 
 from scoring.check_report import CheckFinding, CheckReport, Vitals
 from scoring.errors import ModelUnusable, ScoreNotFinite, ScoringStopped
-from scoring.model import LoadedModel, fitting_threads, load, names
+from scoring.model import LoadedModel, fitting_threads, load, names, odd_weights
 from scoring.template import render_chat
 from scoring.trial import LACKING, PROBE, has_all, looks_ahead, text_ids, trial_inputs
-from scoring.vitals import vitals_of
+from scoring.vitals import has_vitals, vitals_of
 
 SAMPLES = (
     PROBE,
@@ -51,11 +51,11 @@ def check_model(
 ) -> CheckReport:
     """Tries a model folder out, from local files and without any code of its own.
 
-    On the first of ``texts`` a language model's vitals are taken, which ``scoring.vitals.compare`` holds
-    against those of its parents; with ``only_vitals`` nothing else is tried, and unless the model ``writes``
-    nothing is generated for them. ``on_progress`` is called with each name of STEPS as that step begins;
-    ``should_stop`` is asked at the same moments and raises ScoringStopped. What is wrong with the model is in
-    the report, never an exception.
+    On the first of ``texts`` the vitals of a model that predicts tokens are taken, which
+    ``scoring.vitals.compare`` holds against those of its parents; with ``only_vitals`` nothing else is tried,
+    and unless the model ``writes`` nothing is generated for them. ``on_progress`` is called with each name of
+    STEPS as that step begins; ``should_stop`` is asked at the same moments and raises ScoringStopped. What is
+    wrong with the model is in the report, never an exception.
     """
 
     def begin(step: str) -> None:
@@ -80,13 +80,13 @@ def check_model(
 
 def _try_out(loaded: LoadedModel, texts: Sequence[str], begin: Callable[[str], None]) -> CheckReport:
     notes = _Notes()
-    _check_tensors(loaded, notes)
+    whole = _check_tensors(loaded, notes)
     begin("tokenizer")
     round_trip = _check_tokenizer(loaded, notes)
     begin("chat_template")
     rendered = _check_template(loaded, notes, bool(round_trip))
     begin("forward")
-    finite = _check_forward(loaded, notes)
+    finite = _check_forward(loaded, notes) if whole else False
     begin("generate")
     prompt, generated = _check_generation(loaded, notes) if finite else (None, None)
     begin("vitals")
@@ -105,12 +105,21 @@ def _try_out(loaded: LoadedModel, texts: Sequence[str], begin: Callable[[str], N
     )
 
 
-def _check_tensors(loaded: LoadedModel, notes: _Notes) -> None:
+def _check_tensors(loaded: LoadedModel, notes: _Notes) -> bool:
+    """Whether all weights are numbers. A forward pass need not tell: attention over a few tokens may drop
+    NaN, and no trial input goes through every module. Matrices of zeros are a warning.
+    """
     if loaded.missing:
         message = f"the checkpoint lacks {names(loaded.missing)}, which would be filled with random numbers"
         notes.error("missing_tensors", message)
     if loaded.unexpected:
         notes.warn("unexpected_tensors", f"{loaded.architecture} has no place for {names(loaded.unexpected)}")
+    broken, zero = odd_weights(loaded)
+    if zero:
+        notes.warn("zero_weights", f"these matrices hold nothing but zeros: {names(zero)}")
+    if broken:
+        notes.error("not_finite", f"these weights hold NaN or infinity: {names(broken)}")
+    return not broken
 
 
 def _check_tokenizer(loaded: LoadedModel, notes: _Notes) -> bool | None:
@@ -240,9 +249,9 @@ def _check_generation(loaded: LoadedModel, notes: _Notes) -> tuple[str | None, s
 def _take_vitals(
     loaded: LoadedModel, texts: Sequence[str], notes: _Notes, writes: bool = True
 ) -> Vitals | None:
-    """The vitals of a whole language model that can read."""
+    """The vitals of a whole model that predicts tokens of texts."""
     broken = {finding.code for finding in notes.findings if finding.severity == "error"}
-    if not texts or not loaded.causal or loaded.tokenizer is None or broken:
+    if not texts or not has_vitals(loaded) or broken:
         return None
     try:
         return vitals_of(loaded, texts, writes=writes)

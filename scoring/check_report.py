@@ -14,6 +14,11 @@ class CheckFinding:
     message: str
 
 
+def not_compared(why: str = "what is compared is how models predict tokens of texts") -> CheckFinding:
+    """What to say of a model that works and was held against none."""
+    return CheckFinding("warning", "not_compared", f"held against no parent: {why}")
+
+
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """``bits_per_byte`` on the texts; ``entropy`` of the next token there, as a share of what knowing nothing
@@ -40,8 +45,8 @@ class CheckReport:
     """What the check found out. ``ok`` is False as soon as one finding is an error.
 
     ``round_trip`` and ``chat_template`` are None where there is nothing to try; ``generated`` is the greedy
-    continuation of ``prompt`` (None for a model without a causal head). ``vitals`` are there for a language
-    model that was tried on texts, ``parents`` are those it was compared with.
+    continuation of ``prompt`` (None for a model without a causal head). ``vitals`` are there for a model
+    that predicts tokens and was tried on texts, ``parents`` are those it was compared with.
     """
 
     findings: tuple[CheckFinding, ...]

@@ -1,6 +1,7 @@
 """Loads a model folder for scoring: local files, installed code and safetensors only."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,6 +193,23 @@ def built_from(loaded: LoadedModel, weights: dict[str, Tensor]) -> Any:
         lacking = names(sorted(info["missing_keys"]))
         raise ModelUnusable("missing_tensors", f"the candidate lacks {lacking}")
     return model.to(device).eval()
+
+
+def odd_weights(loaded: LoadedModel) -> tuple[list[str], list[str]]:
+    """Parameters with NaN or infinity (minus infinity in a vector may be meant: it shuts something out), and
+    matrices of nothing but zeros.
+    """
+    broken, zero = [], []
+    for name, weight in loaded.model.named_parameters():
+        if not weight.is_floating_point() or weight.element_size() < 2 or weight.numel() == 0:
+            continue  # quantised numbers have no order that torch knows
+        low, high = (float(each) for each in weight.detach().aminmax())
+        matrix = weight.ndim > 1
+        if math.isnan(low) or high == math.inf or (matrix and low == -math.inf):
+            broken.append(name)
+        elif matrix and low == high == 0 and not name.endswith("bias"):
+            zero.append(name)
+    return broken, zero
 
 
 def _stored(folder: Path) -> tuple[str, ...]:

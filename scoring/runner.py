@@ -162,10 +162,15 @@ def require_scorable(loaded: LoadedModel) -> None:
             "score it on nothing, or merge language models"
         )
     _require_whole(loaded, loaded.missing)
+    require_blind(loaded)
+
+
+def require_blind(loaded: LoadedModel) -> None:
+    """Refuses what sees the tokens that it is to predict (NotCausal)."""
     if looks_ahead(loaded):
         raise NotCausal(
-            f"{name} is a {loaded.architecture} that sees the tokens it is to predict (it is no decoder), so "
-            "likelihoods of texts mean nothing; score it on nothing, or merge language models"
+            f"{loaded.folder.name} is a {loaded.architecture} that sees the tokens it is to predict (it is "
+            "no decoder), so likelihoods of texts mean nothing; score it on nothing, or merge language models"
         )
 
 

@@ -83,9 +83,14 @@ def _text_inputs(loaded: LoadedModel, text: str) -> dict[str, Tensor]:
 
 
 def _begun(loaded: LoadedModel, ids: list[int]) -> dict[str, Tensor]:
-    """What a decoder goes on from, for a model that has one beside its encoder."""
+    """What a decoder goes on from, for a model that has one beside its encoder. One that writes several
+    codes of a sound at a time (Dia, MusicGen) begins by itself, or lacks something.
+    """
     takes = "decoder_input_ids" in signature(loaded.model.forward).parameters
-    return {"decoder_input_ids": torch.tensor([ids[:4]])} if takes else {}
+    config = loaded.model.config
+    decoder = getattr(config, "decoder_config", None) or getattr(config, "decoder", None)
+    codes = hasattr(decoder, "num_channels") or hasattr(decoder, "num_codebooks")
+    return {"decoder_input_ids": torch.tensor([ids[:4]])} if takes and not codes else {}
 
 
 def _sound(loaded: LoadedModel, main: str) -> Tensor | None:

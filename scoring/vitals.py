@@ -10,17 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scoring.check_report import CheckFinding, Vitals
 from scoring.embedding import padded
 from scoring.errors import ScoreNotFinite
+from scoring.gaps import fills_gaps, gaps
 from scoring.likelihood import grouped, longest, within_vocabulary
 from scoring.model import LoadedModel
 from scoring.scorers.exact_match import continued
 from scoring.settings import ExactMatchSettings
 from scoring.windows import Pass, Row, text_rows
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever the same model and texts would give other numbers."""
 TEXTS, CHARACTERS, WINDOW, BATCH_TOKENS = 8, 240, 256, 2048
 PROMPTS = ("The", "1, 2, 3,")
@@ -44,12 +46,19 @@ def digest(texts: Sequence[str], *, writes: bool) -> str:
     return hashlib.sha256(told).hexdigest()
 
 
-def vitals_of(loaded: LoadedModel, texts: Sequence[str], *, writes: bool = True) -> Vitals | None:
-    """The vitals of a causal model with a tokenizer; None where no token of the texts can be scored.
+def has_vitals(loaded: LoadedModel) -> bool:
+    """Whether a model predicts tokens of texts: the next one, masked ones, or the rest of what it reads."""
+    return loaded.tokenizer is not None and (loaded.causal or fills_gaps(loaded))
 
-    Only a model that ``writes`` has a repetition. Raises ``ScoreNotFinite`` and ``ModelUnusable``.
+
+def vitals_of(loaded: LoadedModel, texts: Sequence[str], *, writes: bool = True) -> Vitals | None:
+    """The vitals of a model that has some; None where no token of the texts can be scored.
+
+    Only a causal model that ``writes`` has a repetition. Raises ``ScoreNotFinite`` and ``ModelUnusable``.
     """
     length = longest(loaded, WINDOW)
+    if not loaded.causal:
+        return _of_gaps(loaded, sample(texts), length)
     rows = [row for row in text_rows(loaded.tokenizer, sample(texts), length) if row.scored > 0]
     nats = entropy = 0.0
     for group in grouped(loaded, rows, BATCH_TOKENS):
@@ -64,10 +73,18 @@ def vitals_of(loaded: LoadedModel, texts: Sequence[str], *, writes: bool = True)
     return Vitals(nats / math.log(2) / size, entropy / tokens, written)
 
 
+def _of_gaps(loaded: LoadedModel, texts: Sequence[str], length: int) -> Vitals | None:
+    nats = entropy = size = 0.0
+    tokens = 0
+    for gap in gaps(loaded, texts, length):
+        surprise, undecided = _told(loaded, gap.logits, gap.wanted)
+        nats, entropy, size = nats + surprise, entropy + undecided, size + gap.size
+        tokens += len(gap.wanted)
+    return Vitals(nats / math.log(2) / size, entropy / tokens) if tokens else None
+
+
 def _surprise(loaded: LoadedModel, rows: Sequence[Row], group: Sequence[Pass]) -> tuple[float, float]:
-    """Nats of the scored tokens of a group, and the sum of the entropies, each a share of the most there can
-    be.
-    """
+    """Nats and entropies of the scored tokens of a group, as ``_told``."""
     within_vocabulary(loaded, [rows[index] for each in group for index in each.rows])
     ids, mask = padded(loaded, group)
     logits = loaded.logits(ids, mask, range(ids.shape[1]))
@@ -75,10 +92,17 @@ def _surprise(loaded: LoadedModel, rows: Sequence[Row], group: Sequence[Pass]) -
     for line, each in enumerate(group):
         for index in each.rows:
             row = rows[index]
-            logs = logits[line, row.first - 1 : len(row.ids) - 1].log_softmax(dim=1)
-            wanted = torch.tensor(row.ids[row.first :], device=logs.device)
-            nats -= float(logs.gather(1, wanted[:, None]).double().sum())
-            entropy -= float((logs.exp() * logs).double().sum()) / math.log(logs.shape[1])
+            wanted = torch.tensor(row.ids[row.first :], device=logits.device)
+            surprise, undecided = _told(loaded, logits[line, row.first - 1 : len(row.ids) - 1], wanted)
+            nats, entropy = nats + surprise, entropy + undecided
+    return nats, entropy
+
+
+def _told(loaded: LoadedModel, logits: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """Nats of the wanted tokens, and the sum of the entropies, each a share of the most there can be."""
+    logs = logits.log_softmax(dim=1)
+    nats = -float(logs.gather(1, wanted[:, None]).double().sum())
+    entropy = -float((logs.exp() * logs).double().sum()) / math.log(logs.shape[1])
     if not math.isfinite(nats) or not math.isfinite(entropy):
         raise ScoreNotFinite(f"{loaded.folder.name} answers with NaN or infinity; its weights are broken")
     return nats, entropy

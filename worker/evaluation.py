@@ -13,7 +13,7 @@ from jobs.sets import CHECK, EvalSet
 from merge.learn.samples import default_set
 from scoring import vitals as signs
 from scoring.check import check_model
-from scoring.check_report import CheckReport, Vitals
+from scoring.check_report import CheckReport, Vitals, not_compared
 from scoring.digest import score_key
 from scoring.paired import difference
 from scoring.score import Score
@@ -23,6 +23,8 @@ from worker.measures import Model
 from worker.scorer import Looked, Scorer, Scores, twin_of
 from worker.subjects import RESULT, Outcome
 from worker.workshop import Workshop
+
+NO_PARENT = "none is here whole, fits into memory and predicts tokens of texts"
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ class Evaluator:
         """Does it load, read, answer and write, and does it know about as much as its parents?"""
         texts, device = signs.sample(default_set()[0]), self.workshop.device
         check = check_model(result.folder, device=device, texts=texts, should_stop=self.context.should_stop)
-        if not check.ok or check.vitals is None:
+        if not check.ok:
             return check
+        if check.vitals is None:
+            return check.beside({}, [not_compared()])
         beside = {}
         for name, parent in parents.items():
             if parent.size > self.workshop.free_memory(device):
@@ -111,10 +115,11 @@ class Evaluator:
             key = (name, signs.repeats(check.vitals))
             if key not in self._taken:
                 self._taken[key] = self._vitals(parent, texts, writes=key[1])
-            if (found := self._taken[key]) is not None:
-                beside[name] = found
+            if (taken := self._taken[key]) is not None:
+                beside[name] = taken
             self.context.checkpoint()
-        return check.beside(beside, signs.compare(check.vitals, beside, self.order.evaluate.loss_margin))
+        found = signs.compare(check.vitals, beside, self.order.evaluate.loss_margin)
+        return check.beside(beside, found if beside else [not_compared(NO_PARENT)])
 
     def _vitals(self, parent: Looked, texts: tuple[str, ...], *, writes: bool) -> Vitals | None:
         """A parent's vitals; None where it has none. They are kept for other merges of it where its digest

@@ -73,7 +73,7 @@ def _fixed(
     sizes = set(_sizes(config))
     others = {config.get("decoder_vocab_size")} - {rows}
     for name, shape in shapes.items():
-        if name.endswith("tid2eid"):
+        if name.endswith("tid2eid") or (name.endswith("final_logits_bias") and _is_learnt(config)):
             yield name, None
         elif len(shape) != 2 or layer_of(name) is not None or _NO_TOKENS.search(name):
             continue
@@ -83,6 +83,11 @@ def _fixed(
             (shape[1] == rows and plain) or (rows not in sizes and shape[0] in sizes)
         ):
             yield name, None
+
+
+def _is_learnt(config: Mapping[str, Any]) -> bool:
+    """Whether the constant of BART and its like is one of numbers: others leave it at zero."""
+    return config.get("model_type") == "marian"
 
 
 def _is_token_embedding(name: str, shape: tuple[int, ...]) -> bool:

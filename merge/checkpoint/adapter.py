@@ -30,6 +30,9 @@ NAMES = "mergery.names"
 Transformers, and so PEFT, has other names.
 """
 
+ROWS = "mergery.rows"
+"""Where it tells of pieces of one tensor of the base's files at which of its rows each begins."""
+
 PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?:(?P<linear>lora_[AB])(?:\.(?!weight$|bias$)[^.]+)?\.weight|(?P<embedding>lora_embedding_[AB])(?:\.[^.]+)?)"
@@ -42,7 +45,9 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The change of one tensor: A is (r, in), B (out, r); ``transposed`` where it is stored as (in, out)."""
+    """The change of one tensor: A is (r, in), B (out, r); ``transposed`` where it is stored as (in, out).
+    ``below`` are those of further rows, where modules have apart what is one tensor in the files.
+    """
 
     a: TensorInfo
     b: TensorInfo
@@ -50,16 +55,22 @@ class LoraPair:
     module: str
     kind: Literal["linear", "embedding"]
     transposed: bool = False
+    below: tuple["LoraPair", ...] = ()
 
     @property
     def rank(self) -> int:
         """The rank r."""
-        return self.a.shape[0]
+        return sum(each.a.shape[0] for each in (self, *self.below))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """That of the change, (out, in)."""
-        return self.b.shape[0], self.a.shape[1]
+        return sum(each.b.shape[0] for each in (self, *self.below)), self.a.shape[1]
+
+    @property
+    def factors(self) -> tuple[TensorInfo, ...]:
+        """Every A and B."""
+        return tuple(info for each in (self, *self.below) for info in (each.a, each.b))
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,8 @@ class BundleBase:
 class AdapterIndex:
     """An adapter's pairs and whole replacements, by its own tensor names; by the model's once ``fit``.
 
-    ``names`` are what it says itself that the model's files call tensors of other names.
+    ``names`` are what it says itself that the model's files call tensors of other names, and ``rows`` where
+    in those the pieces begin that modules have apart.
     A bundle's member has ``masked`` changes, and knows which base it belongs ``over``; its ``model_config``
     and ``small`` files (paths in the bundle) are those that are others than the base's.
     """
@@ -105,12 +117,13 @@ class AdapterIndex:
     over: BundleBase | None = None
     model_config: Mapping[str, Any] | None = None
     small: tuple[str, ...] = ()
+    rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def stored(self, name: str) -> tuple[TensorInfo, ...]:
         """What lies on the disk of its change to one tensor."""
         found: list[TensorInfo] = []
         if (pair := self.pairs.get(name)) is not None:
-            found += [*pair.a.stored, *pair.b.stored]
+            found += [part for info in pair.factors for part in info.stored]
         if (whole := self.replaced.get(name)) is not None:
             found.append(whole)
         if (masked := self.masked.get(name)) is not None:
@@ -155,9 +168,11 @@ def index_adapter(
     pairs, replaced = _sort_tensors(label, tensors, config)
     facts = [config, files[WEIGHT_FILE], hashlib.sha256(headers[WEIGHT_FILE]).hexdigest()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    told = header.metadata.get(NAMES, "{}").encode()
-    names = {name: str(own) for name, own in parse_json_object(f"{label}: {NAMES}", told).items()}
-    return AdapterIndex(label, pairs, replaced, config, dict(files), digest, names)
+    told, begins = (parse_json_object(f"{label}: {each}", header.metadata.get(each, "{}").encode())
+                    for each in (NAMES, ROWS))  # fmt: skip
+    names = {name: str(own) for name, own in told.items()}
+    rows = {name: row for name, row in begins.items() if isinstance(row, int)}
+    return AdapterIndex(label, pairs, replaced, config, dict(files), digest, names, rows=rows)
 
 
 def fit(
@@ -173,7 +188,8 @@ def fit(
     second = _second_names(adapter, tensors, config, model)
     for wanted in sorted(adapter.changed - second - tensors.keys()):
         raise errors.AdapterMismatch(
-            f"{adapter.label} changes {wanted}, which {model} does not have: it was made for another model."
+            f"{adapter.label} changes {wanted}, which {model} does not have: it was made for another "
+            "model, or for a module that Transformers cuts out of a larger tensor of these files."
         )
     pairs = {name: _oriented(adapter, pair, tensors[name], config) for name, pair in adapter.pairs.items()}
     replaced: dict[str, TensorInfo] = {}
@@ -304,14 +320,50 @@ def _renamed(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: st
     names |= {name: own for name, own in adapter.names.items() if name in wanted and own in tensors}
     biases = adapter.config.get("bias") == "all"  # PEFT writes one that two modules share under both names
     for name, times in Counter(names.values()).items():
-        if times > 1 and not (biases and name.endswith(".bias")):
-            both = " and ".join(wanted for wanted, found in names.items() if found == name)
-            raise errors.AdapterMismatch(f"{adapter.label} changes {both}, which are both {name} in {model}.")
+        own = [wanted for wanted, found in names.items() if found == name]
+        kind = adapter.pairs if own[0] in adapter.pairs else adapter.replaced
+        if (
+            times > 1
+            and not kind.keys() & adapter.rows.keys() >= set(own)
+            and not (biases and name.endswith(".bias"))
+        ):
+            raise errors.AdapterMismatch(
+                f"{adapter.label} changes {' and '.join(own)}, which are both {name} in {model}."
+            )
     return replace(
         adapter,
-        pairs={names[wanted]: pair for wanted, pair in adapter.pairs.items()},
-        replaced={names[wanted]: info for wanted, info in adapter.replaced.items()},
+        pairs=_stacked(adapter, names),
+        replaced=_joined(adapter, names),
     )
+
+
+def _stacked(adapter: AdapterIndex, names: Mapping[str, str]) -> dict[str, LoraPair]:
+    """The pairs by the names of the model's files, with the pieces of one tensor in the order of its rows."""
+    found: dict[str, LoraPair] = {}
+    for wanted in sorted(adapter.pairs, key=lambda wanted: adapter.rows.get(wanted, 0)):
+        pair, above = adapter.pairs[wanted], found.get(names[wanted])
+        if above is not None and above.shape != (adapter.rows[wanted], pair.shape[1]):
+            raise _no_piece(adapter, wanted, names[wanted])
+        found[names[wanted]] = pair if above is None else replace(above, below=(*above.below, pair))
+    return {names[wanted]: found[names[wanted]] for wanted in adapter.pairs}
+
+
+def _joined(adapter: AdapterIndex, names: Mapping[str, str]) -> dict[str, TensorInfo]:
+    """The same of what is saved whole: pieces of one tensor lie one behind the other."""
+    found: dict[str, TensorInfo] = {}
+    for wanted in sorted(adapter.replaced, key=lambda wanted: adapter.rows.get(wanted, 0)):
+        info, above = adapter.replaced[wanted], found.get(names[wanted])
+        if above is not None and wanted in adapter.rows:
+            fitting = (adapter.rows[wanted], *info.shape[1:])
+            if not info.shape or (above.end, above.dtype, above.shape) != (info.begin, info.dtype, fitting):
+                raise _no_piece(adapter, wanted, names[wanted])
+            info = replace(above, shape=(above.shape[0] + info.shape[0], *info.shape[1:]), end=info.end)
+        found[names[wanted]] = info
+    return {names[wanted]: found[names[wanted]] for wanted in adapter.replaced}
+
+
+def _no_piece(adapter: AdapterIndex, wanted: str, name: str) -> errors.AdapterMismatch:
+    return errors.AdapterMismatch(f"{adapter.label}: {wanted} is no piece of {name} that fits below others.")
 
 
 def _oriented(

@@ -57,7 +57,7 @@ def reading_bytes(models: Iterable["ModelIndex"]) -> int:
 def _factors(model: "ModelIndex") -> list[int]:
     """Numbers in the factors of each tensor."""
     pairs = model.adapter.pairs.values() if model.adapter is not None else ()
-    return [pair.a.numel + pair.b.numel for pair in pairs]
+    return [sum(info.numel for info in pair.factors) for pair in pairs]
 
 
 def _decoding(tensors: Iterable[TensorInfo]) -> int:

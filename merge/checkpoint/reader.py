@@ -247,9 +247,14 @@ class TensorReader:
         return found
 
     def _made_factors(self, info: TensorInfo, pair: LoraPair, dtype: torch.dtype) -> Pair:
-        a, b = self._factor(pair.a, dtype), self._factor(pair.b, dtype)
+        sides = [(self._factor(each.a, dtype), self._factor(each.b, dtype)) for each in (pair, *pair.below)]
+        for each, (a, b) in zip((pair, *pair.below), sides, strict=True):
+            (a if pair.transposed else b).mul_(each.scale)
+        a, b = sides[0]
+        if pair.below:
+            a = torch.cat([a for a, _ in sides])
+            b = torch.block_diag(*(b for _, b in sides))  # type: ignore[no-untyped-call]
         left, right = (a.T.contiguous(), b.T.contiguous()) if pair.transposed else (b, a)
-        left.mul_(pair.scale)
         if self.multiplying is None or dtype != torch.float32 or info.coded is not None:
             return Pair(left, right)
         laid = self.multiplying.laid(left, right, _tile_rows(right.shape[1]), info.dtype)

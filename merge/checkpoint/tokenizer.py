@@ -26,9 +26,12 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 READER_FILES = (
-    *TOKENIZER_FILES, "chat_template.json", "image_processor_config.json", "preprocessor_config.json",
-    "processor_config.json", "sentencepiece.bpe.model", "spm.model", "tekken.json",
-    "video_preprocessor_config.json",
+    *TOKENIZER_FILES, "bpe.codes", "byte_maps.json", "chat_template.json", "dict.txt", "emoji.json",
+    "entity_vocab.json", "image_processor_config.json", "normalizer.json", "preprocessor_config.json",
+    "processor_config.json", "prophetnet.tokenizer", "sentencepiece.bpe.model", "sentencepiece.model",
+    "source.spm", "spm.model", "spm_char.model", "target.spm", "target_vocab.json", "tekken.json",
+    "video_preprocessor_config.json", "vocab-src.json", "vocab-tgt.json", "word_pronunciation.json",
+    "word_shape.json",
 )  # fmt: skip
 """What turns text and images into tokens; taken together from the model the recipe names."""
 CONFIG_FILE, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"

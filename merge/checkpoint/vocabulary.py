@@ -23,6 +23,9 @@ MAX_TOKENS = 2_000_000
 MAX_TOKEN_CHARS = 4096
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _LONE_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_COUNTED = re.compile(r"(\S+) \d+\s*")
+_BEFORE = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+"""What stands before the words of a vocabulary whose lines count them (PhoBERT, BERTweet)."""
 _WORD_START = "\u2581"
 _SPACE = "\u0120"
 
@@ -140,7 +143,9 @@ def read_vocabulary(texts: Mapping[str, bytes]) -> Vocabulary | None:
     elif file == "vocab.txt":
         lines = texts[file].decode("utf-8", "replace").split("\n")
         lines = lines[:-1] if lines[-1:] == [""] else lines
-        found = ("WordPiece", {line.rstrip("\r"): at for at, line in enumerate(lines)}, [], False)
+        counted = bool(lines) and all(_COUNTED.fullmatch(line) for line in lines)
+        words = {line.rstrip("\r"): at for at, line in enumerate(lines)}
+        found = ("BPE", _counted(lines, config), [], False) if counted else ("WordPiece", words, [], False)
     else:
         kind = "BPE" if "merges.txt" in texts else "WordLevel"
         found = (kind, parse_json_object(file, texts[file]), [], False)
@@ -270,6 +275,16 @@ def _from_slow(texts: Mapping[str, bytes], config: Mapping[str, Any]) -> Iterato
             if type(number) is not int:
                 raise TextInvalid("added_tokens.json does not map tokens to whole numbers.")
             yield {"content": token, "id": number, "special": token.startswith("<")}
+
+
+def _counted(lines: list[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Words that come with how often they were seen, as fairseq writes them."""
+    named = {name: config.get(name, token) for name, token in _BEFORE.items()}
+    texts = [each.get("content") if isinstance(each, dict) else each for each in named.values()]
+    tokens = {str(text): at for at, text in enumerate(texts)}
+    for line in lines:
+        tokens[line.split(" ")[0]] = len(tokens)
+    return tokens
 
 
 def _from_pieces(raw: bytes) -> _Found | None:

@@ -4,7 +4,6 @@ Each module is made by itself, in float64, by one thread, and lands in a file of
 that a run which was interrupted goes on module by module. At the end the parts become one file.
 """
 
-import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merge.checkpoint.adapter import CONFIG_FILE, NAMES, WEIGHT_FILE
+from merge.checkpoint.adapter import CONFIG_FILE, WEIGHT_FILE
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.layout import TensorSpec, lay_out
 from merge.checkpoint.writer import ShardWriter
@@ -29,7 +28,7 @@ from merge.kernels.truncation import block_rows
 from merge.plan import Plan
 from merge.planning.forms.adapter import AdapterPlan, LoraModule, module_of
 from merge.planning.outputs import Input, OutputTensor
-from merge.results.called import called, unfound
+from merge.results.called import Names, called, notes_of, pieces_of
 from merge.results.finish import write_json
 from merge.results.merging import Merging
 from merge.results.peft import (
@@ -82,8 +81,7 @@ def make_adapter(
     other = called(base)
     made = evened(loadable([*parts.made, *map(unchanged, plan.adapter.beside)]))
     names = {each.tensor for each in made} | {each.output.name for each in parts.saved}
-    told = unfound(base, {name: other[name] for name in sorted(names & other.keys())})
-    notes = {NAMES: json.dumps(told)} if told else {}
+    notes = notes_of(base, {name: other[name] for name in sorted(names & other.keys())})
     finished = _assemble(made, parts.saved, plan.adapter.dtype, journal, other, notes)
     write_json(journal.folder / CONFIG_FILE, adapter_config(base, made, parts.saved, other))
     shutil.rmtree(journal.folder / PARTS)
@@ -111,7 +109,7 @@ def _assemble(
     whole: Sequence[Saved],
     dtype: str,
     journal: Journal,
-    other: Mapping[str, str],
+    other: Names,
     notes: Mapping[str, str],
 ) -> Finished:
     """Puts the parts together to ``adapter_model.safetensors``, in the order of their names, by which the
@@ -120,24 +118,32 @@ def _assemble(
     done = journal.shards.get(WEIGHT_FILE)
     if done is not None:
         return done
-    named: dict[str, tuple[str, tuple[int, ...], str]] = {}
-    paths = {each.path: module_of(other.get(each.tensor, each.tensor)) for each in made}
+    named: dict[str, tuple[str, tuple[int, ...], str, int]] = {}
+    order: dict[str, tuple[str, int]] = {}
+    paths = {module_of(piece.name) for each in made for piece in pieces_of(other, each.tensor)}
     for each in made:
         rows, columns = each.shape
-        shapes = ((each.rank, columns), (rows, each.rank)) if each.rank else ()
-        names = factor_names(each.module.kind, paths[each.path])
-        for name, part, shape in zip(names, each.names, shapes, strict=False):
-            named[name] = (part, shape, each.file)
+        for piece in pieces_of(other, each.tensor) if each.rank else ():
+            a, b = factor_names(each.module.kind, module_of(piece.name))
+            named[a] = (each.names[0], (each.rank, columns), each.file, 0)
+            named[b] = (each.names[1], (piece.rows or rows, each.rank), each.file, piece.first)
     for saved in whole:
-        name = saved_name(other.get(saved.output.name, saved.output.name), paths.values())
-        named[name] = (saved.name, saved.shape, saved.file)
-    specs: list[TensorSpec] = [(name, dtype, named[name][1]) for name in sorted(named)]
+        pieces = pieces_of(other, saved.output.name)
+        for piece in pieces:
+            name = saved_name(piece.name, paths)
+            shape = saved.shape if piece.rows is None else (piece.rows, *saved.shape[1:])
+            named[name] = (saved.name, shape, saved.file, piece.first)
+            order[name] = (saved_name(pieces[0].name, paths), piece.first)  # one behind the other
+    ordered = sorted(named, key=lambda name: order.get(name, (name, 0)))
+    specs: list[TensorSpec] = [(name, dtype, named[name][1]) for name in ordered]
     layout = lay_out(WEIGHT_FILE, specs, notes)
     with ShardWriter(journal.folder / WEIGHT_FILE, layout) as writer:
         for name, _, _ in specs:
-            part, wanted, file = named[name]
+            part, wanted, file, first = named[name]
             stored = load_file(journal.folder / file).get(part) if file else None
-            writer.write_at(name, 0, _filled(stored, wanted, torch_dtype(dtype, name)).view(-1))
+            if stored is not None and wanted:
+                stored = stored[first : first + wanted[0]]
+            writer.write_at(name, 0, _filled(stored, wanted, torch_dtype(dtype, name)).reshape(-1))
         written = writer.finish()
     finished = Finished(written.file, written.size, written.sha256)
     journal.add_shard(finished)

@@ -25,7 +25,7 @@ from merge.running.survey.saliency import saliency
 from merge.running.survey.summary import Measured, summarise
 from merge.tokenizer.files import LENDER_FILES, json_bytes, lender, with_new_tokens
 from merge.tokenizer.planned import VocabularyPlan
-from merge.tokenizer.special import ends_of
+from merge.tokenizer.special import ends_of, speaks_words
 from merge.tokenizer.templates import chosen_template
 
 _ROW = json.JSONEncoder(ensure_ascii=False)
@@ -113,14 +113,14 @@ def _with_vocabulary(
         }
         made = with_new_tokens(made, found.new, origins)
     lent: dict[str, Mapping[str, Any]] = {}
+    reference = plan.models[plan.reference].config
+    spoken = speaks_words(reference, vocabulary.tensors[plan.reference].rows)
+    named = ("config.json", *(MODEL_FILES if spoken else ()))
     if takes_ends(plan.recipe, vocabulary, plan.reference):
         told = small_files(plan, folders, found.ground, MODEL_FILES)
         ends = ends_of(plan.models[found.ground].config)
-        lent = {
-            name: ends | ends_of(_object(told.get(name, b"{}")) or {})
-            for name in ("config.json", *MODEL_FILES)
-        }
-    for name in ("config.json", *MODEL_FILES):
+        lent = {name: ends | ends_of(_object(told.get(name, b"{}")) or {}) for name in named}
+    for name in named:
         own = _object(made.get(name, b""))
         if own is not None:  # what is no JSON stays as the model has it
             made[name] = json_bytes(in_vocabulary(own, vocabulary, plan.reference, lent.get(name, {})))

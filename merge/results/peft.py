@@ -11,6 +11,7 @@ from merge.checkpoint.adapter import PREFIX
 from merge.checkpoint.index import ModelIndex
 from merge.planning.forms.adapter import LoraModule, module_of
 from merge.planning.outputs import OutputTensor
+from merge.results.called import Names, pieces_of
 
 _TASKS = (("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM"))
 """Not those of classifiers and the like: for these PEFT wants the head whole, whether or not it changed. Nor
@@ -94,20 +95,19 @@ def loadable(made: Sequence[Made]) -> list[Made]:
 
 
 def adapter_config(
-    base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved], called: Mapping[str, str]
+    base: ModelIndex, made: Sequence[Made], saved: Sequence[Saved], called: Names
 ) -> dict[str, Any]:
     """``adapter_config.json``, by the names that Transformers has for what is ``called`` otherwise in the
     base's files. Every module's alpha is its rank, so that its scale is 1.
     """
 
-    def path_of(name: str) -> str:
-        return module_of(called.get(name, name))
+    def paths_of(name: str) -> list[str]:
+        return [module_of(piece.name) for piece in pieces_of(called, name)]
 
     bare = _by_parameter(base, made)
-    paths = {each.tensor: path_of(each.tensor) for each in made if each.rank}
-    parameters = sorted(f"{paths[name]}.weight" for name in bare)
-    used = {paths[each.tensor] + (".weight" if each.tensor in bare else ""): each.rank
-            for each in made if each.rank}  # fmt: skip
+    parameters = sorted(f"{path}.weight" for name in bare for path in paths_of(name))
+    used = {path + (".weight" if each.tensor in bare else ""): each.rank
+            for each in made if each.rank for path in paths_of(each.tensor)}  # fmt: skip
     ranks = Counter(each.rank for each in made if each.is_expert and each.rank) or Counter(used.values())
     rank = max(ranks, key=lambda value: (ranks[value], value)) if ranks else 1
     odd = [f".{path}" for path, own in used.items() if own != rank]
@@ -117,8 +117,10 @@ def adapter_config(
         if any(f".{path}".endswith(end) for end in odd)
     }
     label, _, revision = base.label.partition("@")
-    whole = _outermost({path_of(each.output.name) for each in saved if not each.name.endswith(".bias")})
-    biases = [each for each in saved if not _is_in(path_of(each.output.name), whole)]
+    whole = _outermost(
+        {path for each in saved if not each.name.endswith(".bias") for path in paths_of(each.output.name)}
+    )
+    biases = [each for each in saved if not _is_in(paths_of(each.output.name)[0], whole)]
     beside = all(each.name.endswith(".base_layer.bias") for each in biases)
     return {
         "peft_type": "LORA",
@@ -199,11 +201,11 @@ def _is_in(module: str, modules: Sequence[str]) -> bool:
     return any(f"{module}.".startswith(f"{outer}.") for outer in modules)
 
 
-def _targets(base: ModelIndex, paths: Iterable[str], called: Mapping[str, str]) -> list[str]:
+def _targets(base: ModelIndex, paths: Iterable[str], called: Names) -> list[str]:
     """Last components of the modules' names where these mean nothing else, otherwise whole names."""
     ours = set(paths)
     ends = {path.rpartition(".")[2] for path in ours}
-    parts = (called.get(name, name).split(".")[:-1] for name in base.tensors)
+    parts = (piece.name.split(".")[:-1] for name in base.tensors for piece in pieces_of(called, name))
     modules = {".".join(each[:count]) for each in parts for count in range(1, len(each) + 1)}
     meant = {path for path in modules if path.rpartition(".")[2] in ends}
     return sorted(ends if meant == ours else ours)

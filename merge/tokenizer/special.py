@@ -70,6 +70,12 @@ def ends_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: found for name in ENDS if (found := config.get(name, inner.get(name))) is not None}
 
 
+def speaks_words(config: Mapping[str, Any], before: int) -> bool:
+    """Whether a model with ``before`` tokens writes these, not those of a decoder of sounds (Musicgen)."""
+    decoder = config.get("decoder", config.get("decoder_config"))
+    return not isinstance(decoder, Mapping) or decoder.get("vocab_size", before) == before
+
+
 def padding(config: Mapping[str, Any]) -> int:
     """The id of the padding token of a model of ``FROM_PADDING``."""
     found = config.get("pad_token_id")

@@ -15,8 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-MISSING, OTHER = 3, 4
-"""Exit status where the harness is not installed, or another release of it than is ordered."""
+from scoring.errors import NotCausal
+
+MISSING, OTHER, LOOKS_AHEAD = 3, 4, 5
+"""Exit status where the harness is not installed, or another release of it than is ordered, and where the
+model sees what it is to predict.
+"""
 PARENT_DIED = 1
 """``PR_SET_PDEATHSIG`` of Linux' prctl."""
 
@@ -31,7 +35,11 @@ def main(order: Path, result: Path) -> int:
     told = json.loads(order.read_bytes())
     if version("lm_eval") != told["harness"]:
         return OTHER
-    answer = unknown(told["names"]) if "names" in told else score(told)
+    try:
+        answer = unknown(told["names"]) if "names" in told else score(told)
+    except NotCausal as error:
+        sys.stderr.write(f"\n{error}\n")
+        return LOOKS_AHEAD
     result.write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
@@ -54,13 +62,16 @@ def unknown(names: Sequence[str]) -> list[str]:
 
 def score(order: Mapping[str, Any]) -> dict[str, Any]:
     """Values of every metric, item by item, by task and subtask."""
+    from scoring.model import load
+    from scoring.runner import require_blind
+
+    loaded = load(Path(order["folder"]), device=order["device"])
+    if not loaded.model.config.is_encoder_decoder:  # the harness has these read one text and write another
+        require_blind(loaded)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from scoring.model import load
-
-    loaded = load(Path(order["folder"]), device=order["device"])
     model = HFLM(
         pretrained=loaded.model,
         tokenizer=loaded.tokenizer,

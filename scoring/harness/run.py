@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoring.errors import HarnessFailed, ScoreNotFinite, ScoringStopped
-from scoring.harness.child import MISSING, OTHER
+from scoring.errors import HarnessFailed, NotCausal, ScoreNotFinite, ScoringStopped
+from scoring.harness.child import LOOKS_AHEAD, MISSING, OTHER
 from scoring.harness.installed import missing, require_installed
 from scoring.harness.metrics import WEIGHTED, bare
 from scoring.harness.task import HARNESS, HarnessTask
@@ -39,8 +39,8 @@ def run_harness(
 ) -> list[Score]:
     """Scores of one model on every task, with the values of every item where the harness tells them.
 
-    Only a built-in task may use the network, to fetch its data. Raises ``HarnessMissing``, ``HarnessFailed``
-    or ``ScoringStopped``, and leaves no process behind.
+    Only a built-in task may use the network, to fetch its data. Raises ``HarnessMissing``, ``HarnessFailed``,
+    ``NotCausal`` or ``ScoringStopped``, and leaves no process behind.
     """
     order = {
         "folder": str(folder.resolve()),
@@ -135,7 +135,10 @@ def _wait(here: Path, python: str, environment: Mapping[str, str], should_stop: 
         raise missing(other=child.returncode == OTHER)
     if child.returncode != 0 or not (here / "result.json").exists():
         lines = (here / "said").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise HarnessFailed(f"lm-evaluation-harness failed: {(lines or ['it said nothing'])[-1][:300]}")
+        last = (lines or ["it said nothing"])[-1][:300]
+        if child.returncode == LOOKS_AHEAD:
+            raise NotCausal(last)
+        raise HarnessFailed(f"lm-evaluation-harness failed: {last}")
 
 
 def _scores(task: HarnessTask, found: Mapping[str, Any]) -> list[Score]:

@@ -23,7 +23,7 @@ def prepare(loaded: LoadedModel, task: ClassificationTask, how: How) -> Prepared
     labels = [_class_of(loaded, item, task.name) for item in task.items]
     rows = tokenised(loaded, [item.text for item in task.items])
     groups = [[each] for each in rows]
-    if _pads(loaded):
+    if _pads(loaded, rows):
         groups = batches(rows, how.batch_tokens, even=reads_padding(loaded))
 
     def measure(loaded: LoadedModel) -> Measuring:
@@ -47,12 +47,16 @@ def class_scores(task: str, right: list[float], losses: list[float], per_example
     ]
 
 
-def _pads(loaded: LoadedModel) -> bool:
+def _pads(loaded: LoadedModel, rows: Sequence[Pass]) -> bool:
     """Whether texts of unequal length can go together: a decoder finds its last token by the padding's id,
-    and a summary of the last place (XLNet's) would be one of the padding.
+    and a summary of the last place (XLNet's) would be one of the padding. Encoder-decoders look for the last
+    end of a text, and want as many in each (one may say ``</s>``).
     """
     config = loaded.model.config.get_text_config()
     if getattr(config, "summary_type", None) == "last":
+        return False
+    end = getattr(config, "eos_token_id", None)
+    if loaded.model.config.is_encoder_decoder and len({each.ids.count(end) for each in rows}) > 1:
         return False
     pad = getattr(config, "pad_token_id", None)
     return pad is not None and pad == getattr(loaded.tokenizer, "pad_token_id", None)
@@ -60,8 +64,12 @@ def _pads(loaded: LoadedModel) -> bool:
 
 def _logits(loaded: LoadedModel, group: Sequence[Pass]) -> torch.Tensor:
     ids, mask = padded(loaded, group)
-    with torch.inference_mode():
-        logits: torch.Tensor = loaded.model(input_ids=ids, attention_mask=mask).logits.float().cpu()
+    try:
+        with torch.inference_mode():
+            logits: torch.Tensor = loaded.model(input_ids=ids, attention_mask=mask).logits.float().cpu()
+    except ValueError as error:  # of the model's own code, about the tokens
+        message = f"{loaded.folder.name} is a {loaded.architecture} that cannot read item {group[0].rows[0]}"
+        raise ModelUnusable("text_unread", f"{message}: {error}") from error
     if not bool(torch.isfinite(logits).all()):
         raise ScoreNotFinite(f"{loaded.folder.name} answers with NaN or infinity; its weights are broken")
     return logits

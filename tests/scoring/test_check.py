@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 
 from scoring.check import SAMPLES, STEPS, check_model, is_degenerate
 from scoring.check_report import CheckReport
@@ -88,6 +89,20 @@ def _speech_to_text() -> Any:
     return transformers.Speech2TextForConditionalGeneration(config)
 
 
+def _codes() -> Any:
+    """A text goes in, nine codes of a sound at a time come out."""
+    size = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "head_dim": 4,
+    }  # fmt: skip
+    cross = {
+        "cross_hidden_size": 16, "cross_num_attention_heads": 4, "cross_num_key_value_heads": 4,
+        "cross_head_dim": 4,
+    }  # fmt: skip
+    config = transformers.DiaConfig(encoder_config={**size, "vocab_size": 260}, decoder_config=size | cross)
+    return transformers.DiaForConditionalGeneration(config)
+
+
 def _layouts() -> Any:
     """It reads where words stand on a page, too."""
     return transformers.BrosModel(transformers.BrosConfig(**SMALL, vocab_size=tiny.VOCAB, pad_token_id=259))
@@ -103,6 +118,7 @@ def _layouts() -> Any:
         (_samples, True),
         (_whisper, True),
         (_speech_to_text, True),
+        (_codes, True),
         (_layouts, False),
     ],
 )
@@ -172,9 +188,23 @@ def test_weights_that_are_not_finite_are_an_error_and_nothing_is_generated(
     assert codes(report) == ["not_finite"] and report.finite is False and report.generated is None
 
 
+@pytest.mark.parametrize(("value", "found"), [(math.nan, ("not_finite",)), (0.0, ("zero_weights",))])
+def test_weights_are_looked_at_where_a_forward_pass_tells_nothing(
+    value: float, found: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Attention over a few places may drop NaN, and around a layer of zeros goes the residual stream."""
+    name = "vit.encoder.layer.1.attention.attention.query.weight"
+    tensors = load_file(tiny.vit(tmp_path) / "model.safetensors")
+    tensors[name].fill_(value)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    report = check_model(tmp_path)
+    assert tuple(each.code for each in report.findings) == found and report.finite is (value == 0)
+    assert "layers.1.attention.q_proj" in report.findings[0].message
+
+
 def test_a_model_that_only_repeats_itself_is_a_warning(edit: Callable[..., Path]) -> None:
     report = check_model(edit(lambda tensors: tensors["lm_head.weight"].zero_()))
-    assert report.ok and codes(report, "warning") == ["degenerate_generation"]
+    assert report.ok and codes(report, "warning") == ["zero_weights", "degenerate_generation"]
 
 
 def test_repetition_is_one_or_two_tokens_over_and_over() -> None:

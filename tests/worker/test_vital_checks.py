@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from db import evaluations
+from tests import tiny
 from tests.worker.conftest import Floor
 
 FAMILY = Path(__file__).resolve().parents[2] / "demo" / "family"
@@ -67,3 +68,13 @@ def test_layers_in_a_wrong_order_are_found_although_every_file_is_fine(trained: 
     allowed = {"sets": [], "loss_margin": 9.0}
     job = trained.run(trained.order(shuffled, output={"repo": REPO}, evaluate=allowed))
     assert job.state == "succeeded", job.error_detail
+
+
+def test_a_result_that_is_held_against_no_parent_says_so(floor: Floor) -> None:
+    for number, name in enumerate(("seen", "seen-too")):
+        tiny.vit(floor.hub.store.root / "team" / name, expert=number)
+    sources = ["team/seen", "team/seen-too"]
+    job = floor.run(floor.order({"sources": sources, "steps": ["linear"]}, output={"repo": REPO}))
+    assert job.state == "succeeded", (job.error_code, job.error_detail, job.error_findings)
+    (told,) = check_of(floor, job.id)["findings"]
+    assert (told["severity"], told["code"]) == ("warning", "not_compared")

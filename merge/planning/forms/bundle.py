@@ -191,7 +191,7 @@ class _Choice:
         self._recipe, self._asked, self._models = recipe, asked, models
         self._adapters = {source.id: models[source.id].adapter for source in recipe.sources}
         stored = {info.dtype for adapter in self._adapters.values() if adapter is not None
-                  for pair in adapter.pairs.values() for info in (pair.a, pair.b)}  # fmt: skip
+                  for pair in adapter.pairs.values() for info in pair.factors}  # fmt: skip
         given = recipe.dtype.output
         self._dtype = DTYPE_NAMES[given or ""] if given in DTYPE_NAMES else _widest(stored)
 
@@ -235,7 +235,8 @@ class _Choice:
 
     def stored_bytes(self, output: OutputTensor) -> int:
         """Bytes of the adapters' own factors of one tensor."""
-        return sum(pair.a.nbytes + pair.b.nbytes for pair in self._pairs(output) if pair is not None)
+        pairs = (pair for pair in self._pairs(output) if pair is not None)
+        return sum(info.nbytes for pair in pairs for info in pair.factors)
 
     def _masked_specs(self, output: OutputTensor) -> Iterator[TensorSpec]:
         yield f"vector/{output.name}", output.dtype, output.shape

@@ -13,6 +13,20 @@ STACKED = frozenset(
     }
 )  # fmt: skip
 """Mixtures (``model_type``) whose experts PEFT stacks as Transformers 5 does, so that it finds them."""
+REMADE = {
+    "ernie4_5_vl_moe": ("gate",),
+    "gradium_phonon_tts": ("in_proj",),
+    "inkling_mm_model": ("w13_dn",),
+    "kimi_k25": ("wqkv",),
+    "minimax_m3_vl": ("gate_proj", "up_proj"),
+    "mistral_large4": ("wq", "wk"),
+}
+"""Modules of files that Transformers 5 turns, interleaves or puts together when it reads them."""
+_TABLES = frozenset({
+    "audio_bos_eos_token", "embed_positions", "iou_token", "mask_tokens", "obj_score_token",
+    "queries_embedder", "queries_features", "query_feat", "rel_pos_emb",
+})  # fmt: skip
+"""Embeddings of places, queries and the like."""
 _OF_ONE = re.compile(r"(?P<all>.*\.experts)\.\d+\.(?P<part>[^.]+)\.weight")
 _DOWN = frozenset({"w2", "down_proj"})
 
@@ -37,8 +51,10 @@ def refused(name: str, model_type: str, names: Container[str]) -> str | None:
     module, _, last = name.removesuffix(".weight").rpartition(".")
     if last in ("out_proj", "dt_proj") and model_type in _MAMBAS:
         return f"counts for nothing as a LoRA in a {model_type}, which passes it by; it is left out"
+    if last in REMADE.get(model_type, ()):
+        return "becomes other rows or columns in Transformers 5, which a LoRA cannot follow; it is left out"
     if last == "out_proj" and f"{module}.in_proj_weight" in names:
         return "belongs to an attention that passes its LoRA by; it is left out"
-    if last == "embed_positions":
-        return "is a table of places, as which PEFT cannot load it; it is left out"
+    if last in _TABLES:
+        return "is a table, as which PEFT cannot load it; it is left out"
     return None

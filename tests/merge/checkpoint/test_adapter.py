@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from merge import errors, file_errors
 from merge.checkpoint import reader as reading
-from merge.checkpoint.adapter import LoraPair
+from merge.checkpoint.adapter import NAMES, ROWS, LoraPair
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
 from merge.checkpoint.reader import TensorReader
 from tests import tiny
@@ -65,6 +65,30 @@ def test_an_adapter_is_the_dense_product(
     assert torch.allclose(apply(model, adapter, f"{module}.weight").double(), expected, rtol=0, atol=1e-6)
     exact = apply(model, adapter, f"{module}.weight", torch.float64)
     assert torch.allclose(exact, expected, rtol=0, atol=1e-14)
+
+
+def test_pieces_of_a_tensor_are_its_rows(tmp_path: Path, model: Path) -> None:
+    """Where Transformers splits what the files have as one; the alpha of each is its own."""
+    adapter = tiny.lora(tmp_path / "lora", {"top": (10, 16), "low": (6, 16)}, alpha_pattern={"low": 16})
+    file = adapter / "adapter_model.safetensors"
+    tensors, names = load_file(file), {f"{each}.weight": f"{Q}.weight" for each in ("low", "top")}
+    for second, fits in ((10, True), (9, False), (0, False)):
+        rows = json.dumps({"top.weight": 0, "low.weight": second})
+        save_file(tensors, file, {NAMES: json.dumps(names), ROWS: rows})
+        if not fits:
+            with pytest.raises(errors.AdapterMismatch, match="is no piece of"):
+                pair_of(model, adapter, f"{Q}.weight")
+            continue
+        assert pair_of(model, adapter, f"{Q}.weight").rank == 8
+        stem = "base_model.model"
+        top, low = (
+            tensors[f"{stem}.{each}.lora_B.weight"].double()
+            @ tensors[f"{stem}.{each}.lora_A.weight"].double()
+            for each in ("top", "low")
+        )
+        changed = apply(model, adapter, f"{Q}.weight", torch.float64)
+        before = load_file(model / "model.safetensors")[f"{Q}.weight"].double()
+        assert torch.allclose(changed - before, torch.cat([2 * top, 4 * low]), rtol=0, atol=1e-14)
 
 
 def test_a_tensor_without_a_pair_is_the_bases_own(tmp_path: Path, model: Path) -> None:

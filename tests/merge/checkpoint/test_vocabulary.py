@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertweetTokenizer, PhobertTokenizer
 
 from merge.checkpoint.tokenizer import tokenizer_facts
 from merge.checkpoint.vocabulary import (
@@ -207,3 +207,16 @@ def test_differences_are_told_with_an_example() -> None:
     ours, theirs = read(fast({"a": 0, "b": 1})), read(fast({"a": 0, "c": 1, "d": 2}))
     assert differences(ours, theirs) == "1 ids mean another token: 1 is 'c', not 'b'"
     assert "3 tokens against 2" in differences(ours, read(fast({"a": 0, "b": 1, "c": 2})))
+
+
+def test_words_that_come_with_their_counts_follow_four_tokens(tmp_path: Path) -> None:
+    """As PhoBERT and BERTweet have them: whole lines were taken for tokens, from id 0 on."""
+    texts = {"vocab.txt": b"a 42\nb@@ 7\nab 3\n", "bpe.codes": b"a b 5\n", "tokenizer_config.json": b"{}"}
+    for name, raw in texts.items():
+        (tmp_path / name).write_bytes(raw)
+    for kind in (PhobertTokenizer, BertweetTokenizer):
+        loaded = kind.from_pretrained(tmp_path, local_files_only=True)
+        settings = {"mask_token": "<mask>", "unk_token": {"content": "<unk>"}}
+        found = read(texts | {"tokenizer_config.json": json.dumps(settings).encode()})
+        assert (found.kind, found.loaded(9).tokens) == ("BPE", loaded.get_vocab())
+    assert read({"vocab.txt": b"a 42\nb\n"}).kind == "WordPiece"

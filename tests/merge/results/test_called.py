@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge.checkpoint.index import index_folder
-from merge.results.called import called
+from merge.results.called import Piece, called
 from tests import tiny
 
 TEXT = {
@@ -46,7 +46,7 @@ def test_names_of_a_vision_language_model_are_those_that_it_is_loaded_with(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(LLAVA))
     zeros = {older(name): torch.zeros(shape) for name, shape in now.items()}
     save_file(zeros, tmp_path / "model.safetensors")
-    assert called(index_folder(tmp_path, "llava")) == {older(name): name for name in now}
+    assert called(index_folder(tmp_path, "llava")) == {older(name): (Piece(name),) for name in now}
 
 
 def test_a_head_whose_name_has_nothing_in_common_is_what_is_left_on_both_sides(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_head_whose_name_has_nothing_in_common_is_what_is_left_on_both_sides(t
     zeros = {stored if name == head else name: torch.zeros(now[name].shape) for name in now}
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     save_file(zeros, tmp_path / "model.safetensors")
-    assert called(index_folder(tmp_path, "neox")) == {stored: head}
+    assert called(index_folder(tmp_path, "neox")) == {stored: (Piece(head),)}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,8 @@ def test_names_stay_where_transformers_cannot_tell(tmp_path: Path, odd: dict[str
     tensors = load_file(folder / "model.safetensors")
     bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     save_file(bare, folder / "model.safetensors", {"format": "pt"})
-    assert called(index_folder(folder, "gpt2")) == {name: f"transformer.{name}" for name in bare}
+    known = {name: (Piece(f"transformer.{name}"),) for name in bare}
+    assert called(index_folder(folder, "gpt2")) == known
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | odd))
     assert called(index_folder(folder, "gpt2")) == {}

@@ -1,5 +1,6 @@
 """Adapters of every kind of architecture: PEFT finds each module, and computes what the dense merge does."""
 
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from merge.checkpoint.index import attach, index_adapter_folder, index_folder
-from merge.planning.forms.loadable import STACKED
+from merge.planning.forms.loadable import REMADE, STACKED, refused
 from tests import tiny
 from tests.merge.arch import zoo
 from tests.merge.results.adapters import made, planned
@@ -95,6 +96,7 @@ ELSEWHERE: Mapping[str, tuple[str, dict[str, Any]]] = {
         "mamba_head_dim": 4, "n_groups": 1, "ssm_state_size": 4, "chunk_size": 4,
         "moe_shared_expert_intermediate_size": 7688,
     }),
+    "gte": ("GteForMaskedLM", dict(zoo.ZOO["bert"].settings)),
 }  # fmt: skip
 
 
@@ -105,7 +107,7 @@ def test_an_adapter_has_transformers_names_and_finds_the_files_own_again(
     model, settings = ELSEWHERE[name]
     kind = zoo.Kind(model, f"{model.partition('For')[0]}Config", settings)
     monkeypatch.setitem(zoo.ZOO, name, kind)
-    loads_whole(tmp_path, name)
+    loads_whole(tmp_path, name, save=["*.0.mlp.up_gate_proj.weight"])  # GTE's are two modules
     made(
         tmp_path, {"base": "a", "sources": [{"id": "b", "adapter": "out"}], "steps": ["passthrough"]}, "again"
     )
@@ -162,6 +164,35 @@ def test_mixtures_are_those_that_peft_stacks() -> None:
 
     known = peft._MODEL_TO_CONVERSION_PATTERN
     assert all(known[each] in peft._MOE_FUSED_TARGETS for each in STACKED)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("encoder.layers.0.wqkv.weight", "kimi_k25"),
+        ("layers.0.mlp.gate_proj.weight", "minimax_m3_vl"),
+        ("mask_decoder.iou_token.weight", "sam"),
+    ],
+)
+def test_what_would_be_passed_by_is_no_lora(name: str, kind: str) -> None:
+    assert refused(name, kind, ())
+    assert not refused(name.replace("iou_token", "proj"), "llama", ())
+
+
+def test_matrices_that_become_others_are_those_that_transformers_remakes() -> None:
+    from transformers import conversion_mapping as mapping
+    from transformers.core_model_loading import Chunk, Split, WeightConverter
+
+    others = {
+        (kind, source.replace("\\", "").removesuffix(".weight").strip(".").rpartition(".")[2])
+        for kind, steps in mapping._build_checkpoint_conversion_mapping().items()
+        for step in steps
+        if isinstance(step, WeightConverter)
+        and not all(isinstance(op, Chunk | Split) for op in step.operations)
+        for source in step.source_patterns
+        if not re.search(r"experts|conv1d|embedding|bias|_weight|moe\.|weight_1", source)
+    }
+    assert others == {(kind, part) for kind, parts in REMADE.items() for part in parts}
 
 
 @pytest.mark.parametrize(

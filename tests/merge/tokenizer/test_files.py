@@ -1,11 +1,15 @@
 """The written tokenizer: loaded by the libraries people use, every token has the id of its row."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from tokenizers import Tokenizer
 
+from merge.checkpoint.tokenizer import READER_FILES
 from merge.checkpoint.vocabulary import read_vocabulary
 from merge.file_errors import VocabularyInvalid
 from merge.tokenizer.align import NewToken
@@ -114,3 +118,11 @@ def test_an_id_that_the_file_cannot_give_is_refused() -> None:
     ground = document({"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]]})
     with pytest.raises(VocabularyInvalid, match="cannot follow"):
         with_new_tokens({"tokenizer.json": json.dumps(ground).encode()}, [MARK], {})
+
+
+def test_every_file_that_transformers_makes_tokens_with_is_kept() -> None:
+    """Marian's ``source.spm``, PhoBERT's ``bpe.codes`` and the like stayed behind."""
+    texts = [file.read_text() for file in Path(transformers.__path__[0]).glob("models/*/tokenization_*.py")]
+    listed = [found for text in texts for found in re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", text, re.S)]
+    names = {name for each in listed for name in re.findall(r': "([^"]+)"', each)}
+    assert {"source.spm", "bpe.codes", "tokenizer.json"} <= names <= {*READER_FILES}

@@ -53,6 +53,18 @@ def test_tensors_that_know_tokens_by_their_ids_keep_them_from_moving(root: Path)
     assert "vocabulary_fixed" not in codes(root, alone)
 
 
+def test_the_constants_of_marian_keep_tokens_from_moving(root: Path) -> None:
+    """They were left out, as BART's, which are zeros; Marian's are learnt."""
+    for name in ("a", "b"):
+        tensors = load_file(root / name / "model.safetensors")
+        tensors["final_logits_bias"] = torch.zeros(1, len(tensors[EMBED]))
+        save_file(tensors, root / name / "model.safetensors", {"format": "pt"})
+        config = json.loads((root / name / "config.json").read_text())
+        small.write_json(root / name / "config.json", config | {"model_type": "marian"})
+    found = codes(root, {"sources": SOURCES, "tokenizer": {"source": "union"}})
+    assert "final_logits_bias of b knows tokens by their ids" in found["vocabulary_fixed"]
+
+
 def test_a_model_whose_positions_follow_from_its_padding_keeps_it(root: Path) -> None:
     """RoBERTa's first position is the one after the id of <pad>, which is another in a and in b."""
     small.speaker(root / "c", merges=[("a", "n")], added=(*tiny.SPECIAL, "<x>"), expert=3)

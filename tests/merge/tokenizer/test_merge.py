@@ -112,6 +112,18 @@ def test_a_generation_config_that_is_none_stays_as_it_is(root: Path, content: st
     assert (out / "generation_config.json").read_text("latin-1") == content
 
 
+def test_what_a_decoder_of_sounds_begins_and_ends_with_stays(root: Path) -> None:
+    """Musicgen reads words and writes sounds, of which its generation config speaks."""
+    for name in ("a", "b"):
+        config = json.loads((root / name / "config.json").read_text())
+        small.write_json(root / name / "config.json", config | {"decoder": {"vocab_size": 9}})
+        small.write_json(root / name / "generation_config.json", {"pad_token_id": 9, "eos_token_id": 2048})
+    for chosen in ("b", "union"):
+        out, _ = small.merged(root, {"sources": SOURCES, "tokenizer": {"source": chosen}}, f"by-{chosen}")
+        told = json.loads((out / "generation_config.json").read_text())
+        assert told == {"pad_token_id": 9, "eos_token_id": 2048}
+
+
 def test_the_references_special_ids_move_with_their_tokens(root: Path) -> None:
     """The result has the base's tokens; the config is the first source's, whose ids are others."""
     out, _ = small.merged(root, {"base": "base", "sources": SOURCES[1:], "tokenizer": {"source": "union"}})

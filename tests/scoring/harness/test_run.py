@@ -15,14 +15,23 @@ from typing import Any
 import psutil
 import pytest
 
-from scoring.errors import HarnessFailed, HarnessMissing, ScoreNotFinite, ScoringStopped, SetInvalid
-from scoring.harness.child import OTHER, values_of
+from scoring.errors import (
+    HarnessFailed,
+    HarnessMissing,
+    NotCausal,
+    ScoreNotFinite,
+    ScoringStopped,
+    SetInvalid,
+)
+from scoring.harness import child
+from scoring.harness.child import LOOKS_AHEAD, OTHER, values_of
 from scoring.harness.run import ROOT, run_harness
 from scoring.harness.task import HARNESS
 from scoring.runner import score_model
 from scoring.score import Score, aggregate
 from scoring.settings import LmEvalSettings
 from scoring.tasks import parse_task
+from tests.merge.learn import models
 from tests.scoring.harness.test_config import ROW, parse
 
 
@@ -55,6 +64,16 @@ def test_the_process_gets_the_items_and_no_secret(tmp_path: Path, monkeypatch: p
     said = (tmp_path / "env").read_text()
     assert "HF_EVALUATE_OFFLINE=1" in said
     assert "secret" not in said and "HF_HUB_OFFLINE=1" in said and "HF_ENDPOINT" not in said
+
+
+def test_a_model_that_looks_ahead_is_refused_by_name(tmp_path: Path) -> None:
+    """The harness would score it on texts that it can read."""
+    folder = models.make(tmp_path / "m", "xlnet")
+    with pytest.raises(NotCausal) as refused:
+        child.score({"folder": str(folder), "device": "cpu", "batch_size": 1, "tasks": []})
+    with pytest.raises(NotCausal, match=r"m is a XLNetLMHeadModel that sees") as told:
+        scores(tmp_path, script(tmp_path, f"echo '{refused.value}' >&2; exit {LOOKS_AHEAD}"))
+    assert str(told.value) == str(refused.value)
 
 
 def test_a_built_in_task_may_use_the_network(tmp_path: Path) -> None:

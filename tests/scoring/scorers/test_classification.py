@@ -1,6 +1,7 @@
 """A head of the model's own: the class, and its cross-entropy, text by text."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,15 @@ from scoring.model import load
 from scoring.runner import score_model
 from scoring.tasks import ClassificationTask, Labelled
 from tests import tiny
+from tests.merge.learn import models
 
 TEXTS = ("a short one", "x", "a text that is a good deal longer than the others", "four")
 
 
-def by_hand(folder: Path) -> list[torch.Tensor]:
+def by_hand(folder: Path, texts: Sequence[str] = TEXTS) -> list[torch.Tensor]:
     loaded = load(folder)
     with torch.no_grad():
-        rows = [torch.tensor([loaded.tokenizer(text)["input_ids"]]) for text in TEXTS]  # type: ignore[misc]
+        rows = [torch.tensor([loaded.tokenizer(text)["input_ids"]]) for text in texts]  # type: ignore[misc]
         return [loaded.model(ids).logits[0].double() for ids in rows]
 
 
@@ -53,6 +55,17 @@ def test_a_summary_of_the_last_place_is_not_one_of_padding(tmp_path: Path) -> No
     _, loss = score_model(tmp_path, [task], per_example=True)
     wanted = [float(row.logsumexp(0) - row[0]) for row in by_hand(tmp_path)]
     assert loss.per_example == pytest.approx(wanted, rel=1e-4)
+
+
+def test_an_encoder_decoder_may_read_ends_within_texts_and_needs_one(tmp_path: Path) -> None:
+    folder = models.make(tmp_path, "bart_classifier")
+    texts = ("a</s>", "a </s> within</s>", "the end</s>")
+    task = ClassificationTask("c", tuple(Labelled(text, 0) for text in texts))
+    _, loss = score_model(folder, [task], per_example=True)
+    wanted = [float(row.logsumexp(0) - row[0]) for row in by_hand(folder, texts)]
+    assert loss.per_example == pytest.approx(wanted, rel=1e-4)
+    with pytest.raises(ModelUnusable, match=r"that cannot read item 0: .*<eos>"):
+        score_model(folder, [ClassificationTask("c", (Labelled("no end", 0),))])
 
 
 @pytest.mark.parametrize("label", ["mauve", 3, -1])
