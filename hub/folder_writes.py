@@ -18,7 +18,7 @@ from hub.folder_files import is_large, is_shown
 from hub.folder_http import UploadLinks
 from hub.folder_reads import Name, Reads, Reply, base_url, items_of, json_body
 from hub.folder_upload import parse_commit, receive_file, small_body
-from hub.names import KINDS, SHA256
+from hub.names import KINDS, SHA256, is_branch
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Writes(Reads):
 
     def branch(self, request: Request, name: Name, body: bytes, branch: str) -> Reply:
         repo = self._writable(request, name)
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}", branch) or ".." in branch:
+        if not is_branch(branch):
             raise RequestInvalid("this is not a name for a branch")
         self.store.create_branch(repo, branch, json_body(body).get("startingPoint") if body else None)
         return JSONResponse({"ok": True})

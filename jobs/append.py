@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from db.models.job import Job
 from jobs.errors import IllegalState
-from jobs.request import JobRequest, ModelOrder
+from jobs.request import JobRequest, ModelOrder, as_stored
 from jobs.states import State
 from merge.append import Joining, appended, obstacle, state_from
 from merge.errors import AppendRefused
@@ -55,7 +55,7 @@ def append_order(job: Job, request: AppendRequest) -> JobRequest:
         raise IllegalState(f"The job {job.id} is {job.state}; only a model that was made can be appended to.")
     if job.kind != "merge":
         raise AppendRefused(f"{job.id} is a job of kind {job.kind}; a model can join a merge alone.")
-    recipe = Recipe.model_validate(job.recipe)
+    recipe = as_stored(Recipe, job.recipe)
     problem = obstacle(recipe)
     if problem is not None:
         raise AppendRefused(f"{job.id} cannot be appended to: {problem}.")

@@ -12,6 +12,7 @@ from jobs.request import SearchRequest
 from jobs.sets import EvalSet
 from merge.errors import Finding, PlanRefused
 from merge.plan import Plan
+from search.order import most
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def told(planned: Planned, order: SearchRequest, scratch_free: int | None) -> Pl
     search = {
         "method": asked.method,
         "numbers": asked.spaces.width,
-        "evaluations": asked.budget.evaluations,
+        "evaluations": most(asked),
         "candidates": way.as_dict(),
     }
     return planned.saying({"estimate": {**estimate, **needs}, "search": search})

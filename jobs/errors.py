@@ -10,6 +10,7 @@ JobError
 │   ├── ModelNameInvalid   a model is neither a Hub repository nor inside an allowed folder
 │   ├── EndpointUrlInvalid a webhook URL that may never be called
 │   └── ConfirmationNeeded a public output from gated or private inputs
+├── OrderOutdated          an earlier version took the order, this one does not
 ├── PlanTimeout            planning took longer than allowed (the worker plans instead)
 ├── Unauthenticated        no valid API key
 ├── ScopeMissing           the key may not do this
@@ -107,6 +108,15 @@ class ConfirmationNeeded(RequestInvalid):
     """The output would be public although an input is gated or private."""
 
     code = "confirmation_needed"
+
+
+class OrderOutdated(JobError):
+    """An earlier version of the service took the job's order, and this one does not."""
+
+    code = "order_outdated"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"An earlier version took this order; this one refuses it ({what}). Order it anew.")
 
 
 class PlanTimeout(JobError):

@@ -1,9 +1,10 @@
 """What a caller asks for, checked for form. Plain data: no row, no model has been looked at yet."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -15,6 +16,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from hub.names import is_branch, is_repo_part
+from jobs.errors import OrderOutdated
 from jobs.objectives import check_items, check_objectives
 from jobs.sets import EvalSet, EvaluateRequest, Part
 from merge.bundle.gate import DIRECTIONS
@@ -26,8 +29,11 @@ from search.order import SearchOrder
 from search.space import Point, Space
 
 REPO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+BRANCH_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+UNNAMED = "must be a name that the Hub takes: no -- or .. in it, and no . or - or .git at its end"
 DAY = 86_400.0
 MOST_METADATA = 16
+Stored = TypeVar("Stored", bound=BaseModel)
 
 Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Text = Annotated[str, StringConstraints(max_length=512)]
@@ -36,7 +42,15 @@ Text = Annotated[str, StringConstraints(max_length=512)]
 def _owned(repo: Any) -> Any:
     if isinstance(repo, str) and not re.fullmatch(REPO_PATTERN, repo):
         raise PydanticCustomError("string_pattern_mismatch", "must be owner/name, as on the Hub")
+    if isinstance(repo, str) and not all(map(is_repo_part, repo.split("/"))):
+        raise PydanticCustomError("string_pattern_mismatch", UNNAMED)
     return repo
+
+
+def _branch(name: Any) -> Any:
+    if isinstance(name, str) and not is_branch(name):
+        raise PydanticCustomError("string_pattern_mismatch", "must be a branch's name, as git has them")
+    return name
 
 
 class OutputRequest(Part):
@@ -44,7 +58,7 @@ class OutputRequest(Part):
 
     repo: Annotated[str, StringConstraints(pattern=REPO_PATTERN), BeforeValidator(_owned)] | None = None
     private: bool = True
-    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")] = "main"
+    revision: Annotated[str, StringConstraints(pattern=BRANCH_PATTERN), BeforeValidator(_branch)] = "main"
     overwrite: bool = Field(False, description="Also write into a repository that this service did not make")
     publish: Literal["checked", "always", "never"] = "checked"
     confirm_public: bool = Field(
@@ -305,9 +319,28 @@ ORDERS: dict[str, type[JobOrder]] = {
 
 def read_order(document: dict[str, Any]) -> JobOrder:
     """The order in plain data, by its ``kind`` (``merge`` if it has none). Raises ``ValidationError``."""
+    return _form_of(document).model_validate(document)
+
+
+def stored_order(document: dict[str, Any]) -> JobOrder:
+    """The order that a job has. Raises ``OrderOutdated``."""
+    return as_stored(_form_of(document), document)
+
+
+def as_stored(form: type[Stored], document: Any) -> Stored:
+    """What was accepted once, read again. Raises ``OrderOutdated`` where this version would not accept it."""
+    try:
+        return form.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        at, said = "".join(f"/{part}" for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        raise OrderOutdated(f"{at}: {said}".removeprefix(": ")) from None
+
+
+def _form_of(document: dict[str, Any]) -> type[JobOrder]:
     kind = document.get("kind", "merge")
     found = ORDERS.get(kind) if isinstance(kind, str) else None
-    return (found or _AnyKind).model_validate(document)
+    return found or _AnyKind
 
 
 class _AnyKind(JobOrder):

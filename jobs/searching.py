@@ -12,7 +12,7 @@ from db.models.trial import Trial
 from jobs import events
 from jobs.errors import IllegalState, LeaseLost
 from jobs.lifecycle import Fence
-from jobs.request import JobRequest, OutputRequest, SearchRequest
+from jobs.request import JobRequest, OutputRequest, SearchRequest, as_stored
 from jobs.sets import EvaluateRequest, Part
 from jobs.states import ACTIVE
 from merge.recipe.recipe import recipe_from
@@ -70,12 +70,14 @@ def _with_settings(pinned: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
 
 
 def searched(job: Job) -> SearchRequest:
-    """The order of a search; raises ``IllegalState`` for jobs of another kind, or not planned yet."""
+    """The order of a search; raises ``IllegalState`` for jobs of another kind, or not planned yet,
+    ``OrderOutdated`` for what this version does not search any more.
+    """
     if job.kind != "search":
         raise IllegalState(f"The job {job.id} is a {job.kind}, not a search: it has no points.")
     if job.plan is None:
         raise IllegalState(f"The job {job.id} has not looked at its models yet; wait until it has begun.")
-    return SearchRequest.model_validate(job.spec)
+    return as_stored(SearchRequest, job.spec)
 
 
 def enlist(session: Session, fence: Fence, wanted: int) -> int:

@@ -21,7 +21,7 @@ from jobs.keys import Caller
 from jobs.pinned import PinnedInput
 from jobs.places import find_inside
 from jobs.planning import Planned
-from jobs.request import JobOrder, JobRequest, ModelOrder, WebhookRequest
+from jobs.request import JobOrder, JobRequest, ModelOrder, WebhookRequest, stored_order
 from jobs.states import RETRYABLE, is_terminal
 from merge.catalog import catalogue
 from merge.recipe.recipe import Recipe, recipe_digest
@@ -84,13 +84,15 @@ def check(session: Session, caller: Caller, request: JobOrder, planned: Ready | 
 
 def retry(session: Session, caller: Caller, job: Job, rules: Rules) -> Job:
     """A new job with the same order and the same pinned inputs. Raises ``IllegalState`` unless the old one
-    ended badly and is not being tried again already, ``NotFound`` where it was deleted meanwhile.
+    ended badly and is not being tried again already, ``NotFound`` where it was deleted meanwhile,
+    ``OrderOutdated`` where a worker would not take it any more.
     """
     _hold_chain(session, job)
     if job.state not in RETRYABLE:
         raise IllegalState(
             f"The job {job.id} is {job.state}; only a failed, cancelled or expired job can be retried."
         )
+    stored_order(job.spec)
     _check_quota(session, caller, rules)
     facts: dict[str, Any] = {
         "id": new_id("job"),

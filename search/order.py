@@ -215,6 +215,14 @@ def _known(names: tuple[str, ...], space: Space, field: str) -> None:
         raise SearchInvalid(f"settings.{field} leaves no dimension for the rest", "/settings")
 
 
+def most(order: SearchOrder) -> int:
+    """Evaluations that it comes to at most: the budget's, or those of a whole grid where these are fewer."""
+    settings, allowed = order.chosen(), order.budget.evaluations
+    if isinstance(settings, GridSettings) and order.halving is None:
+        return min(allowed, combinations(settings, order.spaces))
+    return allowed
+
+
 def unknowns(width: int) -> int:
     """Coefficients of a full quadratic in so many numbers."""
     return (width + 1) * (width + 2) // 2

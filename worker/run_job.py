@@ -24,6 +24,7 @@ from jobs.request import (
     RouterRequest,
     ScoreRequest,
     SearchRequest,
+    as_stored,
 )
 from jobs.searching import HELP, as_sent
 from jobs.states import State
@@ -135,14 +136,14 @@ def _planner(workshop: Workshop, store: Store, context: JobContext) -> Planner:
 
 
 def _merge(at: Attempt) -> dict[str, Any]:
-    return _made(at, JobRequest.model_validate(at.job.spec), Recipe.model_validate(at.job.recipe))
+    return _made(at, as_stored(JobRequest, at.job.spec), as_stored(Recipe, at.job.recipe))
 
 
 def _materialise(at: Attempt) -> dict[str, Any]:
     """A merge of one source; what was not planned when it was ordered has no recipe yet."""
-    request = MaterialiseRequest.model_validate(at.job.spec)
+    request = as_stored(MaterialiseRequest, at.job.spec)
     if "steps" in at.job.recipe:
-        return _made(at, request, Recipe.model_validate(at.job.recipe))
+        return _made(at, request, as_stored(Recipe, at.job.recipe))
     at.context.checkpoint()
     return _made(at, request, recipe_of_member(request, at.asking))
 
@@ -154,7 +155,7 @@ def _made(at: Attempt, request: ModelOrder, recipe: Recipe) -> dict[str, Any]:
 
 def _router(at: Attempt) -> dict[str, Any]:
     """On the commits that were looked at when it was ordered."""
-    request = RouterRequest.model_validate(at.job.spec)
+    request = as_stored(RouterRequest, at.job.spec)
     pinned = {"bundle": at.job.recipe["bundle"]}
     if request.base is not None and "base" in at.job.recipe:
         pinned["base"] = at.job.recipe["base"]
@@ -162,7 +163,7 @@ def _router(at: Attempt) -> dict[str, Any]:
 
 
 def _score(at: Attempt) -> dict[str, Any]:
-    request = ScoreRequest.model_validate(at.job.spec)
+    request = as_stored(ScoreRequest, at.job.spec)
     return ScoreJob(**vars(at), request=pinned_order(request, at.pinned())).run()
 
 
@@ -171,8 +172,8 @@ def _search(at: Attempt) -> dict[str, Any]:
 
 
 def _searching(at: Attempt) -> SearchJob:
-    request = SearchRequest.model_validate(at.job.spec)
-    recipe = Recipe.model_validate(as_sent(at.job.recipe, request)).renamed(at.pinned())
+    request = as_stored(SearchRequest, at.job.spec)
+    recipe = as_stored(Recipe, as_sent(at.job.recipe, request)).renamed(at.pinned())
     return SearchJob(**vars(at), request=request.model_copy(update={"recipe": recipe}))
 
 

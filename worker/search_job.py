@@ -22,6 +22,7 @@ from jobs.request import SearchRequest
 from jobs.searching import as_sent, enlist, is_searching
 from scoring.errors import ScoringStopped
 from search.drive import Candidate, drive
+from search.order import most
 from search.result import kept_front, result_of
 from search.trial import Told
 from worker import device as devices
@@ -205,8 +206,8 @@ class SearchJob(Attempt):
         self._call_for_help(len(wanted))
         while True:
             left, spent = journal.standing()
-            most = self.request.search.budget.evaluations
-            self.context.advance(min(round(spent), most), most, unit="rows")
+            whole = most(self.request.search)
+            self.context.advance(min(round(spent), whole), whole, unit="rows")
             if not left:
                 return journal.told(wanted)
             if not journal.score_one(self.context, bench.told):

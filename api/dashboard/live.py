@@ -28,7 +28,7 @@ from db.models.job import Job, JobEvent
 from db.models.webhook import WebhookEndpoint
 from db.session import Session
 from jobs import events, webhooks
-from jobs.errors import JobError
+from jobs.errors import JobError, OrderOutdated
 from jobs.fronts import front_if_any
 from jobs.keys import Caller
 from jobs.searching import workers_of
@@ -99,7 +99,10 @@ class Watch:
         """What the page says of a search and of its front; nothing of other jobs."""
         if job.kind != "search":
             return {"search": None, "front": None}
-        found = front_if_any(session, job)
+        try:
+            found = front_if_any(session, job)
+        except OrderOutdated:
+            found = None
         front = front_view(found, self.say, self.among) if found else None
         chosen = front["chosen"]["number"] if front and front["chosen"] else None
         tried, workers = trials.of_search(session, job.root_id), workers_of(session, job)

@@ -10,7 +10,8 @@ from api.dashboard.render import bytes_said, number_said, seconds_said, short_na
 from db.models.evaluation import Evaluation, EvaluationScore
 from db.models.job import Job, JobEvent
 from jobs.append import can_append
-from jobs.request import read_order
+from jobs.errors import OrderOutdated
+from jobs.request import as_stored, stored_order
 from jobs.sets import CHECK
 from jobs.states import ACTIVE, PHASES, RETRYABLE, State, is_terminal
 from merge.recipe.recipe import Recipe
@@ -38,8 +39,8 @@ def job_row(job: Job) -> dict[str, Any]:
         methods = f"search by {job.spec['search']['method']}: {methods}"
     repo = output.get("repo")
     named = job.recipe.get("sources") or job.recipe.get("models") or ()
-    models = [str(each.get("model", "")) for each in named] or list(filter(None, [job.recipe.get("bundle")]))
-    sources = list(map(short_name, models))
+    base, bundle = job.recipe.get("base"), job.recipe.get("bundle")
+    sources = [_source_said(each, base) for each in named or ([{"model": bundle}] if bundle else [])]
     said = sources if len(sources) <= 3 else [*sources[:2], f"{len(sources) - 2} more"]
     fraction = progress.get("fraction")
     doing = [job.phase or job.state, f"{100 * fraction:.0f} %" if fraction else ""]
@@ -58,6 +59,13 @@ def job_row(job: Job) -> dict[str, Any]:
         "created_at": job.created_at,
         "took": took(job.started_at, job.finished_at),
     }
+
+
+def _source_said(source: Mapping[str, Any], base: str | None) -> str:
+    """A source in a list: its model, its adapter over the base, or both."""
+    model, adapter = source.get("model"), source.get("adapter")
+    told = [adapter] if adapter and model in (None, base) else [model, adapter]
+    return " + ".join(short_name(str(each)) for each in told if each)
 
 
 def job_view(job: Job) -> dict[str, Any]:
@@ -256,8 +264,13 @@ def scores_of(
 
 
 def order_of(job: Job) -> dict[str, Any]:
-    """The order for the job as a caller would write it: only what differs from the defaults."""
-    said = read_order(job.spec).model_dump(mode="json", exclude_defaults=True)
+    """The order for the job as a caller would write it: only what differs from the defaults, or all where
+    this version would not take it.
+    """
+    try:
+        said = stored_order(job.spec).model_dump(mode="json", exclude_defaults=True)
+    except OrderOutdated:
+        return job.spec
     return said if job.kind == "merge" else {"kind": job.kind, **said}
 
 
@@ -265,7 +278,10 @@ def recipe_of(job: Job) -> dict[str, Any]:
     """The job's recipe, inputs pinned, only what differs from the defaults; or the models it works on."""
     if "steps" not in job.recipe:
         return job.recipe
-    return Recipe.model_validate(job.recipe).model_dump(mode="json", exclude_defaults=True)
+    try:
+        return as_stored(Recipe, job.recipe).model_dump(mode="json", exclude_defaults=True)
+    except OrderOutdated:
+        return job.recipe
 
 
 def calls_of(order: Mapping[str, Any], url: str) -> list[tuple[str, str]]:
@@ -308,12 +324,13 @@ def _expected(job: Job, phase: str) -> bool:
 
 def _facts(job: Job) -> list[tuple[str, str]]:
     progress = job.progress or {}
+    rows = "Candidates" if job.kind == "search" else "Texts"
     facts: list[tuple[str, str]] = []
     if job.state in ACTIVE:
         for name, done, total, say in (
             ("Bytes", "bytes_done", "bytes_total", bytes_said),
             ("Tensors", "tensors_done", "tensors_total", lambda count: f"{count:,}"),
-            ("Texts", "rows_done", "rows_total", lambda count: f"{count:,}"),
+            (rows, "rows_done", "rows_total", lambda count: f"{count:,}"),
             ("Tokens", "tokens_done", "tokens_total", lambda count: f"{count:,}"),
             ("Blocks", "blocks_done", "blocks_total", lambda count: f"{count:,}"),
         ):
@@ -325,10 +342,9 @@ def _facts(job: Job) -> list[tuple[str, str]]:
             facts.append(("Left in this phase", seconds_said(progress["eta_seconds"])))
     if job.started_at and job.finished_at:
         facts.append(("Took", took(job.started_at, job.finished_at)))
-    if is_terminal(job.state):
-        facts += [each for each in estimate_of(job.plan) if each[0] == "Result"]
-    else:
-        facts += [each for each in estimate_of(job.plan) if each[0] in ("Download", "Result")]
+    to_come = () if is_terminal(job.state) else ("Download", "Result")
+    told = ("Result",) if job.state == State.SUCCEEDED else to_come
+    facts += [each for each in estimate_of(job.plan) if each[0] in told]
     stages = ((job.plan or {}).get("stages") or {}).items()
     if stages:
         facts.append(("Stages", ", ".join(stage_said(name, stage) for name, stage in stages)))

@@ -10,7 +10,7 @@ from api.routes.jobs import order_body, order_of_request
 from api.schemas.common import problems
 from api.schemas.jobs import PlanOut
 
-router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=problems(404, 413, 415, 503, 504))
+router = APIRouter(prefix="/v1/plans", tags=["plans"], responses=problems(404, 413, 415, 504))
 
 
 @router.post("", openapi_extra=order_body())

@@ -88,5 +88,5 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         503: "A part that is needed is away; try later",
         504: "Took too long",
     }
-    chosen = sorted({400, 401, 403, 422, 429, *statuses})
+    chosen = sorted({400, 401, 403, 422, 429, 503, *statuses})
     return {status: {"description": said[status], "content": PROBLEM_CONTENT} for status in chosen}

@@ -144,6 +144,10 @@ def test_what_cannot_work_is_refused_with_every_finding(api: TestClient) -> None
         ({"recipe": ORDER["recipe"] | {"bse": "x"}}, "/recipe/bse"),
         ({"priority": 1000}, "/priority"),
         ({"output": {"repo": "no-slash"}}, "/output/repo"),
+        ({"output": {"repo": "me/a--b"}}, "/output/repo"),
+        ({"output": {"repo": "me/model.git"}}, "/output/repo"),
+        ({"output": {"repo": "me/model", "revision": "v1..2"}}, "/output/revision"),
+        ({"output": {"repo": "me/model", "revision": "v1.lock"}}, "/output/revision"),
         ({"colour": "red"}, "/colour"),
         (
             {"evaluate": {"sets": [{"name": "x", "kind": "guess", "data": {"path": "p"}}]}},

@@ -71,6 +71,12 @@ def test_the_document_takes_what_the_documentation_shows() -> None:
     assert len(taken) > 10
 
 
+def test_every_route_names_the_answer_while_the_database_is_away() -> None:
+    paths = json.loads((DOCS / "openapi.json").read_text(encoding="utf-8"))["paths"]
+    of_v1 = [each for path, found in paths.items() if path.startswith("/v1/") for each in found.values()]
+    assert [each["operationId"] for each in of_v1 if "503" not in each["responses"]] == []
+
+
 def operations(app: FastAPI) -> Iterator[Any]:
     for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations():
         yield found.ok()  # type: ignore[union-attr]

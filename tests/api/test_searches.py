@@ -59,7 +59,7 @@ def ended(api: TestClient, sessions: sessionmaker[Session]) -> str:
     answer = api.post("/v1/jobs", json=order())
     assert answer.status_code == 202, answer.text
     told = answer.json()["plan"]["search"]
-    assert (told["method"], told["numbers"], told["evaluations"]) == ("grid", 1, 50)
+    assert (told["method"], told["numbers"], told["evaluations"]) == ("grid", 1, 3)
     assert (told["candidates"]["made"], told["candidates"]["why"]) == ("memory", None)
     done(sessions, answer.json()["id"])
     return str(answer.json()["id"])

@@ -115,7 +115,7 @@ def test_a_search_for_a_front_is_corrected_and_found(page: Page, desktop: Deskto
     page.get_by_label("Seed").press("Tab")
     expect(plan).to_contain_text("This can work.")
     expect(plan).to_contain_text("Candidates are made and scored in memory")
-    expect(plan).to_contain_text("50 at most")
+    expect(plan).to_contain_text("2 at most")
     expect(page.locator("#seed-wrong")).to_have_count(0)
     expect(page.get_by_label("Seed")).not_to_have_attribute("aria-invalid", "true")
     page.get_by_label("Preference").fill("1, 2")

@@ -13,9 +13,10 @@ from sqlalchemy import text
 
 from hub.errors import RateLimited, Unavailable
 from hub.folder_faults import Fault
-from jobs import lifecycle
+from jobs import lifecycle, submit
+from jobs.errors import OrderOutdated
 from settings import Settings
-from tests.factories import TEST_SECRET
+from tests.factories import TEST_SECRET, make_caller, make_rules
 from tests.worker.conftest import Floor
 from worker import child, run_job
 from worker.board import Board
@@ -137,3 +138,15 @@ def test_a_result_that_cannot_be_stored_is_told_at_once(
     monkeypatch.setitem(run_job.STORIES, "merge", lambda _: {"score": float("nan")})
     job = floor.run(floor.order(attempts=1))
     assert (job.state, job.error_code) == ("failed", "internal_error")
+
+
+def test_an_order_that_only_an_earlier_version_took_fails_at_once_with_the_reason(floor: Floor) -> None:
+    job_id = floor.order()
+    outdated = """UPDATE job SET spec = jsonb_set(spec::jsonb, '{output,revision}', '"a b"')"""
+    with floor.sessions.begin() as session:
+        session.execute(text(outdated))
+    job = floor.run(job_id)
+    assert (job.state, job.attempt, job.error_code) == ("failed", 1, "order_outdated")
+    assert "/output/revision" in str(job.error_detail)
+    with floor.sessions.begin() as session, pytest.raises(OrderOutdated):
+        submit.retry(session, make_caller(session), job, make_rules())

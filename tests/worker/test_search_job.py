@@ -76,6 +76,8 @@ def test_a_grid_finds_the_best_and_it_scores_the_same_when_it_is_merged(floor: F
     assert job.result["best"]["values"] == [max(values)] and job.result["ended"] == "done"
     phases = [e.data["phase"] for e in floor.events(job.id) if e.type == "search.phase"]
     assert phases == ["downloading", "searching", "finalising"]
+    counts = [e.data for e in floor.events(job.id) if e.type == "search.progress" and "rows_total" in e.data]
+    assert {each["rows_total"] for each in counts} == {3}  # of the grid, not of the budget
     whole = json.loads((Path(job.result["folder"]) / "search.json").read_text())
     assert [t["values"] for t in whole["trials"]] == [[v] for v in values]
     best = job.result["best"]["recipe"]

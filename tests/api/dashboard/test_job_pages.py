@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from api.dashboard import live
 from db.models.job import Job
@@ -52,6 +53,21 @@ def messages(site: Site, path: str, **headers: str) -> Iterator[dict[str, str]]:
             yield {"data": "\n".join(value for name, value in lines if name == "data")} | {
                 name: value for name, value in lines if name != "data"
             }
+
+
+def test_the_page_of_an_order_that_only_an_earlier_version_took_shows_it_as_it_was(site: Site) -> None:
+    job = finish(site.sign_in())
+    outdated = "jsonb_set({0}::jsonb, '{{{1}}}', '\"of old\"')"
+    changes = {
+        "spec": outdated.format("spec", "output,revision"),
+        "recipe": outdated.format("recipe", "seed"),
+    }
+    with site.begin() as session:
+        said = ", ".join(f"{column} = {value}" for column, value in changes.items())
+        session.execute(text(f"UPDATE job SET {said}"))
+    page = site.get(f"/jobs/{job.id}")
+    assert (page.status_code, page.text.count("of old")) == (200, 3)
+    assert site.get(f"/jobs/new?from={job.id}").status_code == 200
 
 
 def test_the_page_of_a_finished_job_shows_scores_beside_the_parents(site: Site) -> None:
@@ -187,6 +203,21 @@ def test_a_failed_job_says_why_and_can_be_tried_again(site: Site) -> None:
     again = answer.headers["location"]
     assert answer.status_code == 303 and again != f"/jobs/{job.id}"
     assert "Queued" in site.get(again).text
+
+
+def test_only_a_job_that_made_something_shows_how_large_its_result_is(site: Site) -> None:
+    site.sign_in()
+    ends = {
+        "succeeded": lambda session, fence: lifecycle.succeed(session, fence, {}),
+        "failed": lambda session, fence: lifecycle.fail(session, fence, "not_finite", "Tensor x holds NaN."),
+    }
+    for state, end in ends.items():
+        with site.begin() as session:
+            job, fence = make_running(session, caller=site.caller)
+            lifecycle.record_plan(session, fence, {"estimate": {"output_bytes": 112_000}})
+            end(session, fence)
+        text = site.get(f"/jobs/{job.id}").text
+        assert ("<dt>Result</dt>" in text) == (state == "succeeded")
 
 
 def test_a_job_can_be_cancelled_where_it_stands(site: Site) -> None:

@@ -109,3 +109,13 @@ def test_a_job_that_names_no_method_has_the_name_of_its_kind(site: Site) -> None
         row = job_row(job)
         session.rollback()
     assert (row["title"], row["summary"]) == ("score", "a/b@000000000000")
+
+
+def test_a_list_names_the_adapters_that_are_merged_and_not_their_base_twice(site: Site) -> None:
+    lora = {"id": "a", "model": "a/base", "adapter": "a/lora@" + "0" * 40}
+    with site.sign_in().begin() as session:
+        job, _ = make_running(session, caller=site.caller)
+        job.recipe = {"base": "a/base", "sources": [lora, {"id": "b", "model": "a/b", "adapter": "a/c"}]}
+        row = job_row(job)
+        session.rollback()
+    assert row["summary"] == "a/lora@000000000000, a/b + a/c"
