@@ -2,8 +2,8 @@
 
 What lies in the span of k vectors v_i is told by k coefficients, and lengths and angles in that span by the
 k x k matrix of inner products <v_i, v_j>. So nothing here ever sees a vector: plain float64 arithmetic on a
-few numbers, in a fixed order. u_i = v_i / |v_i| throughout; a vector of zeros has no direction, and no say
-in one.
+few numbers, in a fixed order. u_i = v_i / |v_i| throughout; a vector of zeros, or one that is nothing beside
+another, has no direction, and no say in one.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ Products = tuple[tuple[float, ...], ...]
 
 _NO_DIRECTION = 1e-6
 """A mean of unit vectors that is shorter than this points nowhere in particular."""
+_NOTHING = 2.0**-115
+"""A vector that is shorter than this share of the longest cannot be brought to its length in float32."""
 _STRAIGHT = 1e-4
 """Below this sine of an angle the chord replaces the arc: the same to float32 where vectors are parallel,
 and the only way on where they are opposite."""
@@ -30,8 +32,10 @@ RESTLESS = 1e-2
 
 
 def lengths_of(products: Products) -> tuple[float, ...]:
-    """|v_i| of every vector."""
-    return tuple(sqrt(row[place]) for place, row in enumerate(products))
+    """|v_i| of every vector, 0 where it is nothing beside the longest."""
+    lengths = tuple(sqrt(row[place]) for place, row in enumerate(products))
+    least = _NOTHING * max(lengths)
+    return tuple(length if length > least else 0.0 for length in lengths)
 
 
 def cosines_of(products: Products) -> Products:

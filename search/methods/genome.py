@@ -17,6 +17,10 @@ from search.trial import Ask, Found, Search, Task
 
 TINY = 2.0**-64
 """Perplexities may be as large as numbers go; sums of so small shares of them are numbers still."""
+PATIENCE = 10_000
+"""So many times nobody may have a child or a copy before the search ends."""
+LEAST = 1e-3
+"""What the worst has, as a share of how far the best is above it; a failed one has as much less again."""
 
 
 @dataclass
@@ -70,10 +74,12 @@ def _first(space: Space, count: int, rng: np.random.Generator) -> list[Array]:
 
 
 def _offspring(population: list[Individual], p: GenomeSettings, rng: np.random.Generator) -> list[Individual]:
-    """Children of parents drawn by fitness, and copies with changes; never none at all."""
+    """Children of parents drawn by fitness, and copies with changes; none at all only where the chances of
+    both are next to nothing.
+    """
     made: list[Individual] = []
-    while not made:
-        chance = by_fitness([each.value for each in population])
+    chance = by_fitness([each.value for each in population])
+    for _ in range(PATIENCE if p.crossover or p.mutation else 0):
         for _ in range(len(population) // 2):
             if rng.random() < p.crossover and len(population) > 1:
                 one, other = rng.choice(len(population), 2, replace=False, p=chance)
@@ -81,7 +87,7 @@ def _offspring(population: list[Individual], p: GenomeSettings, rng: np.random.G
         for each in population:
             if rng.random() < p.mutation:
                 made.append(Individual(mutated(each.genome, p, rng)))
-        if not p.crossover and not p.mutation:
+        if made:
             break
     return made
 
@@ -91,7 +97,8 @@ def by_fitness(values: list[float]) -> Array:
     shrunk = [value * TINY for value in values]
     known = [value for value in shrunk if np.isfinite(value)]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
-    above = np.array([max(value, low) - low for value in shrunk]) + 1e-3 * ((high - low) or 1.0)
+    least = LEAST * ((high - low) or 1.0)
+    above = np.array([value - low + least if np.isfinite(value) else LEAST * least for value in shrunk])
     return np.asarray(above / above.sum())
 
 

@@ -24,6 +24,8 @@ FISHER = {
     "exact": Statistic("fisher_exact", of="sources", when=("estimator", ("exact",))),
 }
 
+LEAST = 2.0**-127
+
 
 @params
 class Fisher:
@@ -89,5 +91,10 @@ def _scaled(values: Tensor, place: int, group: TensorGroup, p: Fisher) -> Tensor
     if p.normalize != "none":
         norms = group.stat(NORMS)
         if norms[place] > 0:
-            values = values * (norms[-1] / norms[place])
+            values = _times(values, norms[-1], norms[place])
     return values if p.favor_target and place else values.clamp(min=p.floor)
+
+
+def _times(values: Tensor, factor: float, divisor: float) -> Tensor:
+    """Times one number and over another, one after the other where their quotient is no float32."""
+    return values * (factor / divisor) if divisor > factor * LEAST else values / divisor * factor

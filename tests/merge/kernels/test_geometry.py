@@ -72,6 +72,18 @@ def test_a_vector_of_zeros_only_shortens() -> None:
     assert mean(((4.0, 0.0), (0.0, 0.0)), (0.5, 0.5)) == pytest.approx([0.5, 0.0])
 
 
+def test_a_vector_of_zeros_has_no_say_in_a_single_step_either() -> None:
+    pair = spherical_mean(((1.0, 0.6), (0.6, 1.0)), (0.2, 0.6), 1, CLOSE)
+    zeros = ((1.0, 0.6, 0.0), (0.6, 1.0, 0.0), (0.0, 0.0, 0.0))
+    assert spherical_mean(zeros, (0.2, 0.6, 0.9), 1, CLOSE) == pytest.approx([*pair, 0.0])
+
+
+def test_a_vector_that_is_nothing_beside_another_is_one_of_zeros() -> None:
+    """Brought to the other's length, it would be times a number that float32 does not have."""
+    assert mean(((4.0, 0.0), (0.0, 1e-84)), (0.5, 0.5)) == pytest.approx([0.5, 0.0])
+    assert max(mean(((4.0, 0.0), (0.0, 1e-66)), (0.5, 0.5))) < 1e35
+
+
 def test_tiny_and_huge_vectors_are_no_trouble() -> None:
     for size in (1e-80, 1e80):
         small = ((size, 0.0), (0.0, size))

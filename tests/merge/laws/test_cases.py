@@ -116,6 +116,20 @@ UNHEARD: Mapping[str, dict[str, Any]] = {
 by what they are: they count sources (means, ranks shared out, mean lengths) or rank them against each other.
 """
 
+TURNED = (
+    "consensus_ta", "emr", "iso_c", "iso_cts", "knots", "localize_and_stitch", "magmax", "opcm", "optmerge",
+    "ram", "ramplus_tl", "task_arithmetic", "ties", "tsv_m", "unlearn", "wudi",
+)  # fmt: skip
+"""Methods to which a task vector times its weight is all there is of a source, whatever the weight's sign."""
+QUARTER: Mapping[str, dict[str, Any]] = {
+    "breadcrumbs": {"density": 0.25, "gamma": 0.1},
+    "localize_and_stitch": {"sparsity": 0.25},
+    "ties": {"density": 0.25},
+    "trim": {"density": 0.25},
+    "unlearn": {"top": 0.25},
+}
+"""Methods, with settings, that keep a quarter of one task vector's entries."""
+
 
 def combining() -> list[str]:
     """Methods that merge by weights alone."""
@@ -134,9 +148,9 @@ def deltas_of(count: int, seed: int = 0, rank: int | None = None) -> list[Tensor
     return [side[: SHAPE[0]] @ side[SHAPE[0] :].T for side in sides]
 
 
-def merged(name: str, deltas: list[Tensor], settings: Mapping[str, Any]) -> Tensor:
+def merged(name: str, deltas: list[Tensor], settings: Mapping[str, Any], **more: Any) -> Tensor:
     """Over a base of zeros, as tensor of a middle layer where that matters."""
-    return merge_one([(name, dict(settings))], torch.zeros(SHAPE).double(), deltas)
+    return merge_one([(name, dict(settings))], torch.zeros(SHAPE).double(), deltas, **more)
 
 
 def test_every_method_is_in_the_tables() -> None:
@@ -165,6 +179,26 @@ def test_a_source_that_changed_nothing_is_not_heard(name: str) -> None:
     for place in range(3):
         among = [*deltas[:place], zero, *deltas[place:]]
         assert torch.allclose(merged(name, among, UNHEARD[name]), without, atol=1e-8), place
+
+
+@pytest.mark.parametrize("name", QUARTER)
+@pytest.mark.parametrize(("entries", "kept"), [(240, 60), (3, 1)])
+def test_as_many_float64_entries_as_said_are_kept(name: str, entries: int, kept: int) -> None:
+    """Though float32 magnitudes are ranked; at least one."""
+    delta = torch.rand(entries, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
+    steps = [(name, QUARTER[name])]
+    if registered()[name].kind is Kind.PREPARE:
+        steps.append(("task_arithmetic", {"scale": 1.0}))
+    found = merge_one(steps, torch.zeros(entries).double(), [delta])
+    assert int(found.count_nonzero()) == kept
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_a_negative_weight_turns_a_task_vector_round(name: str) -> None:
+    deltas, settings = deltas_of(3, seed=9), UNHEARD.get(name, {})
+    turned = merged(name, [*deltas[:2], -deltas[2]], settings, weights=[1.0, 0.5, 2.0])
+    assert bool(turned.any())
+    assert torch.allclose(merged(name, deltas, settings, weights=[1.0, 0.5, -2.0]), turned, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", combining())

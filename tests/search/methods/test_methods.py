@@ -1,7 +1,6 @@
 """Every method on problems with known answers."""
 
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -9,26 +8,20 @@ import pytest
 from numpy.typing import NDArray
 
 from search.clouds import angles, directions, largest_gains, predicted_front, where_unsure
-from search.drive import Candidate, drive
 from search.errors import SearchFailed
 from search.front import behind, hypervolume, not_dominated
-from search.methods.genome import Individual, crossed, mutated
+from search.methods.genome import Individual, by_fitness, crossed, mutated
 from search.methods.line import vertex
 from search.methods.m2n2 import attraction, fitness, mixed
-from search.methods.self_positioning import softmax, through_softmax
-from search.result import result_of
 from search.settings import GenomeSettings
 from search.surrogate import features
 from search.trial import Told
 from tests.search.problems import (
     OPTIMUM,
-    Memory,
     Problem,
     order,
-    recipe,
     searched,
     sphere,
-    switch_space,
     three_gains,
     three_hills,
     two_hills,
@@ -68,30 +61,6 @@ def test_the_top_of_a_sphere_is_found_within_the_budget(
     )
     assert distance(result, count) <= error
     assert ended.evaluations <= evals
-
-
-def test_self_positioning_climbs_to_the_shares_that_are_best() -> None:
-    top = np.array([0.2, 0.5, 0.3])
-
-    def quadratic(x: np.ndarray) -> Told:  # type: ignore[type-arg]
-        return Told((float(-((x - top) ** 2).sum()),))
-
-    _, result = searched(
-        order("self_positioning", weights_space(3), evals=800, settings={"steps": 200, "difference": 0.002}),
-        3,
-        quadratic,
-    )
-    assert [result["best"]["point"][f"x{i}"] for i in range(3)] == pytest.approx(top.tolist(), abs=1e-2)
-
-
-def test_equal_sources_move_no_shares_and_the_slope_is_the_one_of_differences() -> None:
-    shares = softmax(np.array([0.3, -0.2, 0.9]))
-    assert through_softmax(shares, np.full(3, 1.7)) == pytest.approx(np.zeros(3), abs=1e-15)
-    along, u, step = np.array([1.0, -2.0, 0.5]), np.array([0.3, -0.2, 0.9]), 1e-6
-    numeric = [
-        (softmax(u + step * e) @ along - softmax(u - step * e) @ along) / (2 * step) for e in np.eye(3)
-    ]
-    assert through_softmax(shares, along) == pytest.approx(numeric, abs=1e-8)
 
 
 def test_nsga_reaches_the_front_of_zdt1() -> None:
@@ -268,49 +237,14 @@ def test_a_line_s_parabola_is_exact_and_flat_ones_have_no_top() -> None:
     assert vertex([(0.0, 1.0), (0.5, 1.0), (1.0, 1.0)]) is None
 
 
-def test_greedy_soup_takes_what_helps_and_leaves_what_harms() -> None:
-    gains = [0.2, 0.5, -0.3, 0.4]
-    asked = order("greedy_soup", switch_space(4))
-    result = _subset(asked, gains)
-    assert result["best"]["point"] == {"x0": True, "x1": True, "x2": False, "x3": True}
-    assert result["evaluations"] == 7
-
-
-def _subset(asked, gains):  # type: ignore[no-untyped-def]
-    def score(candidates):  # type: ignore[no-untyped-def]
-        return [Told((sum(gains[int(s["id"][1:])] for s in c.recipe["sources"]),)) for c in candidates]
-
-    ended = drive(asked, recipe(len(gains)), score, Memory(), clock=time.monotonic)
-    return result_of(asked, recipe(len(gains)), ended)
-
-
-@pytest.mark.parametrize("begin", ["all", "best"])
-def test_expert_subset_says_which_help_and_what_each_is_worth(begin: str) -> None:
-    result = _subset(
-        order("expert_subset", switch_space(4), settings={"begin": begin}), [0.2, 0.5, -0.3, 0.4]
-    )
-    assert result["best"]["point"] == {"x0": True, "x1": True, "x2": False, "x3": True}
-    assert result["notes"]["worth"] == pytest.approx({"x0": 0.2, "x1": 0.5, "x2": -0.3, "x3": 0.4})
-
-
-def test_a_source_that_is_worth_nothing_falls_out() -> None:
-    asked = order("expert_subset", switch_space(3), settings={"begin": "all"})
-    assert _subset(asked, [0.25, 0.0, 0.5])["best"]["point"] == {"x0": True, "x1": False, "x2": True}
-
-
-@pytest.mark.parametrize("method", ["greedy_soup", "expert_subset"])
-def test_a_source_that_cannot_be_scored_is_worth_nothing_that_json_cannot_say(method: str) -> None:
-    def score(candidates: list[Candidate]) -> list[Told]:
-        return [
-            Told(None, error="no") if "s1" in {s["id"] for s in each.recipe["sources"]} else Told((1.0,))
-            for each in candidates
-        ]
-
-    asked = order(method, switch_space(3))
-    found = result_of(asked, recipe(3), drive(asked, recipe(3), score, Memory(), clock=time.monotonic))
-    assert found["failed"] and not found["best"]["point"]["x1"]
-    assert found["notes"]["alone" if method == "greedy_soup" else "worth"]["x1"] is None
-    json.dumps(found, allow_nan=False)
+def test_a_line_is_swept_from_end_to_end_and_then_looked_at_around_its_best() -> None:
+    asked = order("line", weights_space(1), settings={"sweep": 5, "rounds": 1}, evals=20)
+    ended, _ = searched(asked, 1, lambda x: Told((-abs(float(x[0]) - 0.8),)))
+    places = [trial.point["x0"] for trial in ended.trials]
+    assert places[:5] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert places[5:7] == [0.625, 0.875]
+    assert 0.75 < places[7] < 0.875
+    assert len(places) == 8
 
 
 def test_an_individual_remembers_where_it_was_best() -> None:
@@ -319,6 +253,22 @@ def test_an_individual_remembers_where_it_was_best() -> None:
     each.genome = np.array([0.9])
     each.scored(1.0)
     assert (each.value, each.own_value) == (1.0, 2.0) and each.own is not None and each.own.tolist() == [0.1]
+
+
+@pytest.mark.parametrize("mutation", [0.0, 1e-12])
+def test_a_population_without_children_ends_the_search(mutation: float) -> None:
+    settings = {"population": 4, "crossover": 0, "mutation": mutation}
+    ended, _ = searched(order("genome", weights_space(2), settings=settings, evals=50), 2, sphere)
+    assert (ended.evaluations, ended.why) == (4, "done")
+
+
+def test_failed_ones_have_the_least_say_also_beside_a_single_one_or_equal_ones() -> None:
+    assert by_fitness([2.0, -np.inf]) == pytest.approx([1000 / 1001, 1 / 1001])
+    assert by_fitness([2.0, 2.0, -np.inf]) == pytest.approx([1000 / 2001, 1000 / 2001, 1 / 2001])
+    assert by_fitness([3.0, 2.0, -np.inf]) == pytest.approx(np.array([1001, 1, 0.001]) / 1002.001)
+    assert by_fitness([-np.inf, -np.inf]) == pytest.approx([0.5, 0.5])
+    good, failed = Individual(np.zeros(2), 2.0), Individual(np.ones(2))
+    assert crossed(good, failed) == pytest.approx([1 / 1001] * 2)
 
 
 def test_niches_by_the_card_s_numbers() -> None:

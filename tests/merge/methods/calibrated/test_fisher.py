@@ -64,6 +64,14 @@ def test_the_scale_of_all_fishers_does_not_matter_and_that_of_one_only_without_n
     assert not torch.allclose(raw, merged(sources, fishers, normalize="none", floor=0.0), atol=1e-2)
 
 
+@pytest.mark.parametrize("normalize", ["global", "tensor"])
+@pytest.mark.parametrize("size", [1e-42, 1e-34, 1e30])
+def test_fishers_of_any_size_count_alike(normalize: str, size: float) -> None:
+    """A classifier that is never in doubt has slopes whose squares float32 can hardly hold."""
+    found = merged(THETA, [FISHERS[0] * size, FISHERS[1]], normalize=normalize)
+    assert torch.allclose(found, torch.tensor([2.5, 1.5, 4.0]), atol=1e-3)
+
+
 def test_identical_models_return_themselves_to_the_bit() -> None:
     source = torch.randn(8, 4)
     assert torch.equal(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from merge.kernels.regression import system_of
 from tests.merge.informed import Held
 from tests.merge.whole import merge_one
 
@@ -82,6 +83,15 @@ def test_directions_without_data_keep_the_mean() -> None:
     assert torch.allclose(dead, (sources[0] + sources[1]) / 2)
 
 
+def test_where_a_gram_matrix_cannot_be_solved_the_ridge_grows_tenfold_to_the_mean_of_its_diagonal() -> None:
+    """Rounding alone leaves one of few directions with eigenvalues below zero."""
+    rounded = torch.tensor([[1.0, 1.0002], [1.0002, 1.0]], dtype=torch.float64)
+    factor = system_of([rounded], [1.0], alpha=1.0, ridge=1e-6).factor
+    assert factor is not None
+    assert torch.allclose(factor @ factor.T, rounded + 1e-3 * torch.eye(2).double(), atol=1e-12)
+    assert system_of([torch.tensor([[1.0, 5.0], [5.0, 1.0]])], [1.0], alpha=1.0, ridge=1.0).factor is None
+
+
 def test_gram_matrices_that_are_the_identity_give_the_mean() -> None:
     sources, _ = layers(3)
     even = [torch.eye(4, dtype=torch.float64) * 2 for _ in sources]
@@ -114,6 +124,8 @@ def test_each_expert_of_a_stack_is_solved_on_its_own() -> None:
     grams = [torch.stack([x.T @ x / len(x) for x in pair]) for pair in (inputs[:2], inputs[2:])]
     for axis in (2, 1):
         known = {f"m{i}": Held({"gram/w": gram}, {"w": axis}) for i, gram in enumerate(grams)}
+        for held in known.values():
+            held.twins["gram/w"] = "gram/v"  # so that what was worked out from it could be kept
         given = stacks if axis == 2 else [stack.mT.contiguous() for stack in stacks]
         found = merge_one([("regmean", {})], None, given, statistics=known)
         for place in range(2):

@@ -52,6 +52,18 @@ def test_small_changes_still_have_shares_unless_mergekits_floor_is_asked_for() -
     assert float(sce(deltas, equal_below=1e-6)[0]) == pytest.approx(2e-4, rel=1e-5)
 
 
+def test_that_floor_is_for_the_mean_squares_of_all_sources_together() -> None:
+    deltas = [torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0])]
+    assert float(sce(deltas, equal_below=5.0)[0]) == pytest.approx(2.8)
+    assert float(sce(deltas, equal_below=5.1)[0]) == pytest.approx(2.0)
+
+
+def test_a_negative_weight_takes_away_and_counts_as_much() -> None:
+    deltas = [torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0])]
+    made = merge_one([("sce", {})], torch.zeros(2), deltas, weights=[1.0, -1.0])
+    assert made.tolist() == [pytest.approx((9 * 3 - 2 * 1) / 11), -1.0]
+
+
 def test_weights_multiply_shares() -> None:
     steps, base = [("sce", {})], torch.zeros(1)
     sources = [torch.tensor([3.0]), torch.tensor([1.0])]

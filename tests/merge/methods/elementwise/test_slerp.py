@@ -31,6 +31,10 @@ def test_almost_parallel_tensors_are_joined_by_the_chord() -> None:
     assert torch.allclose(slerp(A, 3 * A, 0.25), torch.tensor([1.5, 0.0]))
 
 
+def test_opposite_tensors_are_joined_by_the_chord() -> None:
+    assert torch.allclose(slerp(A + B, -2 * (A + B), 0.25), torch.tensor([0.25, 0.25]))
+
+
 def test_a_tensor_of_zeros_is_no_trouble() -> None:
     assert torch.allclose(slerp(torch.zeros(2), B, 0.5), torch.tensor([0.0, 0.5]))
 

@@ -63,6 +63,20 @@ def test_embeddings_are_weighted_by_token_and_turned_weights_by_input() -> None:
         assert torch.allclose(merge_one([("widen", {})], base, sources, **how), across, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("role", "turned", "shape"),
+    [("embed", False, (3000, 70)), ("linear", True, (3000, 70)), ("expert", False, (5, 300, 200))],
+    ids=["embedding", "turned", "experts"],
+)
+def test_blocks_of_large_ones_find_their_own_shares(role: str, turned: bool, shape: tuple[int, ...]) -> None:
+    base, sources = torch.randn(shape), [torch.randn(shape) for _ in range(2)]
+    steps: list[tuple[str, dict[str, object]]] = [("widen", {})]
+    cuts = [
+        merge_one(steps, base, sources, role=role, turned=turned, block=block) for block in (1 << 16, 1 << 20)
+    ]
+    assert torch.equal(*cuts)
+
+
 def test_stacked_experts_are_matrices_of_their_own_and_kernels_one() -> None:
     base, sources = torch.randn(3, 5, 4), [torch.randn(3, 5, 4) for _ in range(2)]
     made = merge_one([("widen", {})], base, sources, role="expert")
