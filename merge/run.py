@@ -160,7 +160,7 @@ class _Run:
         fitted = fitted_sizes(plan, self.budget, self.threads, held)
         surveyor = Surveyor(survey, len(plan.outputs))
         with ExitStack() as stack:
-            for quiet in (kept_memory(), settled_objects(), one_torch_thread()):
+            for quiet in (kept_memory(fitted.block), settled_objects(), one_torch_thread()):
                 stack.enter_context(quiet)
             readers, folders = self._opened(folders, lent, stack)
             informed = Informed(

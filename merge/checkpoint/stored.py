@@ -117,11 +117,10 @@ class StoredParts:
         return held.lines
 
     def _strip(self, use: str, part: TensorInfo, first: int, last: int) -> Strip:
-        """A strip with these columns and some beside them, so that few strips make up a part."""
+        """A strip with these columns and some that follow, so that few strips make up a part."""
         dtype, width = torch_dtype(part.dtype, part.name), part.shape[-1]
         lines = part.numel // max(width, 1)
-        each = strip_columns(lines, dtype.itemsize)
-        begin, end = first // each * each, min(width, -(-last // each) * each)
+        begin, end = first, min(width, max(last, first + strip_columns(lines, dtype.itemsize)))
         if lines * width * dtype.itemsize <= WHOLE_BYTES:
             begin, end = 0, width
         strip = self.buffer(f"strip {use}", lines * (end - begin), dtype).view(lines, end - begin)

@@ -58,15 +58,18 @@ class Needs:
 class Workspace:
     """What a method on rows or whole tensors holds at its peak beyond its inputs and their differences:
     float64 numbers for each entry of the block or tensor, ``entries`` of them and ``each`` more for every
-    source.
+    source; and for each entry of the square over the shorter side of what it decomposes, ``square`` and
+    ``square_each``.
     """
 
     entries: float
     each: float = 0.0
+    square: float = 0.0
+    square_each: float = 0.0
 
     def told(self) -> list[float]:
         """Plain numbers."""
-        return [self.entries, self.each]
+        return [self.entries, self.each, self.square, self.square_each]
 
 
 When = tuple[str, tuple[str, ...]]

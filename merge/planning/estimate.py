@@ -148,28 +148,35 @@ def demand_of(
     many = most_sources(outputs) + 1 + lined_up(steps, outputs)
     read = [models[key] for key in tensors_read(outputs)]
     each = reading_bytes(read) + factor_bytes(recipe, models, outputs) + beside
-    workspace, lines = _workspace_bytes(steps, outputs), _lines_bytes(steps, outputs)
+    workspace, lines = _workspace_bytes(steps, outputs, whole), _lines_bytes(steps, outputs)
     tensors = sum(1 + len(output.inputs) for output in outputs)
     kept = sum(map(kept_bytes, read)) + TENSOR_BYTES * max(0, tensors - FEW_TENSORS)
     kept += vocabulary.held_bytes if vocabulary else 0
     return Demand(many, compute_bytes(recipe), whole, workspace, lines, tensor, each, kept)
 
 
-def _workspace_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:
-    """Bytes for one entry of a tensor that the hungriest step says it holds; 0 where none says anything. Of
-    stacks of experts it holds them for one matrix at a time.
+def _workspace_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor], whole: int) -> int:
+    """Bytes for each of ``whole`` entries that the hungriest step says it holds of the hungriest tensor; 0
+    where none says anything. Of stacks of experts it holds them for one matrix at a time.
     """
-    sources, declared = most_sources(outputs), [step.workspace for step in steps if step.workspace]
-    most = max((entries + each * sources for entries, each in declared), default=0.0)
-    return ceil(8 * most * (_matrix_share(outputs) if granularity_of(steps) == "tensor" else 1.0))
+    sources, declared = most_sources(outputs), [step for step in steps if step.workspace]
+    matrices = {_matrix(output) for output in outputs if output.policy == "method"} if declared else set()
+    most = 0.0
+    for step in declared:
+        entries, each, square, square_each = step.workspace
+        if granularity_of(steps) != "tensor":
+            most = max(most, (entries + each * sources) * whole)
+        for rows, columns in matrices if granularity_of(steps) == "tensor" else ():
+            side = _decomposed(step.stacked, rows, columns, sources)
+            own = (entries + each * sources) * rows * columns
+            most = max(most, own + (square + square_each * sources) * side**2)
+    return ceil(8 * most / whole)
 
 
-def _matrix_share(outputs: Sequence[OutputTensor]) -> float:
-    """The entries of the largest matrix, for each of the largest tensor."""
-    merged = [output for output in outputs if output.policy == "method"]
-    matrices = (o.shape[1:] if o.role == "expert" and len(o.shape) == 3 else o.shape for o in merged)
-    whole = max((prod(output.shape) for output in merged), default=0)
-    return max(map(prod, matrices), default=1) / max(1, whole)
+def _matrix(output: OutputTensor) -> tuple[int, int]:
+    """Rows and columns of a tensor, of each matrix of a stack of experts; of a vector there is one row."""
+    shape = output.shape[1:] if output.role == "expert" and len(output.shape) == 3 else output.shape
+    return (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
 
 
 def _lines_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> int:

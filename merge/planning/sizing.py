@@ -46,10 +46,11 @@ class Demand:
     @property
     def entry_bytes(self) -> int:
         """Bytes held for one entry of the output while it is computed: inputs, deltas, copies of both,
-        temporaries; or inputs, deltas, a copy of them, the result, and the workspace.
+        temporaries; or inputs, deltas, a copy of them, the result, and the workspace, where one is told.
         """
-        plain = self.compute_bytes * (4 * self.models + 10)
-        return max(plain, self.compute_bytes * (3 * self.models + 2) + self.workspace)
+        if not self.workspace:
+            return self.compute_bytes * (4 * self.models + 10)
+        return self.compute_bytes * (3 * self.models + 2) + self.workspace
 
     @property
     def block(self) -> int:

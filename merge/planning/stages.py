@@ -261,15 +261,18 @@ def _why(plan: "Plan") -> str | None:
 def _twice(read: list[tuple[Mapping[str, ModelIndex], Any]]) -> int:
     """Bytes of files that are counted for more than one key, beyond the first time."""
     asked: Counter[tuple[str, str, str]] = Counter()
-    sizes: dict[tuple[str, str, str], int] = {}
+    indexes: dict[tuple[str, str], ModelIndex] = {}
     for models, outputs in read:
         for key, names in tensors_read(outputs).items():
             index = models[key]
             if index.label.startswith(STAGE):
                 continue
-            for file in index.files_of(name for name in names if name in index.tensors):
-                sizes[index.label, index.digest, file] = sum(
-                    info.nbytes for info in index.tensors.values() if info.file == file
-                )
-                asked[index.label, index.digest, file] += 1
-    return sum(sizes[file] * (count - 1) for file, count in asked.items())
+            own = index.label, index.digest
+            indexes[own] = index
+            asked.update(
+                (*own, file) for file in index.files_of(name for name in names if name in index.tensors)
+            )
+    if max(asked.values(), default=0) < 2:
+        return 0
+    infos = ((own, info) for own, index in indexes.items() for info in index.tensors.values())
+    return sum(info.nbytes * max(0, asked[*own, info.file] - 1) for own, info in infos)

@@ -17,19 +17,22 @@ from merge.checkpoint.files import Stretch
 from merge.checkpoint.reader import TensorReader
 from merge.errors import NotFinite, TensorsDiffer
 from merge.planning.outputs import INTEGERS, Input, OutputTensor
+from merge.planning.sizing import MOST_BLOCK_ELEMENTS
 from merge.running.places import Lying
 from merge.tokenizer.rows import TableReader
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-_KEEP_BYTES = 1 << 30
+_KEEP_BYTES, _LARGE_BYTES = 1 << 30, 8 << 20
 _LINE = 64
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
-    """Asks glibc to keep freed blocks for the time of a run, and to give them back at its end: otherwise the
-    pages of every temporary of every block would be faulted in anew. Elsewhere nothing happens. Applies to
-    the process, whose thresholds stay as they are set here.
+def kept_memory(block: int = 0) -> Iterator[None]:
+    """Asks glibc to keep freed memory for the time of a run with blocks of so many entries, and to give it
+    back at its end: otherwise the pages of every temporary of every block would be faulted in anew. Large
+    temporaries, of rows or tensors beyond the usual blocks, are given back at once: kept in pieces into which
+    the next one does not fit, they took up to twice what is held. Elsewhere nothing happens. Applies to the
+    process, whose thresholds stay as they are set here.
     """
     try:
         library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
@@ -37,7 +40,7 @@ def kept_memory() -> Iterator[None]:
     except OSError:
         mallopt = trim = None
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _KEEP_BYTES)
+        mallopt(_MMAP_THRESHOLD, _KEEP_BYTES if block <= MOST_BLOCK_ELEMENTS else _LARGE_BYTES)
         mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
     try:
         yield

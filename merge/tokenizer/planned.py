@@ -124,6 +124,8 @@ def plan_vocabulary(
     recipe: Recipe, models: Mapping[str, ModelIndex], reference: str
 ) -> tuple[VocabularyPlan | None, tuple[Finding, ...]]:
     """The vocabulary a recipe asks for; ``None`` where every model has it already, or something is wrong."""
+    if not recipe.tokenizer.aligns:
+        return None, ()
     keys = [key for key in ("base", *recipe.source_ids(), DONOR) if key in models]
     indexed = {key: _tensors(models[key]) for key in keys}
     ground = _ground(recipe, keys, reference)
@@ -172,8 +174,6 @@ def _needed(
     recipe: Recipe, models: Sequence[ModelIndex], indexed: Sequence[VocabularyTensors | None]
 ) -> bool:
     choice = recipe.tokenizer
-    if not choice.aligns:
-        return False
     if choice.tokens or choice.pad_to_multiple_of is not None:
         return True
     known = [model.tokenizer for model in models if model.tokenizer is not None]

@@ -67,7 +67,7 @@ LARGEST = Threshold(share="density", scope="scope")
     version=3,
     paper="arXiv:2501.01230",
     needs=Needs(base=True, stats=(LARGEST,)),
-    workspace=Workspace(19.0, 3.0),
+    workspace=Workspace(5.0, 0.5, 14.0, 2.5),
     iteration=Iteration("steps", 0.4),
     classes={"embed": "base", "head": "base", "norm": "base", "bias": "base"},
 )

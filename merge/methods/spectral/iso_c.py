@@ -31,7 +31,7 @@ class IsoC:
     version=3,
     paper="arXiv:2502.04959",
     needs=Needs(base=True),
-    workspace=Workspace(13.0),
+    workspace=Workspace(3.0, 0.0, 10.0),
     classes={"embed": "mean", "head": "mean"},
 )
 def iso_c(group: TensorGroup, p: IsoC) -> Tensor:

@@ -40,7 +40,7 @@ class IsoCts:
     version=3,
     paper="arXiv:2502.04959",
     needs=Needs(base=True),
-    workspace=Workspace(17.5),
+    workspace=Workspace(3.0, 0.0, 14.5),
     classes={"embed": "mean", "head": "mean"},
 )
 def iso_cts(group: TensorGroup, p: IsoCts) -> Tensor:

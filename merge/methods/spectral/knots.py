@@ -47,7 +47,7 @@ class Knots:
     version=2,
     paper="arXiv:2410.19735",
     needs=Needs(base=True),
-    workspace=Workspace(7.0, 5.0),
+    workspace=Workspace(4.0, 2.0, 2.0),
     stacked="columns",
     classes={"embed": "mean", "head": "mean"},
 )

@@ -93,7 +93,7 @@ LENGTHS = Norm(_lengths, scope="scope", when=("scope", ("global",)))
     paper="arXiv:2501.09522",
     needs=Needs(base=True, stats=(LENGTHS,), limits=(EARLIER,)),
     state=_so_far,
-    workspace=Workspace(15.0, 1.5),
+    workspace=Workspace(1.5, 0.5, 13.5, 1.0),
     classes={"embed": "mean", "head": "mean"},
     breaks={"order": "sources join one after another, and each finds the place taken by those before it"},
 )

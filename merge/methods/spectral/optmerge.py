@@ -49,7 +49,7 @@ class Optmerge:
     version=4,
     paper="arXiv:2505.19892",
     needs=Needs(base=True),
-    workspace=Workspace(13.0, 2.5),
+    workspace=Workspace(8.0, 0.75, 5.0, 1.75),
     iteration=Iteration("steps", 1.0, when=("solver", ("iterate",))),
     classes={"embed": "base", "head": "base", "norm": "base", "bias": "base"},
 )

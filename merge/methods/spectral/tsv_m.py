@@ -88,7 +88,7 @@ DENSE = Dense(_not_small, when=("variant", (REWEIGHTED,)), scope="variant", ever
     version=5,
     paper="arXiv:2412.00081",
     needs=Needs(base=True, stats=(DENSE,)),
-    workspace=Workspace(14.5),
+    workspace=Workspace(3.0, 0.0, 11.5),
     classes={"embed": "mean", "head": "mean"},
 )
 def tsv_m(group: TensorGroup, p: TsvM) -> Tensor:

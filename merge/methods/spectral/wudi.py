@@ -55,7 +55,7 @@ class Wudi:
     version=4,
     paper="arXiv:2503.08099",
     needs=Needs(base=True),
-    workspace=Workspace(4.0, 5.0),
+    workspace=Workspace(4.0, 1.5, 3.5),
     iteration=Iteration("steps", 1.0, when=("solver", ("adam",))),
     stacked="rows",
     classes={"embed": "mean", "head": "mean"},

@@ -60,7 +60,8 @@ class Loop:
         target: Target = NOWHERE,
     ) -> bool:
         """Runs over ``count`` entries, into sinks at these addresses; whether all went well. They follow each
-        other, unless ``spread`` says how many lie together, and how far each lot begins after the one before.
+        other, unless ``spread`` says how many lie together (at most a block), and how far each lot begins
+        after the one before.
         What the first sink stores is written to the ``target`` too, while it is in the cache.
         """
         step, stride = spread or (self.step, self.step)

@@ -315,9 +315,9 @@ class Loops:
         values = [self.buffer(f"sample {at}", lots * lot + PAD, torch.float32) for at in range(len(sinks))]
         for number in range(1 if at_once else lots):
             into = [value.data_ptr() + number * lot * WIDTHS["F32"] for value in values]
-            first, count = (0, lots * lot) if at_once else (number * stride, lot)
+            first, count, apart = (0, lots * lot, (lot, stride)) if at_once else (number * stride, lot, None)
             with self.places(output, first, chain.entries if at_once else lot, few=True) as places:
-                if not loop.run(places, first, count, into, self.scratch(loop), (lot, stride)):
+                if not loop.run(places, first, count, into, self.scratch(loop), apart):
                     raise Unfit
         found = {}
         for node, value in zip(distinct, values, strict=True):

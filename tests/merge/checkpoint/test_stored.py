@@ -55,3 +55,15 @@ def test_a_masked_change_begins_at_any_bit(
     out = torch.ones(50 - first)
     add_masked(Masked(vector_info, mask_info, 2.0), first, out, parts)
     assert torch.equal(out, (1 + 2 * vector * chosen)[first:])
+
+
+def test_columns_across_the_end_of_a_strip_begin_another_as_wide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(beside, "STRIP_BYTES", 0)
+    values = torch.arange(7 * 300, dtype=torch.int16).view(7, 300)
+    parts, (info,) = parts_of(tmp_path, values)
+    for first in range(0, 290, 18):
+        parts.columns(info, first, first + 18)
+        assert parts.strips["0"].lines.shape[1] <= beside.LEAST_COLUMNS

@@ -1,6 +1,7 @@
 """What a plan says that a merge will take, by the shapes of its tensors alone."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -74,6 +75,17 @@ def test_methods_on_matrices_hold_one_of_a_stack_of_experts_at_a_time() -> None:
     assert 16 * (stack.workspace - 1) < matrix.workspace <= 16 * stack.workspace
 
 
+@pytest.mark.parametrize("method", ["tsv_m", "iso_c", "iso_cts", "knots", "opcm", "optmerge", "wudi", "doge"])
+def test_methods_on_matrices_hold_less_of_wide_and_tall_ones(method: str) -> None:
+    """Most of what they hold are products and directions of the shorter side."""
+    square, wide, tall = (
+        plan_of(of_shape(shape), {"method": method}).demand
+        for shape in ((1024, 1024), (64, 16_384), (16_384, 64))
+    )
+    assert wide.whole == square.whole
+    assert max(wide.workspace, tall.workspace) < square.workspace
+
+
 @pytest.mark.parametrize(
     ("step", "lines"),
     [
@@ -97,3 +109,31 @@ def test_what_is_known_of_many_tensors_is_held() -> None:
     assert few.demand.kept == 0
     grown = many.estimate.peak_memory_bytes - few.estimate.peak_memory_bytes
     assert grown == many.demand.kept == (5 * 5_000 - 4096) << 10
+
+
+def test_what_files_hold_is_added_up_once_however_many_there_are() -> None:
+    """Of a mixture with 37,000 tensors in 118 files that took longer than all else of its plan's estimate."""
+    looks: list[int] = []
+
+    class Looked(dict[str, TensorInfo]):
+        def values(self) -> Any:
+            looks.append(1)
+            return super().values()
+
+    def looks_at(files: int) -> int:
+        models = {
+            key: replace(index, tensors=Looked(_spread(index.tensors, files)))
+            for key, index in of_shape((4, 4)).items()
+        }
+        looks.clear()
+        plan_of(models, {"method": "linear"})
+        return len(looks)
+
+    assert looks_at(8) == looks_at(2) > 0
+
+
+def _spread(tensors: Mapping[str, TensorInfo], files: int) -> dict[str, TensorInfo]:
+    return {
+        name: replace(info, file=f"{at % files}.safetensors")
+        for at, (name, info) in enumerate(tensors.items())
+    }

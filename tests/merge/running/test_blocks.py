@@ -1,10 +1,13 @@
 """Memory that threads hand to each other, and the one rounding at the end."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from merge.running.blocks import Buffers, Rooms, cast_out
+from merge.planning.sizing import MOST_BLOCK_ELEMENTS
+from merge.running.blocks import Buffers, Rooms, cast_out, kept_memory
 
 
 def test_memory_is_lent_again_where_it_suffices() -> None:
@@ -31,3 +34,19 @@ def test_float64_is_rounded_to_16_bits_once(dtype: torch.dtype) -> None:
     if dtype == torch.float16:  # numpy rounds these once
         wanted = torch.from_numpy(drawn.numpy().astype(np.float16))
         assert torch.equal(cast_out("w", drawn, dtype, Buffers()), wanted)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux")
+def test_large_temporaries_are_given_back_at_once() -> None:
+    """Of long rows and whole tensors: pieces that are kept do not fit the next ones."""
+
+    def held() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+    with kept_memory(MOST_BLOCK_ELEMENTS + 1):
+        before = held()
+        large = [torch.ones(12 << 20, dtype=torch.uint8) for _ in range(4)]
+        assert held() - before > 40 << 20
+        large.clear()
+        assert held() - before < 8 << 20

@@ -1,9 +1,17 @@
 """A sample tells where to look; what is counted there proves the value, or that the sample was wrong."""
 
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from merge.running.fused.windows import Bits, Tally, Window, found_in, joined, window_of
+from merge.running.blocks import Buffers
+from merge.running.fused.loops import Loops
+from merge.running.fused.source import BLOCK
+from merge.running.fused.windows import LOTS, Bits, Tally, Window, found_in, joined, window_of
+from tests.merge.running.fused.stand_ins import F32, Memory, chain_of, entries, output_of
 
 
 def as_bits(values: Tensor) -> Bits:
@@ -47,3 +55,29 @@ def test_a_window_is_crowded_where_many_entries_are_equal_to_an_end() -> None:
 def test_a_window_within_another_needs_no_counters_of_its_own() -> None:
     wide, narrow, apart = Window(10, 90, 0.1), Window(20, 90, 0.1), Window(5, 50, 0.1)
     assert joined([narrow, wide, apart]) == [wide, wide, apart]
+
+
+def test_a_sample_of_what_is_made_in_memory_stays_within_its_room(
+    small_jobs_too: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lots of tensors that are quantised, or have adapters, grow with them, beyond the loops' blocks."""
+    shape, size = (64, BLOCK), 2 * LOTS * BLOCK
+    stored = entries(shape, [F32, F32])
+    chain, output = chain_of([("ties", {})], shape, 1), output_of(shape, stored, True, "F32")
+    memory = Memory(stored)
+    memory.in_files = False
+    loops = Loops(memory, Buffers(), chain.entries, True)  # type: ignore[arg-type]
+    rooms: list[Tensor] = []
+
+    def scratch(loop: Any) -> Tensor:
+        rooms.append(torch.full((4 * loop.scratch_bytes,), 7, dtype=torch.uint8))
+        return rooms[-1]
+
+    monkeypatch.setattr(loops, "scratch", scratch)
+    found = loops.sampled(chain, output, chain.tasks, size, BLOCK)
+    assert found is not None
+    assert len(rooms) == LOTS
+    assert all(bool((room[len(room) // 4 :] == 7).all()) for room in rooms)
+    change, lot = (stored[1] - stored[0]).abs(), size // LOTS
+    begins = (number * ((chain.entries - lot) // (LOTS - 1)) for number in range(LOTS))
+    assert (found[0][0] == np.concatenate([as_bits(change[at : at + lot]) for at in begins])).all()
