@@ -89,8 +89,8 @@ def entry_of(path: Path, name: str) -> Entry:
 
 
 def scan(folder: Path) -> dict[str, Stamp]:
-    """Every file of a folder that a repository shows. Dot files, and links that lead out of the folder, are
-    not shown.
+    """Every file of a folder that a repository shows. Dot files, and links that lead out of the folder or
+    nowhere, are not shown.
     """
     home = folder.resolve()
     return {
@@ -105,12 +105,19 @@ def _walk(home: Path, folder: Path, prefix: str) -> Iterator[tuple[str, os.stat_
         for entry in sorted(entries, key=lambda item: item.name):
             if entry.name.startswith(".") and entry.name not in SHOWN_DOTFILES:
                 continue
-            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(home):
+            if entry.is_symlink() and not _leads_into(home, entry.path):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(home, Path(entry.path), f"{prefix}{entry.name}/")
             elif entry.is_file():
                 yield prefix + entry.name, entry.stat()
+
+
+def _leads_into(home: Path, link: str) -> bool:
+    try:
+        return Path(link).resolve(strict=True).is_relative_to(home)
+    except (OSError, RuntimeError):  # to nothing, or in a circle
+        return False
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> Mapping[str, Entry]:

@@ -4,6 +4,7 @@ What a recipe binds to its models is found, looked at and pinned; ``worker.datas
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from hub.snapshot import Snapshot
 from jobs.errors import RequestInvalid
-from jobs.places import HUB_NAME, find_inside
+from jobs.places import HUB_NAME, find_inside, reading
 from merge.errors import (
     CalibrationEmpty,
     CalibrationEncoding,
@@ -182,8 +183,8 @@ def _see_upload(data: CalibrationData, name: str, places: Places) -> DataSeen:
 def _see_path(data: CalibrationData, name: str, places: Places) -> DataSeen:
     _check_ending(name)
     path = find_inside(name, places.roots, folder=False)
-    status = path.stat()
-    with path.open("rb") as file:
+    with reading(name), path.open("rb") as file:
+        status = os.fstat(file.fileno())
         first = file.read(FIRST_BYTES)
         kind = kind_of(name, first)
         check_start(name, kind, first, status.st_size, places.limit)

@@ -1,7 +1,6 @@
 """What the small files of a model say of it: configs, tokenizers and headers, from the Hub or a folder."""
 
 import hashlib
-import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,6 +90,6 @@ def _refuse_bare_adapter(names: "Mapping[str, int] | set[str]", name: str) -> No
 
 def stamp_of(path: Path) -> Hashable:
     """Name, size and time of every file of a model's folder (of the one that a file lies in)."""
-    with os.scandir(path if path.is_dir() else path.parent) as entries:
-        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    items = (path if path.is_dir() else path.parent).iterdir()
+    files = [(item.name, item.stat()) for item in items if item.is_file()]
     return tuple(sorted((name, status.st_size, status.st_mtime_ns) for name, status in files))

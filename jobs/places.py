@@ -1,13 +1,14 @@
 """Where a name in a recipe leads: to a Hub repository, or to a folder inside the operator's allowed roots."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jobs.errors import ModelNameInvalid
 from merge.checkpoint.gguf.parts import part_stem
+from merge.file_errors import FileUnreadable
 
 HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95})"
@@ -99,3 +100,15 @@ def find_inside(name: str, roots: Sequence[Path], *, folder: bool) -> Path:
     allowed = ", ".join(str(root) for root in roots)
     hint = "no Hub repository (org/name or org/name@revision) and " if folder else ""
     raise ModelNameInvalid(f"{name!r} is {hint}no {what} inside the allowed roots ({allowed}).")
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Around a look into what ``find_inside`` has found: raises ``FileUnreadable`` where the operating system
+    does not let this service.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or "a file of it"
+        raise FileUnreadable(f"{name}: {where} cannot be read: {error.strerror}.") from error

@@ -21,7 +21,7 @@ from jobs.informing import DATA_BYTES, PIN_SECONDS, DataLooks, NotRemembered
 from jobs.kept import Kept, Value
 from jobs.looking import Seen, Who, see_folder, see_snapshot, stamp_of, who_of
 from jobs.pinned import PinnedInput
-from jobs.places import FolderPlace, find_model
+from jobs.places import FolderPlace, find_model, reading
 from jobs.remarks import remarks
 from jobs.statistics import Shelf
 from jobs.wishes import Wish, wishes_of
@@ -285,10 +285,11 @@ class Planner:
         """
         place = find_model(name, self.model_roots, self.shelf.results(who[0]) if self.shelf else None)
         if isinstance(place, FolderPlace):
-            stamp = (str(place.path), adapter, stamp_of(place.path))
-            known = self._indices.get(
-                stamp, _or_unknown(hub, lambda _: see_folder(place.path, name, adapter))
-            )
+            with reading(name):
+                stamp = (str(place.path), adapter, stamp_of(place.path))
+                known = self._indices.get(
+                    stamp, _or_unknown(hub, lambda _: see_folder(place.path, name, adapter))
+                )
             return replace(known, index=replace(known.index, label=name), stamp=stamp)
         is_commit = place.revision is not None and len(place.revision) == COMMIT_LENGTH
         snapshot = self._pins.get(

@@ -96,9 +96,10 @@ class Board:
         for path in sorted(self.folder.glob("*.counted")):
             lines = path.read_text().splitlines()
             path.unlink()
-            found += [
-                Fact(each["name"], tuple(each["labels"]), each["value"]) for each in map(json.loads, lines)
-            ]
+            for line in lines:
+                with suppress(ValueError):  # a full disk took only a part of it
+                    each = json.loads(line)
+                    found.append(Fact(each["name"], tuple(each["labels"]), each["value"]))
         for path in sorted(self.folder.glob("*.facts")):
             path.replace(path.with_suffix(".counted"))
         return found

@@ -9,7 +9,7 @@ from db import artifacts
 from hub.snapshot import Hub
 from jobs.calibration import PARQUET, check_start, hub_place, kind_of
 from jobs.errors import NotFound
-from jobs.places import find_inside
+from jobs.places import find_inside, reading
 from jobs.statistics import label_of, samples_for
 from merge.errors import CalibrationFormat, CalibrationTooLarge
 from merge.learn.samples import LINES, MAX_BYTES, Samples, default_set, documents_of, enough
@@ -52,7 +52,7 @@ def read_file(
                 raise NotFound("dataset", wanted.dataset)
             return row.name, row.body
     path = find_inside(wanted.path or "", workshop.settings.model_roots, folder=False)
-    with path.open("rb") as file:
+    with reading(path.name), path.open("rb") as file:
         return path.name, file.read(limit + 1)
 
 

@@ -163,7 +163,7 @@ def clean(scratch: Path, keep_seconds: float, *, now: Callable[[], float] = time
     for folder in jobs_folder(scratch).glob("*"):
         try:
             touched = max(entry.stat().st_mtime for entry in (folder, *folder.iterdir()))
-        except FileNotFoundError:
+        except OSError:  # it has gone meanwhile, or is none of ours
             continue
         if now() - touched > keep_seconds and remove_idle(folder):
             removed.append(folder.name)
@@ -181,7 +181,7 @@ def mark_finished(scratch: Path, ended: Callable[[Collection[str]], Collection[s
     }
     marked = []
     for root_id in sorted(ended(set(folders))) if folders else ():
-        lock = _try_lock(folders[root_id])
+        lock = _lock_idle(folders[root_id])
         if lock >= 0:
             (folders[root_id] / FINISHED_FILE).touch()
             os.close(lock)
@@ -193,7 +193,7 @@ def forget_candidates(scratch: Path) -> list[str]:
     """Removes what searches whose workers died were about to score; returns their root ids."""
     removed = []
     for candidate in jobs_folder(scratch).glob(f"*/{CANDIDATE}"):
-        lock = _try_lock(candidate.parent)
+        lock = _lock_idle(candidate.parent)
         if lock >= 0:
             shutil.rmtree(candidate, ignore_errors=True)
             os.close(lock)
@@ -207,7 +207,7 @@ def remove_idle(folder: Path) -> bool:
     It loses its name first: the lock goes with the other files, and a retry that came while they are removed
     would work in a folder that vanishes under it.
     """
-    lock = _try_lock(folder)
+    lock = _lock_idle(folder)
     if lock < 0:
         return False
     hidden = folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}{GONE}")
@@ -245,9 +245,19 @@ def _try_lock(folder: Path) -> int:
     return lock
 
 
+def _lock_idle(folder: Path) -> int:
+    """As ``_try_lock``, for what may be another user's or no work folder at all: that is left alone, and
+    keeps nobody from his work.
+    """
+    try:
+        return _try_lock(folder)
+    except OSError:
+        return -1
+
+
 def _is_held(folder: Path) -> bool:
     """Whether somebody works in a folder."""
-    lock = _try_lock(folder)
+    lock = _lock_idle(folder)
     if lock >= 0:
         os.close(lock)
     return lock < 0

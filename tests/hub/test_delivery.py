@@ -38,6 +38,20 @@ def deliver(hub: Hub, *parcels: Parcel, stop: Callable[[], bool] = lambda: False
     return Delivery(hub, parcels, should_stop=stop)
 
 
+def test_a_file_is_checked_whole_in_whichever_order_its_bytes_came(
+    plain: tuple[Hub, Snapshot], tmp_path: Path
+) -> None:
+    growing = Growing(Parcel(plain[1], tmp_path / "in", NAME))
+    growing.open()
+    for begin, end in ((0, 1000), (500, 3000), (9000, len(BIG)), (3000, 9000)):
+        growing.write(begin, BIG[begin:end])
+    assert (growing.missing, growing.next_missing()) == (0, None)
+    assert growing.is_right(lambda: False)
+    growing.write(10, b"another")
+    growing.forget()
+    assert not growing.is_right(lambda: False)
+
+
 def test_bytes_can_be_read_as_soon_as_they_are_there(
     plain: tuple[Hub, Snapshot], folder_hub: FolderHub, tmp_path: Path
 ) -> None:

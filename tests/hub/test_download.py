@@ -129,6 +129,15 @@ def test_bytes_that_stay_wrong_never_get_into_place(fetch: Fetch, folder_hub: Fo
     assert not (fetch.folder / name).exists()
 
 
+def test_a_line_that_breaks_again_and_again_brings_the_file_in_the_end(
+    fetch: Fetch, folder_hub: FolderHub, waits: list[float]
+) -> None:
+    folder_hub.faults.add("get", Fault(drop_after=700_000), times=6, path="model.safetensors")
+    assert fetch(fetch.hub.pin("team/model"), ["model.safetensors"]) == len(BIG)
+    assert (fetch.folder / "model.safetensors").read_bytes() == BIG
+    assert waits == [waits[0]] * 6
+
+
 def test_failures_without_progress_end_the_download(
     fetch: Fetch, folder_hub: FolderHub, waits: list[float]
 ) -> None:
@@ -139,11 +148,14 @@ def test_failures_without_progress_end_the_download(
     assert len(waits) == 3
 
 
-def test_access_lost_in_the_middle_is_named(fetch: Fetch, folder_hub: FolderHub) -> None:
+def test_access_lost_in_the_middle_is_named_at_once(
+    fetch: Fetch, folder_hub: FolderHub, waits: list[float]
+) -> None:
     snapshot = fetch.hub.pin("team/model")
     folder_hub.faults.add("get", Fault(status=404, code="RepoNotFound"), times=9)
     with pytest.raises(RepoNotFound):
         fetch(snapshot)
+    assert not waits
 
 
 def test_another_tenants_finished_download_is_of_no_use_without_access(

@@ -132,12 +132,13 @@ def test_no_path_leads_out_of_a_repository(folder_hub: FolderHub, root: Path) ->
             assert reply.status_code in (401, 404) and "top-secret" not in reply.text, path
 
 
-def test_links_that_lead_out_are_not_even_listed(folder_hub: FolderHub, root: Path) -> None:
+def test_links_that_lead_out_or_nowhere_are_not_even_listed(folder_hub: FolderHub, root: Path) -> None:
     (root.parent / "outside").mkdir()
     (root.parent / "outside/secret.txt").write_text("top-secret")
     (root / "team/model/file").symlink_to(root.parent / "outside/secret.txt")
     (root / "team/model/folder").symlink_to(root.parent / "outside")
     (root / "team/model/inside").symlink_to(root / "team/model/config.json")
+    (root / "team/model/circle").symlink_to("circle")
     rows = get(folder_hub, "/api/models/team/model/tree/main?recursive=true").json()
     listed = {row["path"] for row in rows}
     assert listed == {"README.md", "config.json", "inside", "model.safetensors"}

@@ -23,7 +23,7 @@ from hub.errors import (
 from hub.folder_faults import Fault
 from hub.folder_server import FolderHub
 from hub.snapshot import Hub
-from hub.upload import Push
+from hub.upload import KEPT_IN_MEMORY, Push
 
 Clients = Callable[..., Hub]
 SMALL = {
@@ -205,10 +205,22 @@ def test_overwriting_an_adapter_leaves_nothing_that_makes_the_result_one(
     client: Clients, root: Path, shards: list[Path]
 ) -> None:
     (root / "team/model/adapter_config.json").write_text("{}")
+    (root / "team/model/other").mkdir()
+    (root / "team/model/other/model.bin").write_bytes(b"of somebody else, and no part of the result")
     push = Push(client(), "team/model", private=False, job_id="job_1", overwrite=True)
     push.add_file(shards[0].name, shards[0])
     push.commit("Merge", SMALL)
-    assert names(client(), "team/model") == sorted([shards[0].name, *SMALL])
+    assert names(client(), "team/model") == sorted([shards[0].name, *SMALL, "other/model.bin"])
+
+
+def test_a_large_text_leaves_the_disk_as_shards_do(client: Clients, tmp_path: Path, root: Path) -> None:
+    words = tmp_path / "tokenizer.json"
+    words.write_bytes(b"x" * (KEPT_IN_MEMORY + 1))
+    push = Push(client(), REPO, job_id="job_1")
+    push.add_file(words.name, words)
+    words.unlink()
+    push.commit("Merge", SMALL)
+    assert (root / REPO / "tokenizer.json").stat().st_size == KEPT_IN_MEMORY + 1
 
 
 def test_a_private_result_never_goes_into_a_public_repository(client: Clients) -> None:
@@ -337,6 +349,10 @@ def test_unsafe_names_are_not_pushed(client: Clients, shards: list[Path], path: 
     push = Push(client(), REPO, job_id="job_1")
     with pytest.raises(NameRefused):
         push.add_file(path, shards[0])
+    with pytest.raises(NameRefused):
+        push.add_uploaded(path, "0" * 64, 10)
+    with pytest.raises(NameRefused, match="sha256"):
+        push.add_uploaded("model.safetensors", "0" * 63, 10)
     with pytest.raises(NameRefused):
         push.commit("Merge", {path: b"x"})
 

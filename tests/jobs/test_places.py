@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ModelNameInvalid
-from jobs.places import FolderPlace, HubPlace, files_inside, find_inside, find_model, prefix_of
+from jobs.places import FolderPlace, HubPlace, files_inside, find_inside, find_model, prefix_of, reading
+from merge.file_errors import FileUnreadable
 
 
 @pytest.fixture
@@ -108,6 +109,14 @@ def test_files_are_found_like_folders(root: Path) -> None:
     assert find_inside("texts.jsonl", [root], folder=False) == root / "texts.jsonl"
     with pytest.raises(ModelNameInvalid, match="no file inside"):
         find_inside("plain", [root], folder=False)
+
+
+def test_what_the_system_would_not_read_is_named(root: Path) -> None:
+    with (
+        pytest.raises(FileUnreadable, match=r"plain: .*absent cannot be read: No such file"),
+        reading("plain"),
+    ):
+        (root / "plain" / "absent").read_bytes()
 
 
 JOB = "job_01K9ZZZZZZZZZZZZZZZZZZZZZZ"

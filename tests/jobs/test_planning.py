@@ -318,6 +318,12 @@ def test_the_same_recipe_on_the_same_commits_is_planned_once(
     assert made == ["made"] * 3
 
 
+def test_a_link_in_a_circle_beside_the_weights_does_no_harm(desk: Desk) -> None:
+    tiny.llama(desk.roots / "mine")
+    (desk.roots / "mine" / "circle").symlink_to("circle")
+    assert desk.plan("org/math", base="./mine").inputs[0].folder == desk.roots / "mine"
+
+
 def test_a_folder_that_was_touched_is_looked_at_again(desk: Desk) -> None:
     folder = desk.roots / "mine"
     tiny.llama(folder, expert=1)

@@ -57,10 +57,14 @@ def test_same_prefix_with_another_body_is_refused(session: Session) -> None:
 
 def test_use_is_noted_at_most_once_a_minute(session: Session) -> None:
     caller, secret = make_key(session)
+    other, _ = make_key(session)
     keys.authenticate(session, secret)
     row = tokens.tenant_key(session, caller.tenant_id, caller.key_id)
-    assert row is not None
+    unused = tokens.tenant_key(session, other.tenant_id, other.key_id)
+    assert row is not None and unused is not None
     session.refresh(row)
+    session.refresh(unused)
+    assert unused.last_used_at is None
     first = row.last_used_at
     keys.authenticate(session, secret)
     session.refresh(row)

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from jobs.tally import Fact
 from worker.board import Board, Note, health_path, is_healthy
 
 
@@ -17,6 +18,17 @@ def test_a_note_is_read_as_it_was_written_and_taken_down(tmp_path: Path) -> None
     board.clear(4711)
     board.clear(4711)
     assert [each.pid for each in board.notes()] == [4712]
+
+
+def test_of_facts_a_full_disk_costs_only_those_that_it_did_not_take(tmp_path: Path) -> None:
+    board = Board.create(tmp_path)
+    fact = Fact("merge_phase_seconds", ("merging",), 1.5)
+    board.tell(fact)
+    with (board.folder / f"{os.getpid()}.facts").open("a") as file:
+        file.write('{"name": "merge_ph')
+    board.tell(fact)
+    board.tell(fact)
+    assert [*board.told(), *board.told()] == [fact, fact]
 
 
 def test_two_threads_of_a_child_may_write_its_note_at_once(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from worker.scratch import (
     ensure_room,
     forget_candidates,
     is_linked,
+    mark_finished,
     remove_idle,
 )
 
@@ -167,6 +168,19 @@ def test_only_folders_that_nobody_uses_grow_too_old(tmp_path: Path) -> None:
         age(tmp_path / "jobs/job_busy", 7200)
         assert clean(tmp_path, 3600) == ["job_old"]
     assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == ["job_busy", "job_young"]
+
+
+def test_what_is_no_work_folder_keeps_none_from_being_removed(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path, "job_1"), WorkFolder(tmp_path, "job_2"):
+        pass
+    (tmp_path / "jobs" / ".DS_Store").touch()
+    (tmp_path / "jobs" / "job_2" / "lock").unlink()
+    (tmp_path / "jobs" / "job_2" / "lock").symlink_to("../.DS_Store")
+    assert clean(tmp_path, 10.0, now=lambda: time.time() + 60) == ["job_1"]
+    assert mark_finished(tmp_path, set) == []
+    (tmp_path / "jobs" / "job_2" / "room").write_text("1")
+    with WorkFolder(tmp_path, "job_3") as work:
+        ensure_room(work, 1, free=lambda _: 1 << 40)
 
 
 def test_candidates_of_dead_workers_go_whatever_their_age_and_those_in_use_stay(tmp_path: Path) -> None:
