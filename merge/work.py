@@ -26,7 +26,7 @@ from merge.results.moe import changed_expert
 from merge.running import guesses, passes
 from merge.running.binding import Binder
 from merge.running.blocks import Buffers, Inputs, Rooms, cast_out
-from merge.running.chain import Block, Chain, LoadBlock, Task
+from merge.running.chain import Block, Chain, LoadBlock
 from merge.running.crew import Crew
 from merge.running.factored import Factored
 from merge.running.fused.loop import NOWHERE, Target
@@ -39,6 +39,7 @@ from merge.running.places import all_read_again
 from merge.running.statistics import NOTHING, Informed, OutputStatistics
 from merge.running.survey.measure import Eager, Surveyor
 from merge.running.survey.watch import Watch
+from merge.running.tasks import Task
 from merge.stage_reader import StageReader, forget_given, prepare_given
 from merge.tokenizer.rows import TableReader
 

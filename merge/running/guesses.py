@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from merge.planning.outputs import OutputTensor
-from merge.running.chain import Chain, LoadBlock, Shared, Task
+from merge.running.chain import Chain, LoadBlock
 from merge.running.crew import Crew
 from merge.running.fused.loops import Loops
 from merge.running.fused.windows import Bits, Sought, Windows, windows_of
+from merge.running.tasks import Shared, Task
 
 SHARE_SAMPLED = 1 / 256
 MOST_SAMPLED = 1 << 24

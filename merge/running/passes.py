@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from merge.running.chain import Block, Chain, LoadBlock, Shared, Task
+from merge.running.chain import Block, Chain, LoadBlock
 from merge.running.crew import Crew
 from merge.running.fused.spans import Measuring
 from merge.running.fused.windows import Windows
+from merge.running.tasks import Shared, Task
 
 AT_ONCE = 1 << 15
 """Entries of a tensor that is always one block."""

@@ -22,7 +22,7 @@ from merge.kernels.radix import MAGNITUDE
 from merge.planning.outputs import OutputTensor
 from merge.planning.sizing import PIECE_ELEMENTS
 from merge.running.blocks import Buffers, Inputs
-from merge.running.chain import Block, Chain, Task
+from merge.running.chain import Block, Chain
 from merge.running.fused.changes import changes
 from merge.running.fused.compiler import Compiler
 from merge.running.fused.lanes import engine
@@ -50,6 +50,7 @@ from merge.running.fused.windows import (
 from merge.running.fused.windows import LEAST_ENTRIES as LEAST_SAMPLED
 from merge.running.places import Lying, Place
 from merge.running.statistics import NOTHING, OutputStatistics
+from merge.running.tasks import Task
 
 LEAST_ENTRIES = 1 << 17
 """Smaller tensors are not worth the writing down."""

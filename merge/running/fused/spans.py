@@ -11,7 +11,7 @@ from merge.checkpoint.dtype import torch_dtype
 from merge.contract.stats import Term
 from merge.kernels.radix import HIGH_BINS, LOW_BINS
 from merge.planning.outputs import OutputTensor
-from merge.running.chain import Block, Chain, Task
+from merge.running.chain import Block, Chain
 from merge.running.fused.loop import NOWHERE, Target
 from merge.running.fused.notes import Notes
 from merge.running.fused.ranked import AnyLoop
@@ -19,6 +19,7 @@ from merge.running.fused.samples import bits, in_memory, sample
 from merge.running.fused.source import LEAST_COLUMNS, PAD, ROWS, WIDTHS, Sink
 from merge.running.fused.trace import Untraceable
 from merge.running.places import Place
+from merge.running.tasks import Task
 
 if TYPE_CHECKING:
     from merge.running.fused.loops import Loops

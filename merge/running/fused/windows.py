@@ -16,10 +16,11 @@ from torch import Tensor
 
 from merge.kernels.radix import MAGNITUDE, as_float
 from merge.planning.outputs import OutputTensor
-from merge.running.chain import Block, Chain, Task
+from merge.running.chain import Block, Chain
 from merge.running.fused.samples import in_memory, sample
 from merge.running.fused.source import HEAD, Sink
 from merge.running.places import Place
+from merge.running.tasks import Task
 
 if TYPE_CHECKING:
     from merge.running.fused.loops import Loops

@@ -11,9 +11,10 @@ from torch import Tensor
 from merge.contract.groups import Site
 from merge.contract.stats import Counts, Part, Stat, Term
 from merge.running import passes
-from merge.running.chain import Block, Chain, Task
+from merge.running.chain import Block, Chain
 from merge.running.crew import Crew
 from merge.running.fused.windows import Windows
+from merge.running.tasks import Task
 from tests.merge.every import METHODS, steps_of
 from tests.merge.whole import Steps, bound, merge_one
 
