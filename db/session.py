@@ -41,6 +41,7 @@ def make_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20) -> Eng
         pool_size=pool_size,
         max_overflow=max_overflow,
         json_serializer=to_json,
+        hide_parameters=True,  # errors are logged, and what callers sent is in the parameters
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
             **KEEPALIVE,

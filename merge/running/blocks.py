@@ -4,9 +4,10 @@ import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from merge.tokenizer.rows import TableReader
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _KEEP_BYTES, _LARGE_BYTES = 1 << 30, 8 << 20
 _LINE = 64
+_kept = [_KEEP_BYTES]
+"""From how many bytes on memory is given back at once, of the runs that are under way, one in another."""
 
 
 @contextmanager
@@ -31,22 +34,28 @@ def kept_memory(block: int = 0) -> Iterator[None]:
     """Asks glibc to keep freed memory for the time of a run with blocks of so many entries, and to give it
     back at its end: otherwise the pages of every temporary of every block would be faulted in anew. Large
     temporaries, of rows or tensors beyond the usual blocks, are given back at once: kept in pieces into which
-    the next one does not fit, they took up to twice what is held. Elsewhere nothing happens. Applies to the
-    process, whose thresholds stay as they are set here.
+    the next one does not fit, they took up to twice what is held. A run within another has its own way, and
+    leaves the other's. Elsewhere nothing happens.
     """
-    try:
-        library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-        mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
-    except OSError:
-        mallopt = trim = None
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _KEEP_BYTES if block <= MOST_BLOCK_ELEMENTS else _LARGE_BYTES)
-        mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
+    mallopt, trim = _glibc()
+    mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
+    _kept.append(_KEEP_BYTES if block <= MOST_BLOCK_ELEMENTS else _LARGE_BYTES)
+    mallopt(_MMAP_THRESHOLD, _kept[-1])
     try:
         yield
     finally:
-        if trim is not None:
-            trim(0)
+        _kept.pop()
+        mallopt(_MMAP_THRESHOLD, _kept[-1])
+        trim(0)
+
+
+def _glibc() -> tuple[Callable[[int, int], Any], Callable[[int], Any]]:
+    """Its ``mallopt`` and ``malloc_trim``; where it is missing, what does nothing."""
+    try:
+        library: Any = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+        return library.mallopt, library.malloc_trim
+    except (AttributeError, OSError):
+        return (lambda *_: None), (lambda *_: None)
 
 
 @contextmanager

@@ -69,3 +69,11 @@ def test_a_database_that_is_away_is_told_from_a_refusal(postgres_url: str) -> No
     with pytest.raises(DBAPIError) as away:
         nobody.connect()
     assert (is_away(refused.value), is_away(away.value)) == (False, True)
+
+
+def test_errors_do_not_tell_what_was_sent(postgres_url: str) -> None:
+    engine = make_engine(postgres_url)
+    with engine.connect() as connection, pytest.raises(DBAPIError) as caught:
+        connection.execute(text("SELECT 1 / length(:said) - 1 / 0"), {"said": "https://hook.example/secret"})
+    engine.dispose()
+    assert "division by zero" in str(caught.value) and "secret" not in str(caught.value)
