@@ -90,9 +90,12 @@ class JobContext:
 
     def over(self) -> None:
         """The job's end is recorded: what is left to do, such as removing its files, needs no lease and is
-        not told to stop, but shows that this process is alive.
+        not told to stop, but shows that this process is alive. A beat may have met that end a moment ago, and
+        have taken the lease for lost.
         """
         self._over = True
+        if self.reason is Stop.LOST:
+            self.reason = self._stop_at = None
 
     def should_stop(self) -> bool:
         """Whether the work should end now; cheap enough to ask between blocks."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.checkpoint.adapter import AdapterIndex, LoraPair, Masked
+from merge.checkpoint.adapter import LoraPair, Masked
 from merge.checkpoint.beside import CACHED_PAIRS
 from merge.checkpoint.codecs import decode
 from merge.checkpoint.dtype import as_bytes, torch_dtype
@@ -89,7 +89,7 @@ class TensorReader:
         if adapter is None:
             self._read_cast(self._files, self.index.tensors[name], first, count, out)
             return
-        done = self._changed_at_once(adapter, name, first, count, out)
+        done = self._changed_at_once(name, first, count, out)
         if done == count:
             return
         first, count, out = first + done, count - done, out.view(-1)[done:]
@@ -181,12 +181,12 @@ class TensorReader:
             files.read(info.file, begin + done * width, memory[: size * width])
             flat[done : done + size].copy_(piece[:size])
 
-    def _changed_at_once(self, adapter: AdapterIndex, name: str, first: int, count: int, out: Tensor) -> int:
+    def _changed_at_once(self, name: str, first: int, count: int, out: Tensor) -> int:
         """How many entries of a tensor that a mask or a product changes, and nothing else, could be made in
         one go.
         """
-        info = self.index.tensors[name]
-        if out.dtype != torch.float32 or info.coded is not None:
+        adapter, info = self.index.adapter, self.index.tensors[name]
+        if adapter is None or out.dtype != torch.float32 or info.coded is not None:
             return 0
         if name in adapter.replaced or first < 0 or first + count > info.numel:
             return 0

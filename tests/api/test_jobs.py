@@ -292,6 +292,7 @@ SURVEY = {
             ],
         }
     ],
+    "left_out": [{"class": "embed", "policy": "mean", "tensors": 1, "entries": 64}],
     "decoded": [{"model": "a", "scheme": "AWQ (4 bits)", "loss": "at 4 bits each weight is off by 6.7 %"}],
     "saliency": [
         {

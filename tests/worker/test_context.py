@@ -71,6 +71,7 @@ def test_a_job_that_has_ended_is_alive_while_its_files_are_removed_and_not_told_
     with context_of(sessions, running, board=board, timeout=2.0) as context:
         with sessions.begin() as session:
             lifecycle.succeed(session, running, {})
+        until(context.should_stop)  # a beat that has met the end
         context.over()
         before = time.monotonic()
         until(lambda: board.notes()[0].alive_at > before + 2.1)

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from hub.errors import RateLimited, Unavailable
 from hub.folder_faults import Fault
-from jobs import lifecycle, submit
+from jobs import lifecycle, recording, submit
 from jobs.errors import OrderOutdated
 from settings import Settings
 from tests.factories import TEST_SECRET, make_caller, make_rules
@@ -68,7 +68,7 @@ def test_an_attempt_that_the_database_broke_off_does_not_count(
 ) -> None:
     job_id = floor.order(attempts=1)
     with monkeypatch.context() as patch:
-        patch.setattr(lifecycle, "record_artifact", hang_up)
+        patch.setattr(recording, "record_artifact", hang_up)
         job = floor.run(job_id)
     assert (job.state, job.attempt, job.max_attempts) == ("queued", 1, 2)
     assert floor.events(job_id)[-1].data["code"] == "database_away"

@@ -214,7 +214,7 @@ def test_only_a_job_that_made_something_shows_how_large_its_result_is(site: Site
     for state, end in ends.items():
         with site.begin() as session:
             job, fence = make_running(session, caller=site.caller)
-            lifecycle.record_plan(session, fence, {"estimate": {"output_bytes": 112_000}})
+            recording.record_plan(session, fence, {"estimate": {"output_bytes": 112_000}})
             end(session, fence)
         text = site.get(f"/jobs/{job.id}").text
         assert ("<dt>Result</dt>" in text) == (state == "succeeded")

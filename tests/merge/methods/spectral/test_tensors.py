@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor
 from merge.contract.groups import Site
 from merge.contract.method import Kind, registered
 from merge.plan import make_plan
-from merge.planning.sizing import Demand
 from merge.recipe.recipe import recipe_from
 from merge.run import run
 from merge.running.chain import Block, Chain
@@ -129,13 +127,6 @@ def test_classes_and_orientation_follow_the_plan(tmp_path: Path, name: str) -> N
         assert close(made, wanted, 1e-6)
 
 
-def workspace_of(name: str, sources: int) -> int:
-    """Bytes for one entry."""
-    declared = registered()[name].workspace
-    assert declared is not None
-    return ceil(8 * (declared.entries + declared.each * sources))
-
-
 def read(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
@@ -161,7 +152,9 @@ def test_memory_stays_under_the_estimate(tmp_path: Path, name: str, shape: str) 
         "sources": [{"id": n, "model": n} for n in ("s0", "s1", "s2")],
         "steps": [{"method": name, **({"steps": 3} if name == "doge" else {})}],
     }
-    least = Demand(4, 4, rows * columns, workspace_of(name, 3)).least_budget
+    folders = {name: tmp_path / name for name in ("base", "s0", "s1", "s2")}
+    plan = make_plan(recipe_from(document), exact.indices(folders), budget=1 << 34)
+    least = plan.demand.least_budget
     command = [sys.executable, "-c", WATCHED, str(tmp_path), json.dumps(document), str(least)]
     told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert told["seen"] > 10
