@@ -10,7 +10,7 @@ from hub.snapshot import Hub, Snapshot
 from jobs.errors import ModelNameInvalid
 from jobs.places import files_inside, prefix_of
 from merge.checkpoint import index as indexing
-from merge.checkpoint.adapter import CONFIG_FILE as ADAPTER_CONFIG
+from merge.checkpoint.adapter_names import CONFIG_FILE as ADAPTER_CONFIG
 from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.index import AdapterLike, ModelIndex
 from merge.checkpoint.places import pieces_in

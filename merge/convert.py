@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.arch.ties import tied_names
-from merge.checkpoint.adapter import CONFIG_FILE as ADAPTER_CONFIG
+from merge.checkpoint.adapter_names import CONFIG_FILE as ADAPTER_CONFIG
 from merge.checkpoint.header import TensorInfo, check_file_name, parse_header, parse_json_object
 from merge.checkpoint.index import index_adapter_folder, index_folder, read_header
 from merge.checkpoint.places import NAMED_TEMPLATES, pickles_among, safe_path

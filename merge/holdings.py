@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.filesize import decimal
 
 from merge.arch.roles import layer_of, role_of, tied_names
-from merge.checkpoint.adapter import CONFIG_FILE, AdapterIndex, LoraPair
+from merge.checkpoint.adapter import AdapterIndex, LoraPair
+from merge.checkpoint.adapter_names import CONFIG_FILE
 from merge.checkpoint.bundle import MANIFEST, BundleIndex
 from merge.checkpoint.index import AdapterLike, ModelIndex, index_adapter_folder, index_folder
 from merge.show import columns_table, facts_table, model_tables

@@ -21,10 +21,9 @@ from merge.arch.aliases import names_in
 from merge.arch.roles import is_conv1d
 from merge.arch.ties import tied_names
 from merge.checkpoint.adapter_config import check_config, patterned
+from merge.checkpoint.adapter_names import CONFIG_FILE, WEIGHT_FILE, check_files
 from merge.checkpoint.header import TensorInfo, parse_header, parse_json_object
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHT_FILE = "adapter_model.safetensors"
 NAMES = "mergery.names"
 """Where the header of such a file that Mergery made tells what the base's files call tensors for which
 Transformers, and so PEFT, has other names.
@@ -150,15 +149,7 @@ def index_adapter(
     label: str, files: Mapping[str, int], texts: Mapping[str, bytes], headers: Mapping[str, bytes]
 ) -> AdapterIndex:
     """Checks a PEFT LoRA folder. Raises ``AdapterRefused`` or ``FileRefused``, naming the field."""
-    if CONFIG_FILE not in texts:
-        raise errors.AdapterRefused(f"{label}: there is no {CONFIG_FILE}, so this is not a LoRA adapter.")
-    if WEIGHT_FILE not in files:
-        pickled = "adapter_model.bin" in files
-        made = "make safetensors of it with `python -m merge convert FOLDER OUT`."
-        hint = f"only a pickle, which can run code; {made}" if pickled else "missing."
-        raise (file_errors.PickleRefused if pickled else file_errors.FileMissing)(
-            f"{label}: {WEIGHT_FILE} is {hint}"
-        )
+    check_files(label, files)
     if WEIGHT_FILE not in headers:
         raise file_errors.FileMissing(f"{label}: the header of {WEIGHT_FILE} was not fetched.")
     config = parse_json_object(f"{label}: {CONFIG_FILE}", texts[CONFIG_FILE])
@@ -191,7 +182,11 @@ def fit(
             f"{adapter.label} changes {wanted}, which {model} does not have: it was made for another "
             "model, or for a module that Transformers cuts out of a larger tensor of these files."
         )
-    pairs = {name: _oriented(adapter, pair, tensors[name], config) for name, pair in adapter.pairs.items()}
+    pairs = {
+        name: _oriented(adapter, pair, tensors[name], config)
+        for name, pair in adapter.pairs.items()
+        if name not in second
+    }
     replaced: dict[str, TensorInfo] = {}
     for name, info in adapter.replaced.items():
         if name in second:
@@ -208,7 +203,7 @@ def fit(
 def _second_names(
     adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], model: str
 ) -> frozenset[str]:
-    """Replaced tensors that are another replaced one under a second name, and need no place of their own.
+    """Changed tensors that are another changed one under a second name, and need no place of their own.
 
     Raises ``AdapterMismatch`` where one of two tied tensors is changed and the other is not: PEFT unties them
     then, which a checkpoint with one tensor cannot hold.
@@ -218,7 +213,7 @@ def _second_names(
     both: set[str] = set()
     for head, embedding in tied.items():
         pair = {head, embedding}
-        if pair <= adapter.replaced.keys() and adapter.config.get("ensure_weight_tying"):
+        if adapter.config.get("ensure_weight_tying") and _alike(adapter, head, embedding):
             both.add(head)
         elif found := sorted(pair & adapter.changed):
             raise errors.AdapterMismatch(
@@ -227,6 +222,13 @@ def _second_names(
                 "modules_to_save and ensure_weight_tying, or untie the model first."
             )
     return frozenset(both)
+
+
+def _alike(adapter: AdapterIndex, head: str, embedding: str) -> bool:
+    """Whether both are changed in one way: PEFT ties their factors, and what is saved whole."""
+    scales = {pair.scale if (pair := adapter.pairs.get(name)) else None for name in (head, embedding)}
+    whole = {name in adapter.replaced for name in (head, embedding)}
+    return len(scales) == len(whole) == 1 and (scales != {None} or whole == {True})
 
 
 def _fit_member(adapter: AdapterIndex, tensors: Mapping[str, TensorInfo], model: str) -> AdapterIndex:

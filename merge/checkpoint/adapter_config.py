@@ -7,6 +7,12 @@ from typing import Any
 
 from merge import errors
 
+_COPY = re.compile(
+    r"(-unsloth)?-(bnb-[48]bit|[48]bit|int[48]|w[48]a16|gptq|awq|hqq|nf4|fp8|bf16|fp16|gguf)\b.*", re.I
+)
+"""What the names of quantised copies of a model have behind its own: most adapters are trained over one."""
+_INSIDE = re.compile(r"^([\w.-]+/[\w.-]+)[@:].*|/[^/]+\.(?:safetensors|gguf)$")
+"""What stands behind a repository's name, or the one file of a folder."""
 _EXACT_INITS = frozenset({"gaussian", "eva", "mica", "orthogonal"})
 _REFUSED_FIELDS = {
     "use_dora": "DoRA also learns magnitudes",
@@ -37,7 +43,10 @@ def check_config(label: str, config: Mapping[str, Any]) -> None:
     bare = config.get("target_parameters") or []
     for each in bare if isinstance(bare, list) else [bare]:
         if not (str(each).endswith(".weight") and isinstance(bare, list)):
-            raise errors.AdapterRefused(f"{label}: {str(each)[:40]} of target_parameters is no weight.")
+            raise errors.AdapterRefused(
+                f"{label}: target_parameters has {str(each)[:80]}, which is no module's weight: factors of "
+                "parameters such as experts in one tensor are not read. Merge it into its model with PEFT."
+            )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower() not in _EXACT_INITS:
         raise errors.AdapterRefused(
@@ -85,3 +94,23 @@ def patterned(patterns: Any, module: str, default: float) -> float:
         if re.match(rf"(.*\.)?({pattern})$", module):
             return float(value)
     return default
+
+
+def other_base(config: Mapping[str, Any], model: str) -> str | None:
+    """The model that an adapter's config says it was trained over, where that is another one by its name than
+    ``model``. Whose repository or folder it lies in does not count, nor that a copy is quantised.
+    """
+    named = config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named.strip():
+        return None
+    return named if _plain_name(named) != _plain_name(model) else None
+
+
+def _plain_name(name: str) -> str:
+    """``llama-3-8b`` of ``unsloth/Llama-3-8B-bnb-4bit``, ``meta-llama/Meta-Llama-3-8B@main`` and the place of
+    either in a cache of the Hub.
+    """
+    path = _INSIDE.sub(r"\1", name.strip().replace("\\", "/")).rstrip("/")
+    cached = re.search(r"models--(?:[^/]+--)?([^/]+)/snapshots/", f"{path}/")
+    last = cached[1] if cached else path.rpartition("/")[2]
+    return _COPY.sub("", last.lower()).removeprefix("meta-")

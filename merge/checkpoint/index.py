@@ -15,6 +15,7 @@ from typing import Any
 from merge import file_errors
 from merge.checkpoint import adapter as adapters
 from merge.checkpoint import bundle as bundles
+from merge.checkpoint.adapter_names import CONFIG_FILE, ONLY_FORM, WEIGHT_FILE, factor_alone
 from merge.checkpoint.four_bits import states_to_read
 from merge.checkpoint.gathering import Decoding, quantization_of
 from merge.checkpoint.gguf import model as gguf
@@ -41,7 +42,7 @@ from merge.checkpoint.shard_index import (
     weight_map_of,
 )
 from merge.checkpoint.tokenizer import TokenizerFacts, made_facts, tokenizer_facts
-from merge.checkpoint.wanted import GGUF, wanted_texts, weight_files
+from merge.checkpoint.wanted import GGUF, adapter_weight_files, wanted_texts, weight_files
 
 MAX_TEXT_BYTES = 64_000_000
 AdapterLike = adapters.AdapterIndex | bundles.BundleIndex
@@ -140,7 +141,7 @@ def _index_model(
     for name in files:
         check_file_name(name)
     wanted = weight_files(files, texts)
-    if adapters.CONFIG_FILE in files and wanted == [adapters.WEIGHT_FILE]:
+    if CONFIG_FILE in files and wanted == [WEIGHT_FILE]:
         raise file_errors.NoWeights(
             "This is a LoRA adapter, not a model: name it as `adapter` of a source, beside the model it was "
             "made for (`model+adapter` in mergekit's form)."
@@ -152,6 +153,11 @@ def _index_model(
         return _index_gguf(label, files, texts, headers, wanted)
     parsed = {file: parse_header(file, headers[file], files[file]) for file in wanted}
     tensors = _gather(parsed)
+    if (factor := factor_alone(tensors)) is not None:
+        raise file_errors.NoWeights(
+            f"{factor} and most others are factors of a LoRA or its like, not the weights of a model: means "
+            f"of factors are no mean of what they do. Of adapters {ONLY_FORM}."
+        )
     index = index_name(files)
     if index is not None and index in texts:
         check_against_index(weight_map_of(index, texts[index], files), tensors, index)
@@ -256,7 +262,7 @@ def read_folder(
             if files[name] > MAX_TEXT_BYTES:
                 raise file_errors.TextInvalid(f"{label}: {name} is larger than {MAX_TEXT_BYTES} bytes.")
             texts[name] = safe_path(path, name).read_bytes()
-        wanted = _weight_files_of(label, files, texts, adapter)
+        wanted = adapter_weight_files(files) if adapter else _weight_files_of(label, files, texts)
         headers = {name: read_header(safe_path(path, name)) for name in wanted}
     except OSError as error:
         raise file_errors.FileUnreadable(
@@ -265,11 +271,9 @@ def read_folder(
     return files, texts, headers
 
 
-def _weight_files_of(
-    label: str, files: Mapping[str, int], texts: Mapping[str, bytes], adapter: bool
-) -> list[str]:
+def _weight_files_of(label: str, files: Mapping[str, int], texts: Mapping[str, bytes]) -> list[str]:
     try:
-        return weight_files(files, texts, adapter=adapter)
+        return weight_files(files, texts)
     except file_errors.FileRefused as error:
         raise type(error)(f"{label}: {error}") from error
 

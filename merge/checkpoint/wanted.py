@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Mapping
 
 from merge import file_errors
-from merge.checkpoint import adapter as adapters
 from merge.checkpoint import bundle as bundles
+from merge.checkpoint.adapter_names import CONFIG_FILE, WEIGHT_FILE
 from merge.checkpoint.gguf.parts import part_stem
 from merge.checkpoint.places import pickles_among
 from merge.checkpoint.shard_index import SHARD, STEMS, all_there, index_name, is_index, weight_map_of
 from merge.checkpoint.tokenizer import TOKENIZER_FILES
 
 GGUF = ".gguf"
-_TEXTS = frozenset({"config.json", *TOKENIZER_FILES, adapters.CONFIG_FILE, bundles.MANIFEST})
+_TEXTS = frozenset({"config.json", *TOKENIZER_FILES, CONFIG_FILE, bundles.MANIFEST})
 
 
 def wanted_texts(file_names: Iterable[str]) -> list[str]:
@@ -19,10 +19,8 @@ def wanted_texts(file_names: Iterable[str]) -> list[str]:
     return sorted(name for name in file_names if name in _TEXTS or is_index(name))
 
 
-def weight_files(
-    file_names: Iterable[str], texts: Mapping[str, bytes] | None = None, *, adapter: bool = False
-) -> list[str]:
-    """The safetensors files whose headers are needed, sorted; with ``adapter``, those of a LoRA repository.
+def weight_files(file_names: Iterable[str], texts: Mapping[str, bytes] | None = None) -> list[str]:
+    """The safetensors files whose headers are needed, sorted.
 
     With ``texts`` the shard index decides; without it the names do. Refuses a model that has only pickles, or
     nothing.
@@ -30,14 +28,10 @@ def weight_files(
     names = sorted(set(file_names))
     safe = [name for name in names if "/" not in name and name.endswith(".safetensors")]
     if bundles.MANIFEST in names:
-        if adapter:
-            return bundles.bundle_files(safe)
         raise file_errors.BundleRefused(
             "This is a bundle, not a model: give its base as `model`, it as `adapter` and a `member`, or "
             "materialise the member first."
         )
-    if adapter and adapters.WEIGHT_FILE in safe:
-        return [adapters.WEIGHT_FILE]
     index = index_name(names)
     if index is not None and texts is not None and index in texts:
         return sorted(set(weight_map_of(index, texts[index], names).values()))
@@ -49,8 +43,8 @@ def weight_files(
             return [f"{stem}.safetensors"]
         if shards:
             return all_there(shards)
-    if adapters.WEIGHT_FILE in safe:
-        return [adapters.WEIGHT_FILE]
+    if WEIGHT_FILE in safe:
+        return [WEIGHT_FILE]
     if len(safe) == 1 or (safe and all(SHARD.fullmatch(name) for name in safe)):
         return all_there(safe)
     ggufs = [name for name in names if "/" not in name and name.endswith(GGUF)]
@@ -85,5 +79,5 @@ def adapter_weight_files(file_names: Iterable[str]) -> list[str]:
     return (
         bundles.bundle_files(names)
         if bundles.MANIFEST in names
-        else [name for name in names if name == adapters.WEIGHT_FILE]
+        else [name for name in names if name == WEIGHT_FILE]
     )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merge.checkpoint.adapter import WEIGHT_FILE
+from merge.checkpoint.adapter_names import WEIGHT_FILE
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.places import safe_path
 from merge.checkpoint.reader import TensorReader

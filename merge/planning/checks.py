@@ -6,6 +6,8 @@ from typing import Any
 from merge.arch.roles import tied_names
 from merge.arch.rope import rotation_of
 from merge.catalog import MethodEntry, catalogue, nearest
+from merge.checkpoint.adapter_config import other_base
+from merge.checkpoint.adapter_names import CONFIG_FILE
 from merge.checkpoint.index import ModelIndex
 from merge.checkpoint.vocabulary import differences
 from merge.contract.ends import Ends
@@ -173,6 +175,7 @@ def check_models(
     """
     for key in used:
         yield from _check_codes(models[key], key)
+        yield from _check_base(models[key], key)
     reference = models[used[0]]
     if not any(reference.config.get(name) for name in _WHAT_NAMES):
         message = (
@@ -206,6 +209,19 @@ def _check_codes(model: ModelIndex, key: str) -> Iterator[Finding]:
             f"may lack {model.derived}. A model of the same sizes in the recipe would lend its own."
         )
         yield warning("config_derived", message, model=key)
+
+
+def _check_base(model: ModelIndex, key: str) -> Iterator[Finding]:
+    """An adapter on another model than the one it was trained over: the shapes fit a sibling just as well."""
+    adapter = model.adapter
+    named = other_base(adapter.config, model.label) if adapter is not None and adapter.over is None else None
+    if adapter is not None and named is not None:
+        message = (
+            f"{adapter.label} was trained over {named[:200]} by its {CONFIG_FILE}, and is put on "
+            f"{model.label}: over other weights it does not do what it learned. Name that model, unless the "
+            "two are the same."
+        )
+        yield warning("adapter_base_differs", message, model=key)
 
 
 def _check_pair(reference: ModelIndex, model: ModelIndex, key: str) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from merge.checkpoint.adapter import CONFIG_FILE, WEIGHT_FILE
+from merge.checkpoint.adapter_names import CONFIG_FILE, WEIGHT_FILE
 from merge.checkpoint.dtype import torch_dtype
 from merge.checkpoint.layout import TensorSpec, lay_out
 from merge.checkpoint.writer import ShardWriter

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge.checkpoint.header import TensorInfo
-from merge.checkpoint.index import ModelIndex
+from merge.checkpoint.index import ModelIndex, attach, index_adapter_folder, index_folder
 from merge.errors import Finding, PlanRefused
 from merge.plan import Plan, make_plan, plan_or_findings
 from merge.planning.estimate import demand_of
@@ -252,6 +252,22 @@ def test_positions_that_are_told_otherwise_are_warned_of(
         other = changed(models, tmp_path, config=own) | exact.indices({"base": base})
         found = [each.message for each in plan_of(other, TIES).findings if each.code == "config_differs"]
         assert [told in message for message in found] == ([True] if told else [])
+
+
+@pytest.mark.parametrize(("trained", "told"), [("up/base", []), ("up/base-instruct", ["a"]), (None, [])])
+def test_an_adapter_on_another_model_than_its_own_is_told(
+    tmp_path: Path, trained: str | None, told: list[str]
+) -> None:
+    """The shapes of a sibling fit as well."""
+    base = tiny.llama(tmp_path / "base")
+    own = tiny.lora(
+        tmp_path / "lora", {"model.layers.0.mlp.up_proj": (32, 16)}, base_model_name_or_path=trained
+    )
+    model = index_folder(base, "org/base@1a2b")
+    models = {"base": model, "a": attach(model, index_adapter_folder(own, "org/lora"))}
+    recipe = recipe_from({"base": "base", "sources": [{"id": "a", "adapter": "lora"}], "steps": [TIES]})
+    findings = make_plan(recipe, models, budget=GIB).findings
+    assert [each.model for each in findings if each.code == "adapter_base_differs"] == told
 
 
 def test_a_tied_head_stored_twice_is_one_decision(tmp_path: Path) -> None:

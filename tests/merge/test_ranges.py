@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from merge.checkpoint.adapter import WEIGHT_FILE
+from merge.checkpoint.adapter_names import WEIGHT_FILE
 from merge.checkpoint.index import attach, index_adapter, index_folder, read_folder
 from merge.plan import Plan, make_plan
 from merge.ranges import joined, length, needed_ranges, order_of

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from merge import errors, file_errors
 from merge.checkpoint import reader as reading
 from merge.checkpoint.adapter import NAMES, ROWS, LoraPair
-from merge.checkpoint.index import attach, index_adapter_folder, index_folder
+from merge.checkpoint.index import attach, index_adapter, index_adapter_folder, index_folder
 from merge.checkpoint.reader import TensorReader
 from tests import tiny
 
@@ -342,6 +342,21 @@ def test_an_embedding_adapter_on_a_tied_model_is_refused(tmp_path: Path) -> None
         attach(index_folder(base), index_adapter_folder(adapter))
 
 
+def test_factors_of_an_embedding_and_its_tied_head_are_one_change(tmp_path: Path) -> None:
+    """PEFT writes both with ``ensure_weight_tying``, the same turned round; its forward adds each once."""
+    base = tiny.llama(tmp_path / "base", tied=True)
+    shapes = {"model.embed_tokens": (260, 16), "lm_head": (260, 16)}
+    adapter = tiny.lora(tmp_path / "lora", shapes, ensure_weight_tying=True)
+    factors = load_file(adapter / "adapter_model.safetensors")
+    a, b = (factors[f"base_model.model.model.embed_tokens.lora_embedding_{part}"].double() for part in "AB")
+    words = load_file(base / "model.safetensors")["model.embed_tokens.weight"].double()
+    read = apply(base, adapter, "model.embed_tokens.weight").double()
+    torch.testing.assert_close(read, words + 2 * (b @ a).T, rtol=0, atol=1e-6)
+    uneven = tiny.lora(tmp_path / "uneven", shapes, ensure_weight_tying=True, alpha_pattern={"lm_head": 2})
+    with pytest.raises(errors.AdapterMismatch, match="tied"):
+        attach(index_folder(base), index_adapter_folder(uneven))
+
+
 def test_an_adapter_beside_a_config_or_a_whole_model_is_found(tmp_path: Path) -> None:
     folder = tiny.lora(tiny.llama(tmp_path / "both"), SHAPES)
     assert set(index_adapter_folder(folder).pairs) == {f"{module}.weight" for module in SHAPES}
@@ -354,5 +369,16 @@ def test_a_pickled_adapter_is_refused_and_a_missing_one_named(tmp_path: Path) ->
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(file_errors.PickleRefused, match="can run code"):
         index_adapter_folder(folder)
-    with pytest.raises(errors.AdapterRefused, match=r"adapter_config\.json"):
+    with pytest.raises(
+        errors.AdapterRefused, match=r"no adapter_config\.json.*only the form that PEFT writes"
+    ):
         index_adapter_folder(tiny.llama(tmp_path / "no adapter"))
+    (folder / "adapter_model.bin").rename(folder / "adapters.safetensors")  # MLX's
+    with pytest.raises(
+        file_errors.FileMissing, match=r"is missing, and adapters\.safetensors is there.*PEFT"
+    ):
+        index_adapter_folder(folder)
+    with pytest.raises(
+        errors.AdapterRefused, match=r"one in last, step-10: name the folder, as org/repo:last"
+    ):
+        index_adapter("a", {f"{each}/adapter_config.json": 2 for each in ("step-10", "last")}, {}, {})

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from merge.checkpoint.index import index_folder, index_model, read_folder
 from merge.checkpoint.tokenizer import tokenizer_facts
@@ -130,3 +132,34 @@ def test_indexing_and_translating_load_no_torch() -> None:
         "assert 'torch' not in sys.modules and 'safetensors' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("lora_unet_mid_to_q.lora_down.weight", "lora_unet_mid_to_q.lora_up.weight"),
+        ("transformer.blocks.0.to_q.lora_A.weight", "transformer.blocks.0.to_q.lora_B.weight"),
+        ("unet.mid.attn1.processor.to_q_lora.down.weight", "unet.mid.attn1.processor.to_q_lora.up.weight"),
+        ("model.layers.0.q_proj.lora_a", "model.layers.0.q_proj.lora_b"),
+        ("lycoris_mid_to_q.lokr_w1", "lycoris_mid_to_q.lokr_w2_a"),
+    ],
+    ids=["kohya", "diffusers", "older diffusers", "MLX", "LyCORIS"],
+)
+def test_factors_of_a_lora_are_no_model(tmp_path: Path, first: str, second: str) -> None:
+    """They were taken for a model's weights: A and B (and alpha) were averaged each by itself."""
+    factors = {
+        first: torch.ones(2, 4),
+        second: torch.ones(4, 2),
+        f"{first.rsplit('.', 2)[0]}.alpha": torch.ones(1),
+    }
+    save_file(factors, tmp_path / "style.safetensors")
+    for path in (tmp_path, tmp_path / "style.safetensors"):
+        with pytest.raises(NoWeights, match=rf"a: {first} and most others are factors of a LoRA.*PEFT"):
+            index_folder(path, "a")
+
+
+def test_a_model_that_holds_its_own_loras_is_one(tmp_path: Path) -> None:
+    """Phi-4-multimodal's files have two beside every matrix."""
+    names = ["base_layer", *(f"lora_{part}.{kind}" for part in "AB" for kind in ("speech", "vision"))]
+    save_file({f"q_proj.{name}.weight": torch.ones(4, 4) for name in names}, tmp_path / "model.safetensors")
+    assert len(index_folder(tmp_path).tensors) == 5
