@@ -43,12 +43,11 @@ class Failure:
 
 
 def describe(error: BaseException, *, secret: str | None = None) -> Failure:
-    """The failure that ``error`` stands for; ``secret`` never appears in its sentence."""
+    """The failure that ``error`` stands for; ``secret`` never appears in its sentence or findings."""
     failure = _classify(error)
-    detail = redacted(failure.detail)
-    if secret:
-        detail = detail.replace(secret, "[redacted]")
-    return replace(failure, detail=detail)
+    return replace(
+        failure, detail=redacted(failure.detail, secret), findings=redacted(failure.findings, secret)
+    )
 
 
 def _classify(error: BaseException) -> Failure:

@@ -2,7 +2,6 @@
 verified, weights before the merge or while it reads them already.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -167,14 +166,12 @@ def bring(
 
     ``on_bytes`` gets the bytes that are there and all bytes. Raises what :func:`hub.download.download` does.
     """
-    total, there, lock = sum(each.size for each in wanted), 0, threading.Lock()
+    total, there = sum(each.size for each in wanted), 0
 
-    def count(number: int) -> None:
+    def count(number: int) -> None:  # one call at a time: weights stream once the small files are there
         nonlocal there
-        with lock:
-            there += number
-            done = there
-        on_bytes(done, total)
+        there += number
+        on_bytes(there, total)
 
     targets = _targets(wanted, folder)
     for each in wanted:

@@ -10,8 +10,8 @@ import structlog
 
 SECRET_NAMES = re.compile(r"token|secret|password|authorization|cookie|api_key|credential$", re.IGNORECASE)
 SECRET_TEXTS = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{8,}|mk_live_\w+|wh(?:sec|sk)_[A-Za-z0-9+/=_-]+)|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)"
-    r"|(?<=[Bb]earer )\S+|(?:(?<=[Ss]ignature=)|(?<=Security-Token=))[^\s&\"']+"
+    r"\b(?:hf_(?:(?:oauth|jwt)_[\w.-]+|[A-Za-z0-9]{8,})|mk_live_\w+|wh(?:sec|sk)_[A-Za-z0-9+/=_-]+)"
+    r"|(?<=://)[^\s/]+(?=@)|(?<=[Bb]earer )\S+|(?:(?<=[Ss]ignature=)|(?<=Security-Token=))[^\s&\"']+"
 )
 BLANK = "[redacted]"
 
@@ -23,17 +23,17 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return event
 
 
-def redacted(value: Any) -> Any:
-    """``value`` with every text inside it cleared of secrets."""
+def redacted(value: Any, secret: str | None = None) -> Any:
+    """``value`` with every text inside it cleared of secrets, and of ``secret``, whatever its form."""
     if isinstance(value, str):
-        return SECRET_TEXTS.sub(BLANK, value)
+        return SECRET_TEXTS.sub(BLANK, value.replace(secret, BLANK) if secret else value)
     if isinstance(value, dict):
         return {
-            key: BLANK if isinstance(key, str) and SECRET_NAMES.search(key) else redacted(each)
+            key: BLANK if isinstance(key, str) and SECRET_NAMES.search(key) else redacted(each, secret)
             for key, each in value.items()
         }
     if isinstance(value, list | tuple):
-        return [redacted(each) for each in value]
+        return [redacted(each, secret) for each in value]
     return value
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "place_of",
     "role_of",
     "running_statistic",
+    "stack_of",
     "tied_names",
     "tower_and_layer",
 ]
@@ -53,10 +54,10 @@ _HEADS = re.compile(
 )
 _NORMS = re.compile(r"norm|(^|[._])ln(_|\d|\.|$)|(^|[._])bn\d*(\.|$)|rms", re.IGNORECASE)
 _ROUTERS = re.compile(
-    r"(^|\.)((gate|router|switch|wg)\.(weight|bias|e_score_correction_bias)|router\.\w+\.(weight|bias)"
+    r"(^|\.)((gate|router|switch|wg)\.(weight(_1)?|bias)|e_score_correction_bias|router\.\w+\.(weight|bias)"
     r"|shared_expert_gate\.weight|\w*router\w*)$"
 )
-_EXPERTS = re.compile(r"(^|\.)(experts|expert|local_experts)(\.|$)")
+_EXPERTS = re.compile(r"(^|\.)(experts|expert|local_experts)(\.(?!router\.)|$)")
 _AFTER = re.compile(
     r"(^|\.)(final|norm|ln_f|ln_post|post_layernorm|layer_?norm\.|final_layer_?norm|pooler|heads?\.|logit_\w+)"
 )
@@ -66,9 +67,13 @@ _BEFORE = re.compile(
 
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-_TURNED_TYPES = frozenset(
-    {"gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text", "aria", "aria_text"}
-)
+_TURNED_TYPES = frozenset({
+    "gpt_oss", "openai_privacy_filter", "llama4", "llama4_text", "qwen3_vl_moe", "qwen3_vl_moe_text", "aria",
+    "aria_text",
+})  # fmt: skip
+_TURNED_ROUTERS = frozenset({"ernie4_5_vl_moe", "ernie4_5_moe_vl"})
+_PILED = re.compile(r"\.experts\.mlp\.([vw]1|w2)$")
+_ROUTER = re.compile(r"\.mlp\.gate\.weight(_1)?$")
 _INTO_EXPERTS = ("gate_up_proj", "fc1.weight")
 _TURNED_STACK = re.compile(r"\.experts\.(gate_up_proj|down_proj|fc[12]\.weight)$")
 INTEGERS = frozenset({"BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64"})
@@ -208,9 +213,14 @@ class Towers:
 
 
 def is_turned(name: str, shape: Sequence[int], config: Mapping[str, Any]) -> bool:
-    """True for weights stored as (in, out): those of ``Conv1D``, and stacks of experts of some families,
-    which may be saved the other way round too, as the width of the model tells where sides differ.
+    """True for weights stored as (in, out): those of ``Conv1D``, ERNIE VL's routers, and stacks of experts of
+    some families, which may be saved the other way round too, as the width of the model tells where sides
+    differ.
     """
+    if stack_of(name, shape, config):
+        return name.endswith("w2")
+    if config.get("model_type") in _TURNED_ROUTERS:
+        return _ROUTER.search(name) is not None
     found = _TURNED_STACK.search(name)
     if found is None or len(shape) != 3 or config.get("model_type") not in _TURNED_TYPES:
         return is_conv1d(name, config)
@@ -218,6 +228,14 @@ def is_turned(name: str, shape: Sequence[int], config: Mapping[str, Any]) -> boo
     width = (inner if isinstance(inner, Mapping) else config).get("hidden_size")
     wide, other = shape[1:] if found[1] in _INTO_EXPERTS else shape[:0:-1]
     return wide == width or other != width
+
+
+def stack_of(name: str, shape: Sequence[int], config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of DBRX's experts, one below the other in a matrix, (experts, rows, columns); else nothing."""
+    said = config.get("ffn_config")
+    count = said.get("moe_num_experts") if isinstance(said, Mapping) and _PILED.search(name) else None
+    fits = isinstance(count, int) and count > 0 and len(shape) == 2 and shape[0] % count == 0
+    return (count, shape[0] // count, shape[1]) if count and fits else ()
 
 
 def is_conv1d(name: str, config: Mapping[str, Any]) -> bool:

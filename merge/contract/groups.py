@@ -41,9 +41,9 @@ class Site:
 
     @property
     def flat(self) -> bool:
-        """Whether it is a vector, or a stack of experts' biases, each row of which is one."""
-        bias = self.role == "expert" and len(self.shape) == 2 and self.name.endswith("bias")
-        return len(self.shape) < 2 or bias
+        """Whether it is a vector, or biases of experts or their routers, each row of which is one."""
+        biases = self.role in ("expert", "router") and self.name.endswith("bias")
+        return len(self.shape) < 2 or (biases and len(self.shape) == 2)
 
     @property
     def columns(self) -> int:

@@ -175,7 +175,7 @@ def _workspace_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTenso
 
 def _matrix(output: OutputTensor) -> tuple[int, int]:
     """Rows and columns of a tensor, of each matrix of a stack of experts; of a vector there is one row."""
-    shape = output.shape[1:] if output.role == "expert" and len(output.shape) == 3 else output.shape
+    shape = output.seen[1:] if output.role == "expert" and len(output.seen) == 3 else output.seen
     return (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
 
 
@@ -194,8 +194,8 @@ def _lines_bytes(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) 
 
 def _count(of: str, output: OutputTensor) -> int:
     """How many of its lines there are, by what they are ``of``."""
-    stacked = len(output.shape) == 3 and output.role == "expert"
-    matrices, rows, columns = output.shape if stacked else (1, output.shape[0], prod(output.shape[1:]))
+    shape, stacked = output.seen, len(output.seen) == 3 and output.role == "expert"
+    matrices, rows, columns = shape if stacked else (1, shape[0], prod(shape[1:]))
     return matrices * {"rows": rows, "columns": columns}.get(of, max(rows, columns))
 
 
@@ -218,7 +218,7 @@ def _whole_entries(granularity: str, outputs: Sequence[OutputTensor]) -> tuple[i
     def together(shape: tuple[int, ...]) -> int:
         return prod(shape[1:]) if granularity == "row" and len(shape) > 1 else prod(shape)
 
-    sized = [(together(o.shape), o.name) for o in outputs if o.policy == "method"]
+    sized = [(together(o.seen), o.name) for o in outputs if o.policy == "method"]
     return max(sized, default=(1, ""))
 
 
@@ -230,7 +230,7 @@ def _products(steps: Sequence[MethodEntry], outputs: Sequence[OutputTensor]) -> 
     for output in outputs:
         entries, many = prod(output.shape), len(output.sources)
         if output.policy == "method" and len(output.shape) > 1 and entries:
-            rows, columns = _sides(output.shape)
+            rows, columns = _sides(output.seen)
             side = max(_decomposed(step.stacked, rows, columns, many) for step in steps)
             whole = max(min(rows, columns), side**3 / (rows * columns))
             found += entries * (side * (many + _iterated(steps, output)) + whole)

@@ -25,7 +25,8 @@ class OutputTensor:
 
     ``settings`` holds the resolved settings of every step (shared between tensors that have the same),
     ``weights`` the weight of each of its sources, ``inputs`` what is read, the base first where it is read;
-    ``ids`` are the sources that a method merges, also where one is given a tensor of another model.
+    ``ids`` are the sources that a method merges, also where one is given a tensor of another model; ``stack``
+    is the shape in which they see it, where that is another.
     """
 
     name: str
@@ -38,6 +39,12 @@ class OutputTensor:
     weights: tuple[float, ...]
     inputs: tuple[Input, ...]
     ids: tuple[str, ...] = ()
+    stack: tuple[int, ...] = ()
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape in which methods see it."""
+        return self.stack or self.shape
 
     @property
     def base(self) -> Input | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from merge.arch.roles import INTEGERS as INTEGERS
-from merge.arch.roles import Role, Towers, layer_of, role_of, running_statistic, tied_names
+from merge.arch.roles import Role, Towers, layer_of, role_of, running_statistic, stack_of, tied_names
 from merge.catalog import catalogue
 from merge.checkpoint.header import DTYPE_NAMES, TensorInfo
 from merge.checkpoint.index import ModelIndex
@@ -86,8 +86,9 @@ class Resolver:
         policy = chosen or self._fallback(name, role, info, stretch)
         inputs = tuple(Input(each.model, stretch.name_in(each, name)) for each in self._read(policy, stretch))
         ids = tuple(each.model for each in stretch.sources)
+        dtype, stack = self._dtype(info), stack_of(name, info.shape, self._config)
         return OutputTensor(
-            name, self._dtype(info), info.shape, role, spot.layer, policy, settings, weights, inputs, ids
+            name, dtype, info.shape, role, spot.layer, policy, settings, weights, inputs, ids, stack
         )
 
     def _fallback(self, name: str, role: Role, info: TensorInfo, stretch: Stretch) -> str:

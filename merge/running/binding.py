@@ -28,7 +28,7 @@ class Binder:
         sources, layers = output.source_names(), self._towers.length(output.name)
         counts = tuple(self._stands_for.get(source.model, 1) for source in output.sources)
         longest = self._towers.longest
-        site = Site(output.name, output.role, output.shape, sources, turned, layers, counts, longest)
+        site = Site(output.name, output.role, output.seen, sources, turned, layers, counts, longest)
         if output.policy == "method":
             seed = self._plan.recipe.seed
             return Chain(site, self._bound(output), output.weights, seed, sources=output.ids)

@@ -78,6 +78,7 @@ def test_the_key_of_a_process_that_died_is_free_again_and_its_late_answer_is_ref
             idempotency.finish(session, dead, 202, {"id": job.id})
         session.rollback()
     with sessions.begin() as session:
+        idempotency.release(session, dead)
         idempotency.finish(session, second, 202, {"id": "job_second"})
         assert idempotency.reserve(session, caller.tenant_id, "k", HASH) == Replay(202, {"id": "job_second"})
 

@@ -60,6 +60,10 @@ def test_a_job_that_must_wait_or_has_expired_is_not_claimed(session: Session) ->
     )
     assert lifecycle.claim(session, waiting.id, "w", 60) is None
     assert lifecycle.claim(session, late.id, "w", 60) is None
+    ready = make_job(session)
+    assert [job_id for job_id, _, _ in lifecycle.announce_due(session, 60)] == [ready.id]
+    claimed = lifecycle.claim_next(session, late.id, "w", 60)
+    assert claimed is not None and claimed.id == ready.id
 
 
 def test_heartbeat_extends_the_lease_by_the_database_clock(session: Session) -> None:
@@ -225,9 +229,11 @@ def test_success_just_before_the_cancel_was_seen_stays_success(session: Session)
 
 def test_a_released_job_is_queued_again_and_the_attempt_does_not_count(session: Session) -> None:
     job, fence = make_running(session)
+    lifecycle.report_progress(session, fence, {"fraction": 0.5})
     lifecycle.release(session, fence)
     session.refresh(job)
     assert (job.state, job.max_attempts - job.attempt, job.announced_at) == ("queued", 3, None)
+    assert (job.phase, job.progress) == (None, {})
     with pytest.raises(LeaseLost):
         lifecycle.heartbeat(session, fence, 60)
 

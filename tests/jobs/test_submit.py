@@ -63,6 +63,15 @@ def test_the_quota_counts_waiting_jobs_of_the_tenant_only(session: Session) -> N
     make_job(session, caller, rules=rules)
 
 
+def test_the_quota_holds_for_retries_too(session: Session) -> None:
+    caller, rules = make_caller(session), make_rules(max_queued_jobs=1)
+    job, fence = make_running(session, caller=caller)
+    lifecycle.fail(session, fence, "hub_unavailable", "no answer")
+    make_job(session, caller, rules=rules)
+    with pytest.raises(QuotaExceeded, match="1 job"):
+        retry(session, caller, job, rules)
+
+
 def test_the_quota_holds_when_many_submit_at_once(sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
         caller = make_caller(session)

@@ -14,8 +14,9 @@ from db.models.webhook import WebhookEndpoint
 from jobs import signing, webhooks
 from jobs.errors import EndpointUrlInvalid, IllegalState, NotFound, RequestInvalid
 from jobs.keyring import Keyring
+from jobs.keys import Caller
 from jobs.webhooks import DueDelivery
-from tests.factories import make_caller
+from tests.factories import make_caller, make_job
 
 SCHEDULE = [0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
 
@@ -148,6 +149,9 @@ def test_410_disables_the_endpoint_and_drops_what_waits(
     assert webhooks.claim_due(session, keyring, "w") == []
     with pytest.raises(IllegalState, match="enable it first"):
         webhooks.send_test(session, endpoint)
+    sent = len(webhooks.deliveries(session, endpoint))
+    make_job(session, Caller(endpoint.tenant_id, "", frozenset()))
+    assert len(webhooks.deliveries(session, endpoint)) == sent
     webhooks.update_endpoint(session, endpoint, enabled=True)
     webhooks.send_test(session, endpoint)
     assert len(webhooks.claim_due(session, keyring, "w")) == 1

@@ -202,6 +202,20 @@ def test_models_of_different_sizes_are_told_before_their_tensors(
     assert "shape_mismatch" in {each.code for each in rest}
 
 
+@pytest.mark.parametrize("missing", ["error", "fill"])
+def test_experts_in_one_tensor_beside_numbered_ones_are_refused_as_that(
+    models: Mapping[str, ModelIndex], tmp_path: Path, missing: str
+) -> None:
+    """Some versions of Transformers save them so, some so: filled, a model was merged without its experts."""
+    layer, gate = "model.layers.0.mlp.experts", (2, 128)
+    numbered = {f"{layer}.{number}.gate_proj.weight": gate for number in range(2)}
+    other = changed(models, tmp_path, shapes={**exact.SHAPES, f"{layer}.gate_up_proj": (2, *gate)})
+    base = exact.write(tmp_path / "base", "base", shapes={**exact.SHAPES, **numbered})
+    first, *_ = refused(other | exact.indices({"base": base}), TIES, missing=missing)
+    assert (first.code, first.model) == ("experts_differ", "b")
+    assert "b has the experts of a layer in one tensor, base in a tensor for each" in first.message
+
+
 def test_a_flood_of_findings_is_counted(models: Mapping[str, ModelIndex], tmp_path: Path) -> None:
     many = {f"model.layers.{i}.mlp.x.weight": (1, 1) for i in range(100)}
     found = refused(changed(models, tmp_path, shapes={**exact.SHAPES, **many}))

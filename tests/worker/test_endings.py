@@ -15,6 +15,7 @@ from hub.errors import RateLimited, Unavailable
 from hub.folder_faults import Fault
 from jobs import lifecycle, recording, submit
 from jobs.errors import OrderOutdated
+from merge.errors import Finding, PlanRefused
 from settings import Settings
 from tests.factories import TEST_SECRET, make_caller, make_rules
 from tests.worker.conftest import Floor
@@ -38,6 +39,16 @@ def test_only_a_rate_limit_says_when_to_come_back() -> None:
     limited = describe(RateLimited("later, hf_secretsecret", 90.0))
     assert (limited.wait, limited.retryable, limited.detail) == (90.0, True, "later, [redacted]")
     assert describe(RateLimited("later")).wait == describe(Unavailable("away")).wait == 0.0
+
+
+def test_no_failure_tells_the_token_also_where_it_looks_like_two_and_in_what_was_found() -> None:
+    token = "hf_abcdefgh1234-andtherest"
+    said = Finding("error", "request_refused", f"{token} and https://a:b@c", "/x")
+    told = describe(PlanRefused((said,)), secret=token)
+    assert told.detail == "[redacted] and https://[redacted]@c"
+    assert told.findings == [
+        {"severity": "error", "code": "request_refused", "message": told.detail, "pointer": "/x"}
+    ]
 
 
 class Written:

@@ -166,15 +166,15 @@ def test_a_child_killed_for_memory_fails_the_job_as_out_of_memory(
     sessions: sessionmaker[Session], tmp_path: Path, child: subprocess.Popen[bytes]
 ) -> None:
     with sessions.begin() as session:
-        fence = make_running(session, rules=make_rules(max_attempts=1))[1]
-    kills = iter([1, 1])
-    supervisor = watch(sessions, tmp_path, count_kills=lambda: next(kills))
+        fences = [make_running(session, rules=make_rules(max_attempts=1))[1] for _ in range(2)]
+    supervisor = watch(sessions, tmp_path, count_kills=lambda: 1)
     child.kill()
     child.wait()
-    supervisor.board.write(note(child.pid, fence))
-    supervisor.look()
-    job = job_of(sessions, fence)
-    assert (job.state, job.error_code) == ("failed", "out_of_memory")
+    for fence, code in zip(fences, ("out_of_memory", "worker_lost"), strict=True):
+        supervisor.board.write(note(child.pid, fence))
+        supervisor.look()
+        job = job_of(sessions, fence)
+        assert (job.state, job.error_code) == ("failed", code)
 
 
 def test_a_job_that_another_worker_has_by_now_is_left_alone(

@@ -346,11 +346,11 @@ static void spread(float *to, const float *from, int64_t times, int64_t first, i
 
 /* Inputs come from files (fd >= 0, at byte offsets) or from memory (an offset there tells how many numbers
    are repeated, or how many times each is), of which what is followed by PAD entries may be read AS_IT_IS
-   (what lies IN_PAGES, which may be followed by anything, where no vector reads beyond the block);
-   scratch has room for a block of each. What no sink is made of is not read. The low half of steps tells the
-   entries of a block, the other how many after its beginning the next one begins. After the sinks comes the
-   file (unless below zero), and the byte in it, to which what the first one stores is written, some blocks
-   at a time. */
+   (what lies IN_PAGES, which may be followed by anything, where PAD of the count follow the block); scratch
+   has room for a block of each. What no sink is made of is not read. The low half of steps tells the entries
+   of a block, the other how many after its beginning the next one begins. After the sinks comes the file
+   (unless below zero), and the byte in it, to which what the first one stores is written, some blocks at a
+   time. */
 enum { WRITTEN_TOGETHER = 1 << 18 };
 
 int run(const int64_t *fds, const int64_t *offsets, void *const *memory, const double *numbers,
@@ -366,7 +366,7 @@ int run(const int64_t *fds, const int64_t *offsets, void *const *memory, const d
       in[k] = free_;
       free_ += (int64_t)(BLOCK + PAD) * WIDTH[k];
       if (!READ[k]) continue;
-      if (fds[k] == AS_IT_IS || (fds[k] == IN_PAGES && n % PAD == 0)) {
+      if (fds[k] == AS_IT_IS || (fds[k] == IN_PAGES && done + n + PAD <= count)) {
         in[k] = (unsigned char *)memory[k] + at * WIDTH[k];
         continue;
       }

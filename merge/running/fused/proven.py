@@ -11,7 +11,7 @@ from merge.running.fused.compiler import Built, Compiler
 from merge.running.fused.loop import Loop
 from merge.running.fused.ordering import ORDERING
 from merge.running.fused.ranked import AnyLoop, RankedLoop, halves, rank_nodes
-from merge.running.fused.source import Sink, block_of, piecewise, text
+from merge.running.fused.source import MOST_STACK, Sink, block_of, piecewise, stack_bytes, text
 from merge.running.fused.trace import Program, Untraceable
 
 
@@ -45,6 +45,8 @@ class Proven:
         step = piece if piecewise(sinks) else block_of(sinks)
         if step > PIECE_ELEMENTS:
             raise Untraceable("pieces are too long")
+        if stack_bytes(sinks) > MOST_STACK:
+            raise Untraceable("too much is added up at a time")
         every = (*dtypes, *("F32" for _ in program.tables))
         key = (program.stamp or tuple(program.nodes), sinks, every)
         with self._lock:

@@ -18,6 +18,10 @@ LEAST_COLUMNS = 64
 """Fewer are not summed by loops: too many rows would lie between."""
 PAD = 64
 """Entries beyond a block that may be read, and written to what is stored."""
+MOST_STACK = 5 << 20
+"""Bytes that a loop may take of a thread's stack, which usually has 8 MiB, and beyond which nobody looks."""
+MOST_HITS = 1 << 19
+"""Entries of all windows together that a block's hits may be."""
 ROWS = -1
 HEAD = 16
 """Counters before what lies in a window."""
@@ -73,8 +77,22 @@ def piecewise(sinks: Sequence[Sink]) -> bool:
 
 
 def block_of(sinks: Sequence[Sink]) -> int:
-    """The most entries that the loop's body works on at a time."""
-    return PIECE_ELEMENTS if piecewise(sinks) else BLOCK
+    """The most entries that the loop's body works on at a time: fewer where many windows list theirs."""
+    if piecewise(sinks):
+        return PIECE_ELEMENTS
+    windows = sum(sink.kind == "window" for sink in sinks)
+    return BLOCK >> max(0, (BLOCK * windows - 1) // MOST_HITS).bit_length()
+
+
+def stack_bytes(sinks: Sequence[Sink]) -> int:
+    """About what the loop's body takes of the stack."""
+    block = block_of(sinks)
+    each = {
+        "window": 4 * block,
+        "sum": 8 * (block >> _LEVELS) + 8 * 4 * 8 * (_LEVELS + 1),
+        "columns": 8 * 8 * 4 * (block // (4 * LEAST_COLUMNS)),
+    }
+    return sum(each.get(sink.kind, 0) for sink in sinks)
 
 
 def text(program: Program, sinks: Sequence[Sink], dtypes: Sequence[str]) -> str:

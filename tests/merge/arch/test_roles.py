@@ -11,6 +11,7 @@ from merge.arch.roles import (
     layer_of,
     place_of,
     role_of,
+    stack_of,
     tied_names,
     tower_and_layer,
 )
@@ -33,6 +34,10 @@ ROLES = [
     ("model.layers.1.self_attn.q_norm.weight", (4,), "norm"),
     ("vit.encoder.layer.0.layernorm_before.bias", (4,), "norm"),
     ("model.layers.0.self_attn.q_proj.bias", (4,), "bias"),
+    ("model.layers.0.self_attention.experts.router.layer.weight", (4, 8), "router"),
+    ("model.layers.0.mlp.moe_statics.e_score_correction_bias", (2, 4), "router"),
+    ("model.layers.0.block_sparse_moe.e_score_correction_bias", (4,), "router"),
+    ("model.layers.0.mlp.gate.weight_1", (8, 4), "router"),
     ("transformer.h.0.attn.c_attn.bias", (12,), "bias"),
     ("model.layers.0.mlp.gate_proj.weight", (8, 4), "linear"),
     ("model.layers.0.self_attn.o_proj.weight", (4, 4), "linear"),
@@ -142,3 +147,22 @@ def test_stacks_of_experts_are_turned_where_their_family_stores_them_so(side: st
     assert is_turned(f"{experts}.down_proj", (4, 8, 8), {"model_type": "gpt_oss", "hidden_size": 8})
     assert not is_turned(f"{experts}.down_proj", (4, 6, 8), {"model_type": "qwen3_5_moe", "hidden_size": 8})
     assert not is_turned(f"{experts}.gate_up_proj_bias", (4, 12), {"model_type": "gpt_oss"})
+    privacy = {"model_type": "openai_privacy_filter", "hidden_size": 8}
+    assert is_turned("model.layers.0.mlp.experts.gate_up_proj", (4, 8, 12), privacy)
+
+
+def test_experts_of_dbrx_are_a_stack_in_one_matrix() -> None:
+    config = {"model_type": "dbrx", "ffn_config": {"moe_num_experts": 4}}
+    experts = "transformer.blocks.0.ffn.experts.mlp"
+    assert stack_of(f"{experts}.v1", (24, 8), config) == (4, 6, 8)
+    assert is_turned(f"{experts}.w2", (24, 8), config) and not is_turned(f"{experts}.w1", (24, 8), config)
+    assert stack_of(f"{experts}.w1", (23, 8), config) == ()
+    assert stack_of("transformer.blocks.0.ffn.router.layer.weight", (4, 8), config) == ()
+
+
+def test_routers_of_ernie_vl_are_turned() -> None:
+    """(width, experts) of texts and of pictures; those of ERNIE's other mixtures are (experts, width)."""
+    config, gate = {"model_type": "ernie4_5_vl_moe"}, "model.layers.0.mlp.gate.weight"
+    assert is_turned(gate, (8, 4), config) and is_turned(f"{gate}_1", (8, 4), config)
+    assert not is_turned("model.layers.0.mlp.up_proj.weight", (8, 8), config)
+    assert not is_turned(gate, (4, 8), {"model_type": "ernie4_5_moe"})

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from merge.checkpoint.index import index_folder
 from merge.contract.groups import Site
 from merge.contract.method import Kind, registered
 from merge.plan import make_plan
@@ -85,6 +86,30 @@ def test_a_stack_stored_as_inputs_and_outputs_is_turned(name: str) -> None:
     wanted = alone(name, base, deltas, role="expert")
     turned = [tensor.mT.contiguous() for tensor in (base, *deltas)]
     assert close(alone(name, turned[0], turned[1:], role="expert", turned=True).mT, wanted, 1e-9)
+
+
+def test_experts_one_below_the_other_are_a_stack(tmp_path: Path) -> None:
+    """DBRX's: w1 as outputs and inputs, w2 as inputs and outputs."""
+    config, folders = {"model_type": "dbrx", "ffn_config": {"moe_num_experts": 3}}, {}
+    values = dict(zip("wab", deltas_of(3, (21, 5)), strict=True))
+    for name, value in values.items():
+        tensors = {f"transformer.blocks.0.ffn.experts.mlp.{part}": value.float() for part in ("w1", "w2")}
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        write_tensors(folders[name], tensors)
+        (folders[name] / "config.json").write_text(json.dumps(config))
+    sources = [{"id": name, "model": name} for name in "ab"]
+    recipe = recipe_from({"base": "w", "sources": sources, "steps": [{"method": "wudi"}]})
+    models = {key: index_folder(folders[key]) for key in "ab"} | {"base": index_folder(folders["w"])}
+    plan = make_plan(recipe, models, budget=1 << 30)
+    at = {"base": folders["w"], "a": folders["a"], "b": folders["b"]}
+    run(plan, at, tmp_path / "out", budget_bytes=1 << 30, threads=1, survey="none")
+    made = load_file(next((tmp_path / "out").glob("*.safetensors")))
+    base, *others = (value.float().view(3, 7, 5) for value in values.values())
+    for part, turned in (("w1", False), ("w2", True)):
+        wanted = alone("wudi", base, [other - base for other in others], role="expert", turned=turned)
+        found = made[f"transformer.blocks.0.ffn.experts.mlp.{part}"]
+        assert torch.allclose(found.view(3, 7, 5), wanted, atol=1e-6)
 
 
 @EVERY

@@ -66,7 +66,7 @@ def followed(stored: Sequence[Tensor], first: int) -> list[Place]:
     return found
 
 
-@pytest.mark.parametrize("shape", [(150_001,), (1024, 70), (512, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(150_001,), (65_600,), (1024, 70), (512, 64), (512, 100)], ids=str)
 @pytest.mark.parametrize("step", ["slerp", "ties", "sce", "widen", "della"])
 def test_what_follows_the_entries_is_not_looked_at(step: str, shape: tuple[int, ...]) -> None:
     based = step != "slerp"

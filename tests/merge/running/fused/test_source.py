@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from merge.checkpoint.dtype import torch_dtype
+from merge.running.blocks import Buffers
 from merge.running.fused.compiler import Compiler
 from merge.running.fused.loop import Loop
+from merge.running.fused.proven import Proven
 from merge.running.fused.samples import in_memory
-from merge.running.fused.source import HEAD, PAD, Sink, block_of, text
-from merge.running.fused.trace import Node, Program
+from merge.running.fused.source import BLOCK, HEAD, PAD, Sink, block_of, text
+from merge.running.fused.trace import Node, Program, Untraceable
 from merge.running.fused.windows import Window, counted, found_in
 
 COMPILER = Compiler()
@@ -49,6 +51,24 @@ def ran(loop: Loop, stored: list[Tensor], into: list[Tensor]) -> bool:
 
 def bits(value: float) -> int:
     return int(np.float32(value).view(np.int32))
+
+
+@pytest.mark.parametrize("kind", ["window", "sum", "columns"])
+@pytest.mark.parametrize("many", [1, 65, 2000])
+def test_no_loop_takes_more_than_there_is_of_a_stack(kind: str, many: int) -> None:
+    """Two ranks of each of 32 sources, say, or the products of all pairs of them."""
+    sinks = tuple(Sink(kind, 0, word=0, size=64) for _ in range(many))
+    program = Program([Node("input", (), "f", 0)], words=[64, 64, 0])
+    body = text(program, sinks, ("F32",))
+    block = int(body.split("#define BLOCK ")[1].split("\n")[0])
+    assert block % PAD == 0
+    if kind == "window":
+        assert body.count("[BLOCK + LANES]") == many
+        assert 4 * (block + 16) * many < 5 << 20
+        assert many > 1 or block == BLOCK
+    elif many == 2000:
+        with pytest.raises(Untraceable, match="too much"):
+            Proven(COMPILER, Buffers()).plain(program, sinks, ("F32",), block)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32", "F16"])
