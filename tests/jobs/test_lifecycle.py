@@ -55,15 +55,13 @@ def test_a_job_that_must_wait_or_has_expired_is_not_claimed(session: Session) ->
     session.execute(
         text("UPDATE job SET not_before = now() + interval '1 hour' WHERE id = :id"), {"id": waiting.id}
     )
-    session.execute(
-        text("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": late.id}
-    )
+    past = text("UPDATE job SET expires_at = now() - interval '1 s' WHERE id = :id")
+    session.execute(past, {"id": late.id})
     assert lifecycle.claim(session, waiting.id, "w", 60) is None
     assert lifecycle.claim(session, late.id, "w", 60) is None
     ready = make_job(session)
     assert [job_id for job_id, _, _ in lifecycle.announce_due(session, 60)] == [ready.id]
-    claimed = lifecycle.claim_next(session, late.id, "w", 60)
-    assert claimed is not None and claimed.id == ready.id
+    assert (claimed := lifecycle.claim_next(session, late.id, "w", 60)) and claimed.id == ready.id
 
 
 def test_heartbeat_extends_the_lease_by_the_database_clock(session: Session) -> None:
@@ -233,7 +231,7 @@ def test_a_released_job_is_queued_again_and_the_attempt_does_not_count(session: 
     lifecycle.release(session, fence)
     session.refresh(job)
     assert (job.state, job.max_attempts - job.attempt, job.announced_at) == ("queued", 3, None)
-    assert (job.phase, job.progress) == (None, {})
+    assert not job.phase and not job.progress
     with pytest.raises(LeaseLost):
         lifecycle.heartbeat(session, fence, 60)
 
