@@ -4,8 +4,8 @@ import re
 
 KINDS = ("model", "dataset")
 """What a repository may hold."""
-REPO_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
-BRANCH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}\Z")
+REPO_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+BRANCH = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}"
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 MAX_PATH = 1024
@@ -15,13 +15,13 @@ MAX_SEGMENT = 255
 def is_repo_part(name: str) -> bool:
     """Whether ``name`` can be an owner or a repository name: as the Hub has it, so never a path."""
     doubled = ".." in name or "--" in name
-    return bool(REPO_PART.match(name)) and not doubled and not name.endswith((".git", ".", "-"))
+    return bool(re.fullmatch(REPO_PART, name)) and not doubled and not name.endswith((".git", ".", "-"))
 
 
 def is_branch(name: str) -> bool:
     """Whether ``name`` can be a branch, as git has them."""
     odd = any(part in name for part in ("..", "//", "/.", ".lock/"))
-    return bool(BRANCH.match(name)) and not odd and not name.endswith((".", "/", ".lock"))
+    return bool(re.fullmatch(BRANCH, name)) and not odd and not name.endswith((".", "/", ".lock"))
 
 
 def is_safe_path(path: str) -> bool:

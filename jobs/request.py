@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hub.names import is_branch, is_repo_part
+from hub.names import BRANCH, REPO_PART, is_branch, is_repo_part
 from jobs.errors import OrderOutdated
 from jobs.objectives import check_items, check_objectives
 from jobs.sets import EvalSet, EvaluateRequest, Part
@@ -28,8 +28,8 @@ from search.errors import SpaceInvalid, WrongAt
 from search.order import SearchOrder
 from search.space import Point, Space
 
-REPO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
-BRANCH_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+REPO_PATTERN = f"^{REPO_PART}/{REPO_PART}$"
+BRANCH_PATTERN = f"^{BRANCH}$"
 UNNAMED = "must be a name that the Hub takes: no -- or .. in it, and no . or - or .git at its end"
 DAY = 86_400.0
 MOST_METADATA = 16

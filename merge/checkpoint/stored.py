@@ -103,6 +103,7 @@ class StoredParts:
         held = self.strips.get(use)
         at = (part.file, part.begin)
         if held is None or held.part != at or first < held.begin or last > held.end:
+            self.strips.pop(use, None)  # the memory is the same
             held = self.strips[use] = self._strip(use, part, first, min(last, width))
         return held.lines[:, first - held.begin : last - held.begin]
 

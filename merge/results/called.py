@@ -94,11 +94,9 @@ def _converted(model: Any, files: Mapping[str, Shape], loaded: dict[str, Shape])
     """The names that Transformers itself gives tensors of files when it reads them."""
     if model is None:
         return {}
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
+    from transformers.core_model_loading import rename_source_key
 
-    each = get_model_conversion_mapping(model)
-    renamings = [step for step in each if isinstance(step, WeightRenaming)]
+    renamings, _ = _steps(model)
     prefix = model.base_model_prefix
     found = {name: rename_source_key(name, renamings, [], prefix, loaded)[0] for name in sorted(files)}
     return {
@@ -108,16 +106,23 @@ def _converted(model: Any, files: Mapping[str, Shape], loaded: dict[str, Shape])
     }
 
 
+def _steps(model: Any) -> tuple[list[Any], list[Any]]:
+    """How Transformers renames tensors when it reads them, and how it makes others of them."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    each = get_model_conversion_mapping(model)
+    renamings = [step for step in each if isinstance(step, WeightRenaming)]
+    return renamings, [step for step in each if isinstance(step, WeightConverter)]
+
+
 def _split(model: Any, base: ModelIndex, loaded: dict[str, Shape]) -> dict[str, tuple[Piece, ...]]:
     """What modules have of tensors that Transformers cuts between rows: it is shown their numbers."""
     if model is None:
         return {}
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import rename_source_key
 
-    each = get_model_conversion_mapping(model)
-    renamings = [step for step in each if isinstance(step, WeightRenaming)]
-    converters = [step for step in each if isinstance(step, WeightConverter)]
+    renamings, converters = _steps(model)
     cuts = [step for step in converters if not any("*" in one for one in step.source_patterns)]
     found = {}
     for name, info in base.tensors.items() if cuts else ():

@@ -9,6 +9,7 @@ import pytest
 from db import evaluations
 from tests import tiny
 from tests.worker.conftest import Floor
+from worker.evaluation import Evaluator
 
 FAMILY = Path(__file__).resolve().parents[2] / "demo" / "family"
 REPO = "team/merged"
@@ -78,3 +79,15 @@ def test_a_result_that_is_held_against_no_parent_says_so(floor: Floor) -> None:
     assert job.state == "succeeded", (job.error_code, job.error_detail, job.error_findings)
     (told,) = check_of(floor, job.id)["findings"]
     assert (told["severity"], told["code"]) == ("warning", "not_compared")
+
+
+def test_parents_that_cannot_be_measured_are_told_too(
+    trained: Floor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Evaluator, "_vitals", lambda *_, **__: None)
+    job = trained.run(trained.order(recipe(0.5), output={"repo": REPO}))
+    check = check_of(trained, job.id)
+    assert check["vitals"] and not check["parents"]
+    assert [(each["code"], "fits into memory" in each["message"]) for each in check["findings"]] == [
+        ("not_compared", True)
+    ]

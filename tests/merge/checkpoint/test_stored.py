@@ -1,5 +1,6 @@
 """Stored parts: whichever columns of them are asked for, and masked changes wherever they begin."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from merge.checkpoint.adapter import Masked
 from merge.checkpoint.files import OpenFiles
 from merge.checkpoint.header import TensorInfo
 from merge.checkpoint.stored import StoredParts, add_masked
+from merge.file_errors import FileUnreadable
 
 
 def parts_of(folder: Path, *tensors: Tensor) -> tuple[StoredParts, list[TensorInfo]]:
@@ -67,3 +69,24 @@ def test_columns_across_the_end_of_a_strip_begin_another_as_wide(
     for first in range(0, 290, 18):
         parts.columns(info, first, first + 18)
         assert parts.strips["0"].lines.shape[1] <= beside.LEAST_COLUMNS
+
+
+def test_a_strip_that_could_not_be_read_leaves_none_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(beside, "STRIP_BYTES", 0)
+    values = torch.arange(7 * 300, dtype=torch.int16).view(7, 300)
+    parts, (info,) = parts_of(tmp_path, values)
+    memory = torch.empty(7 * 300, dtype=torch.int16)
+    parts = replace(parts, buffer=lambda _, count, __: memory[:count])
+    parts.columns(info, 0, 8)
+    with monkeypatch.context() as patch, pytest.raises(FileUnreadable):
+        patch.setattr(OpenFiles, "read_pieces", broken_off)
+        parts.columns(info, 200, 208)
+    assert torch.equal(parts.columns(info, 0, 8), values[:, :8])
+
+
+def broken_off(_: OpenFiles, name: str, __: object, ___: int, buffer: memoryview) -> None:
+    buffer[: len(buffer) // 2] = bytes(len(buffer) // 2)
+    raise FileUnreadable(name)
